@@ -1,0 +1,202 @@
+"""The files that the scripts hand to each other (format version 1): written whole or not at all, memory mapped.
+
+training_data/book_states/<PAIR>/        a book: arrays of N states and meta.json       (`open_book`)
+training_data/window_statistics/<PAIR>.npy + .json     one row a window                 (`open_table`)
+training_data/balanced_samples/<PAIR>.npy + .json      one row a sampled window         (`open_table`)
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lob.config import InputError, nearest
+
+FORMAT_VERSION = 1
+BOOK_ARRAYS = {  # name -> dtype, dimensions, whether a book may lack it
+    "price_ticks": (np.int32, 2, False),
+    "sizes": (np.float32, 2, False),
+    "timestamps": (np.int64, 1, False),
+    "segment_starts": (np.int64, 1, False),
+    "top_of_book": (np.int32, 2, True),
+    "traded": (np.float32, 1, True),
+}
+
+
+@dataclass(frozen=True)
+class Book:
+    """A pair's order book states, memory mapped.
+
+    price_ticks: int32 (N, L), ascending along a row; sizes: float32 (N, L), > 0; timestamps: int64 (N,), ns since the
+    epoch, UTC, non-decreasing; segment_starts: int64 (S,), first row of each run without a gap; top_of_book: int32
+    (N, 2) or None, best bid and ask in ticks; traded: float32 (N,) or None, signed traded size a state.
+    """
+
+    path: Path
+    meta: dict[str, Any]
+    price_ticks: np.ndarray
+    sizes: np.ndarray
+    timestamps: np.ndarray
+    segment_starts: np.ndarray
+    top_of_book: np.ndarray | None
+    traded: np.ndarray | None
+
+    @property
+    def pair(self) -> str:
+        return self.path.name
+
+    @property
+    def rows(self) -> int:
+        return len(self.price_ticks)
+
+    @property
+    def depth(self) -> int:
+        return int(self.meta["depth"])
+
+    @property
+    def tick_size(self) -> float:
+        return float(self.meta["tick_size"])
+
+
+def open_book(path: str | Path) -> Book:
+    """Open `book_states/<PAIR>`; InputError where it is missing, of another version, or its parts disagree."""
+    path = Path(path)
+    meta = read_meta(path / "meta.json", "data_parser.py")
+    arrays: dict[str, Any] = {}
+    for name, (dtype, ndim, may_lack) in BOOK_ARRAYS.items():
+        file = path / f"{name}.npy"
+        if may_lack and not file.exists():
+            arrays[name] = None
+            continue
+        arrays[name] = array = load_array(file)
+        if array.dtype != dtype or array.ndim != ndim or (name != "segment_starts" and len(array) != meta["rows"]):
+            raise InputError(f"{file} holds {array.dtype} {array.shape}, meta.json says {meta['rows']} rows of "
+                             f"{np.dtype(dtype)}: run data_parser.py again")  # fmt: skip
+    if arrays["price_ticks"].shape != (meta["rows"], meta["depth"]) != arrays["sizes"].shape:
+        raise InputError(f"{path}: the arrays are not of meta.json's depth {meta['depth']}: run data_parser.py again")
+    return Book(path, meta, **arrays)
+
+
+def find_pairs(data_dir: str | Path, stage: str, pairs: Sequence[str] | None, made_by: str) -> list[str]:
+    """Return the pairs under `data_dir/stage`, sorted: all (None) or the named ones.
+
+    InputError where there are none, or one is missing; `made_by` is the script to run first.
+    """
+    folder = Path(data_dir) / stage
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: run {made_by} first, or set --data_dir")
+    found = sorted({p.stem if p.suffix == ".npy" else p.name for p in folder.iterdir()
+                    if not p.name.startswith(".") and (p.is_dir() or p.suffix == ".npy")})  # fmt: skip
+    if not found:
+        raise InputError(f"{folder} is empty: run {made_by} first, or set --data_dir")
+    for pair in pairs or ():
+        if pair not in found:
+            raise InputError(f"no pair {pair!r} in {folder}{nearest(pair, found)}; there are {', '.join(found)}")
+    return list(pairs) if pairs is not None else found
+
+
+def read_meta(file: Path, made_by: str) -> dict[str, Any]:
+    """Read a JSON file of format version 1; InputError where it is missing, damaged or of another version."""
+    try:
+        meta = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(f"there is no {file}: run {made_by} first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not JSON ({error}): run {made_by} again") from None
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{file} has format version {meta.get('format_version')!r}, this program reads "
+                         f"{FORMAT_VERSION}: run {made_by} again")  # fmt: skip
+    return meta
+
+
+def load_array(file: Path) -> np.ndarray:
+    """Memory map a `.npy` file (an empty one is loaded); InputError where it is missing or damaged."""
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"there is no {file}: run the script that makes it again") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{file} is damaged ({error}): run the script that makes it again") from None
+
+
+def identity(book: Book) -> dict[str, Any]:
+    """Return what tells one parsed book from another: pair, rows, size in bytes and hash of meta.json."""
+    raw = (book.path / "meta.json").read_bytes()
+    return {
+        "pair": book.pair,
+        "rows": book.rows,
+        "meta_bytes": len(raw),
+        "meta_sha256": hashlib.sha256(raw).hexdigest(),
+    }
+
+
+def save_table(file: Path, rows: np.ndarray, parameters: Mapping[str, Any], made_from: Any, **extra: Any) -> None:
+    """Write a structured array and its `.json` (parameters, what it was made from), both or neither."""
+    meta = {"format_version": FORMAT_VERSION, "rows": len(rows), "parameters": dict(parameters),
+            "made_from": made_from, **extra}  # fmt: skip
+    with new_file(file) as partial:
+        np.save(partial, rows)
+    with new_file(file.with_suffix(".json")) as partial:
+        partial.write(json.dumps(meta, indent=1).encode())
+
+
+def open_table(file: Path, made_by: str, made_from: Any, **parameters: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Memory map a table and read its `.json`.
+
+    InputError where it was made from something else than `made_from` (None: not checked) or with other values of
+    the `parameters` given: it names the first difference and the script to run again.
+    """
+    meta = read_meta(file.with_suffix(".json"), made_by)
+    rows = load_array(file)
+    if len(rows) != meta["rows"]:
+        raise InputError(f"{file} has {len(rows)} rows, its .json says {meta['rows']}: run {made_by} again")
+    if made_from is not None and meta["made_from"] != made_from:
+        raise InputError(f"{file} was made from another book than the one now there: run {made_by} again")
+    for key, value in parameters.items():
+        if meta["parameters"].get(key) != value:
+            raise InputError(f"{file} was made with {key} = {meta['parameters'].get(key)!r}, not {value!r}: "
+                             f"run {made_by} again, or set --{key}")  # fmt: skip
+    return rows, meta
+
+
+@contextlib.contextmanager
+def new_file(file: Path) -> Iterator[Any]:
+    """Open a binary file beside `file` that takes its place when the block ends well, and is removed otherwise."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        with open(partial, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder beside `folder` that takes its place when the block ends well, and is removed otherwise."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

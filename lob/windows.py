@@ -1,0 +1,85 @@
+"""What a window is, and which windows belong to training, validation and test.
+
+A window of `temporal_dim` = T states is named by `end_row`, one past its last state: it covers [end_row - T, end_row).
+It never crosses a segment border, nor a border between two splits.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+
+
+def segment_ranges(segment_starts: np.ndarray, rows: int) -> np.ndarray:
+    """Return int64 (S, 2): first row and one past the last row of each segment."""
+    starts = np.asarray(segment_starts, dtype=np.int64)
+    return np.stack([starts, np.append(starts[1:], rows)], axis=1)
+
+
+def window_ends(segment_starts: np.ndarray, rows: int, temporal_dim: int) -> np.ndarray:
+    """Return int64 (W,): `end_row` of every window of `temporal_dim` states that lies in one segment, ascending."""
+    ranges = segment_ranges(segment_starts, rows)
+    return np.concatenate(
+        [np.arange(a + temporal_dim, b + 1, dtype=np.int64) for a, b in ranges if b - a >= temporal_dim]
+        or [np.empty(0, dtype=np.int64)]
+    )
+
+
+def calendar_cuts(
+    timestamps: Sequence[np.ndarray], segment_starts: Sequence[np.ndarray], split_ratios: Sequence[float]
+) -> np.ndarray:
+    """Return int64 (2,): the instants (ns) at which validation and test begin, the same for every pair.
+
+    `timestamps` and `segment_starts` are one array a pair. The cuts divide the time that at least one pair's
+    segments cover in the proportions of `split_ratios`; time without a recording does not count.
+    """
+    spans = []
+    for times, starts in zip(timestamps, segment_starts, strict=True):
+        ranges = segment_ranges(starts, len(times))
+        spans.append(np.stack([times[ranges[:, 0]], times[ranges[:, 1] - 1]], axis=1))
+    merged: list[list[int]] = []
+    for begin, end in sorted(np.concatenate(spans).tolist()):
+        if merged and begin <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([begin, end])
+    covered = np.array(merged, dtype=np.int64)
+    before = np.concatenate([[0], np.cumsum(covered[:, 1] - covered[:, 0])])  # covered ns before each span
+    total = float(sum(split_ratios))
+    cuts = []
+    for share in np.cumsum(np.asarray(split_ratios, dtype=np.float64))[:2] / total:
+        target = round(float(share) * int(before[-1]))
+        span = min(int(np.searchsorted(before, target, side="right")) - 1, len(covered) - 1)
+        cuts.append(int(covered[span, 0]) + target - int(before[span]))
+    return np.array(cuts, dtype=np.int64)
+
+
+def split_rows(timestamps: np.ndarray, cuts: np.ndarray, embargo: int) -> np.ndarray:
+    """Return int64 (3, 2): the rows [first, end) of one pair that train, validation and test may use.
+
+    A split begins at its cut; the first `embargo` states after a cut belong to no split.
+    """
+    first = np.searchsorted(timestamps, cuts, side="left").astype(np.int64)
+    rows = len(timestamps)
+    begins = np.minimum(first + embargo, rows)
+    return np.array([[0, first[0]], [min(begins[0], first[1]), first[1]], [begins[1], rows]], dtype=np.int64)
+
+
+def split_of_windows(end_rows: np.ndarray, temporal_dim: int, rows_of_splits: np.ndarray) -> np.ndarray:
+    """Return int8 (W,): 0, 1 or 2, the split that holds all states of a window, or -1 where none does (purged)."""
+    split = np.full(len(end_rows), -1, dtype=np.int8)
+    for index, (first, end) in enumerate(rows_of_splits):
+        split[(end_rows - temporal_dim >= first) & (end_rows <= end)] = index
+    return split
+
+
+def count_shared_states(end_rows: Sequence[np.ndarray], temporal_dim: int, rows: int) -> int:
+    """Count the states of one pair that windows of two or more of the given sets cover (0 where a split is pure)."""
+    sets_at = np.zeros(rows, dtype=np.int8)
+    for ends in end_rows:
+        edges = np.zeros(rows + 1, dtype=np.int64)
+        np.add.at(edges, np.asarray(ends, dtype=np.int64) - temporal_dim, 1)
+        np.add.at(edges, np.asarray(ends, dtype=np.int64), -1)
+        sets_at += np.cumsum(edges[:-1]) > 0
+    return int(np.count_nonzero(sets_at > 1))

@@ -1,0 +1,68 @@
+"""Shared fixtures: a small synthetic book in the files' format, and the recorded data where it exists."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDED = ROOT.parent / "shared" / "real"
+
+
+def write_book(
+    data_dir: Path, pair: str = "BTC_USD", rows: int = 3000, depth: int = 96, seed: int = 0,
+    segment_starts: tuple[int, ...] = (0,), start_ns: int = 1_777_689_383_201_000_000, step_ns: int = 10_000_000,
+) -> Path:  # fmt: skip
+    """Write `data_dir/book_states/<pair>`: a random-walk book of `rows` states; return its folder."""
+    rng = np.random.default_rng(seed)
+    half = depth // 2
+    steps = rng.choice([-1, 0, 1], size=rows, p=[0.1, 0.8, 0.1])
+    best_bid = 7_831_800 + np.cumsum(steps)
+    gaps = 1 + rng.integers(0, 3, size=depth)  # the ladder's shape changes slowly, as a real one does
+    price = np.empty((rows, depth), dtype=np.int32)
+    sizes = np.empty((rows, depth), dtype=np.float32)
+    level_sizes = rng.lognormal(-2, 1, size=depth)
+    for row in range(rows):
+        change = rng.integers(0, depth)
+        gaps[change] = 1 + rng.integers(0, 3)
+        level_sizes[rng.integers(0, depth)] = rng.lognormal(-2, 1)
+        price[row, half:] = best_bid[row] + np.cumsum(gaps[half:])
+        price[row, :half] = (best_bid[row] - np.concatenate([[0], np.cumsum(gaps[1:half])]))[::-1]
+        sizes[row] = level_sizes
+    folder = data_dir / "book_states" / pair
+    folder.mkdir(parents=True)
+    arrays = {
+        "price_ticks": price,
+        "sizes": sizes,
+        "timestamps": start_ns + np.cumsum(rng.integers(0, 2 * step_ns, size=rows)).astype(np.int64),
+        "segment_starts": np.array(segment_starts, dtype=np.int64),
+        "top_of_book": price[:, half - 1 : half + 1].copy(),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    meta = {"format_version": 1, "pair": pair, "feed": "coinapi", "depth": depth, "tick_size": 0.01, "subsample": 1,
+            "state_interval_ms": 0, "rows": rows, "sources": [], "counters": {}}  # fmt: skip
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def headless() -> None:
+    os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A data folder with one synthetic pair of 3000 states."""
+    write_book(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def recorded() -> Path:
+    """The folder of recorded exchange data; the test is skipped where it is absent."""
+    if not RECORDED.is_dir():
+        pytest.skip("needs the recorded exchange data in ../shared/real")
+    return RECORDED
