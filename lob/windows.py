@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lob.files import Book
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -83,3 +85,10 @@ def count_shared_states(end_rows: Sequence[np.ndarray], temporal_dim: int, rows:
         np.add.at(edges, np.asarray(ends, dtype=np.int64), -1)
         sets_at += np.cumsum(edges[:-1]) > 0
     return int(np.count_nonzero(sets_at > 1))
+
+
+def gather_windows(book: Book, end_rows: np.ndarray, temporal_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Copy windows out of a book: price_ticks int32 (B, T, L) and sizes float32 (B, T, L)."""
+    price_ticks = np.stack([book.price_ticks[end - temporal_dim : end] for end in end_rows])
+    sizes = np.stack([book.sizes[end - temporal_dim : end] for end in end_rows])
+    return price_ticks, sizes

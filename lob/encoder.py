@@ -1,0 +1,200 @@
+"""The encoder in plain PyTorch: the mathematics that training, testing and export agree on.
+
+Axes: B window, T state, L level, F field, C inputs a state, D width, H heads. One token a book state; rotary positions
+on queries and keys, pre-norm layers, tanh GELU, a linear head back to L*F. `lob/te_encoder.py` holds the same network
+of Transformer Engine layers; checkpoints hold the names used here.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lob.config import InputError, nearest
+from lob.normalisation import fit, interpolate_time, signed_log, transform
+
+FILLS = ("none", "linear", "ladder")
+INPUT_MULTIPLE = 16  # FP8 matrix products want every dimension to be a multiple of 16
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Everything that fixes the network and what it is fed; it travels in every checkpoint."""
+
+    depth: int = 96  # L
+    temporal_dim: int = 256  # T
+    width: int = 64  # D
+    layers: int = 2
+    heads: int = 4
+    ffn_width: int = 128
+    dropout: float = 0.0
+    normalization: str = "book"
+    fill: str = "linear"  # what stands in for hidden values, and what the head's output is added to
+    causal: bool = False
+
+    @property
+    def input_width(self) -> int:
+        """C: values and mask bits, the fill where there is one and the mid's path, padded to a multiple of 16."""
+        channels = self.depth * 2 * (2 if self.fill == "none" else 3) + (self.normalization == "book")
+        return -(-channels // INPUT_MULTIPLE) * INPUT_MULTIPLE
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny_transformer": {"width": 64, "layers": 2, "heads": 4, "ffn_width": 256},
+    "medium_transformer": {"width": 768, "layers": 12, "heads": 12, "ffn_width": 3072},
+    "deep_narrow_transformer": {"width": 192, "layers": 40, "heads": 8, "ffn_width": 1536},
+    "wide_transformer": {"width": 2048, "layers": 12, "heads": 16, "ffn_width": 8192},
+}
+
+
+def encoder_config(model_size: str, **choices: Any) -> EncoderConfig:
+    """Return the preset `model_size` with `choices` put in; InputError for an unknown one."""
+    if model_size not in PRESETS:
+        raise InputError(
+            f"unknown model_size {model_size!r}{nearest(model_size, PRESETS)}; known: {', '.join(PRESETS)}"
+        )
+    return replace(EncoderConfig(**PRESETS[model_size]), **choices)
+
+
+def rotary_angles(states: int, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, float32 (T, head_width), in the half-rotation form (Su et al. 2021, arXiv:2104.09864)."""
+    frequency = 10000.0 ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
+    angle = torch.outer(torch.arange(states, dtype=torch.float32), frequency)
+    angle = torch.cat([angle, angle], dim=1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of the last axis of x (B, T, H, D/H) by each state's angles, in float32."""
+    y = x.float()
+    first, second = y.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (y * cos[:, None, :] + turned * sin[:, None, :]).to(x.dtype)
+
+
+class EncoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), as `te.TransformerLayer` with tanh GELU and biases."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.causal = config.causal
+        self.dropout = config.dropout
+        self.norm1 = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)  # rows: all queries, all keys, all values
+        self.proj = nn.Linear(config.width, config.width)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.fc1 = nn.Linear(config.width, config.ffn_width)
+        self.fc2 = nn.Linear(config.ffn_width, config.width)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, states, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, states, 3, self.heads, width // self.heads).unbind(2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout, is_causal=self.causal
+        )
+        attended = self.proj(attended.transpose(1, 2).reshape(batch, states, width))
+        x = x + F.dropout(attended, self.dropout, self.training)
+        hidden = self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+        return x + F.dropout(hidden, self.dropout, self.training)
+
+
+class BookEncoder(nn.Module):
+    """Tokens (B, T, C) to hidden states (B, T, D) and, through the head, to predicted values (B, T, L, F)."""
+
+    def __init__(self, config: EncoderConfig, make_layer: Callable[[EncoderConfig], nn.Module] = EncoderLayer):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(config.input_width, config.width)
+        self.layers = nn.ModuleList([make_layer(config) for _ in range(config.layers)])
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.depth * 2)
+        cos, sin = rotary_angles(config.temporal_dim, config.width // config.heads)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """GPT-2's initialisation: N(0, 0.02), residual projections by 1 / sqrt(2 layers) less.
+
+        Where a fill exists the head starts at zero, so that training starts at the fill's error.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                scale = math.sqrt(2 * self.config.layers) if name.endswith(("proj", "fc2")) else 1.0
+                nn.init.normal_(module.weight, std=0.02 / scale)
+                nn.init.zeros_(module.bias)
+        if self.config.fill != "none":
+            nn.init.zeros_(self.head.weight)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Hidden states (B, T, D) of tokens (B, T, C). Unless causal, a state's hidden vector holds its future."""
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x, self.cos, self.sin)
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, base: Tensor) -> Tensor:
+        """Predicted values, float32 (B, T, L, F): what the head adds to `base` (B, T, L, F)."""
+        return base + self.head(self.encode(tokens)).float().view(base.shape)
+
+
+def fill_hidden(
+    price_ticks: Tensor,
+    sizes: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    parameters: dict[str, Tensor],
+    config: EncoderConfig,
+) -> Tensor:
+    """Return what stands in for hidden values before any learning, float32 (B, T, L, F), zero for fill 'none'."""
+    if config.fill == "linear":
+        return interpolate_time(values, ~mask)
+    return torch.zeros_like(values)
+
+
+def build_inputs(
+    price_ticks: Tensor, sizes: Tensor, mask: Tensor, config: EncoderConfig
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Turn windows into what the encoder takes: tokens (B, T, C), base (B, T, L, F), values, parameters.
+
+    price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden. `values` are the
+    targets, normalised by `parameters`. A hidden value is zero in the tokens and its mask bit one, so that it differs
+    from a true zero; nothing in tokens or base depends on a hidden value.
+    """
+    parameters = fit(price_ticks, sizes, mask, config.normalization)
+    values = transform(price_ticks, sizes, parameters, config.normalization)
+    base = fill_hidden(price_ticks, sizes, values, mask, parameters, config)
+    batch, states = values.shape[:2]
+    channels = [values.masked_fill(mask, 0.0).flatten(2), mask.flatten(2).to(values.dtype)]
+    if config.fill != "none":
+        channels.append(base.flatten(2))
+    if config.normalization == "book":
+        mid = parameters["mid"]
+        channels.append(signed_log(mid - mid[:, -1:]) / 4.0)
+    used = sum(channel.shape[2] for channel in channels)
+    channels.append(values.new_zeros(batch, states, config.input_width - used))
+    return torch.cat(channels, dim=2), base, values, parameters
+
+
+def count_parameters(config: EncoderConfig) -> int:
+    """Parameters of the network, computed without building it."""
+    d, f = config.width, config.ffn_width
+    layer = (3 * d * d + 3 * d) + (d * d + d) + (2 * d * f + f + d) + 4 * d
+    return config.layers * layer + (config.input_width + 1) * d + 2 * d + (d + 1) * config.depth * 2
+
+
+def flops_per_window(config: EncoderConfig) -> float:
+    """Model FLOPs of a training step a window: 6 parameters T + 12 layers T^2 D, no recomputation counted."""
+    states = config.temporal_dim
+    return 6.0 * count_parameters(config) * states + 12.0 * config.layers * states * states * config.width
+
+
+def config_to_dict(config: EncoderConfig) -> dict[str, Any]:
+    return asdict(config)

@@ -1,0 +1,80 @@
+"""Which values of a window are hidden: six masks, each a pure function of a key a window.
+
+Axes: B window, T state, L level, F field (0 price, 1 size); a mask is bool (B, T, L, F), True where hidden. `share` is
+the hidden part of all values, met in expectation (a fraction of a cell is rounded up or down at random).
+
+- entry:  every single value by itself.
+- level:  all states of `share` of the levels, both fields.
+- span:   `share` of the time in spans of 16 states that begin at multiples of 16, all levels (four of 16 at T = 256).
+- span64: one span of `share` of the time anywhere (64 states at T = 256 and 0.25), all levels.
+- patch:  cells of 16 states x 8 levels of a grid, both fields.
+- tail:   the last `share` of the states, all levels: nothing after them is visible.
+- mix:    half the windows patch, a quarter span, a quarter tail.
+
+Keys come from `window_keys(seed, epoch, samples)`, so a window's mask depends on nothing else: not on the rank, the
+batch or the device. Random bits are splitmix64 (Steele, Lea, Flood, 2014) of key and cell number.
+"""
+
+import torch
+from torch import Tensor
+
+MASKS = ("entry", "level", "span", "span64", "patch", "tail")
+MODES = (*MASKS, "mix")
+SPAN_STATES, PATCH_STATES, PATCH_LEVELS = 16, 16, 8
+
+
+def scramble(x: Tensor) -> Tensor:
+    """splitmix64's output function on int64 (wrapping), elementwise."""
+    x = x + -7046029254386353131  # 0x9E3779B97F4A7C15
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def window_keys(seed: int, epoch: int, samples: Tensor) -> Tensor:
+    """Return int64 (B,): a key for each sample number (int64), different for every seed and epoch."""
+    base = scramble(scramble(torch.tensor(seed, dtype=torch.int64, device=samples.device)) ^ epoch)
+    return scramble(base ^ scramble(samples.to(torch.int64)))
+
+
+def uniform(keys: Tensor, count: int) -> Tensor:
+    """Return float32 (B, count) in [0, 1), cell by cell from the keys."""
+    cells = torch.arange(count, device=keys.device, dtype=torch.int64)
+    bits = scramble(keys[:, None] ^ scramble(cells)[None, :])
+    return ((bits >> 40) & 0xFFFFFF).float() * (1.0 / 16777216.0)
+
+
+def choose_cells(keys: Tensor, count: int, share: float) -> Tensor:
+    """Return bool (B, count): `share * count` cells of each window, the fraction rounded at random."""
+    draws = uniform(keys, count + 1)
+    wanted = torch.floor(share * count + draws[:, count:])
+    rank = draws[:, :count].argsort(dim=1).argsort(dim=1)
+    return rank < wanted
+
+
+def make_mask(keys: Tensor, states: int, levels: int, share: float, mode: str) -> Tensor:
+    """Return the mask bool (B, states, levels, 2) of `mode` for each key, int64 (B,)."""
+    batch = keys.shape[0]
+    shape = (batch, states, levels, 2)
+    if mode == "entry":
+        return (uniform(keys, states * levels * 2) < share).view(shape)
+    if mode == "level":
+        return choose_cells(keys, levels, share)[:, None, :, None].expand(shape)
+    if mode == "patch":
+        rows, columns = -(-states // PATCH_STATES), -(-levels // PATCH_LEVELS)
+        cells = choose_cells(keys, rows * columns, share).view(batch, rows, columns)
+        cells = cells.repeat_interleave(PATCH_STATES, 1).repeat_interleave(PATCH_LEVELS, 2)
+        return cells[:, :states, :levels, None].expand(shape)
+    if mode == "mix":
+        choice = uniform(scramble(keys), 1).view(batch, 1, 1, 1)
+        patch, span, tail = (make_mask(keys, states, levels, share, m) for m in ("patch", "span", "tail"))
+        return torch.where(choice < 0.5, patch, torch.where(choice < 0.75, span, tail))
+    time = torch.arange(states, device=keys.device)[None, :]
+    if mode == "span":
+        hidden = choose_cells(keys, -(-states // SPAN_STATES), share).repeat_interleave(SPAN_STATES, 1)[:, :states]
+    else:
+        draws = uniform(keys, 2)
+        length = torch.floor(share * states + draws[:, :1])
+        begin = torch.floor(draws[:, 1:] * (states - length + 1)) if mode == "span64" else states - length
+        hidden = (time >= begin) & (time < begin + length)
+    return hidden[:, :, None, None].expand(shape)
