@@ -1,0 +1,543 @@
+"""The order book: update rows in, one complete state a message out. Exact integers, one numba kernel for all feeds.
+
+Prices are ticks and sizes lots, int64. Each side is a sorted run inside a larger array, so that a change near the best
+price moves few elements and the visible levels of a state are four straight copies. Order-by-order feeds keep their
+orders in a hash table beside it. The whole book is kept, however far from the mid an order rests.
+
+What each update means (every exception is counted, see `COUNTERS`):
+
+| type | by level (no order id) | order by order |
+|---|---|---|
+| SNAPSHOT | first row of a run replaces the book, the others add to it | the same |
+| ADD | the level grows | a new order; a known id is replaced (duplicate_orders) |
+| SET | the level has this size, 0 removes it | the order has this price and size; an unknown one is added (unknown) |
+| SUB, MATCH | the level or order shrinks, below zero it is removed (overdrawn); unknown: ignored (unknown) |
+| DELETE | removed; unknown: ignored (unknown) | the same |
+| GAP | the book is emptied, the segment ends | the same |
+"""
+
+import numpy as np
+from numba import njit
+
+from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
+
+BID, ASK = 0, 1
+COUNTERS = (
+    "messages",  # completed messages; each leaves the book in a state
+    "states",  # of these, complete and uncrossed: candidates for a row
+    "crossed_states",
+    "thin_states",  # fewer than depth / 2 levels on a side
+    "ghosts_evicted",
+    "unknown",  # SUB, MATCH, DELETE or zero SET of a level or order that is not there; SET of an unknown order
+    "duplicate_orders",
+    "overdrawn",
+    "snapshots",
+    "gaps",
+    "clock_steps_back",  # clamped to the time before
+)
+COUNTER = {name: index for index, name in enumerate(COUNTERS)}
+MESSAGES, STATES, CROSSED, THIN, GHOSTS, UNKNOWN, DUPLICATES, OVERDRAWN, SNAPSHOTS, GAPS, CLOCK = range(len(COUNTERS))
+
+# What the kernel carries from call to call, in `OrderBook.memory`.
+(MESSAGE, TIME, CROSSED_SINCE, LAST_VALID, IN_SNAPSHOT, NEW_SEGMENT, COMPARE, PENDING, INTERVAL, SEEN, ORDERS, OPEN,
+ CROSSED_NS, TRADED, TRADED_WRITTEN, ROWS) = range(16)  # fmt: skip
+NEVER = np.iinfo(np.int64).min
+# What a call ends with: all rows used, output full, an array must grow, or a row that cannot be.
+DONE, OUTPUT_FULL, GROW_LEVELS, GROW_ORDERS, CLOCK_BACK, NOT_INT32 = range(6)
+
+
+@njit(cache=True, nogil=True)
+def find_level(ticks, begin, end, price, from_end):
+    """Index of the first of the ascending ticks[begin:end] that is >= price, searched from the best price outward."""
+    if from_end:
+        step, high = 1, end
+        low = end - 1
+        while low >= begin and ticks[low] >= price:
+            high = low
+            low -= step
+            step *= 2
+        low = max(low + 1, begin) if low >= begin else begin
+    else:
+        step, low = 1, begin
+        high = begin
+        while high < end and ticks[high] < price:
+            low = high + 1
+            high += step
+            step *= 2
+        high = min(high, end)
+    while low < high:
+        middle = (low + high) >> 1
+        if ticks[middle] < price:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True, nogil=True)
+def remove_level(side, index, bounds, ticks, lots, changed, ticks32, sizes32):
+    begin, end = bounds[side, 0], bounds[side, 1]
+    if index - begin < end - 1 - index:
+        for i in range(index, begin, -1):
+            ticks[side, i] = ticks[side, i - 1]
+            lots[side, i] = lots[side, i - 1]
+            changed[side, i] = changed[side, i - 1]
+            ticks32[side, i] = ticks32[side, i - 1]
+            sizes32[side, i] = sizes32[side, i - 1]
+        bounds[side, 0] = begin + 1
+    else:
+        for i in range(index, end - 1):
+            ticks[side, i] = ticks[side, i + 1]
+            lots[side, i] = lots[side, i + 1]
+            changed[side, i] = changed[side, i + 1]
+            ticks32[side, i] = ticks32[side, i + 1]
+            sizes32[side, i] = sizes32[side, i + 1]
+        bounds[side, 1] = end - 1
+
+
+@njit(cache=True, nogil=True)
+def insert_level(side, index, bounds, ticks, lots, changed, ticks32, sizes32):
+    """Make room for a level before `index` and return where it is."""
+    begin, end = bounds[side, 0], bounds[side, 1]
+    if (index - begin < end - index and begin > 0) or end == ticks.shape[1]:
+        for i in range(begin, index):
+            ticks[side, i - 1] = ticks[side, i]
+            lots[side, i - 1] = lots[side, i]
+            changed[side, i - 1] = changed[side, i]
+            ticks32[side, i - 1] = ticks32[side, i]
+            sizes32[side, i - 1] = sizes32[side, i]
+        bounds[side, 0] = begin - 1
+        return index - 1
+    for i in range(end, index, -1):
+        ticks[side, i] = ticks[side, i - 1]
+        lots[side, i] = lots[side, i - 1]
+        changed[side, i] = changed[side, i - 1]
+        ticks32[side, i] = ticks32[side, i - 1]
+        sizes32[side, i] = sizes32[side, i - 1]
+    bounds[side, 1] = end + 1
+    return index
+
+
+@njit(cache=True, nogil=True)
+def change_level(side, price, size, absolute, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32):
+    """Set a level's lots or add to them (negative: take away); return False where a level to shrink is not there."""
+    row = ticks[side]
+    index = find_level(row, bounds[side, 0], bounds[side, 1], price, side == BID)
+    found = index < bounds[side, 1] and row[index] == price
+    total = size if absolute or not found else lots[side, index] + size
+    if total <= 0:
+        if not found:
+            return size == 0 and not absolute
+        remove_level(side, index, bounds, ticks, lots, changed, ticks32, sizes32)
+        return True
+    if not found:
+        index = insert_level(side, index, bounds, ticks, lots, changed, ticks32, sizes32)
+        ticks[side, index] = price
+        ticks32[side, index] = min(max(price, -2147483648), 2147483647)
+    lots[side, index] = total
+    sizes32[side, index] = total * lot_size
+    changed[side, index] = time
+    return True
+
+
+@njit(cache=True, nogil=True)
+def level_lots(side, price, bounds, ticks, lots):
+    index = find_level(ticks[side], bounds[side, 0], bounds[side, 1], price, side == BID)
+    return lots[side, index] if index < bounds[side, 1] and ticks[side, index] == price else 0
+
+
+@njit(cache=True, nogil=True)
+def order_slot(orders, order_id):
+    """Where an order is in the table (open addressing, linear probing), or the free slot where it would go."""
+    cut = orders.shape[0] - 1
+    slot = (order_id ^ (order_id >> 32)) * 0x9E3779B97F4A7C1 >> 20 & cut
+    while orders[slot, 3] != 0 and orders[slot, 0] != order_id:
+        slot = (slot + 1) & cut
+    return slot
+
+
+@njit(cache=True, nogil=True)
+def forget_order(orders, slot):
+    """Free a slot and close the hole behind it, so that no tombstones gather."""
+    cut = orders.shape[0] - 1
+    hole = slot
+    orders[hole, 3] = 0
+    probe = (hole + 1) & cut
+    while orders[probe, 3] != 0:
+        order_id = orders[probe, 0]
+        home = (order_id ^ (order_id >> 32)) * 0x9E3779B97F4A7C1 >> 20 & cut
+        if ((probe - home) & cut) >= ((probe - hole) & cut):
+            orders[hole] = orders[probe]
+            orders[probe, 3] = 0
+            hole = probe
+        probe = (probe + 1) & cut
+
+
+@njit(cache=True, nogil=True)
+def rehash_orders(old, new):
+    for i in range(old.shape[0]):
+        if old[i, 3] != 0:
+            new[order_slot(new, old[i, 0])] = old[i]
+
+
+@njit(cache=True, nogil=True)
+def forget_orders_at(orders, memory, side, price):
+    """Forget every order that rests at an evicted level."""
+    slot = 0
+    while slot < orders.shape[0]:
+        if orders[slot, 3] == side + 1 and orders[slot, 1] == price:
+            forget_order(orders, slot)
+            memory[ORDERS] -= 1
+        else:
+            slot += 1
+
+
+@njit(cache=True, nogil=True)
+def apply_order(kind, side, price, size, order_id, time, lot_size, orders, memory, counters, levels):
+    """Apply one row of an order-by-order feed to the table of orders and to the levels."""
+    bounds, ticks, lots, changed, ticks32, sizes32 = levels
+    slot = order_slot(orders, order_id)
+    known = orders[slot, 3] != 0
+    if kind == ADD or kind == SET or kind == SNAPSHOT:
+        if known:
+            if kind != SET:
+                counters[DUPLICATES] += 1
+            change_level(orders[slot, 3] - 1, orders[slot, 1], -orders[slot, 2], False, time, lot_size,
+                         bounds, ticks, lots, changed, ticks32, sizes32)  # fmt: skip
+        else:
+            if kind == SET:
+                counters[UNKNOWN] += 1
+            memory[ORDERS] += 1
+        orders[slot, 0] = order_id
+        orders[slot, 1] = price
+        orders[slot, 2] = size
+        orders[slot, 3] = side + 1
+        change_level(side, price, size, False, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32)
+    elif not known:
+        counters[UNKNOWN] += 1
+    else:
+        left = orders[slot, 2] - size if kind != DELETE else 0
+        if left < 0:
+            counters[OVERDRAWN] += 1
+            left = 0
+        change_level(orders[slot, 3] - 1, orders[slot, 1], left - orders[slot, 2], False, time, lot_size,
+                     bounds, ticks, lots, changed, ticks32, sizes32)  # fmt: skip
+        orders[slot, 2] = left
+        if left == 0:
+            forget_order(orders, slot)
+            memory[ORDERS] -= 1
+
+
+@njit(cache=True, nogil=True)
+def apply_level(kind, side, price, size, time, lot_size, counters, levels):
+    """Apply one row of a by-level feed."""
+    bounds, ticks, lots, changed, ticks32, sizes32 = levels
+    if kind == ADD:
+        change_level(side, price, size, False, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32)
+    elif kind == SET or kind == SNAPSHOT or kind == DELETE:
+        new = 0 if kind == DELETE else size
+        if not change_level(side, price, new, True, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32):
+            counters[UNKNOWN] += 1
+    else:
+        there = level_lots(side, price, bounds, ticks, lots)
+        if there == 0:
+            counters[UNKNOWN] += 1
+            return
+        if size > there:
+            counters[OVERDRAWN] += 1
+        change_level(side, price, -size, False, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32)
+
+
+@njit(cache=True, nogil=True)
+def clear_book(bounds, ticks, orders, memory):
+    for side in range(2):
+        bounds[side, 0] = bounds[side, 1] = ticks.shape[1] // 2
+    if memory[ORDERS] > 0:
+        orders[:, 3] = 0
+        memory[ORDERS] = 0
+
+
+@njit(cache=True, nogil=True)
+def evict_ghost(memory, counters, orders, max_crossed_ns, lot_size, levels):
+    """Track how long the book has been crossed; past the limit remove, of the two best levels, the longer unchanged."""
+    bounds, ticks, lots, changed, ticks32, sizes32 = levels
+    if bounds[BID, 0] == bounds[BID, 1] or bounds[ASK, 0] == bounds[ASK, 1]:
+        memory[CROSSED_SINCE] = NEVER
+        return
+    bid, ask = bounds[BID, 1] - 1, bounds[ASK, 0]
+    if ticks[BID, bid] < ticks[ASK, ask]:
+        memory[CROSSED_SINCE] = NEVER
+    elif memory[CROSSED_SINCE] == NEVER:
+        memory[CROSSED_SINCE] = memory[TIME]
+    elif memory[TIME] - memory[CROSSED_SINCE] > max_crossed_ns:
+        side, index = (BID, bid) if changed[BID, bid] < changed[ASK, ask] else (ASK, ask)
+        forget_orders_at(orders, memory, side, ticks[side, index])
+        remove_level(side, index, bounds, ticks, lots, changed, ticks32, sizes32)
+        counters[GHOSTS] += 1
+        crossed = bounds[BID, 0] < bounds[BID, 1] and bounds[ASK, 0] < bounds[ASK, 1]
+        crossed = crossed and ticks[BID, bounds[BID, 1] - 1] >= ticks[ASK, bounds[ASK, 0]]
+        memory[CROSSED_SINCE] = memory[TIME] if crossed else NEVER
+
+
+@njit(cache=True, nogil=True)
+def same_depth(half, levels, kept_ticks, kept_lots):
+    """Whether the best `half` levels a side are those kept before a snapshot."""
+    bounds, ticks, lots = levels[0], levels[1], levels[2]
+    for side in range(2):
+        count = bounds[side, 1] - bounds[side, 0]
+        if count < half:
+            return False
+        first = bounds[BID, 1] - half if side == BID else bounds[ASK, 0]
+        for i in range(half):
+            if kept_ticks[side, i] != ticks[side, first + i] or kept_lots[side, i] != lots[side, first + i]:
+                return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def keep_depth(half, levels, kept_ticks, kept_lots):
+    """Keep the best `half` levels a side; return False where there are not that many."""
+    bounds, ticks, lots = levels[0], levels[1], levels[2]
+    for side in range(2):
+        if bounds[side, 1] - bounds[side, 0] < half:
+            return False
+        first = bounds[BID, 1] - half if side == BID else bounds[ASK, 0]
+        kept_ticks[side] = ticks[side, first : first + half]
+        kept_lots[side] = lots[side, first : first + half]
+    return True
+
+
+@njit(cache=True, nogil=True)
+def write_state(row, half, levels, out_ticks, out_sizes):
+    """Copy the best `half` levels a side into an output row; False where a price does not fit int32."""
+    bounds, ticks, ticks32, sizes32 = levels[0], levels[1], levels[4], levels[5]
+    low, best_ask = bounds[BID, 1] - half, bounds[ASK, 0]
+    if ticks[BID, low] < -2147483648 or ticks[ASK, best_ask + half - 1] > 2147483647:
+        return False
+    for i in range(half):
+        out_ticks[row, i] = ticks32[BID, low + i]
+        out_sizes[row, i] = sizes32[BID, low + i]
+    for i in range(half):
+        out_ticks[row, half + i] = ticks32[ASK, best_ask + i]
+        out_sizes[row, half + i] = sizes32[ASK, best_ask + i]
+    return True
+
+
+@njit(cache=True, nogil=True)
+def end_message(half, subsample, interval_ns, max_crossed_ns, max_gap_ns, lot_size, orders, memory, counters, levels,
+                kept, out):  # fmt: skip
+    """Judge the book after a whole message and write it where it is a state that was asked for; False: not int32."""
+    bounds, ticks = levels[0], levels[1]
+    out_ticks, out_sizes, out_times, out_traded, out_starts = out
+    counters[MESSAGES] += 1
+    if memory[COMPARE] == 1:
+        memory[COMPARE] = 0
+        if not same_depth(half, levels, kept[0], kept[1]):
+            memory[NEW_SEGMENT] = 1
+    evict_ghost(memory, counters, orders, max_crossed_ns, lot_size, levels)
+    if bounds[BID, 1] - bounds[BID, 0] < half or bounds[ASK, 1] - bounds[ASK, 0] < half:
+        counters[THIN] += 1
+        return True
+    if memory[CROSSED_SINCE] != NEVER:
+        counters[CROSSED] += 1
+        return True
+    counters[STATES] += 1
+    time = memory[TIME]
+    if memory[LAST_VALID] != NEVER and time - memory[LAST_VALID] > max_gap_ns:
+        memory[NEW_SEGMENT] = 1
+    memory[LAST_VALID] = time
+    if memory[NEW_SEGMENT] == 1:
+        memory[SEEN] = 0
+    interval = time // interval_ns if interval_ns > 0 else 0
+    if memory[PENDING] == 1 and (memory[NEW_SEGMENT] == 1 or interval != memory[INTERVAL]):
+        memory[PENDING] = 0
+        memory[TRADED] -= memory[TRADED_WRITTEN]
+        memory[ROWS] += 1
+    memory[SEEN] += 1
+    if (memory[SEEN] - 1) % subsample != 0:
+        return True
+    row = memory[ROWS]
+    if not write_state(row, half, levels, out_ticks, out_sizes):
+        return False
+    if memory[PENDING] == 0:
+        out_starts[row] = memory[NEW_SEGMENT]
+    memory[NEW_SEGMENT] = 0
+    out_times[row] = time
+    out_traded[row] = memory[TRADED] * lot_size
+    memory[TRADED_WRITTEN] = memory[TRADED]
+    memory[INTERVAL] = interval
+    if interval_ns > 0:
+        memory[PENDING] = 1
+    else:
+        memory[TRADED] = 0
+        memory[ROWS] += 1
+    return True
+
+
+@njit(cache=True, nogil=True)
+def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, half, subsample, interval_ns,
+               max_crossed_ns, max_gap_ns, max_clock_step_ns, lot_size, orders, memory, counters, levels, kept,
+               out):  # fmt: skip
+    """Apply rows `start`... to the book; return the row it stopped before and why (DONE: all are applied).
+
+    times, messages, prices (ticks), sizes (lots), order_ids: int64 (n,), order_ids empty for a by-level feed; kinds:
+    uint8 (n,); is_buy: bool (n,). A message ends when a row of the next one, or `flush_message`, comes.
+    """
+    bounds, ticks = levels[0], levels[1]
+    capacity = levels[1].shape[1]
+    by_order = len(order_ids) > 0
+    for i in range(start, len(times)):
+        kind = kinds[i]
+        if messages[i] != memory[MESSAGE] or memory[OPEN] == 0:
+            if memory[OPEN] == 1:
+                if memory[ROWS] + 2 > len(out[2]):
+                    return i, OUTPUT_FULL
+                if not end_message(half, subsample, interval_ns, max_crossed_ns, max_gap_ns, lot_size, orders,
+                                   memory, counters, levels, kept, out):  # fmt: skip
+                    return i, NOT_INT32
+                memory[OPEN] = 0
+            time = times[i]
+            if time < memory[TIME]:
+                if kind != SNAPSHOT:
+                    if memory[TIME] - time > max_clock_step_ns:
+                        return i, CLOCK_BACK
+                    counters[CLOCK] += 1
+                time = memory[TIME]
+            if memory[CROSSED_SINCE] != NEVER:
+                memory[CROSSED_NS] += time - memory[TIME]
+            memory[TIME] = time
+            memory[MESSAGE] = messages[i]
+            memory[OPEN] = 1
+            memory[IN_SNAPSHOT] = 0
+        if kind == SNAPSHOT:
+            if memory[IN_SNAPSHOT] == 0:
+                counters[SNAPSHOTS] += 1
+                if bounds[BID, 0] < bounds[BID, 1] or bounds[ASK, 0] < bounds[ASK, 1]:
+                    memory[COMPARE] = 1
+                    if not keep_depth(half, levels, kept[0], kept[1]):
+                        memory[NEW_SEGMENT] = 1
+                clear_book(bounds, ticks, orders, memory)
+                memory[IN_SNAPSHOT] = 1
+        elif kind == GAP:
+            counters[GAPS] += 1
+            clear_book(bounds, ticks, orders, memory)
+            memory[NEW_SEGMENT] = 1
+            memory[COMPARE] = 0
+            memory[OPEN] = 0  # a gap is no state
+            memory[CROSSED_SINCE] = NEVER
+            continue
+        else:
+            memory[IN_SNAPSHOT] = 0
+        side = BID if is_buy[i] else ASK
+        if bounds[side, 0] == 0 or bounds[side, 1] == capacity:
+            return i, GROW_LEVELS
+        if by_order:
+            if 2 * memory[ORDERS] >= orders.shape[0]:
+                return i, GROW_ORDERS
+            apply_order(kind, side, prices[i], sizes[i], order_ids[i], memory[TIME], lot_size, orders, memory,
+                        counters, levels)  # fmt: skip
+        else:
+            apply_level(kind, side, prices[i], sizes[i], memory[TIME], lot_size, counters, levels)
+        if kind == MATCH:
+            memory[TRADED] += -sizes[i] if is_buy[i] else sizes[i]
+    return len(times), DONE
+
+
+class OrderBook:
+    """One pair's book and the output rows that its messages fill.
+
+    depth: levels of a written state, both sides together; lot_size: size of a lot. See `data_parser.py` for the rest.
+    `apply` takes rows and calls `flush(states)` whenever the output of `capacity` rows is full; `finish` closes the
+    last message. `levels` looks at the book itself.
+    """
+
+    def __init__(self, depth, lot_size, flush, subsample=1, state_interval_ms=0, max_crossed_ms=1000,
+                 max_gap_seconds=60.0, max_clock_step_ms=1000, capacity=8192):  # fmt: skip
+        self.half = depth // 2
+        self.lot_size = float(lot_size)
+        self.flush = flush
+        self.limits = (self.half, subsample, int(state_interval_ms * 10**6), int(max_crossed_ms * 10**6),
+                       int(max_gap_seconds * 10**9), int(max_clock_step_ms * 10**6), self.lot_size)  # fmt: skip
+        self.memory = np.zeros(16, dtype=np.int64)
+        self.memory[[TIME, CROSSED_SINCE, LAST_VALID]] = NEVER
+        self.memory[NEW_SEGMENT] = 1
+        self.counters = np.zeros(len(COUNTERS), dtype=np.int64)
+        self.orders = np.zeros((1 << 12, 4), dtype=np.int64)  # id, price, lots, side + 1 (0: free)
+        self.side_arrays = self.empty_sides(1 << 12)
+        self.kept = (np.zeros((2, self.half), dtype=np.int64), np.zeros((2, self.half), dtype=np.int64))
+        self.out = (np.empty((capacity, depth), np.int32), np.empty((capacity, depth), np.float32),
+                    np.empty(capacity, np.int64), np.empty(capacity, np.float32), np.empty(capacity, np.uint8))  # fmt: skip
+        self.order_ids = np.empty(0, dtype=np.int64)
+
+    @staticmethod
+    def empty_sides(capacity):
+        bounds = np.full((2, 2), capacity // 2, dtype=np.int64)
+        dtypes = (np.int64, np.int64, np.int64, np.int32, np.float32)  # ticks, lots, last change, and what is written
+        return bounds, *(np.zeros((2, capacity), dtype=dtype) for dtype in dtypes)
+
+    def apply(self, times, messages, kinds, is_buy, prices, sizes, order_ids=None):
+        """Apply rows; ValueError(row, reason) for one that cannot be: CLOCK_BACK or NOT_INT32 (state before the row)."""
+        ids = self.order_ids if order_ids is None else order_ids
+        row = 0
+        while True:
+            row, status = apply_rows(times, messages, kinds, is_buy, prices, sizes, ids, row, *self.limits, self.orders,
+                                     self.memory, self.counters, self.side_arrays, self.kept, self.out)  # fmt: skip
+            if status == DONE:
+                return
+            if status == OUTPUT_FULL:
+                self.write_out()
+            elif status == GROW_LEVELS:
+                self.side_arrays = self.grown_sides()
+            elif status == GROW_ORDERS:
+                old, self.orders = self.orders, np.zeros((2 * len(self.orders), 4), dtype=np.int64)
+                rehash_orders(old, self.orders)
+            else:
+                raise ValueError(row, status)
+
+    def finish(self):
+        """End the last message and hand out the rows that remain."""
+        if self.memory[ROWS] + 2 > len(self.out[2]):
+            self.write_out()
+        if self.memory[OPEN] == 1:
+            half, subsample, interval, crossed, gap, _, lot = self.limits
+            if not end_message(half, subsample, interval, crossed, gap, lot, self.orders, self.memory, self.counters,
+                               self.side_arrays, self.kept, self.out):  # fmt: skip
+                raise ValueError(0, NOT_INT32)
+            self.memory[OPEN] = 0
+        self.memory[ROWS] += self.memory[PENDING]
+        self.memory[PENDING] = 0
+        self.write_out()
+
+    def write_out(self):
+        """Hand the finished rows to `flush` and keep the pending one."""
+        rows = int(self.memory[ROWS])
+        if rows:
+            self.flush([array[:rows] for array in self.out])
+            if self.memory[PENDING]:
+                for array in self.out:
+                    array[0] = array[rows]
+            self.memory[ROWS] = 0
+
+    def grown_sides(self):
+        """Return the sides recentred in arrays with room for at least four times the levels there are."""
+        bounds, *arrays = self.side_arrays
+        capacity = arrays[0].shape[1]
+        while capacity < 4 * int((bounds[:, 1] - bounds[:, 0]).max()):
+            capacity *= 2
+        new_bounds, *grown = self.empty_sides(capacity)
+        for side in (BID, ASK):
+            begin, end = bounds[side]
+            new_begin = (capacity - (end - begin)) // 2
+            new_bounds[side] = new_begin, new_begin + end - begin
+            for old, new in zip(arrays, grown, strict=True):
+                new[side, new_begin : new_begin + end - begin] = old[side, begin:end]
+        return new_bounds, *grown
+
+    def levels(self, side, count):
+        """Best `count` levels of BID or ASK, best first: int64 price in ticks and size in lots (fewer if fewer rest)."""
+        bounds, ticks, lots = self.side_arrays[:3]
+        begin, end = bounds[side]
+        if side == BID:
+            first = max(begin, end - count)
+            return ticks[side, first:end][::-1].copy(), lots[side, first:end][::-1].copy()
+        return ticks[side, begin : min(end, begin + count)].copy(), lots[side, begin : min(end, begin + count)].copy()
