@@ -19,7 +19,7 @@ What each update means (every exception is counted, see `COUNTERS`):
 import numpy as np
 from numba import njit
 
-from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
+from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
 
 BID, ASK = 0, 1
 COUNTERS = (
@@ -198,7 +198,7 @@ def apply_order(kind, side, price, size, order_id, time, lot_size, orders, memor
     bounds, ticks, lots, changed, ticks32, sizes32 = levels
     slot = order_slot(orders, order_id)
     known = orders[slot, 3] != 0
-    if kind == ADD or kind == SET or kind == SNAPSHOT:
+    if kind in (ADD, SET, SNAPSHOT):
         if known:
             if kind != SET:
                 counters[DUPLICATES] += 1
@@ -234,7 +234,7 @@ def apply_level(kind, side, price, size, time, lot_size, counters, levels):
     bounds, ticks, lots, changed, ticks32, sizes32 = levels
     if kind == ADD:
         change_level(side, price, size, False, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32)
-    elif kind == SET or kind == SNAPSHOT or kind == DELETE:
+    elif kind in (SET, SNAPSHOT, DELETE):
         new = 0 if kind == DELETE else size
         if not change_level(side, price, new, True, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32):
             counters[UNKNOWN] += 1
@@ -327,7 +327,7 @@ def write_state(row, half, levels, out_ticks, out_sizes):
 def end_message(half, subsample, interval_ns, max_crossed_ns, max_gap_ns, lot_size, orders, memory, counters, levels,
                 kept, out):  # fmt: skip
     """Judge the book after a whole message and write it where it is a state that was asked for; False: not int32."""
-    bounds, ticks = levels[0], levels[1]
+    bounds = levels[0]
     out_ticks, out_sizes, out_times, out_traded, out_starts = out
     counters[MESSAGES] += 1
     if memory[COMPARE] == 1:
@@ -465,8 +465,13 @@ class OrderBook:
         self.orders = np.zeros((1 << 12, 4), dtype=np.int64)  # id, price, lots, side + 1 (0: free)
         self.side_arrays = self.empty_sides(1 << 12)
         self.kept = (np.zeros((2, self.half), dtype=np.int64), np.zeros((2, self.half), dtype=np.int64))
-        self.out = (np.empty((capacity, depth), np.int32), np.empty((capacity, depth), np.float32),
-                    np.empty(capacity, np.int64), np.empty(capacity, np.float32), np.empty(capacity, np.uint8))  # fmt: skip
+        self.out = (
+            np.empty((capacity, depth), np.int32),
+            np.empty((capacity, depth), np.float32),
+            np.empty(capacity, np.int64),
+            np.empty(capacity, np.float32),
+            np.empty(capacity, np.uint8),
+        )
         self.order_ids = np.empty(0, dtype=np.int64)
 
     @staticmethod
@@ -476,7 +481,7 @@ class OrderBook:
         return bounds, *(np.zeros((2, capacity), dtype=dtype) for dtype in dtypes)
 
     def apply(self, times, messages, kinds, is_buy, prices, sizes, order_ids=None):
-        """Apply rows; ValueError(row, reason) for one that cannot be: CLOCK_BACK or NOT_INT32 (state before the row)."""
+        """Apply rows; ValueError(row, reason) for one that cannot be: CLOCK_BACK, or NOT_INT32 (the state before)."""
         ids = self.order_ids if order_ids is None else order_ids
         row = 0
         while True:
@@ -534,7 +539,7 @@ class OrderBook:
         return new_bounds, *grown
 
     def levels(self, side, count):
-        """Best `count` levels of BID or ASK, best first: int64 price in ticks and size in lots (fewer if fewer rest)."""
+        """Best `count` levels (or fewer) of BID or ASK, best first: int64 price in ticks and size in lots."""
         bounds, ticks, lots = self.side_arrays[:3]
         begin, end = bounds[side]
         if side == BID:

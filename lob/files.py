@@ -200,3 +200,29 @@ def new_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+class ArrayWriter:
+    """Appends rows to a `.npy` file whose length is not known beforehand; `close` writes the length into its header."""
+
+    def __init__(self, file: Path, dtype: Any, row_shape: tuple[int, ...] = ()):
+        self.rows, self.dtype, self.row_shape = 0, np.dtype(dtype), row_shape
+        self.handle = open(file, "wb")  # noqa: SIM115 - closed by close()
+        self.write_header()
+
+    def write_header(self) -> None:
+        """numpy pads the header so that the first axis can grow without moving the data."""
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
+        self.handle.seek(0)
+        np.lib.format.write_array_header_1_0(self.handle, header)
+        self.handle.seek(0, os.SEEK_END)
+
+    def append(self, rows: np.ndarray) -> None:
+        assert rows.dtype == self.dtype and rows.shape[1:] == self.row_shape
+        self.handle.write(np.ascontiguousarray(rows).data)
+        self.rows += len(rows)
+
+    def close(self) -> None:
+        self.write_header()
+        self.handle.close()

@@ -1,0 +1,327 @@
+"""Parse raw exchange updates into complete order book states.
+
+    python data_parser.py                      every pair under training_data/raw/
+    python data_parser.py --depth=48 --pairs="['BTC_USD']" --state_interval_ms=100
+
+Reads `training_data/raw/<PAIR>/*` (formats: training_data/README.md) and writes `training_data/book_states/<PAIR>/`:
+price_ticks.npy int32 (N, depth), sizes.npy float32 (N, depth), timestamps.npy int64 (N,) ns UTC, segment_starts.npy
+int64 (S,), top_of_book.npy int32 (N, 2), traded.npy float32 (N,) where the feed tells trades, and meta.json: 8 bytes a
+level and state. The sample gives 168,119 states of 96 levels, 131 MB. A pair's old output stays until the new one is
+complete.
+"""
+
+config = {
+    "data_dir": "training_data",  # folder that holds raw/, book_states/ and the rest
+    "pairs": None,  # list of pairs to parse; None: all under raw/
+    "depth": 96,  # levels of a state, bids and asks together
+    "subsample": 1,  # keep every n-th state
+    "state_interval_ms": 0,  # keep the last state of each interval of exchange time; 0: a state a message
+    "feed": None,  # name of the feed; None: recognised by content
+    "tick_size": None,  # price of a tick; None: the largest power of ten that divides the first million prices
+    "max_crossed_ms": 1000,  # a level that keeps the book crossed for longer is a ghost and is evicted
+    "max_gap_seconds": 60.0,  # more time without a valid state ends a segment
+    "max_clock_step_ms": 1000,  # exchange time may go back by this much (it is clamped); more is an error
+    "workers": 0,  # pairs parsed at once; 0: one a processor core
+    "scheduler": None,  # address of a Dask scheduler whose workers parse the pairs; None: this machine
+}
+
+from lob.config import InputError, load_config, run
+
+if __name__ == "__main__":
+    config = load_config(config, __file__, optional={"pairs": list, "feed": str, "tick_size": float, "scheduler": str})
+
+import json
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lob.book import CLOCK_BACK, COUNTERS, CROSSED_NS, OrderBook
+from lob.feeds import FEEDS, Batch, find_feed
+from lob.files import FORMAT_VERSION, ArrayWriter, find_pairs, new_folder
+
+ROWS_TO_INFER_TICK = 1_000_000
+MAX_EXACT = 2**53  # the largest integer that float64 counts exactly to
+
+
+def main(config: dict) -> int:
+    check_config(config)
+    pairs = find_pairs(config["data_dir"], "raw", config["pairs"], "training_data/make_sample.py")
+    workers = min(config["workers"] or os.cpu_count() or 1, len(pairs))
+    failed = []
+    if workers == 1 and config["scheduler"] is None:
+        for pair in pairs:
+            try:
+                print(parse_pair(config, pair))
+            except InputError as error:
+                failed.append(f"{pair}: {error}")
+    else:
+        with make_executor(config, workers) as executor:
+            tasks = {executor.submit(parse_pair, config, pair): pair for pair in pairs}
+            for task in as_completed(tasks):
+                try:
+                    print(task.result())
+                except InputError as error:
+                    failed.append(f"{tasks[task]}: {error}")
+    if failed:
+        raise InputError("; ".join(failed))
+    return 0
+
+
+def check_config(config: dict) -> None:
+    for key, least in (("subsample", 1), ("state_interval_ms", 0), ("max_crossed_ms", 0), ("workers", 0)):
+        if config[key] < least:
+            raise InputError(f"{key} = {config[key]} must be at least {least}")
+    if config["depth"] < 2 or config["depth"] % 2:
+        raise InputError(f"depth = {config['depth']} must be even and at least 2: it counts bids and asks together")
+    if config["subsample"] > 1 and config["state_interval_ms"]:
+        raise InputError(f"subsample = {config['subsample']} and state_interval_ms = {config['state_interval_ms']} "
+                         "both thin the states: set one of them")  # fmt: skip
+    if config["feed"] is not None and config["feed"] not in FEEDS:
+        raise InputError(f"unknown feed {config['feed']!r}; there are {', '.join(FEEDS)}")
+    if config["tick_size"] is not None and not config["tick_size"] > 0:
+        raise InputError(f"tick_size = {config['tick_size']} must be positive")
+
+
+def make_executor(config: dict, workers: int) -> Executor:
+    """Return the executor that takes one task a pair: processes here, or a Dask cluster's workers."""
+    if config["scheduler"] is None:
+        return ProcessPoolExecutor(workers)
+    try:
+        from dask.distributed import Client
+    except ImportError:
+        raise InputError(f"scheduler = {config['scheduler']!r} needs Dask: pip install distributed") from None
+    return Client(config["scheduler"]).get_executor()
+
+
+def parse_pair(config: dict, pair: str) -> str:
+    """Parse one pair's files into `book_states/<pair>`; return the report that is printed."""
+    began = time.perf_counter()
+    files = list_files(Path(config["data_dir"]) / "raw" / pair)
+    feed = config["feed"] or find_feed(files[0])
+    for file in files[1:]:
+        if config["feed"] is None and (other := find_feed(file)) != feed:
+            raise InputError(f"{file} is of feed {other}, {files[0].name} of {feed}: one pair's files are one feed")
+    total_bytes = sum(file.stat().st_size for file in files)
+    progress = tqdm(total=total_bytes, unit="B", unit_scale=True, desc=pair, disable=None)
+    folder = Path(config["data_dir"]) / "book_states" / pair
+    batches = read_ahead(FEEDS[feed][1](files))
+    try:
+        first_batches, tick_size, lot_size = infer_units(batches, config["tick_size"])
+        with new_folder(folder) as partial:
+            states = StateWriter(partial, config["depth"])
+            book = OrderBook(
+                config["depth"], lot_size, states.append, config["subsample"], config["state_interval_ms"],
+                config["max_crossed_ms"], config["max_gap_seconds"], config["max_clock_step_ms"],
+            )  # fmt: skip
+            rows = 0
+            done_bytes = dict.fromkeys(map(str, files), 0)
+            for batch in chain_freeing(first_batches, batches):
+                apply_batch(book, batch, tick_size, lot_size)
+                rows += len(batch.time_ns)
+                done_bytes[batch.file] = batch.file_bytes
+                read_bytes = sum(done_bytes.values())
+                progress.update(read_bytes - progress.n)
+                if not first_batches and not states.forecast:
+                    states.forecast = forecast(states.rows, config["depth"], read_bytes / total_bytes, folder)
+                    progress.write(f"{pair}: {states.forecast}")
+            book.finish()
+            counters = dict(zip(COUNTERS, book.counters.tolist(), strict=True))
+            if states.rows == 0:
+                raise InputError(f"{files[0].parent} holds no complete state of depth {config['depth']} in {rows:,} "
+                                 f"rows ({counters['thin_states']:,} thin, {counters['crossed_states']:,} crossed): "
+                                 "lower --depth or look at the files")  # fmt: skip
+            meta = {
+                "format_version": FORMAT_VERSION, "pair": pair, "feed": feed, "depth": config["depth"],
+                "tick_size": tick_size, "lot_size": lot_size, "subsample": config["subsample"],
+                "state_interval_ms": config["state_interval_ms"], "rows": states.rows, "updates": rows,
+                "sources": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
+                "counters": counters | {"crossed_ms": int(book.memory[CROSSED_NS]) // 10**6},
+            }  # fmt: skip
+            states.close()
+            check_states(partial, meta)
+            (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+    finally:
+        progress.close()
+    return report(pair, meta, folder, time.perf_counter() - began)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The recorded files of a pair in name order (licences, notes and hidden files are none)."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
+                   and file.suffix not in (".md", ".txt") and file.name != "LICENSE")  # fmt: skip
+    if not files:
+        raise InputError(f"{folder} holds no files: put the pair's recorded updates there")
+    return files
+
+
+def read_ahead(batches: Iterator[Batch], depth: int = 4) -> Iterator[Batch]:
+    """Run a reader in a thread of its own, at most `depth` batches ahead; its error is raised here."""
+    ready: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def fill() -> None:
+        try:
+            for batch in batches:
+                if not put(batch):
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=fill, daemon=True).start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+
+
+def infer_units(batches: Iterator[Batch], tick_size: float | None) -> tuple[list[Batch], float, float]:
+    """Read the first million rows; return them with the tick size and the lot size.
+
+    A tick is the largest power of ten that divides every price there (or as given), a lot at most 1e-8 and as fine as
+    float64 counts exactly.
+    """
+    first, rows = [], 0
+    while rows < ROWS_TO_INFER_TICK and (batch := next(batches, None)) is not None:
+        first.append(batch)
+        rows += len(batch.time_ns)
+    if tick_size is None:
+        tick_size = largest_power_of_ten([batch.price for batch in first])
+    largest = max((float(batch.size.max()) for batch in first if len(batch.size)), default=1.0)
+    exact_digits = int(np.floor(np.log10(MAX_EXACT / max(largest, 1e-9))))
+    lot = min(largest_power_of_ten([batch.size for batch in first]), 1e-8)
+    return first, tick_size, max(lot, 10.0**-exact_digits)
+
+
+def largest_power_of_ten(arrays: list[np.ndarray]) -> float:
+    """The largest power of ten, from 1e6 down to 1e-12, of which every value is a multiple."""
+    values = np.unique(np.concatenate([np.unique(array) for array in arrays]))
+    for digits in range(-6, 13):
+        scaled = values * 10.0**digits
+        if (np.abs(scaled - np.rint(scaled)) < np.maximum(1e-4, np.abs(scaled) * 1e-15)).all():
+            return float(f"1e{-digits}")
+    raise InputError("the first million prices are multiples of no power of ten down to 1e-12: set --tick_size")
+
+
+def apply_batch(book: OrderBook, batch: Batch, tick_size: float, lot_size: float) -> None:
+    """Turn a batch's prices into ticks and sizes into lots, exactly, and apply it to the book."""
+    ticks = to_units(batch.price, tick_size, batch, "price", "--tick_size")
+    lots = to_units(batch.size, lot_size, batch, "size", "a finer first million rows")
+    try:
+        book.apply(batch.time_ns, batch.message, batch.update_type, batch.is_buy, ticks, lots, batch.order_id)
+    except ValueError as error:
+        row, reason = error.args
+        where = f"{batch.file}, row {batch.first_row + row}"
+        if reason == CLOCK_BACK:
+            raise InputError(f"{where}: time goes back to {np.datetime64(int(batch.time_ns[row]), 'ns')} by more than "
+                             "max_clock_step_ms: sort the files, or raise --max_clock_step_ms") from None  # fmt: skip
+        raise InputError(
+            f"{where}: a visible price does not fit int32 in ticks of {tick_size}: set --tick_size"
+        ) from None
+
+
+def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: str) -> np.ndarray:
+    """Return int64 multiples of `unit`; InputError naming file and row where a value is none."""
+    scaled = values * round(1 / unit) if unit < 1 else values / unit
+    units = np.rint(scaled)
+    off = np.abs(scaled - units) > np.maximum(0.01, np.abs(scaled) * 1e-15)
+    if off.any() or (np.abs(units) > MAX_EXACT).any():
+        row = int(np.argmax(off | (np.abs(units) > MAX_EXACT)))
+        raise InputError(f"{batch.file}, row {batch.first_row + row}: {name} {values[row]!r} is no exact multiple of "
+                         f"{unit:g}: it needs {remedy}")  # fmt: skip
+    return units.astype(np.int64)
+
+
+def chain_freeing(first: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
+    while first:
+        yield first.pop(0)
+    yield from rest
+
+
+class StateWriter:
+    """Streams the kernel's output rows to the book's files."""
+
+    def __init__(self, folder: Path, depth: int):
+        self.folder, self.half, self.rows, self.forecast = folder, depth // 2, 0, ""
+        self.writers = {
+            "price_ticks": ArrayWriter(folder / "price_ticks.npy", np.int32, (depth,)),
+            "sizes": ArrayWriter(folder / "sizes.npy", np.float32, (depth,)),
+            "timestamps": ArrayWriter(folder / "timestamps.npy", np.int64),
+            "traded": ArrayWriter(folder / "traded.npy", np.float32),
+            "top_of_book": ArrayWriter(folder / "top_of_book.npy", np.int32, (2,)),
+            "segment_starts": ArrayWriter(folder / "segment_starts.npy", np.int64),
+        }
+        self.any_trade = False
+
+    def append(self, out: list[np.ndarray]) -> None:
+        price_ticks, _, timestamps, traded, starts = out
+        for name, rows in zip(("price_ticks", "sizes", "timestamps", "traded"), out, strict=False):
+            self.writers[name].append(rows)
+        self.writers["top_of_book"].append(price_ticks[:, self.half - 1 : self.half + 1])
+        self.writers["segment_starts"].append(self.rows + np.flatnonzero(starts))
+        self.any_trade = self.any_trade or bool(traded.any())
+        self.rows += len(timestamps)
+
+    def close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+        if not self.any_trade:
+            (self.folder / "traded.npy").unlink()
+
+
+def forecast(rows: int, depth: int, share_read: float, folder: Path) -> str:
+    """Extrapolate rows and bytes from the input read so far; InputError where the disk cannot hold them."""
+    expected = int(rows / share_read)
+    size = expected * (8 * depth + 20)
+    free = shutil.disk_usage(folder.parent).free + rows * (8 * depth + 20)
+    if size > free:
+        raise InputError(f"about {expected:,} states of depth {depth} will take {size / 1e9:,.1f} GB and "
+                         f"{folder.parent} has {free / 1e9:,.1f} GB: set --state_interval_ms=100, --subsample or a "
+                         "smaller --depth")  # fmt: skip
+    return f"about {expected:,} states, {size / 1e9:,.2f} GB expected"
+
+
+def check_states(folder: Path, meta: dict) -> None:
+    """Re-read the first and last rows: ascending prices, positive sizes, time in order, the length that meta says."""
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("price_ticks", "sizes", "timestamps")}
+    for rows in (slice(0, 10_000), slice(-10_000, None)):
+        ascending = (np.diff(arrays["price_ticks"][rows].astype(np.int64), axis=1) > 0).all()
+        in_order = (np.diff(arrays["timestamps"][rows]) >= 0).all()
+        if not (ascending and in_order and (arrays["sizes"][rows] > 0).all()):
+            raise RuntimeError(f"self-check failed: {folder.name} holds an impossible state; its old output is kept")
+    if any(len(array) != meta["rows"] for array in arrays.values()):
+        raise RuntimeError(f"self-check failed: {folder.name} is not {meta['rows']} rows long; its old output is kept")
+
+
+def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:
+    sizes = sum(file.stat().st_size for file in folder.iterdir())
+    lines = [
+        f"{pair}: {meta['rows']:,} states of {meta['depth']} levels from {meta['updates']:,} updates of feed "
+        f"{meta['feed']} in {seconds:.1f} s; tick {meta['tick_size']:g}; {sizes / 1e6:,.0f} MB in {folder}"
+    ]
+    lines += [f"  {name.replace('_', ' '):<18} {count:>12,}" for name, count in meta["counters"].items() if count]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main, config)
