@@ -137,14 +137,28 @@ def identity(book: Book) -> dict[str, Any]:
     }
 
 
-def save_table(file: Path, rows: np.ndarray, parameters: Mapping[str, Any], made_from: Any, **extra: Any) -> None:
-    """Write a structured array and its `.json` (parameters, what it was made from), both or neither."""
-    meta = {"format_version": FORMAT_VERSION, "rows": len(rows), "parameters": dict(parameters),
-            "made_from": made_from, **extra}  # fmt: skip
-    with new_file(file) as partial:
-        np.save(partial, rows)
-    with new_file(file.with_suffix(".json")) as partial:
-        partial.write(json.dumps(meta, indent=1).encode())
+@contextlib.contextmanager
+def new_table(file: Path, dtype: Any, parameters: Mapping[str, Any], made_from: Any) -> Iterator["TableWriter"]:
+    """Stream a structured array and its `.json` to `file`; both take their places when the block ends well.
+
+    The old `.json` goes first and the new one comes last, so that a kill in between leaves no pair that disagrees.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial, about = file.with_name(f".{file.name}.partial"), file.with_suffix(".json")
+    writer = TableWriter(partial, dtype)
+    try:
+        yield writer
+        writer.close()
+        meta = {"format_version": FORMAT_VERSION, "rows": writer.rows, "parameters": dict(parameters),
+                "made_from": made_from, **writer.extra}  # fmt: skip
+        about.unlink(missing_ok=True)
+        os.replace(partial, file)
+        with new_file(about) as handle:
+            handle.write(json.dumps(meta, indent=1).encode())
+    except BaseException:
+        writer.handle.close()
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def open_table(file: Path, made_by: str, made_from: Any, **parameters: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -226,3 +240,11 @@ class ArrayWriter:
     def close(self) -> None:
         self.write_header()
         self.handle.close()
+
+
+class TableWriter(ArrayWriter):
+    """An ArrayWriter whose `.json` also gets the entries of `extra`."""
+
+    def __init__(self, file: Path, dtype: Any):
+        super().__init__(file, dtype)
+        self.extra: dict[str, Any] = {}
