@@ -134,6 +134,8 @@ def run(main: Callable[[dict[str, Any]], int | None], config: dict[str, Any]) ->
         status = main(config)
     except InputError as error:
         fail(sys.argv[0], error)
+    except BrokenPipeError:
+        os._exit(1)
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
@@ -141,6 +143,4 @@ def run(main: Callable[[dict[str, Any]], int | None], config: dict[str, Any]) ->
         fail(sys.argv[0], RuntimeError(f"{error.strerror}{where}"), 1)
     except KeyboardInterrupt:
         fail(sys.argv[0], RuntimeError("interrupted; unfinished output was not put in place"), 130)
-    except BrokenPipeError:
-        os._exit(1)
     sys.exit(status or 0)

@@ -10,6 +10,7 @@ import numpy as np
 from lob.files import Book, new_file
 
 BLUE, RED, GREEN, GREY = "#2a6f97", "#c1443c", "#3a7d44", "#8d99ae"
+EMPTY = "#14121f"  # behind heat maps, where no order rests
 STYLE = {
     "figure.dpi": 110,
     "font.size": 9,
@@ -92,7 +93,7 @@ def draw_book(book: Book) -> plt.Figure:
         edges = mdates.date2num(times[[0, -1]])
         mesh = axes[2].imshow(image, aspect="auto", origin="lower", extent=(*edges, low * tick, high * tick))
         axes[2].plot(times, mid * tick, color="white", lw=0.7)
-        axes[2].set(ylabel="price", xlabel="exchange time (UTC)")
+        axes[2].set(ylabel="price", xlabel="exchange time (UTC)", facecolor=EMPTY)
         axes[2].grid(False)
         figure.colorbar(mesh, ax=axes[2], label="log10 of resting size", pad=0.01)
         axes[2].xaxis.set_major_formatter(mdates.ConciseDateFormatter(axes[2].xaxis.get_major_locator()))
@@ -188,7 +189,23 @@ def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
             axis.plot((prices[:, half - 1] + prices[:, half]) / 2 * tick, color="white", lw=1)
             change, spread = rows["mid_price_change_bps"][pick], rows["average_spread_bps"][pick]
             axis.set(title=f"{title}: {change:+.2f} bps, spread {spread:.2f} bps", xlabel="state", ylabel="price")
+            axis.set_facecolor(EMPTY)
             axis.grid(False)
         figure.colorbar(mesh, ax=axes, label="log10 of resting size", shrink=0.6)
         figure.suptitle(f"{book.pair}: the most extreme windows (white: mid)", fontsize=10)
+    return figure
+
+
+def draw_balance(before: np.ndarray, after: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
+    """Each statistic's distribution over all windows and over the balanced sample, on a log scale."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
+        for axis, name in zip(axes.flat, names, strict=False):
+            every = np.asarray(before[name][:: max(1, len(before) // 200_000)])
+            span = (min(central(every).min(), after[name].min()), max(central(every).max(), after[name].max()))
+            for values, colour, label in ((every, GREY, "all windows"), (after[name], BLUE, "balanced sample")):
+                axis.hist(values, bins=60, range=span, density=True, histtype="step", color=colour, label=label, lw=1.4)
+            axis.set(xlabel=LABELS[name], yscale="log", ylabel="density")
+        axes[0, 0].legend()
+        figure.suptitle(f"{pair}: conditions before and after balancing", fontsize=10)
     return figure
