@@ -20,6 +20,7 @@ from torch import Tensor
 from lob.config import InputError
 from lob.encoder import BookEncoder, EncoderConfig
 from lob.files import FORMAT_VERSION, new_file
+from lob.te_encoder import fp8_state, from_plain, load_fp8_state, load_plain_state, plain_name, plain_state, to_plain
 
 
 def save_checkpoint(file: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -70,3 +71,48 @@ def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[Bo
         )
     model.load_state_dict(tensors)
     return model.to(device).eval(), meta
+
+
+def training_state(
+    model: BookEncoder, optimizer: torch.optim.Optimizer, full: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a checkpoint and what of the state is no tensor.
+
+    The weights alone, or with `full` also the optimizer's moments (under the plain names and in the plain layout), the
+    random state of this process and FP8's scales.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in plain_state(model).items()}
+    if not full:
+        return tensors, {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{plain_name(name)}.{key}"] = to_plain(name, value, model.config)
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    tensors |= {f"fp8.{name}": tensor for name, tensor in fp8_state(model).items()}
+    return tensors, {"lr": [group["lr"] for group in optimizer.param_groups]}
+
+
+def load_training_state(
+    model: BookEncoder, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], meta: dict[str, Any]
+) -> None:
+    """Put back what `training_state` with `full` returned."""
+    part = {
+        prefix: {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        for prefix in ("model.", "optimizer.", "fp8.")
+    }
+    load_plain_state(model, part["model."])
+    load_fp8_state(model, part["fp8."])
+    for name, parameter in model.named_parameters():
+        prefix = f"{plain_name(name)}."
+        state = {key.removeprefix(prefix): value for key, value in part["optimizer."].items() if key.startswith(prefix)}
+        if state:
+            optimizer.state[parameter] = {key: from_plain(name, value.to(parameter.device), model.config)
+                                          for key, value in state.items()}  # fmt: skip
+    for group, lr in zip(optimizer.param_groups, meta["lr"], strict=True):
+        group["lr"] = lr
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])

@@ -1,0 +1,92 @@
+"""Which arithmetic a run uses, and why."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from lob.config import InputError
+from lob.encoder import EncoderConfig
+
+PRECISIONS = ("auto", "fastest", "fp8", "bf16", "fp32")
+RECIPES = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0)}  # name -> compute capability it needs
+FP8_PAYS_FROM_WIDTH = 768  # measured on an H100: below it plain compiled bf16 is as fast or faster
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The arithmetic of the layers: 'fp8' (with a recipe), 'bf16' or 'fp32', and the reason for it."""
+
+    name: str
+    recipe: str
+    reason: str
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """What a forward pass runs under: nothing for fp32, torch's bf16 autocast, and TE's FP8 autocast inside it."""
+        if self.name == "fp32":
+            yield
+            return
+        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16):
+            if self.name == "fp8":
+                from lob.te_encoder import fp8_autocast
+
+                with fp8_autocast(self.recipe):
+                    yield
+            else:
+                yield
+
+
+def choose_precision(requested: str, fp8_recipe: str, width: int, device: torch.device) -> Precision:
+    """Return the precision to use; InputError with the reason where the hardware lacks what was asked for."""
+    if device.type != "cuda":
+        if requested in ("fp8", "bf16"):
+            raise InputError(
+                f"precision = {requested!r} needs an NVIDIA GPU, this machine shows none: use 'auto' or 'fp32'"
+            )
+        return Precision("fp32", "", "no NVIDIA GPU on this machine")
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    gpu = f"{name}, compute capability {capability[0]}.{capability[1]}"
+    missing = fp8_obstacle(fp8_recipe, capability)
+    if requested == "fp8":
+        if missing:
+            raise InputError(f"precision = 'fp8' with fp8_recipe = {fp8_recipe!r}: {missing} ({gpu}): use 'bf16'")
+        return Precision("fp8", fp8_recipe, f"asked for; {gpu}")
+    if requested in ("bf16", "fp32"):
+        return Precision(requested, "", f"asked for; {gpu}")
+    if missing:
+        return Precision("bf16", "", f"{missing} ({gpu})")
+    if requested == "fastest" and width < FP8_PAYS_FROM_WIDTH:
+        return Precision(
+            "bf16", "", f"at width {width} < {FP8_PAYS_FROM_WIDTH} bf16 was measured faster than FP8 ({gpu})"
+        )
+    return Precision("fp8", fp8_recipe, f"the GPU has FP8 ({gpu})")
+
+
+def fp8_obstacle(recipe: str, capability: tuple[int, int]) -> str:
+    """What stands against FP8 here, or nothing."""
+    need = RECIPES[recipe]
+    if capability < need:
+        return f"the {recipe} recipe needs compute capability {need[0]}.{need[1]} or newer"
+    if recipe == "block" and tuple(int(part) for part in (torch.version.cuda or "0.0").split(".")[:2]) < (12, 9):
+        return f"the block recipe needs CUDA 12.9 or newer, torch was built with {torch.version.cuda}"
+    from lob.te_encoder import te_obstacle
+
+    return te_obstacle()
+
+
+def check_dimensions(config: EncoderConfig, batch_size: int, precision: Precision) -> None:
+    """InputError where FP8's matrix products could not take the shapes: each dimension a multiple of 16."""
+    if config.width % config.heads or (config.width // config.heads) % 2:
+        raise InputError(f"width {config.width} must be an even multiple of the number of heads {config.heads}")
+    if precision.name != "fp8":
+        return
+    sizes = {
+        "width": config.width,
+        "ffn_width": config.ffn_width,
+        "batch_size x temporal_dim": batch_size * config.temporal_dim,
+    }
+    for name, size in sizes.items():
+        if size % 16:
+            raise InputError(f"{name} = {size} must be a multiple of 16 under FP8: change it or use precision 'bf16'")

@@ -1,0 +1,173 @@
+"""What a training run leaves to look at: its folder, metrics.csv, TensorBoard events and the printed table."""
+
+import json
+import math
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lob.config import InputError
+from lob.files import new_file
+
+COLUMNS = ("kind", "epoch", "step", "windows_seen", "seconds", "train_loss", "validation_loss", "learning_rate",
+           "gradient_norm", "windows_per_second", "data_wait_share")  # fmt: skip
+PACKAGES = ("torch", "numpy", "transformer-engine", "safetensors", "tensorboardX")
+MAY_CHANGE = {"epochs", "max_gpus", "num_workers", "resume", "log_steps", "histogram_steps", "checkpoint_minutes",
+              "keep_checkpoints", "validate_steps", "early_stopping_patience"}  # fmt: skip
+
+
+def runs_named(config: dict[str, Any]) -> list[Path]:
+    """The run folders of this model_name, oldest first: <name>, <name>-2, <name>-3, ..."""
+    name, folder = config["model_name"], Path(config["runs_dir"])
+    found = [(1, folder / name)] if (folder / name).is_dir() else []
+    for path in folder.glob(f"{name}-*"):
+        number = path.name.removeprefix(f"{name}-")
+        if number.isdigit():
+            found.append((int(number), path))
+    return [path for _, path in sorted(found)]
+
+
+def new_run(config: dict[str, Any]) -> Path:
+    """Return the first free folder for a run of this name."""
+    taken = runs_named(config)
+    number = 1 + max((int(path.name.rpartition("-")[2]) if path.name != config["model_name"] else 1 for path in taken),
+                     default=0)  # fmt: skip
+    return Path(config["runs_dir"]) / (config["model_name"] if number == 1 else f"{config['model_name']}-{number}")
+
+
+def find_run(config: dict[str, Any]) -> Path:
+    """Return the newest run of this name; InputError where there is none or it was made with another config."""
+    runs = runs_named(config)
+    if not runs:
+        raise InputError(
+            f"there is no run {config['model_name']!r} in {config['runs_dir']} to resume: leave out --resume"
+        )
+    old = json.loads((runs[-1] / "config.json").read_text())
+    changed = [f"{key} was {old.get(key)!r}, is {value!r}" for key, value in config.items()
+               if key not in MAY_CHANGE and old.get(key) != value]  # fmt: skip
+    if changed:
+        raise InputError(f"{runs[-1]} was trained with another config: {'; '.join(changed)}: change it back to resume")
+    return runs[-1]
+
+
+def describe_environment() -> dict[str, Any]:
+    """Commit, versions and GPU of this process."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
+                         cwd=Path(__file__).parent)  # fmt: skip
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"commit": git.stdout.strip() or None, "python": platform.python_version(), "versions": versions,
+            "gpu": gpu, "gpus": torch.cuda.device_count(), "machine": platform.platform()}  # fmt: skip
+
+
+class RunLog:
+    """Writes a run's logs; on other ranks than the first it does nothing."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], rank: int):
+        self.folder, self.config, self.active = folder, config, rank == 0
+        self.header_printed = False
+
+    def __enter__(self) -> "RunLog":
+        if not self.active:
+            return self
+        from tensorboardX import SummaryWriter
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, content in (("config.json", self.config), ("env.json", describe_environment())):
+            with new_file(self.folder / name) as handle:
+                handle.write(json.dumps(content, indent=1).encode())
+        self.metrics = open(self.folder / "metrics.csv", "a")
+        if self.metrics.tell() == 0:
+            self.metrics.write(",".join(COLUMNS) + "\n")
+        self.board = SummaryWriter(str(self.folder))
+        self.board.add_text("config", "\n".join(f"    {key} = {value!r}" for key, value in self.config.items()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.active:
+            self.metrics.close()
+            self.board.close()
+
+    def print(self, text: str) -> None:
+        if self.active:
+            print(text, flush=True)
+
+    def write(self, kind: str, progress: Any, scalars: dict[str, float]) -> None:
+        """Append a row to metrics.csv and the scalars to TensorBoard."""
+        if not self.active:
+            return
+        row = {"kind": kind, "epoch": progress.epoch, "step": progress.step, "windows_seen": progress.windows_seen,
+               "seconds": round(progress.seconds, 3), **scalars}  # fmt: skip
+        self.metrics.write(",".join(str(row.get(column, "")) for column in COLUMNS) + "\n")
+        self.metrics.flush()
+        for name, value in scalars.items():
+            self.board.add_scalar(f"{kind}/{name}", value, progress.step)
+
+    def step(self, progress: Any, loss: float, lr: float, norm: float, rate: float, wait: float) -> None:
+        scalars = {"train_loss": loss, "learning_rate": lr, "gradient_norm": norm, "windows_per_second": rate,
+                   "data_wait_share": wait}  # fmt: skip
+        self.write("step", progress, scalars)
+        if self.active and torch.cuda.is_available():
+            self.board.add_scalar("step/gpu_memory_gb", torch.cuda.max_memory_allocated() / 1e9, progress.step)
+
+    def validation(self, progress: Any, loss: float) -> None:
+        self.write("validation", progress, {"validation_loss": loss})
+        if progress.step == 0:
+            self.print(
+                f"before     validation loss {loss:.6f}; linear interpolation in time {progress.linear_loss:.6f}"
+            )
+
+    def epoch(self, progress: Any, seconds: float, train: float, validation: float, lr: float, rate: float) -> None:
+        scalars = {"train_loss": train, "validation_loss": validation, "learning_rate": lr, "windows_per_second": rate}
+        self.write("epoch", progress, scalars)
+        if not self.header_printed:
+            self.print("epoch  duration (s)   train loss  validation loss  learning rate  windows/s")
+            self.header_printed = True
+        self.print(
+            f"{progress.epoch:>5} {seconds:>13.1f} {train:>12.6f} {validation:>16.6f} {lr:>14.2e} {rate:>10,.0f}"
+        )
+
+    def test(self, progress: Any, loss: float, linear: float) -> None:
+        self.write("test", progress, {"validation_loss": loss})
+        self.print(f"test loss  {loss:.6f}; linear interpolation in time {linear:.6f}")
+        if self.active:
+            keys = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in self.config.items()}
+            self.board.add_hparams(keys, {"test_loss": loss, "best_validation_loss": progress.best_loss}, name=".")
+
+    def histograms(self, model: nn.Module, step: int) -> None:
+        if self.active:
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    self.board.add_histogram(f"gradients/{name}", parameter.grad.float().cpu().numpy(), step)
+
+    def picture(self, progress: Any, values: Tensor, mask: Tensor, prediction: Tensor) -> None:
+        """One reconstructed window: truth, what was visible, and the prediction of what was not; prices above sizes."""
+        if not self.active:
+            return
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+
+        shown = torch.where(mask, torch.full_like(values, math.nan), values)
+        filled = torch.where(mask, prediction, values)
+        figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained", sharex=True, sharey=True)
+        for field, name in enumerate(("price", "size")):
+            low, high = values[..., field].quantile(torch.tensor([0.01, 0.99])).tolist()
+            for axis, image, title in zip(
+                axes[field], (values, shown, filled), ("truth", "visible", "ours"), strict=True
+            ):
+                axis.imshow(image[..., field].T, aspect="auto", origin="lower", vmin=low, vmax=high, cmap="magma")
+                axis.set(title=f"{name}, {title}", xlabel="state", ylabel="level")
+        self.board.add_figure("reconstruction", figure, progress.step)
+        plt.close(figure)
