@@ -82,6 +82,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ from tqdm import tqdm
 
 from lob.checkpoints import load_checkpoint, load_training_state, save_checkpoint, training_state
 from lob.dataset import Dataset, open_dataset
-from lob.encoder import EncoderConfig, build_inputs, count_parameters, encoder_config, flops_per_window
+from lob.encoder import BookEncoder, EncoderConfig, build_inputs, count_parameters, encoder_config, flops_per_window
 from lob.masking import make_mask, window_keys
 from lob.normalisation import interpolate_time
 from lob.precision import Precision, check_dimensions, choose_precision
@@ -286,24 +287,24 @@ class Session:
     """A model in training: what the steps share, and the steps."""
 
     def __init__(self, config: dict, team: Team, data: Dataset, encoder: EncoderConfig, precision: Precision,
-                 model: nn.Module, log: RunLog):  # fmt: skip
+                 model: BookEncoder, log: RunLog):  # fmt: skip
         self.config, self.team, self.data, self.encoder = config, team, data, encoder
         self.precision, self.model, self.log = precision, model, log
         self.store = WindowStore(data.books, config["temporal_dim"], team.device, config["num_workers"])
         self.progress = Progress()
-        self.ddp = model if team.world == 1 else nn.parallel.DistributedDataParallel(model)
+        self.ddp: Any = model if team.world == 1 else nn.parallel.DistributedDataParallel(model)
         cuda = team.device.type == "cuda"
         self.optimizer = make_optimizer(config["optimizer"], model.parameters(), config["lr"], cuda)
         self.windows_a_step = config["batch_size"] * config["accumulation_steps"] * team.world
         windows = int(data.weights[0].sum())
         self.steps_an_epoch = windows // self.windows_a_step
         if self.steps_an_epoch == 0:
-            raise InputError(f"{windows} training windows an epoch are fewer than one optimizer step of "
-                             f"{self.windows_a_step}: lower batch_size or accumulation_steps, or sample more")  # fmt: skip
+            raise InputError(f"{windows} training windows an epoch are fewer than a step of {self.windows_a_step}: "
+                             "lower batch_size or accumulation_steps, or sample more")  # fmt: skip
         if config["use_scheduler"]:
             steps = config["epochs"] * self.steps_an_epoch
-            self.scheduler = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, config["max_lr"], steps,
-                                                                 cycle_momentum=False)  # fmt: skip
+            self.scheduler: Any = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, config["max_lr"], steps,
+                                                                      cycle_momentum=False)  # fmt: skip
         else:
             self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 self.optimizer, factor=config["lr_decay_factor"], patience=config["lr_decay_patience"]
@@ -342,8 +343,9 @@ class Session:
         for number, (price_ticks, sizes) in enumerate(self.store.batches(starts)):
             samples = torch.from_numpy(windows[number] * 64 + repeats[number] + split * 2**56).to(self.team.device)
             keys = window_keys(self.config["seed"], epoch, samples)
-            shape = price_ticks.shape[1:]
-            yield price_ticks, sizes, make_mask(keys, *shape, self.config["mask_perc"], self.config["mask_mode"])
+            _, states, levels = price_ticks.shape
+            mask = make_mask(keys, states, levels, self.config["mask_perc"], self.config["mask_mode"])
+            yield price_ticks, sizes, mask
 
     def train_epoch(self, stop: StopSignal) -> bool:
         """Go through the rest of the epoch under way; True where SIGTERM ended it."""
@@ -400,7 +402,9 @@ class Session:
     def update(self, scale: Tensor, loss: Tensor) -> Tensor:
         """Turn summed gradients into those of the mean over all hidden values, clip, and take an optimizer step."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        torch._foreach_mul_([p.grad for p in parameters], scale.to(torch.float32))
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad.mul_(scale)
         norm = nn.utils.clip_grad_norm_(parameters, self.config["max_grad_norm"])
         if not math.isfinite(float(norm)) or not math.isfinite(float(loss)):
             step, name = self.progress.step + 1, f"nonfinite_step_{self.progress.step + 1:08d}.safetensors"

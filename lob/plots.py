@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
@@ -11,7 +12,7 @@ from lob.files import Book, new_file
 
 BLUE, RED, GREEN, GREY = "#2a6f97", "#c1443c", "#3a7d44", "#8d99ae"
 EMPTY = "#14121f"  # behind heat maps, where no order rests
-STYLE = {
+STYLE: Any = {
     "figure.dpi": 110,
     "font.size": 9,
     "axes.spines.top": False,

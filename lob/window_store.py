@@ -4,9 +4,10 @@ Where the states of all pairs fit, they live on the GPU and a window is an index
 memory-mapped files into pinned memory, a few batches ahead.
 """
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -66,11 +67,11 @@ class WindowStore:
                 yield self.gather(torch.from_numpy(rows).to(self.device, non_blocking=True))
             return
         with ThreadPoolExecutor(self.num_workers) as pool:
-            waiting = []
+            waiting: list[Future] = []
             remaining = iter(batches_of_rows)
             try:
                 while True:
-                    while len(waiting) < BATCHES_AHEAD and (rows := next(remaining, None)) is not None:
+                    for rows in itertools.islice(remaining, BATCHES_AHEAD - len(waiting)):
                         waiting.append(pool.submit(self.copy_windows, rows))
                     if not waiting:
                         return
