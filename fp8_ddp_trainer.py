@@ -79,7 +79,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -272,7 +272,9 @@ class StopSignal:
 
 def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> tuple[Tensor, Tensor]:
     """Sum of the loss over hidden values, in float32, and their count."""
-    functions = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss, "smoothl1": F.smooth_l1_loss}
+    functions: dict[str, Callable[..., Tensor]] = {
+        "mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss, "smoothl1": F.smooth_l1_loss,
+    }  # fmt: skip
     each = functions[loss](prediction.float(), target, reduction="none")
     return torch.where(mask, each, 0.0).sum(), mask.sum()
 
@@ -495,6 +497,7 @@ class Session:
         load_training_state(self.model, self.optimizer, tensors, meta)
         self.scheduler.load_state_dict(meta["scheduler"])
         self.progress = Progress(**meta["progress"])
+        self.log.rewind(self.progress.step)
 
     def test(self) -> None:
         """Score the best weights on the test split and say where everything is."""

@@ -98,6 +98,15 @@ class RunLog:
             self.metrics.close()
             self.board.close()
 
+    def rewind(self, step: int) -> None:
+        """Drop the rows of steps after `step`, which a resumed run will take again."""
+        if self.active:
+            header, *rows = (self.folder / "metrics.csv").read_text().splitlines()
+            kept = [row for row in rows if int(row.split(",")[COLUMNS.index("step")]) <= step]
+            self.metrics.truncate(0)
+            self.metrics.write("\n".join([header, *kept]) + "\n")
+            self.metrics.flush()
+
     def print(self, text: str) -> None:
         if self.active:
             print(text, flush=True)

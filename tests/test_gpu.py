@@ -1,0 +1,140 @@
+"""What needs an NVIDIA GPU with Transformer Engine: the two encoders agree, FP8 trains, and its state comes back."""
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, write_book
+
+from lob.encoder import PRESETS, BookEncoder, build_inputs, encoder_config
+from lob.masking import make_mask, window_keys
+from lob.precision import Precision
+from lob.te_encoder import TELayer, build_encoder, fp8_state, load_fp8_state, load_plain_state, plain_state, te_obstacle
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(bool(te_obstacle()), reason=f"needs an NVIDIA GPU and Transformer Engine: {te_obstacle()}"),
+]
+FP8 = Precision("fp8", "delayed", "test")
+BF16 = Precision("bf16", "", "test")
+
+
+def random_inputs(config, batch=2):
+    generator = torch.Generator().manual_seed(0)
+    gaps = torch.randint(1, 4, (batch, config.temporal_dim, config.depth), generator=generator)
+    price_ticks = (100_000 + gaps.cumsum(2)).to(torch.int32).cuda()
+    sizes = torch.rand(batch, config.temporal_dim, config.depth, generator=generator).cuda() + 0.01
+    keys = window_keys(0, 0, torch.arange(batch)).cuda()
+    return build_inputs(price_ticks, sizes, make_mask(keys, config.temporal_dim, config.depth, 0.25, "patch"), config)
+
+
+def lively(model):
+    """Give the head and the norms values that a mistake in the mapping would show in."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name or "head" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def relative(a, b):
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
+def cosine(a, b):
+    return float(torch.nn.functional.cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_transformer_engine_agrees_with_plain_in_bf16(preset):
+    config = encoder_config(preset)
+    torch.manual_seed(0)
+    plain = lively(BookEncoder(config).cuda().eval())
+    engine = BookEncoder(config, TELayer).cuda().eval()
+    load_plain_state(engine, plain.state_dict())
+    for name, tensor in plain_state(engine).items():
+        assert torch.equal(tensor, plain.state_dict()[name]), name
+    tokens, *_ = random_inputs(config)
+    with torch.inference_mode(), BF16.autocast():
+        assert relative(engine.encode(tokens), plain.encode(tokens)) < 2e-2
+
+
+@pytest.mark.parametrize("recipe", ["delayed", "current", "block"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_fp8_is_close_to_bf16(preset, recipe):
+    config = encoder_config(preset)
+    torch.manual_seed(0)
+    plain = lively(BookEncoder(config).cuda().eval())
+    engine = BookEncoder(config, TELayer).cuda()
+    load_plain_state(engine, plain.state_dict())
+    tokens, *_ = random_inputs(config)
+    precision = Precision("fp8", recipe, "test")
+    for _ in range(2):  # delayed scaling learns its scales from the pass before
+        with precision.autocast():
+            hidden = engine.encode(tokens)
+        hidden.float().square().mean().backward()
+    engine.eval()
+    with torch.inference_mode(), precision.autocast():
+        hidden = engine.encode(tokens)
+    with torch.inference_mode(), BF16.autocast():
+        expected = plain.encode(tokens)
+    assert cosine(hidden, expected) > 0.99
+
+
+def test_fp8_state_comes_back():
+    config = encoder_config("tiny_transformer")
+    tokens, base, values, _ = random_inputs(config)
+    first, second = (build_encoder(config, FP8, torch.device("cuda")) for _ in range(2))
+    load_plain_state(second, plain_state(first))
+    for scale in (1.0, 8.0):
+        with FP8.autocast():
+            prediction = first(tokens * scale, base)
+        (prediction - values).square().mean().backward()
+    with FP8.autocast():
+        second(tokens, base)
+    state = fp8_state(first)
+    assert state
+    assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())
+    load_fp8_state(second, state)
+    assert all(torch.equal(tensor, fp8_state(second)[name]) for name, tensor in state.items())
+
+
+def trainer(data_dir: Path, *words: str) -> subprocess.Popen:
+    """Start the trainer on a small run."""
+    command = [sys.executable, "fp8_ddp_trainer.py", f"--data_dir={data_dir}", f"--runs_dir={data_dir / 'runs'}",
+               "--model_size=tiny_transformer", "--batch_size=16", "--accumulation_steps=2", "--log_steps=1",
+               "--epochs=6", "--dropout=0.1", *words]  # fmt: skip
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def losses(run: Path) -> np.ndarray:
+    with open(run / "metrics.csv") as handle:
+        return np.array([float(row["train_loss"]) for row in csv.DictReader(handle) if row["kind"] == "step"])
+
+
+def test_fp8_training_learns_and_resumes_after_a_kill(tmp_path):
+    write_book(tmp_path, rows=20_000)
+    for script in ("exploration_main.py", "create_balanced_dataset.py"):
+        subprocess.run([sys.executable, script, f"--data_dir={tmp_path}", "--plots=False"], cwd=ROOT, check=True)
+    whole = trainer(tmp_path, "--model_name=whole")
+    printed, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    assert "precision  fp8" in printed
+    expected = losses(tmp_path / "runs" / "whole")
+    steps = len(expected) // 6
+    assert expected[-steps:].mean() < expected[:steps].mean()
+    killed = trainer(tmp_path, "--model_name=killed")
+    checkpoints = tmp_path / "runs" / "killed" / "checkpoints"
+    while killed.poll() is None and len(list(checkpoints.glob("step_*.safetensors"))) < 2:
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    resumed = trainer(tmp_path, "--model_name=killed", "--resume=True")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    np.testing.assert_allclose(losses(tmp_path / "runs" / "killed"), expected, rtol=2e-2)
