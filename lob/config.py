@@ -64,9 +64,10 @@ def parse_override(word: str, defaults: Mapping[str, Any]) -> tuple[str, Any]:
     if key not in defaults:
         raise InputError(f"unknown key {key!r} (= {text}){nearest(key, defaults)}; --help lists the keys")
     try:
-        return key, ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return key, text
+    return key, text if isinstance(defaults[key], str) and not isinstance(value, str) else value
 
 
 def check_value(key: str, value: Any, default: Any, optional: type | tuple[type, ...]) -> None:

@@ -79,7 +79,8 @@ def open_book(path: str | Path) -> Book:
         if array.dtype != dtype or array.ndim != ndim or (name != "segment_starts" and len(array) != meta["rows"]):
             raise InputError(f"{file} holds {array.dtype} {array.shape}, meta.json says {meta['rows']} rows of "
                              f"{np.dtype(dtype)}: run data_parser.py again")  # fmt: skip
-    if arrays["price_ticks"].shape != (meta["rows"], meta["depth"]) != arrays["sizes"].shape:
+    shape = (meta["rows"], meta["depth"])
+    if not arrays["price_ticks"].shape == arrays["sizes"].shape == shape:
         raise InputError(f"{path}: the arrays are not of meta.json's depth {meta['depth']}: run data_parser.py again")
     return Book(path, meta, **arrays)
 
@@ -96,10 +97,12 @@ def find_pairs(data_dir: str | Path, stage: str, pairs: Sequence[str] | None, ma
                     if not p.name.startswith(".") and (p.is_dir() or p.suffix == ".npy")})  # fmt: skip
     if not found:
         raise InputError(f"{folder} is empty: run {made_by} first, or set --data_dir")
+    if pairs is not None and not pairs:
+        raise InputError(f"pairs = {pairs!r} names none; there are {', '.join(found)} (None: all)")
     for pair in pairs or ():
         if pair not in found:
             raise InputError(f"no pair {pair!r} in {folder}{nearest(pair, found)}; there are {', '.join(found)}")
-    return list(pairs) if pairs is not None else found
+    return list(dict.fromkeys(pairs)) if pairs is not None else found
 
 
 def read_meta(file: Path, made_by: str) -> dict[str, Any]:
@@ -110,9 +113,10 @@ def read_meta(file: Path, made_by: str) -> dict[str, Any]:
         raise InputError(f"there is no {file}: run {made_by} first") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not JSON ({error}): run {made_by} again") from None
-    if meta.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{file} has format version {meta.get('format_version')!r}, this program reads "
-                         f"{FORMAT_VERSION}: run {made_by} again")  # fmt: skip
+    version = meta.get("format_version") if isinstance(meta, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(f"{file} has format version {version!r}, this program reads {FORMAT_VERSION}: "
+                         f"run {made_by} again")  # fmt: skip
     return meta
 
 
@@ -151,13 +155,14 @@ def new_table(file: Path, dtype: Any, parameters: Mapping[str, Any], made_from: 
         writer.close()
         meta = {"format_version": FORMAT_VERSION, "rows": writer.rows, "parameters": dict(parameters),
                 "made_from": made_from, **writer.extra}  # fmt: skip
-        about.unlink(missing_ok=True)
-        os.replace(partial, file)
         with new_file(about) as handle:
             handle.write(json.dumps(meta, indent=1).encode())
+            about.unlink(missing_ok=True)
+            os.replace(partial, file)
     except BaseException:
-        writer.handle.close()
         partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a full disk what is buffered cannot be flushed
+            writer.handle.close()
         raise
 
 
@@ -169,7 +174,7 @@ def open_table(file: Path, made_by: str, made_from: Any, **parameters: Any) -> t
     """
     meta = read_meta(file.with_suffix(".json"), made_by)
     rows = load_array(file)
-    if len(rows) != meta["rows"]:
+    if rows.shape != (meta["rows"],):
         raise InputError(f"{file} has {len(rows)} rows, its .json says {meta['rows']}: run {made_by} again")
     if made_from is not None and meta["made_from"] != made_from:
         raise InputError(f"{file} was made from another book than the one now there: run {made_by} again")
@@ -239,6 +244,7 @@ class ArrayWriter:
 
     def close(self) -> None:
         self.write_header()
+        os.fsync(self.handle.fileno())
         self.handle.close()
 
 

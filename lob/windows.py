@@ -5,9 +5,11 @@ It never crosses a segment border, nor a border between two splits.
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import numpy as np
 
+from lob.config import InputError
 from lob.files import Book
 
 SPLITS = ("train", "validation", "test")
@@ -16,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 def segment_ranges(segment_starts: np.ndarray, rows: int) -> np.ndarray:
     """Return int64 (S, 2): first row and one past the last row of each segment."""
     starts = np.asarray(segment_starts, dtype=np.int64)
-    return np.stack([starts, np.append(starts[1:], rows)], axis=1)
+    return np.stack([starts, np.append(starts, np.int64(rows))[1:]], axis=1)
 
 
 def window_ends(segment_starts: np.ndarray, rows: int, temporal_dim: int) -> np.ndarray:
@@ -29,13 +31,20 @@ def window_ends(segment_starts: np.ndarray, rows: int, temporal_dim: int) -> np.
 
 
 def calendar_cuts(
-    timestamps: Sequence[np.ndarray], segment_starts: Sequence[np.ndarray], split_ratios: Sequence[float]
+    timestamps: Sequence[np.ndarray], segment_starts: Sequence[np.ndarray], split_ratios: Sequence[float | str]
 ) -> np.ndarray:
     """Return int64 (2,): the instants (ns) at which validation and test begin, the same for every pair.
 
-    `timestamps` and `segment_starts` are one array a pair. The cuts divide the time that at least one pair's
-    segments cover in the proportions of `split_ratios`; time without a recording does not count.
+    `timestamps` and `segment_starts` are one array a pair. `split_ratios` is either three shares (train, validation,
+    test), and the cuts divide the time that at least one pair's segments cover in these proportions, time without a
+    recording not counted; or the two cuts themselves as ISO dates (UTC). InputError where it is neither.
     """
+    if len(split_ratios) == 2 and all(isinstance(date, str) for date in split_ratios):
+        return parse_dates(split_ratios)
+    shares = [share for share in split_ratios if isinstance(share, int | float) and 0 <= share < np.inf]
+    if len(split_ratios) != 3 or len(shares) != 3 or sum(shares) == 0:
+        raise InputError(f"split_ratios = {split_ratios!r} are neither three shares (train, validation, test) "
+                         "nor two ISO dates (validation begins, test begins)")  # fmt: skip
     spans = []
     for times, starts in zip(timestamps, segment_starts, strict=True):
         ranges = segment_ranges(starts, len(times))
@@ -46,15 +55,28 @@ def calendar_cuts(
             merged[-1][1] = max(merged[-1][1], end)
         else:
             merged.append([begin, end])
+    if not merged:
+        raise InputError("the books hold no states to split: run data_parser.py again")
     covered = np.array(merged, dtype=np.int64)
     before = np.concatenate([[0], np.cumsum(covered[:, 1] - covered[:, 0])])  # covered ns before each span
-    total = float(sum(split_ratios))
     cuts = []
-    for share in np.cumsum(np.asarray(split_ratios, dtype=np.float64))[:2] / total:
+    for share in np.cumsum(np.asarray(shares, dtype=np.float64))[:2] / float(sum(shares)):
         target = round(float(share) * int(before[-1]))
         span = min(int(np.searchsorted(before, target, side="right")) - 1, len(covered) - 1)
         cuts.append(int(covered[span, 0]) + target - int(before[span]))
     return np.array(cuts, dtype=np.int64)
+
+
+def parse_dates(dates: Sequence[float | str]) -> np.ndarray:
+    """Return int64 (2,): two ascending ISO dates (UTC where they name no offset) in ns since the epoch."""
+    try:
+        moments = [datetime.fromisoformat(str(date)) for date in dates]
+    except ValueError as error:
+        raise InputError(f"split_ratios = {dates!r}: {error}, such as '2026-05-02T12:30'") from None
+    seconds = [(m if m.tzinfo else m.replace(tzinfo=UTC)).timestamp() for m in moments]
+    if seconds[0] > seconds[1]:
+        raise InputError(f"split_ratios = {dates!r}: validation begins after test; give the earlier date first")
+    return np.array([round(s * 1e6) * 1000 for s in seconds], dtype=np.int64)
 
 
 def split_rows(timestamps: np.ndarray, cuts: np.ndarray, embargo: int) -> np.ndarray:
@@ -77,14 +99,27 @@ def split_of_windows(end_rows: np.ndarray, temporal_dim: int, rows_of_splits: np
 
 
 def count_shared_states(end_rows: Sequence[np.ndarray], temporal_dim: int, rows: int) -> int:
-    """Count the states of one pair that windows of two or more of the given sets cover (0 where a split is pure)."""
-    sets_at = np.zeros(rows, dtype=np.int8)
-    for ends in end_rows:
-        edges = np.zeros(rows + 1, dtype=np.int64)
-        np.add.at(edges, np.asarray(ends, dtype=np.int64) - temporal_dim, 1)
-        np.add.at(edges, np.asarray(ends, dtype=np.int64), -1)
-        sets_at += np.cumsum(edges[:-1]) > 0
-    return int(np.count_nonzero(sets_at > 1))
+    """Count the states of one pair that windows of two or more of the given sets cover (0 where a split is pure).
+
+    Memory grows with the windows given, not with `rows`. InputError where a window lies outside of [0, rows).
+    """
+    edges, steps = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for given in end_rows:
+        ends = np.unique(np.asarray(given, dtype=np.int64))
+        if len(ends) == 0:
+            continue
+        if ends[0] < temporal_dim or ends[-1] > rows:
+            raise InputError(f"a window of {temporal_dim} states ends outside of a book of {rows} "
+                             "states: run create_balanced_dataset.py again")  # fmt: skip
+        apart = np.diff(ends) > temporal_dim  # between two runs of windows that touch, the set covers nothing
+        first = ends[np.append(True, apart)] - temporal_dim
+        last = ends[np.append(apart, True)]
+        edges += [first, last]
+        steps += [np.ones_like(first), -np.ones_like(last)]
+    edge, step = np.concatenate(edges), np.concatenate(steps)
+    order = np.argsort(edge, kind="stable")
+    sets_from = np.cumsum(step[order])  # how many sets cover the states from this edge to the next
+    return int(np.diff(edge[order])[sets_from[:-1] > 1].sum())
 
 
 def gather_windows(book: Book, end_rows: np.ndarray, temporal_dim: int) -> tuple[np.ndarray, np.ndarray]:

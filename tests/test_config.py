@@ -1,0 +1,152 @@
+"""The command line: what is accepted, what is refused in one line, and how fast --help answers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from lob.config import InputError, describe, load_config, run
+
+SCRIPT = '''"""Does nothing.
+
+    python script.py
+"""
+
+config = {
+    "depth": 96,  # levels
+    "lr": 1e-4,  # step size, "#" in a comment is kept
+    "loss": "mse",  # one of three
+    "model_name": "a run",  # what the folder is called
+    "use_scheduler": True,  # on or off
+    "pairs": None,  # list of pairs; None: all
+    "tick_size": None,  # in the quote currency; None: found
+    "split_ratios": [
+        0.7,
+        0.3,
+    ],  # over three lines
+}
+'''
+OPTIONAL = {"pairs": list, "tick_size": (int, float)}
+CHOICES = {"loss": ("mse", "mae", "huber")}
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return tmp_path / "script.py"
+
+
+def load(script: Path, *words: str) -> dict:
+    names: dict = {}
+    exec(script.read_text(), names)
+    return load_config(names["config"], script, OPTIONAL, CHOICES, words)
+
+
+def test_overrides_are_literals_of_the_defaults_type(script):
+    config = load(script, "--depth=48", "--lr=1", "--loss=mae", "--use_scheduler=False", "--pairs=['A','B']",
+                  "--tick_size=0.5", "--split_ratios=[1, 2]", "--model_name=2024")  # fmt: skip
+    assert config == {"depth": 48, "lr": 1.0, "loss": "mae", "use_scheduler": False, "pairs": ["A", "B"],
+                      "tick_size": 0.5, "split_ratios": [1, 2], "model_name": "2024"}  # fmt: skip
+    assert type(config["lr"]) is float
+    assert load(script)["pairs"] is None
+    assert load(script, "--pairs=None")["pairs"] is None
+    assert load(script, "--model_name=a=b")["model_name"] == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("--dept=48", ["'dept'", "48", "did you mean 'depth'?"]),
+        ("--nothing_like_it=1", ["'nothing_like_it'", "--help lists the keys"]),
+        ("--depth=many", ["depth = 'many'", "str", "not int"]),
+        ("--depth=48.0", ["depth = 48.0", "float", "not int"]),
+        ("--depth=True", ["depth = True", "bool", "not int"]),
+        ("--lr=fast", ["lr = 'fast'", "not float"]),
+        ("--lr=True", ["lr = True", "not float"]),
+        ("--use_scheduler=1", ["use_scheduler = 1", "not bool"]),
+        ("--pairs=BTC_USD", ["pairs = 'BTC_USD'", "not list or None"]),
+        ("--tick_size=True", ["tick_size = True", "not int or float or None"]),
+        ("--split_ratios=0.7", ["split_ratios = 0.7", "not list"]),
+        ("--loss=msee", ["loss = 'msee'", "'huber'", "did you mean 'mse'?"]),
+        ("--depth", ["'--depth'", "--key=value"]),
+        ("depth=3", ["'depth=3'", "--key=value"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(script, capsys, word, parts):
+    with pytest.raises(SystemExit) as stopped:
+        load(script, word)
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("script.py: ")
+    for part in parts:
+        assert part in err
+
+
+def test_help_lists_every_key_with_default_and_comment(script):
+    text = describe(script)
+    assert text.startswith("Does nothing.")
+    lines = {line.split("=")[0].strip(): line for line in text.splitlines() if line.startswith("  --")}
+    assert set(lines) == {"--depth", "--lr", "--loss", "--model_name", "--use_scheduler", "--pairs", "--tick_size",
+                          "--split_ratios"}  # fmt: skip
+    assert "--depth=96" in lines["--depth"] and lines["--depth"].endswith("levels")
+    assert lines["--lr"].endswith('step size, "#" in a comment is kept')
+    assert "over three lines" in text
+
+
+@pytest.mark.parametrize("name", ["exploration_main.py", "create_balanced_dataset.py"])
+def test_help_and_a_misspelt_key_answer_before_the_heavy_imports(name):
+    """Within a second, since nothing slow is loaded."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", name, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "--temporal_dim=256" in done.stdout
+    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "lob" in loaded and not loaded & {"numpy", "numba", "pandas", "pyarrow", "matplotlib", "torch", "tqdm"}
+    wrong = subprocess.run([sys.executable, name, "--temporaldim=3"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert "did you mean 'temporal_dim'?" in wrong.stderr
+
+
+def raised(error: BaseException | None):
+    def main(config: dict) -> int:
+        if error is not None:
+            raise error
+        return int(config["status"])
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (InputError("depth = 3 is odd"), 2, "depth = 3 is odd"),
+        (OSError(28, "No space left on device", "/data/x.npy"), 1, "No space left on device: /data/x.npy"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_run_turns_errors_into_one_line_and_a_status(capsys, error, status, line):
+    with pytest.raises(SystemExit) as stopped:
+        run(raised(error), {})
+    err = capsys.readouterr().err
+    assert stopped.value.code == status and err.count("\n") == 1 and line in err
+
+
+def test_run_lets_our_own_mistakes_through_and_keeps_mains_status():
+    with pytest.raises(ZeroDivisionError):
+        run(raised(ZeroDivisionError()), {})
+    for status in (0, 1, 2):
+        with pytest.raises(SystemExit) as stopped:
+            run(raised(None), {"status": status})
+        assert stopped.value.code == status
+
+
+def test_a_closed_pipe_leaves_no_traceback():
+    code = "from lob.config import run\ndef main(config):\n    while True: print('x' * 5000)\nrun(main, {})"
+    reader = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert reader.stdout is not None and reader.stderr is not None
+    reader.stdout.read(10)
+    reader.stdout.close()
+    assert reader.wait(20) == 1 and reader.stderr.read() == b""
+    reader.stderr.close()
