@@ -25,7 +25,7 @@ config = {
     "scheduler": None,  # address of a Dask scheduler whose workers parse the pairs; None: this machine
 }
 
-from lob.config import InputError, load_config, run
+from lob.config import CheckFailed, InputError, load_config, run
 
 if __name__ == "__main__":
     config = load_config(config, __file__, optional={"pairs": list, "feed": str, "tick_size": float, "scheduler": str})
@@ -308,9 +308,9 @@ def check_states(folder: Path, meta: dict) -> None:
         ascending = (np.diff(arrays["price_ticks"][rows].astype(np.int64), axis=1) > 0).all()
         in_order = (np.diff(arrays["timestamps"][rows]) >= 0).all()
         if not (ascending and in_order and (arrays["sizes"][rows] > 0).all()):
-            raise RuntimeError(f"self-check failed: {folder.name} holds an impossible state; its old output is kept")
+            raise CheckFailed(f"self-check failed: {folder.name} holds an impossible state; its old output is kept")
     if any(len(array) != meta["rows"] for array in arrays.values()):
-        raise RuntimeError(f"self-check failed: {folder.name} is not {meta['rows']} rows long; its old output is kept")
+        raise CheckFailed(f"self-check failed: {folder.name} is not {meta['rows']} rows long; its old output is kept")
 
 
 def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:

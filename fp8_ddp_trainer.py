@@ -60,7 +60,7 @@ config = {
     "histogram_steps": 0,  # optimizer steps between two sets of gradient histograms; 0: none
 }
 
-from lob.config import InputError, load_config, run
+from lob.config import CheckFailed, InputError, load_config, run
 
 if __name__ == "__main__":
     config = load_config(
@@ -151,7 +151,7 @@ def check_data(config: dict, data: Dataset) -> None:
         raise InputError(f"depth_dim = {config['depth_dim']}, but {data.books[0].path} holds {depth} levels: "
                          f"set --depth_dim={depth} or parse again")  # fmt: skip
     if data.shared_states:
-        raise RuntimeError(f"{data.shared_states} states are shared by two splits: the samples are not to be used")
+        raise CheckFailed(f"{data.shared_states} states are shared by two splits: the samples are not to be used")
     if not len(data.end_rows[0]) or not len(data.end_rows[1]):
         raise InputError(f"no windows to train or validate on ({data.describe()}): sample more, or change split_ratios")
 
@@ -411,7 +411,7 @@ class Session:
         if not math.isfinite(float(norm)) or not math.isfinite(float(loss)):
             step, name = self.progress.step + 1, f"nonfinite_step_{self.progress.step + 1:08d}.safetensors"
             self.save(name)
-            raise RuntimeError(f"loss {float(loss)} and gradient norm {float(norm)} at step {step} (epoch "
+            raise CheckFailed(f"loss {float(loss)} and gradient norm {float(norm)} at step {step} (epoch "
                                f"{self.progress.epoch + 1}, batch {self.progress.step_in_epoch}): not updated; the "
                                f"weights before it are in {name}")  # fmt: skip
         if self.config["histogram_steps"] and (self.progress.step + 1) % self.config["histogram_steps"] == 0:

@@ -24,6 +24,10 @@ class InputError(Exception):
     """The user's configuration or input is at fault: one line that holds the value and the remedy; exit status 2."""
 
 
+class CheckFailed(Exception):
+    """A program's check of its own work failed: one line; exit status 1."""
+
+
 def load_config(
     defaults: Mapping[str, Any],
     script: str | Path,
@@ -135,6 +139,8 @@ def run(main: Callable[[dict[str, Any]], int | None], config: dict[str, Any]) ->
         status = main(config)
     except InputError as error:
         fail(sys.argv[0], error)
+    except CheckFailed as error:
+        fail(sys.argv[0], error, 1)
     except BrokenPipeError:
         os._exit(1)
     except OSError as error:
