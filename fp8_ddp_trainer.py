@@ -45,6 +45,7 @@ config = {
     "precision": "auto",  # auto (fp8 where the GPU has it, else bf16, else fp32), fastest, fp8, bf16 or fp32
     "fp8_recipe": "delayed",  # delayed, current or block scaling
     "backend": "nccl",  # of DDP on GPUs; CPUs use gloo
+    "compile": True,  # torch.compile the plain layers, and run each micro-step as one CUDA graph, on a GPU
     "max_gpus": None,  # at most this many; None: all of the machine
     "azure": False,  # True: data and runs on the cloud machine's data disk
     "azure_data_root": "/mnt/data",  # that disk
@@ -79,7 +80,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,17 +88,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lob.checkpoints import load_checkpoint, load_training_state, save_checkpoint, training_state
 from lob.dataset import Dataset, open_dataset
-from lob.encoder import BookEncoder, EncoderConfig, build_inputs, count_parameters, encoder_config, flops_per_window
+from lob.encoder import BookEncoder, EncoderConfig, count_parameters, encoder_config, flops_per_window
 from lob.masking import make_mask, window_keys
 from lob.normalisation import interpolate_time
 from lob.precision import Precision, check_dimensions, choose_precision
 from lob.run_log import RunLog, find_run, new_run
+from lob.step import FiniteCheck, GraphedStep, MicroStep, NonFinite, masked_loss, merge_factor
 from lob.te_encoder import build_encoder, load_plain_state
 from lob.window_store import WindowStore
 
@@ -238,24 +239,18 @@ def train(rank: int, world: int, config: dict, folder: Path, port: int | None) -
         precision = choose_precision(config["precision"], config["fp8_recipe"], encoder.width, team.device)
         check_dimensions(encoder, config["batch_size"], precision)
         torch.manual_seed(config["seed"])
-        model = build_encoder(encoder, precision, team.device)
+        model = build_encoder(encoder, precision, team.device, config["compile"])
         if config["load_model"]:
             load_plain_state(model, load_checkpoint(config["model_path"], "model.")[0])
         session = Session(config, team, data, encoder, precision, model, log)
         if config["resume"]:
             session.resume(folder)
         log.print(session.describe())
-        if session.progress.step == 0:
-            session.validate()
-        while session.progress.epoch < config["epochs"]:
-            if session.train_epoch(stop):
-                session.save()
-                log.print(f"stopped by SIGTERM at step {session.progress.step:,}; go on with --resume=True")
-                return 0
-            if session.progress.epochs_without_gain >= config["early_stopping_patience"]:
-                log.print(f"stopped early: no better validation loss for {config['early_stopping_patience']} epochs")
-                break
-        session.test()
+        try:
+            session.train(stop)
+        except NonFinite:
+            session.save(f"nonfinite_step_{session.progress.step:08d}.safetensors")
+            raise
     return 0
 
 
@@ -268,15 +263,6 @@ class StopSignal:
 
     def note(self, *_: object) -> None:
         self.received = True
-
-
-def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> tuple[Tensor, Tensor]:
-    """Sum of the loss over hidden values, in float32, and their count."""
-    functions: dict[str, Callable[..., Tensor]] = {
-        "mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss, "smoothl1": F.smooth_l1_loss,
-    }  # fmt: skip
-    each = functions[loss](prediction.float(), target, reduction="none")
-    return torch.where(mask, each, 0.0).sum(), mask.sum()
 
 
 def make_optimizer(name: str, parameters: Iterator[nn.Parameter], lr: float, cuda: bool) -> torch.optim.Optimizer:
@@ -297,6 +283,12 @@ class Session:
         self.ddp: Any = model if team.world == 1 else nn.parallel.DistributedDataParallel(model)
         cuda = team.device.type == "cuda"
         self.optimizer = make_optimizer(config["optimizer"], model.parameters(), config["lr"], cuda)
+        merged = merge_factor(encoder, config["batch_size"], config["accumulation_steps"], team.device)
+        self.passes_a_step = config["accumulation_steps"] // merged
+        self.windows_a_pass = config["batch_size"] * merged
+        self.step = MicroStep(self.ddp, encoder, precision, config["loss"], config["mask_mode"], config["mask_perc"])
+        self.graphed: GraphedStep | None = None
+        self.finite = FiniteCheck(self.optimizer, team.device)
         self.windows_a_step = config["batch_size"] * config["accumulation_steps"] * team.world
         windows = int(data.weights[0].sum())
         self.steps_an_epoch = windows // self.windows_a_step
@@ -312,6 +304,21 @@ class Session:
                 self.optimizer, factor=config["lr_decay_factor"], patience=config["lr_decay_patience"]
             )
 
+    def train(self, stop: StopSignal) -> None:
+        """Train to the last epoch, to early stopping or to SIGTERM, and test unless stopped from outside."""
+        if self.progress.step == 0:
+            self.validate()
+        while self.progress.epoch < self.config["epochs"]:
+            if self.train_epoch(stop):
+                self.save()
+                self.log.print(f"stopped by SIGTERM at step {self.progress.step:,}; go on with --resume=True")
+                return
+            if self.progress.epochs_without_gain >= self.config["early_stopping_patience"]:
+                patience = self.config["early_stopping_patience"]
+                self.log.print(f"stopped early: no better validation loss for {patience} epochs")
+                break
+        self.test()
+
     def describe(self) -> str:
         ranks = f"{self.team.world} rank(s) on {self.team.device.type}"
         lines = [
@@ -320,7 +327,8 @@ class Session:
             f"model      {self.config['model_size']}: {count_parameters(self.encoder):,} parameters, "
             f"{flops_per_window(self.encoder) / 1e9:.2f} GFLOPs a window",
             f"precision  {self.precision.name} ({self.precision.reason})",
-            f"step       {self.windows_a_step} windows, {self.steps_an_epoch:,} steps an epoch, {ranks}",
+            f"step       {self.windows_a_step} windows in {self.passes_a_step} pass(es) on each of {ranks}; "
+            f"{self.steps_an_epoch:,} steps an epoch; states {'on the GPU' if self.store.resident else 'read from files'}",
         ]
         if self.progress.step:
             lines.append(f"resumed    at epoch {self.progress.epoch + 1}, step {self.progress.step:,}")
@@ -339,66 +347,77 @@ class Session:
         order = rng.permutation(len(windows))
         return windows[order], repeat[order]
 
-    def batches(self, split: int, windows: list[np.ndarray], repeats: list[np.ndarray], epoch: int) -> Iterator:
-        """Yield price_ticks, sizes and mask of each batch of window numbers of a split, on the device."""
-        starts = [self.store.start_rows(self.data.pair_index[split][w], self.data.end_rows[split][w]) for w in windows]
-        for number, (price_ticks, sizes) in enumerate(self.store.batches(starts)):
-            samples = torch.from_numpy(windows[number] * 64 + repeats[number] + split * 2**56).to(self.team.device)
-            keys = window_keys(self.config["seed"], epoch, samples)
-            _, states, levels = price_ticks.shape
-            mask = make_mask(keys, states, levels, self.config["mask_perc"], self.config["mask_mode"])
-            yield price_ticks, sizes, mask
+    def keys(self, split: int, windows: np.ndarray, repeats: np.ndarray | int, epoch: int) -> Tensor:
+        """The key of each window's mask, int64 (B,): a function of seed, epoch, window and repeat, not of the rank."""
+        samples = torch.from_numpy(windows * 64 + repeats + split * 2**56)
+        return window_keys(self.config["seed"], epoch, samples.to(self.team.device, non_blocking=True))
+
+    def start_rows(self, split: int, windows: np.ndarray) -> np.ndarray:
+        return self.store.start_rows(self.data.pair_index[split][windows], self.data.end_rows[split][windows])
+
+    def run_passes(self, nominal: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield summed loss and count of each pass of the rest of the epoch, its gradient added, when asked for it."""
+        order, repeats = self.draw_order(self.progress.epoch)
+        passes, world = self.passes_a_step, self.team.world
+        blocks = np.arange(self.steps_an_epoch * passes * world * self.windows_a_pass)
+        mine = blocks.reshape(-1, passes, world, self.windows_a_pass)[self.progress.step_in_epoch :, :, self.team.rank]
+        mine = mine.reshape(-1, self.windows_a_pass)
+        keys = (self.keys(0, order[block], repeats[block], self.progress.epoch) for block in mine)
+        starts = (self.start_rows(0, order[block]) for block in mine)
+        if self.store.resident and world == 1 and self.config["compile"]:
+            if self.graphed is None:
+                parameters = list(self.model.parameters())
+                self.graphed = GraphedStep(self.step, self.store.gather, self.windows_a_pass, nominal, parameters)
+            for rows, key in zip(starts, keys, strict=True):
+                yield self.graphed(torch.from_numpy(rows), key)
+        else:
+            for (price_ticks, sizes), key in zip(self.store.batches(starts), keys, strict=True):
+                yield self.step(price_ticks, sizes, key, nominal)
 
     def train_epoch(self, stop: StopSignal) -> bool:
         """Go through the rest of the epoch under way; True where SIGTERM ended it."""
         config, progress, team = self.config, self.progress, self.team
-        micro, world, rank = config["accumulation_steps"], team.world, team.rank
-        order, repeats = self.draw_order(progress.epoch)
-        first = progress.step_in_epoch * micro
-        slices = [slice((m * world + rank) * config["batch_size"], (m * world + rank + 1) * config["batch_size"])
-                  for m in range(first, self.steps_an_epoch * micro)]  # fmt: skip
-        batches = self.batches(0, [order[s] for s in slices], [repeats[s] for s in slices], progress.epoch)
-        nominal = config["mask_perc"] * self.windows_a_step / world * config["temporal_dim"] * config["depth_dim"] * 2
-        loss_sum, loss_count = torch.zeros(2, dtype=torch.float64, device=team.device)
+        nominal = (
+            config["mask_perc"] * self.windows_a_step / team.world * config["temporal_dim"] * config["depth_dim"] * 2
+        )
+        sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # loss and count, of the epoch
         began = logged = saved = time.perf_counter()
         self.ddp.train()
+        passes = self.run_passes(nominal)
         bar = tqdm(total=self.steps_an_epoch * self.windows_a_step, unit="window", desc=f"epoch {progress.epoch + 1}",
-                   disable=None if rank == 0 else True, leave=False)  # fmt: skip
+                   disable=None if team.rank == 0 else True, leave=False)  # fmt: skip
         while progress.step_in_epoch < self.steps_an_epoch:
-            step_sum, step_count = torch.zeros(2, dtype=torch.float64, device=team.device)
-            for number in range(micro):
-                price_ticks, sizes, mask = next(batches)
-                tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, self.encoder)
-                synchronise = contextlib.nullcontext() if number == micro - 1 or world == 1 else self.ddp.no_sync()
-                with synchronise:
-                    with self.precision.autocast():
-                        prediction = self.ddp(tokens, base)
-                    loss, count = masked_loss(prediction, values, mask, config["loss"])
-                    (loss / nominal).backward()
-                step_sum, step_count = step_sum + loss.detach(), step_count + count
-            step_sum, step_count, stopping = team.total(step_sum, step_count, float(stop.received))
-            norm = self.update(nominal * world / step_count, step_sum / step_count)
-            loss_sum, loss_count = loss_sum + step_sum, loss_count + step_count
+            step_sums = torch.zeros(2, dtype=torch.float64, device=team.device)
+            for number in range(self.passes_a_step):
+                last = number == self.passes_a_step - 1 or team.world == 1
+                with contextlib.nullcontext() if last else self.ddp.no_sync():
+                    step_sums += torch.stack([part.double() for part in next(passes)])
+            loss, count, stopping = team.total(*step_sums, float(stop.received))
+            norm = self.update(nominal * team.world / count, loss / count)
+            sums += torch.stack([loss, count])
             bar.update(self.windows_a_step)
             now = time.perf_counter()
             if progress.step % config["log_steps"] == 0:
                 rate = config["log_steps"] * self.windows_a_step / (now - logged)
                 lr, wait = self.optimizer.param_groups[0]["lr"], self.store.wait_seconds / (now - began)
-                self.log.step(progress, float(step_sum / step_count), lr, float(norm), rate, wait)
+                self.log.step(progress, float(loss / count), lr, float(norm), rate, wait)
                 logged = now
             if config["validate_steps"] and progress.step % config["validate_steps"] == 0:
                 self.validate()
-            if stopping or now - saved > config["checkpoint_minutes"] * 60:
+            stopped = bool(stopping) if team.world > 1 else stop.received
+            if stopped or now - saved > config["checkpoint_minutes"] * 60:
                 progress.seconds += time.perf_counter() - began
                 began = saved = time.perf_counter()
-                if stopping:
+                if stopped:
                     return True
                 self.save()
         bar.close()
+        self.finite.check()
+        train_loss = float(sums[0] / sums[1])
         seconds = time.perf_counter() - began
         progress.seconds += seconds
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-        self.end_epoch(float(loss_sum / loss_count), seconds)
+        self.end_epoch(train_loss, seconds)
         return False
 
     def update(self, scale: Tensor, loss: Tensor) -> Tensor:
@@ -408,16 +427,12 @@ class Session:
             assert parameter.grad is not None
             parameter.grad.mul_(scale)
         norm = nn.utils.clip_grad_norm_(parameters, self.config["max_grad_norm"])
-        if not math.isfinite(float(norm)) or not math.isfinite(float(loss)):
-            step, name = self.progress.step + 1, f"nonfinite_step_{self.progress.step + 1:08d}.safetensors"
-            self.save(name)
-            raise CheckFailed(f"loss {float(loss)} and gradient norm {float(norm)} at step {step} (epoch "
-                               f"{self.progress.epoch + 1}, batch {self.progress.step_in_epoch}): not updated; the "
-                               f"weights before it are in {name}")  # fmt: skip
+        where = f"step {self.progress.step + 1} (epoch {self.progress.epoch + 1}, batch {self.progress.step_in_epoch})"
+        self.finite.watch(loss, norm, where)
         if self.config["histogram_steps"] and (self.progress.step + 1) % self.config["histogram_steps"] == 0:
             self.log.histograms(self.model, self.progress.step + 1)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.graphed is None)
         self.progress.step += 1
         self.progress.step_in_epoch += 1
         self.progress.windows_seen += self.windows_a_step
@@ -433,10 +448,12 @@ class Session:
         size = self.config["batch_size"]
         windows = [mine[i : i + size] for i in range(0, len(mine), size)]
         sums = torch.zeros(3, dtype=torch.float64, device=self.team.device)
-        for price_ticks, sizes, mask in self.batches(split, windows, [w * 0 for w in windows], VALIDATION_EPOCH):
-            tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, self.encoder)
-            with self.precision.autocast():
-                prediction = self.model(tokens, base)
+        step = MicroStep(
+            self.model, self.encoder, self.precision, self.step.loss, self.step.mask_mode, self.step.mask_perc
+        )
+        for chosen, (price_ticks, sizes) in zip(windows, self.store.batches(self.start_rows(split, w) for w in windows),
+                                                strict=True):  # fmt: skip
+            prediction, values, mask = step.predict(price_ticks, sizes, self.keys(split, chosen, 0, VALIDATION_EPOCH))
             loss, count = masked_loss(prediction, values, mask, self.config["loss"])
             linear, _ = masked_loss(interpolate_time(values, ~mask), values, mask, self.config["loss"])
             sums += torch.stack([loss.double(), linear.double(), count.double()])
@@ -468,12 +485,9 @@ class Session:
     @torch.inference_mode()
     def reconstruct_one(self) -> tuple[Tensor, Tensor, Tensor]:
         """Values, mask and prediction (T, L, F) of the first validation window."""
-        window = [np.zeros(1, dtype=np.int64)]
-        price_ticks, sizes, mask = next(self.batches(1, window, window, VALIDATION_EPOCH))
-        tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, self.encoder)
-        with self.precision.autocast():
-            prediction = self.model.eval()(tokens, base)
-        self.model.train()
+        first = np.zeros(1, dtype=np.int64)
+        (price_ticks, sizes), *_ = self.store.batches([self.start_rows(1, first)])
+        prediction, values, mask = self.step.predict(price_ticks, sizes, self.keys(1, first, 0, VALIDATION_EPOCH))
         return values[0].cpu(), mask[0].cpu(), prediction[0].float().cpu()
 
     def save(self, name: str | None = None) -> None:

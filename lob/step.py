@@ -4,13 +4,15 @@ On a GPU that holds the states the whole micro-step is one CUDA graph: forty nar
 and launching them one by one takes several times as long as running them.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lob.encoder import BookEncoder, build_inputs
+from lob.config import CheckFailed
+from lob.encoder import EncoderConfig, build_inputs
 from lob.masking import make_mask
 from lob.precision import Precision
 
@@ -35,9 +37,9 @@ class MicroStep:
     model: the encoder, or DDP around it; windows: price_ticks and sizes (B, T, L); keys: int64 (B,) (lob/masking.py).
     """
 
-    def __init__(self, model: nn.Module, encoder: BookEncoder, precision: Precision, loss: str, mask_mode: str,
+    def __init__(self, model: nn.Module, config: EncoderConfig, precision: Precision, loss: str, mask_mode: str,
                  mask_perc: float):  # fmt: skip
-        self.model, self.config, self.precision = model, encoder.config, precision
+        self.model, self.config, self.precision = model, config, precision
         self.loss, self.mask_mode, self.mask_perc = loss, mask_mode, mask_perc
 
     def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,3 +87,57 @@ class GraphedStep:
         self.keys.copy_(keys, non_blocking=True)
         self.graph.replay()
         return self.loss, self.count
+
+
+class FiniteCheck:
+    """Keeps a non-finite loss or gradient from the weights, and ends the run with its place.
+
+    On a CPU at once. On a GPU the fused optimizer is told to skip the update and the host learns of it one step later,
+    so that it never waits for the step under way.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device):
+        self.optimizer, self.on_gpu, self.where = optimizer, device.type == "cuda", ""
+        if self.on_gpu:
+            self.numbers = torch.zeros(2, dtype=torch.float64, pin_memory=True)
+            self.copied = torch.cuda.Event()
+
+    def watch(self, loss: Tensor, norm: Tensor, where: str) -> None:
+        """Look at a step before its update; CheckFailed where it (on a GPU: the step before) is not finite."""
+        both = torch.stack([loss.double(), norm.double()])
+        if self.on_gpu:
+            self.check()
+            self.where = where
+            self.numbers.copy_(both, non_blocking=True)
+            self.copied.record()
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined] # as GradScaler tells fused optimizers
+            self.optimizer.found_inf = (~both.isfinite().all()).float()  # type: ignore[attr-defined]
+        else:
+            self.numbers, self.where = both, where
+            self.check()
+
+    def check(self) -> None:
+        if self.where:
+            if self.on_gpu:
+                self.copied.synchronize()
+            loss, norm = self.numbers.tolist()
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise NonFinite(f"loss {loss} and gradient norm {norm} at {self.where}: the weights were not updated")
+
+
+class NonFinite(CheckFailed):
+    """A loss or gradient that is not finite."""
+
+
+def merge_factor(config: EncoderConfig, batch_size: int, accumulation_steps: int, device: torch.device) -> int:
+    """How many micro-steps of an optimizer step run as one pass: as many as 60 % of the GPU's free memory takes.
+
+    The sums stay the same. A layer keeps about ten vectors of the width and two of the feed-forward's a state, in two
+    bytes (109 MB a window for 40 layers of width 192, as measured), the inputs some 60 bytes a value.
+    """
+    if device.type != "cuda":
+        return 1
+    a_state = config.layers * 2 * (10 * config.width + 2 * config.ffn_width) + 60 * 2 * config.depth
+    budget = 0.6 * torch.cuda.mem_get_info(device)[0] / (a_state * config.temporal_dim)
+    return max(m for m in range(1, accumulation_steps + 1)
+               if accumulation_steps % m == 0 and (m == 1 or m * batch_size <= budget))  # fmt: skip

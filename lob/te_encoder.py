@@ -94,13 +94,18 @@ class TELayer(nn.Module):
         return torch.cat([angle, angle], dim=1)[:, None, None, :]
 
 
-def build_encoder(config: EncoderConfig, precision: Precision, device: torch.device) -> BookEncoder:
+def build_encoder(
+    config: EncoderConfig, precision: Precision, device: torch.device, compiled: bool = False
+) -> BookEncoder:
     """Return the encoder on `device`: of Transformer Engine layers under FP8, of plain ones otherwise.
 
-    Both start from the same weights for the same torch seed.
+    Both start from the same weights for the same torch seed. `compiled`: torch.compile the plain layers on a GPU.
     """
     plain = BookEncoder(config)
     if precision.name != "fp8":
+        if compiled and device.type == "cuda":
+            for layer in plain.layers:
+                layer.compile()  # one layer's code serves all
         return plain.to(device)
     model = BookEncoder(config, TELayer).to(device)
     load_plain_state(model, plain.state_dict())
