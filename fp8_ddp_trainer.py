@@ -328,7 +328,7 @@ class Session:
             f"{flops_per_window(self.encoder) / 1e9:.2f} GFLOPs a window",
             f"precision  {self.precision.name} ({self.precision.reason})",
             f"step       {self.windows_a_step} windows in {self.passes_a_step} pass(es) on each of {ranks}; "
-            f"{self.steps_an_epoch:,} steps an epoch; states {'on the GPU' if self.store.resident else 'read from files'}",
+            f"{self.steps_an_epoch:,} steps an epoch; states {'on the GPU' if self.store.resident else 'in files'}",
         ]
         if self.progress.step:
             lines.append(f"resumed    at epoch {self.progress.epoch + 1}, step {self.progress.step:,}")
