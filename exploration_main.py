@@ -47,7 +47,7 @@ STATISTICS = np.dtype(
     ]
 )
 MAIN = ("mid_price_change_bps", "average_spread_bps", "std_tick_returns_bps", "imbalance_best", "update_rate_hz")
-CHUNK_ROWS = 1 << 18
+CHUNK_ROWS = 1 << 17  # memory holds one chunk of states and its windows: about 30 MB
 STATE_SERIES = ("return_bps", "spread_bps", "imbalance_best", "imbalance_depth", "traded", "traded_size")
 
 
@@ -56,23 +56,35 @@ def main(config: dict) -> int:
         raise InputError(f"temporal_dim = {config['temporal_dim']} must be at least 2")
     pairs = find_pairs(config["data_dir"], "book_states", config["pairs"], "data_parser.py")
     folder = Path(config["data_dir"])
+    failed = []
     for pair in pairs:
-        began = time.perf_counter()
-        book = open_book(folder / "book_states" / pair)
-        file = folder / "window_statistics" / f"{pair}.npy"
-        windows = write_statistics(book, config["temporal_dim"], file)
-        seconds = time.perf_counter() - began
-        print(f"{pair}: {windows:,} windows of {config['temporal_dim']} states in {seconds:.1f} s -> {file}")
-        print(summarise(np.load(file, mmap_mode="r")))
-        if config["plots"]:
-            import matplotlib
-
-            matplotlib.use("Agg")
-            from lob import plots
-
-            for picture in plots.draw_pair(book, np.load(file, mmap_mode="r"), MAIN, folder / "plots"):
-                print(f"  {picture}")
+        try:
+            describe_pair(pair, folder, config)
+        except InputError as error:
+            failed.append(str(error))
+    if failed:
+        raise InputError("; ".join(failed))
     return 0
+
+
+def describe_pair(pair: str, folder: Path, config: dict) -> None:
+    """Write one pair's statistics and pictures, and print what they hold and where they are."""
+    began = time.perf_counter()
+    book = open_book(folder / "book_states" / pair)
+    file = folder / "window_statistics" / f"{pair}.npy"
+    windows = write_statistics(book, config["temporal_dim"], file)
+    seconds = time.perf_counter() - began
+    print(f"{pair}: {windows:,} windows of {config['temporal_dim']} states in {seconds:.1f} s -> {file}")
+    rows = np.load(file, mmap_mode="r")
+    print(summarise(rows))
+    if config["plots"]:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from lob import plots
+
+        for picture in plots.draw_pair(book, rows, MAIN, folder / "plots"):
+            print(f"  {picture}")
 
 
 def write_statistics(book: Book, temporal_dim: int, file: Path) -> int:
@@ -96,127 +108,98 @@ def write_statistics(book: Book, temporal_dim: int, file: Path) -> int:
 def chunk_statistics(book: Book, first: int, last: int, temporal_dim: int) -> np.ndarray:
     """Statistics of all windows inside the rows [first, last), STATISTICS (last - first - T + 1,)."""
     if book.top_of_book is not None:
-        top = book.top_of_book[first:last]
+        top = np.asarray(book.top_of_book[first:last])
     else:
-        top = book.price_ticks[first:last, book.depth // 2 - 1 : book.depth // 2 + 1]
-    traded = book.traded[first:last] if book.traded is not None else np.empty(0, np.float32)
-    series = state_series(np.ascontiguousarray(top), book.sizes[first:last], np.asarray(traded))
-    mid_ticks = top.astype(np.float64).sum(axis=1) / 2
-    return window_statistics(series, mid_ticks, np.asarray(book.timestamps[first:last]), first, temporal_dim,
-                             book.tick_size)  # fmt: skip
-
-
-def window_statistics(
-    series: np.ndarray, mid_ticks: np.ndarray, timestamps: np.ndarray, first_row: int, temporal_dim: int, tick: float
-) -> np.ndarray:
-    """Statistics of all windows of a run of states, from `state_series`, mids and times of each state."""
-    count = len(mid_ticks) - temporal_dim + 1
-    rows = np.empty(count, dtype=STATISTICS)
-    means = np.empty((len(series), count))
-    deviation, squares = np.empty(count), np.empty(count)
-    roll_moments(series[0, 1:], temporal_dim - 1, means[0], deviation, squares)
-    roll_means(series[1:], temporal_dim, means[1:])
-    begin, end = mid_ticks[:count], mid_ticks[temporal_dim - 1 :]
-    rows["mid_price_change_bps"] = (end - begin) / begin * 1e4
-    rows["average_spread_bps"] = means[1]
-    rows["std_tick_returns_bps"] = deviation
-    rows["mean_tick_returns_bps"] = means[0]
-    rows["start_mid"] = begin * tick
-    rows["end_row"] = np.arange(first_row + temporal_dim, first_row + temporal_dim + count)
-    rows["realised_volatility_bps"] = np.sqrt(squares)
-    rows["imbalance_best"], rows["imbalance_depth"] = means[2], means[3]
-    duration_s = (timestamps[temporal_dim - 1 :] - timestamps[:count]) * 1e-9
-    rows["update_rate_hz"] = (temporal_dim - 1) / np.maximum(duration_s, 1e-3)
-    rows["duration_s"] = duration_s
-    rows["traded_direction"] = np.nan
-    np.divide(means[4], means[5], out=rows["traded_direction"], where=means[5] > 0)
+        top = np.ascontiguousarray(book.price_ticks[first:last, book.depth // 2 - 1 : book.depth // 2 + 1])
+    traded = np.asarray(book.traded[first:last]) if book.traded is not None else np.empty(0, np.float32)
+    series = state_series(top, np.asarray(book.sizes[first:last]), traded)
+    rows = np.empty(last - first - temporal_dim + 1, dtype=STATISTICS)
+    roll_windows(series, top, np.asarray(book.timestamps[first:last]), book.tick_size, temporal_dim, rows)
+    rows["end_row"] += first
     return rows
 
 
 @njit(cache=True, parallel=True, nogil=True)
 def state_series(top_ticks, sizes, traded):
-    """What the statistics need of each state, float64 (6, N), in the order of STATE_SERIES.
+    """What the statistics sum over states, float64 (N, 6), in the order of STATE_SERIES.
 
     top_ticks: int32 (N, 2); sizes: float32 (N, L); traded: float32 (N,) or empty. The first return is 0.
     """
     rows, half = sizes.shape[0], sizes.shape[1] // 2
-    series = np.zeros((6, rows))
+    series = np.zeros((rows, 6))
     for i in prange(rows):
         bid, ask = np.float64(top_ticks[i, 0]), np.float64(top_ticks[i, 1])
         mid = (bid + ask) / 2
         if i > 0:
             before = (np.float64(top_ticks[i - 1, 0]) + np.float64(top_ticks[i - 1, 1])) / 2
-            series[0, i] = (mid - before) / before * 1e4
-        series[1, i] = (ask - bid) / mid * 1e4
+            series[i, 0] = (mid - before) / before * 1e4
+        series[i, 1] = (ask - bid) / mid * 1e4
         best_bid, best_ask = np.float64(sizes[i, half - 1]), np.float64(sizes[i, half])
-        series[2, i] = (best_bid - best_ask) / (best_bid + best_ask)
+        series[i, 2] = (best_bid - best_ask) / (best_bid + best_ask)
         bids, asks = 0.0, 0.0
         for level in range(half):
             bids += sizes[i, level]
             asks += sizes[i, half + level]
-        series[3, i] = (bids - asks) / (bids + asks)
+        series[i, 3] = (bids - asks) / (bids + asks)
         if len(traded) > 0:
-            series[4, i], series[5, i] = traded[i], abs(traded[i])
+            series[i, 4], series[i, 5] = traded[i], abs(traded[i])
     return series
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def roll_means(series, length, means):
-    """Mean of every run of `length` values of each row of `series` (K, N) into `means` (K, N - length + 1).
+def roll_windows(series, top_ticks, timestamps, tick_size, length, rows):
+    """Statistics of every window of `length` states into `rows`; `end_row` counts from the first state given.
 
-    The values are cut into blocks of `length`: a run is the tail of one block and the head of the next (van Herk 1992),
-    so its sum is one addition of sums that only ever grow, and nothing is subtracted.
+    The states are cut into blocks of `length`: a window is the tail of one block and the head of the next (van Herk
+    1992), so that its sums are joined of two that only ever grew, at a cost that does not depend on `length`, and
+    nothing is subtracted. Returns keep their mean and squared deviations about it (Welford 1962), joined as Chan et
+    al. (1979): no large sums cancel, and equal returns give exactly 0.
     """
-    count = means.shape[1]
-    blocks = (count + length - 1) // length
-    for job in prange(len(series) * blocks):
-        row, block = job // blocks, job % blocks
-        values, begin = series[row], block * length
-        tails = np.empty(length)
-        total = 0.0
-        for i in range(length - 1, -1, -1):
-            total += values[begin + i]
-            tails[i] = total
-        head = 0.0
-        for i in range(min(length, count - begin)):
-            means[row, begin + i] = (tails[i] + head) / length
-            if begin + length + i < len(values):
-                head += values[begin + length + i]
-
-
-@njit(cache=True, parallel=True, nogil=True)
-def roll_moments(values, length, means, deviations, squares):
-    """Mean, population deviation and sum of squares of every run of `length` of `values`, in blocks as `roll_means`.
-
-    Deviations of tail and head are kept about their own means (Welford 1962) and joined (Chan et al. 1979), so that
-    no large sums are subtracted; a run of equal values gives exactly 0.
-    """
-    count = len(means)
-    blocks = (count + length - 1) // length
-    for block in prange(blocks):
+    reciprocal = np.ones(length + 1)
+    for i in range(1, length + 1):
+        reciprocal[i] = 1.0 / i
+    returns = length - 1
+    for block in prange((len(rows) + length - 1) // length):
         begin = block * length
-        tail_mean, tail_m2, tail_squares = np.empty(length), np.empty(length), np.empty(length)
-        mean, m2, total = 0.0, 0.0, 0.0
+        tails = np.zeros((length + 1, 7))  # [i]: mean return and its squared deviations, five sums from state i on
         for i in range(length - 1, -1, -1):
-            value = values[begin + i]
-            step = value - mean
-            mean += step / (length - i)
-            m2 += step * (value - mean)
-            total += value * value
-            tail_mean[i], tail_m2[i], tail_squares[i] = mean, m2, total
-        mean, m2, total = 0.0, 0.0, 0.0
-        for i in range(min(length, count - begin)):
-            gap = mean - tail_mean[i]
-            joined = tail_m2[i] + m2 + gap * gap * (i * (length - i) / length)
-            means[begin + i] = tail_mean[i] + gap * (i / length)
-            deviations[begin + i] = np.sqrt(joined / length)
-            squares[begin + i] = tail_squares[i] + total
-            if begin + length + i < len(values):
-                value = values[begin + length + i]
-                step = value - mean
-                mean += step / (i + 1)
-                m2 += step * (value - mean)
-                total += value * value
+            state = series[begin + i]
+            for k in range(5):
+                tails[i, 2 + k] = tails[i + 1, 2 + k] + state[1 + k]
+            if i < returns:  # a window has no return into its first state
+                step = series[begin + i + 1, 0] - tails[i + 1, 0]
+                tails[i, 0] = tails[i + 1, 0] + step * reciprocal[returns - i]
+                tails[i, 1] = tails[i + 1, 1] + step * (series[begin + i + 1, 0] - tails[i, 0])
+        mean, deviations, spread, best, depth, signed, traded = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for i in range(min(length, len(rows) - begin)):
+            first, last = begin + i, begin + i + length - 1
+            if i > 0:
+                state = series[last]
+                step = state[0] - mean
+                mean += step * reciprocal[i]
+                deviations += step * (state[0] - mean)
+                spread, best, depth = spread + state[1], best + state[2], depth + state[3]
+                signed, traded = signed + state[4], traded + state[5]
+            gap = mean - tails[i, 0]
+            mean_return = tails[i, 0] + gap * (i / returns)
+            squares = tails[i, 1] + deviations + gap * gap * (i * (returns - i) / returns)
+            mid = (np.float64(top_ticks[first, 0]) + np.float64(top_ticks[first, 1])) / 2
+            mid_last = (np.float64(top_ticks[last, 0]) + np.float64(top_ticks[last, 1])) / 2
+            duration = (timestamps[last] - timestamps[first]) * 1e-9
+            row = rows[first]
+            row["mid_price_change_bps"] = (mid_last - mid) / mid * 1e4
+            row["average_spread_bps"] = (tails[i, 2] + spread) / length
+            row["std_tick_returns_bps"] = np.sqrt(squares / returns)
+            row["mean_tick_returns_bps"] = mean_return
+            row["start_mid"] = mid * tick_size
+            row["end_row"] = last + 1
+            row["realised_volatility_bps"] = np.sqrt(squares + returns * mean_return * mean_return)
+            row["imbalance_best"] = (tails[i, 3] + best) / length
+            row["imbalance_depth"] = (tails[i, 4] + depth) / length
+            row["update_rate_hz"] = returns / max(duration, 1e-3)
+            row["duration_s"] = duration
+            all_traded = tails[i, 6] + traded
+            row["traded_direction"] = (tails[i, 5] + signed) / all_traded if all_traded > 0 else np.nan
 
 
 def summarise(rows: np.ndarray) -> str:

@@ -7,11 +7,14 @@ from typing import Any
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from lob.files import Book, new_file
 
-BLUE, RED, GREEN, GREY = "#2a6f97", "#c1443c", "#3a7d44", "#8d99ae"
-EMPTY = "#14121f"  # behind heat maps, where no order rests
+BLUE, RED, GREEN, VIOLET, GREY = "#2a6f97", "#c1443c", "#3a7d44", "#6d4c91", "#8d99ae"
+EMPTY, UNSEEN = "#14121f", "#e5e7eb"  # in depth heat maps: no order rests; outside of the recorded levels
+MID = "#4cc9f0"  # the mid on a depth heat map
 STYLE: Any = {
     "figure.dpi": 110,
     "font.size": 9,
@@ -23,6 +26,7 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "image.cmap": "magma",
+    "axes.axisbelow": True,
 }
 LABELS = {
     "mid_price_change_bps": "mid-price change (bps)",
@@ -40,7 +44,7 @@ LABELS = {
 
 def draw_pair(book: Book, rows: np.ndarray, main: Sequence[str], folder: Path) -> list[Path]:
     """Draw a pair's five pictures into `folder`; return their files."""
-    sample = np.array(rows[:: max(1, len(rows) // 200_000)])
+    sample = np.array(rows[:: -(-len(rows) // 200_000)])
     figures = {
         "book": draw_book(book),
         "distributions": draw_distributions(sample, book.pair),
@@ -58,142 +62,231 @@ def save(figure: plt.Figure, file: Path) -> Path:
     return file
 
 
-def to_dates(timestamps: np.ndarray) -> np.ndarray:
-    return np.asarray(timestamps).astype("datetime64[ns]")
+def set_time_axis(axis: plt.Axes) -> None:
+    locator = mdates.AutoDateLocator()
+    axis.xaxis.set_major_locator(locator)
+    axis.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))
+    axis.set_xlabel("exchange time (UTC)")
 
 
-def depth_image(price_ticks: np.ndarray, sizes: np.ndarray, bins: int = 160) -> tuple[np.ndarray, float, float]:
-    """Log size on a grid of price (bins) by time, NaN where no level falls; and the price range in ticks.
+def to_days(timestamps: np.ndarray) -> np.ndarray:
+    """matplotlib's dates of ns since the epoch."""
+    return np.asarray(timestamps) / 86_400e9
 
-    The range holds the middle 96 % of the visible prices, so that a far order doesn't squeeze the picture.
+
+def central_range(values: np.ndarray, share: float = 0.998) -> tuple[float, float]:
+    """Limits that hold the central `share` of the finite values, for axes that outliers don't stretch."""
+    low, high = np.quantile(values[np.isfinite(values)], [(1 - share) / 2, (1 + share) / 2])
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value: give it some room
+        room = 0.05 * abs(low) or 1.0
+        return float(low - room), float(high + room)
+    return float(low), float(high)
+
+
+def show_depth(axis: plt.Axes, price_ticks: np.ndarray, sizes: np.ndarray, tick: float, begin: float, end: float):
+    """Draw resting size (colour, log scale) by price and time, NaN states left blank, and the mid.
+
+    price_ticks, sizes: float64 (N, L), evenly spaced between times `begin` and `end`. Rows of the picture are whole
+    ticks high, so that no pattern of the grid shows, and hold the middle 94 % of the visible prices and every mid.
     """
-    low, high = np.quantile(price_ticks, [0.02, 0.98])
-    edge = (high - low) / bins or 1.0
-    cell = ((price_ticks - low) / edge).astype(np.int64)
+    half = price_ticks.shape[1] // 2
+    mid = (price_ticks[:, half - 1] + price_ticks[:, half]) / 2
+    low, high = np.nanquantile(price_ticks, [0.03, 0.97])
+    low, high = np.floor(min(low, np.nanmin(mid))), np.ceil(max(high, np.nanmax(mid)))
+    step = max(1, -(-int(high - low) // 150))
+    bins = int(high - low) // step + 1
+    seen = np.isfinite(mid)
+    cell = np.floor((np.where(seen[:, None], price_ticks, low - 1) - low) / step).astype(np.int64)
     inside = (cell >= 0) & (cell < bins)
-    image = np.zeros((bins, len(price_ticks)))
-    time = np.broadcast_to(np.arange(len(price_ticks))[:, None], cell.shape)
+    time = np.broadcast_to(np.arange(len(mid))[:, None], cell.shape)
+    image = np.zeros((bins, len(mid)))
     np.add.at(image, (cell[inside], time[inside]), sizes[inside])
-    return np.log10(np.where(image > 0, image, np.nan)), low, high
+    faint, strong = np.quantile(image[image > 0], [0.02, 0.995])
+    level = np.arange(bins)[:, None]
+    unseen = (level < cell[:, 0]) | (level > cell[:, -1]) | ~seen
+    image = np.ma.array(np.where(image > 0, np.maximum(image, faint), faint / 10), mask=unseen)
+    colours = plt.get_cmap("magma").with_extremes(under=EMPTY, bad=UNSEEN)
+    norm = LogNorm(faint, max(strong, faint * 1.01))
+    prices = (low * tick, (low + bins * step) * tick)
+    mesh = axis.imshow(image, aspect="auto", origin="lower", extent=(begin, end, *prices), norm=norm, cmap=colours,
+                       interpolation="nearest")  # fmt: skip
+    axis.plot(np.linspace(begin, end, len(mid)), mid * tick, color=MID, lw=1.2)
+    axis.grid(False)
+    axis.ticklabel_format(axis="y", useOffset=False, style="plain")
+    return mesh
 
 
 def draw_book(book: Book) -> plt.Figure:
-    """Mid and spread over time above a heat map of the depth."""
-    rows = np.linspace(0, book.rows - 1, min(book.rows, 1500)).astype(int)
+    """Mid and spread over time, lowest to highest of each moment, above a heat map of the depth."""
+    some = np.arange(0, book.rows, -(-book.rows // 400_000))
     half, tick = book.depth // 2, book.tick_size
-    prices = book.price_ticks[rows].astype(np.float64)
-    times = to_dates(book.timestamps[rows])
-    mid = (prices[:, half - 1] + prices[:, half]) / 2
+    top = book.price_ticks[:, half - 1 : half + 1] if book.top_of_book is None else book.top_of_book
+    best = np.asarray(top[some], dtype=np.float64)
+    mid = best.mean(axis=1)
+    grid = np.linspace(int(book.timestamps[0]), int(book.timestamps[-1]), 1001)
+    times = to_days((grid[:-1] + grid[1:]) / 2)
+    moment = np.clip(np.searchsorted(grid, book.timestamps[some], side="right") - 1, 0, len(times) - 1)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(3, 1, figsize=(10, 8), sharex=True, height_ratios=[2, 1, 3], layout="constrained")
-        axes[0].plot(times, mid * tick, color=BLUE, lw=1)
-        axes[0].set(title=f"{book.pair}: {book.rows:,} states", ylabel="mid")
-        axes[1].plot(times, (prices[:, half] - prices[:, half - 1]) / mid * 1e4, color=RED, lw=0.6)
+        figure, axes = plt.subplots(3, 1, figsize=(10, 8.5), sharex=True, height_ratios=[2, 1, 3], layout="constrained")
+        for axis, values, colour in (
+            (axes[0], mid * tick, BLUE),
+            (axes[1], (best[:, 1] - best[:, 0]) / mid * 1e4, RED),
+        ):
+            low, middle, high = bands(values, moment, len(times), (0, 0.5, 1))
+            axis.fill_between(times, low, high, color=colour, alpha=0.5, lw=0, step="mid")
+            axis.plot(times, middle, color=colour, lw=1)
+        axes[0].set(title=f"{book.pair}: {book.rows:,} states of {book.depth} levels", ylabel="mid price")
+        axes[0].ticklabel_format(axis="y", useOffset=False, style="plain")
         axes[1].set(ylabel="spread (bps)")
-        image, low, high = depth_image(prices, book.sizes[rows])
-        edges = mdates.date2num(times[[0, -1]])
-        mesh = axes[2].imshow(image, aspect="auto", origin="lower", extent=(*edges, low * tick, high * tick))
-        axes[2].plot(times, mid * tick, color="white", lw=0.7)
-        axes[2].set(ylabel="price", xlabel="exchange time (UTC)", facecolor=EMPTY)
-        axes[2].grid(False)
-        figure.colorbar(mesh, ax=axes[2], label="log10 of resting size", pad=0.01)
-        axes[2].xaxis.set_major_formatter(mdates.ConciseDateFormatter(axes[2].xaxis.get_major_locator()))
+        rows = np.searchsorted(book.timestamps, grid, side="right") - 1
+        gap = np.isin(rows + 1, book.segment_starts) & (book.timestamps[rows] < grid)  # between two segments
+        prices, sizes = book.price_ticks[rows].astype(np.float64), book.sizes[rows].astype(np.float64)
+        prices[gap] = np.nan
+        mesh = show_depth(axes[2], prices, sizes, tick, *to_days(grid[[0, -1]]))
+        axes[2].set(
+            ylabel="price", title="resting size by price (blue line: mid; grey: outside of the recorded levels)"
+        )
+        figure.colorbar(mesh, ax=axes[2], label="resting size", pad=0.01)
+        set_time_axis(axes[2])
     return figure
 
 
-def central(values: np.ndarray, share: float = 0.998) -> np.ndarray:
-    """The values inside the central `share`, for axes that outliers don't stretch."""
-    values = values[np.isfinite(values)]
-    low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
-    return values[(values >= low) & (values <= high)]
+def bands(values: np.ndarray, bin_of: np.ndarray, bins: int, quantiles: Sequence[float]) -> np.ndarray:
+    """Quantiles (Q, bins) of the values of each bin, NaN where a bin has none."""
+    found = np.full((len(quantiles), bins), np.nan)
+    order = np.argsort(bin_of, kind="stable")
+    names, first = np.unique(bin_of[order], return_index=True)
+    for name, part in zip(names, np.split(values[order], first[1:]), strict=True):
+        found[:, name] = np.quantile(part, quantiles)
+    return found
 
 
 def draw_distributions(rows: np.ndarray, pair: str) -> plt.Figure:
+    """Share of windows by each statistic, on a log scale: most windows are calm, and the others matter."""
     names = [name for name in LABELS if np.isfinite(rows[name]).any()]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(-(-len(names) // 3), 3, figsize=(10, 8), layout="constrained")
         for axis, name in zip(axes.flat, names, strict=False):
-            axis.hist(central(rows[name]), bins=80, color=BLUE)
-            axis.axvline(np.nanmedian(rows[name]), color=RED, lw=1)
-            axis.set(xlabel=LABELS[name], yticks=[])
+            values = rows[name][np.isfinite(rows[name])]
+            share = np.full(len(values), 100 / len(values))
+            axis.hist(values, bins=70, range=central_range(values), weights=share, color=BLUE)
+            axis.axvline(np.median(values), color=RED, lw=1.2)
+            axis.set(xlabel=LABELS[name], yscale="log")
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda percent, _: f"{percent:g} %"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
         for axis in list(axes.flat)[len(names) :]:
             axis.set_axis_off()
-        figure.suptitle(f"{pair}: windows by condition (red: median; the outer 0.2 % not drawn)", fontsize=10)
+        figure.suptitle(f"{pair}: share of windows by condition (red: median; the outer 0.2 % not drawn)", fontsize=11)
     return figure
 
 
 def draw_joint(rows: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
-    """Corner plot: each statistic's distribution on the diagonal, log counts of each two below it."""
-    limits = {name: (central(rows[name]).min(), central(rows[name]).max()) for name in names}
+    """Corner plot: each statistic's distribution on the diagonal, the windows by each two of them below it."""
+    names = [name for name in names if np.isfinite(rows[name]).any()]
+    limits = {name: central_range(rows[name]) for name in names}
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(names), len(names), figsize=(10, 10), layout="constrained")
+        figure, axes = plt.subplots(len(names), len(names), figsize=(10, 10), sharex="col", layout="constrained")
         for (i, j), axis in np.ndenumerate(axes):
             if j > i:
                 axis.set_axis_off()
                 continue
             across, up = rows[names[j]], rows[names[i]]
             if i == j:
-                axis.hist(across, bins=60, range=limits[names[j]], color=BLUE)
-                axis.set(yticks=[])
+                axis.hist(across, bins=50, range=limits[names[j]], color=BLUE, log=True)
+                axis.yaxis.set_major_formatter(NullFormatter())
             else:
                 counts, x, y = np.histogram2d(across, up, bins=50, range=(limits[names[j]], limits[names[i]]))
-                axis.pcolormesh(x, y, np.where(counts > 0, np.log10(np.maximum(counts, 1)), np.nan).T)
+                mesh = axis.pcolormesh(x, y, np.ma.masked_equal(counts, 0).T, cmap="magma_r",
+                                       norm=LogNorm(1, len(rows) / 10), rasterized=True)  # fmt: skip
             axis.grid(False)
             axis.tick_params(labelsize=7)
             if i == len(names) - 1:
                 axis.set_xlabel(LABELS[names[j]].replace(" (", "\n("), fontsize=8)
             if j == 0 and i > 0:
                 axis.set_ylabel(LABELS[names[i]].replace(" (", "\n("), fontsize=8)
-        figure.suptitle(f"{pair}: joint distribution of window statistics (colour: log count)", fontsize=10)
+            elif j > 0 and i != j:
+                axis.tick_params(labelleft=False)
+        figure.colorbar(mesh, ax=axes[:2, -2:], label="windows drawn", location="top", shrink=0.9)
+        figure.suptitle(f"{pair}: joint distribution of window statistics", fontsize=11)
     return figure
 
 
 def draw_day(book: Book, rows: np.ndarray) -> plt.Figure:
-    """Median and 10 to 90 % band of spread, deviation and update rate over the recording's hours."""
-    times = np.asarray(book.timestamps)[rows["end_row"] - 1]
-    edges = np.linspace(times[0], times[-1], 61)
-    bin_of = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, 59)
-    centres = to_dates(((edges[:-1] + edges[1:]) / 2).astype(np.int64))
+    """Median and 10 to 90 % band of the conditions over the hours: of the day, where there is more than a day."""
+    times = to_days(book.timestamps[rows["end_row"] - 1])
+    over_days = times[-1] - times[0] > 1.25
+    clock = times % 1 * 24 if over_days else times
+    edges = np.linspace(0, 24, 97) if over_days else np.linspace(times[0], times[-1], 61)
+    bin_of = np.clip(np.searchsorted(edges, clock, side="right") - 1, 0, len(edges) - 2)
+    panels = ("average_spread_bps", "std_tick_returns_bps", "update_rate_hz", "imbalance_depth")
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(3, 1, figsize=(10, 6), sharex=True, layout="constrained")
-        panels = ("average_spread_bps", "std_tick_returns_bps", "update_rate_hz")
-        for axis, name, colour in zip(axes, panels, (RED, BLUE, GREEN), strict=True):
-            bands = np.full((3, 60), np.nan)
-            for index in np.unique(bin_of):
-                bands[:, index] = np.quantile(rows[name][bin_of == index], [0.1, 0.5, 0.9])
-            axis.fill_between(centres, bands[0], bands[2], color=colour, alpha=0.2, lw=0)
-            axis.plot(centres, bands[1], color=colour)
+        figure, axes = plt.subplots(len(panels), 1, figsize=(10, 8), sharex=True, layout="constrained")
+        for axis, name, colour in zip(axes, panels, (RED, BLUE, GREEN, VIOLET), strict=True):
+            low, middle, high = bands(rows[name], bin_of, len(edges) - 1, (0.1, 0.5, 0.9))
+            axis.stairs(high, edges, baseline=low, color=colour, alpha=0.25, fill=True, lw=0)
+            axis.stairs(middle, edges, baseline=None, color=colour, lw=1.5)
             axis.set(ylabel=LABELS[name].replace(" (", "\n("))
-        axes[-1].xaxis.set_major_formatter(mdates.ConciseDateFormatter(axes[-1].xaxis.get_major_locator()))
-        axes[-1].set(xlabel="exchange time (UTC)")
-        figure.suptitle(f"{book.pair}: conditions over time (line: median, band: 10 to 90 %)", fontsize=10)
+        if over_days:
+            axes[-1].set(xlabel="hour of the day (UTC)", xlim=(0, 24), xticks=range(0, 25, 3))
+        else:
+            set_time_axis(axes[-1])
+        when = f"over the day ({times[-1] - times[0]:.1f} days)" if over_days else "over the recording"
+        figure.suptitle(f"{book.pair}: conditions {when} (line: median; band: 10 to 90 %)", fontsize=11)
     return figure
 
 
+EXTREMES = {  # title -> statistic, sign
+    "largest rise": ("mid_price_change_bps", 1),
+    "largest fall": ("mid_price_change_bps", -1),
+    "highest deviation": ("std_tick_returns_bps", 1),
+    "widest spread": ("average_spread_bps", 1),
+    "most updates": ("update_rate_hz", 1),
+    "most one-sided": ("imbalance_depth", 0),
+}
+
+
+def find_extremes(rows: np.ndarray, temporal_dim: int) -> dict[str, int]:
+    """Return the row of the most extreme window by each of EXTREMES that shares no state with the ones before it.
+
+    Only the largest of each 4,096 windows is looked at, so that one pass in blocks will do.
+    """
+    largest: dict[str, list[tuple[float, int]]] = {title: [] for title in EXTREMES}
+    for begin in range(0, len(rows), 4096):
+        block = rows[begin : begin + 4096]
+        for title, (name, sign) in EXTREMES.items():
+            values = block[name] * sign if sign else np.abs(block[name])
+            best = int(np.argmax(values))
+            largest[title].append((float(values[best]), begin + best))
+    picks: dict[str, int] = {}
+    for title, found in largest.items():
+        for _, row in sorted(found, reverse=True):
+            if all(abs(int(rows["end_row"][row]) - int(rows["end_row"][p])) >= temporal_dim for p in picks.values()):
+                picks[title] = row
+                break
+    return picks
+
+
 def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
-    """Depth heat maps of the windows with the largest rise, fall, deviation and spread."""
-    picks = {
-        "largest rise": int(np.argmax(rows["mid_price_change_bps"])),
-        "largest fall": int(np.argmin(rows["mid_price_change_bps"])),
-        "highest deviation": int(np.argmax(rows["std_tick_returns_bps"])),
-        "widest spread": int(np.argmax(rows["average_spread_bps"])),
-    }
-    length = int(rows["end_row"][0] - book.segment_starts[0])
-    half, tick = book.depth // 2, book.tick_size
+    """Depth heat maps of the most extreme windows."""
+    length = int(rows["end_row"][0] - book.segment_starts[np.searchsorted(book.segment_starts, rows["end_row"][0]) - 1])
+    picks = find_extremes(rows, length)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
-        for axis, (title, pick) in zip(axes.flat, picks.items(), strict=True):
-            end = int(rows["end_row"][pick])
+        figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
+        for axis in list(axes.flat)[len(picks) :]:
+            axis.set_axis_off()
+        for axis, (title, pick) in zip(axes.flat, picks.items(), strict=False):
+            end, name = int(rows["end_row"][pick]), EXTREMES[title][0]
             prices = book.price_ticks[end - length : end].astype(np.float64)
-            image, low, high = depth_image(prices, book.sizes[end - length : end], bins=96)
-            mesh = axis.imshow(image, aspect="auto", origin="lower", extent=(0, length, low * tick, high * tick))
-            axis.plot((prices[:, half - 1] + prices[:, half]) / 2 * tick, color="white", lw=1)
-            change, spread = rows["mid_price_change_bps"][pick], rows["average_spread_bps"][pick]
-            axis.set(title=f"{title}: {change:+.2f} bps, spread {spread:.2f} bps", xlabel="state", ylabel="price")
-            axis.set_facecolor(EMPTY)
-            axis.grid(False)
-        figure.colorbar(mesh, ax=axes, label="log10 of resting size", shrink=0.6)
-        figure.suptitle(f"{book.pair}: the most extreme windows (white: mid)", fontsize=10)
+            sizes = book.sizes[end - length : end].astype(np.float64)
+            mesh = show_depth(axis, prices, sizes, book.tick_size, 0, length)
+            start = np.datetime_as_string(book.timestamps[end - length].astype("datetime64[ns]"), unit="s")
+            axis.set_title(f"{title}: {LABELS[name]} {rows[name][pick]:.3g}\n{start[:10]} {start[11:]} UTC, "
+                           f"{rows['duration_s'][pick]:.3g} s", fontsize=9)  # fmt: skip
+            axis.set(xlabel="state", ylabel="price")
+            figure.colorbar(mesh, ax=axis, label="resting size", pad=0.01)
+        figure.suptitle(
+            f"{book.pair}: the most extreme windows (blue line: mid; grey: outside of the recorded levels)", fontsize=11
+        )
     return figure
 
 
@@ -203,7 +296,8 @@ def draw_balance(before: np.ndarray, after: np.ndarray, names: Sequence[str], pa
         figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
         for axis, name in zip(axes.flat, names, strict=False):
             every = np.asarray(before[name][:: max(1, len(before) // 200_000)])
-            span = (min(central(every).min(), after[name].min()), max(central(every).max(), after[name].max()))
+            low, high = central_range(every)
+            span = (min(low, after[name].min()), max(high, after[name].max()))
             for values, colour, label in ((every, GREY, "all windows"), (after[name], BLUE, "balanced sample")):
                 axis.hist(values, bins=60, range=span, density=True, histtype="step", color=colour, label=label, lw=1.4)
             axis.set(xlabel=LABELS[name], yscale="log", ylabel="density")
