@@ -51,7 +51,7 @@ COLUMNS = ["kind", *COUNTS, "seconds", "train_loss", "validation_loss", "learnin
            "windows_per_second", "data_wait_share"]  # fmt: skip
 NAMES = {"model_name", "runs_dir", "resume", "data_dir", "azure_data_root", "model_path"}  # no hyperparameters
 LOSS_KEYS = ("data_dir", "pairs", "split_ratios", "temporal_dim", "depth_dim", "normalization", "mask_mode",
-             "mask_perc", "loss", "seed")  # fmt: skip # runs that differ in one of these are scored on other values
+             "mask_perc", "loss")  # fmt: skip # runs that differ in one of these are scored on other values
 PALETTE = ("#2a6f97", "#c1443c", "#3a7d44", "#e09f3e", "#6d597a", "#2a9d8f", "#b56576", "#5c677d", "#8ab17d", "#bc6c25",
            "#355070", "#8d99ae")  # fmt: skip
 
