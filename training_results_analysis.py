@@ -15,7 +15,7 @@ config = {
     "pairs": None,  # list of pairs: only runs that were trained on exactly these; None: all runs
     "output_dir": None,  # where table and pictures go; None: runs_dir/analysis
     "sort_by": "best_validation",  # a column of the table or a key of the runs' config; -name: from high to low
-    "smoothing": 20,  # log entries that a smoothed curve averages over (exponential)
+    "smoothing": 20,  # log entries that a smoothed curve averages over (exponential); in pictures at least 1 % of them
     "divergence_factor": 2.0,  # warn where the smoothed train loss exceeds its least value so far by this factor
     "plateau_epochs": 3,  # warn where the last so many epochs or more
     "plateau_gain": 0.01,  # together lowered the best validation loss by less than this share
@@ -310,7 +310,8 @@ def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
         figure, axes = plt.subplot_mosaic("LL;RN;TW", figsize=(10, 9), height_ratios=[3, 1.5, 2], layout="constrained")
         for colour, r in zip(PALETTE, runs, strict=False):
             step, validation = r.metrics["step"].replace([np.inf, -np.inf], np.nan), r.metrics["validation"]
-            few, averaged = thin(step), thin(smooth(step[["train_loss", "gradient_norm"]], smoothing))
+            few = thin(step)
+            averaged = thin(smooth(step[["train_loss", "gradient_norm"]], max(smoothing, len(step) // 100)))
             if len(runs) <= 3:
                 axes["L"].plot(few["step"], few["train_loss"], color=colour, lw=0.6, alpha=0.3)
             axes["L"].plot(few["step"], averaged["train_loss"], color=colour, lw=1.3)
@@ -319,8 +320,7 @@ def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
             for panel, x, style in (("L", validation["step"], "--o"), ("T", validation["seconds"] / unit, "-o"),
                                     ("W", validation["windows_seen"], "-o")):  # fmt: skip
                 axes[panel].plot(x, validation["validation_loss"], style, color=colour, ms=3.5, lw=1.1, label=r.name)
-        title += f": train (lines, averaged over {smoothing} entries) and validation (dots)"
-        axes["L"].set(xlabel="optimizer step", ylabel="loss", title=title)
+        axes["L"].set(xlabel="optimizer step", ylabel="loss", title=f"{title}: train (smoothed) and validation (dots)")
         axes["R"].set(xlabel="optimizer step", ylabel="learning rate")
         axes["N"].set(xlabel="optimizer step", ylabel="gradient norm")
         axes["T"].set(xlabel=f"time of training ({name})", ylabel="validation loss")
