@@ -1,0 +1,113 @@
+"""Regenerate the marked blocks of README.md, so that no table in it is typed by hand.
+
+    python -m benchmarks.readme_tables            write README.md
+    python -m benchmarks.readme_tables --check    write nothing; exit 1 where README.md differs
+
+A block stands between `<!-- begin:KIND ARGUMENT -->` and `<!-- end -->`. Kinds: `config SCRIPT` (keys, defaults and
+comments of its dict), `results BENCHMARK` (benchmarks/results/BENCHMARK.json, a line a case and a column a metric),
+`sentence BENCHMARK CASE` (that case's metrics in words) and `disk` (what a year takes).
+"""
+
+import json
+import re
+import sys
+from typing import Any
+
+from benchmarks.report import RESULTS, ROOT, format_value
+from lob.config import read_comments
+
+BLOCK = re.compile(r"<!-- begin:(?P<kind>\w+) ?(?P<argument>[^\n]*?) -->\n.*?<!-- end -->", re.DOTALL)
+YEAR_SECONDS = 365 * 24 * 3600
+SAMPLE_STATES_PER_SECOND = 168_119 / 1_800  # of the shipped half hour of BTC/USD, a state a message
+BYTES_PER_LEVEL = 8  # int32 price in ticks and float32 size
+
+
+def main(words: list[str]) -> int:
+    """Write README.md's blocks, or with --check name those that differ; return the exit status."""
+    readme = ROOT / "README.md"
+    old = readme.read_text()
+    new = BLOCK.sub(make_block, old)
+    if words not in ([], ["--check"]):
+        print(f"unknown words {words}: only --check is known", file=sys.stderr)
+        return 2
+    if not words:
+        readme.write_text(new)
+        return 0
+    for before, after in zip(BLOCK.finditer(old), BLOCK.finditer(new), strict=True):
+        if before[0] != after[0]:
+            print(f"README.md: {before[0].splitlines()[0]} is out of date: run python -m benchmarks.readme_tables")
+    return 1 if new != old else 0
+
+
+def make_block(found: re.Match[str]) -> str:
+    makers = {"config": config_table, "results": results_table, "sentence": result_sentence, "disk": disk_table}
+    lines = makers[found["kind"]](*found["argument"].split())
+    return "\n".join([found[0].splitlines()[0], *lines, "<!-- end -->"])
+
+
+def format_row(cells: Any) -> str:
+    return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def config_table(script: str) -> list[str]:
+    rows = [(f"`{key}`", f"`{default}`", comment) for key, (default, comment) in read_comments(ROOT / script).items()]
+    return [format_row(row) for row in (("key", "default", "meaning"), ("---",) * 3, *rows)]
+
+
+def read_result(benchmark: str) -> dict[str, Any] | None:
+    file = RESULTS / f"{benchmark}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def describe_conditions(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"`{result['command']}`, commit {result['commit']}, {result['date']}, {result['device']}; {versions}."
+
+
+def results_table(benchmark: str) -> list[str]:
+    """A line a case and a column a metric, then the notes and the conditions."""
+    result = read_result(benchmark)
+    if result is None:
+        return [f"*Not measured yet: there is no `benchmarks/results/{benchmark}.json`.*"]
+    cells = {(row["case"], row["metric"]): row for row in result["rows"]}
+    cases, metrics = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    units = {metric: {row["unit"] for row in result["rows"] if row["metric"] == metric} for metric in metrics}
+    head = [f"{metric.replace('_', ' ')}{' (' + ' or '.join(units[metric]) + ')' if any(units[metric]) else ''}"
+            for metric in metrics]  # fmt: skip
+    lines = [format_row(["case", *head]), format_row(["---", *["---:"] * len(metrics)])]
+    for case in cases:
+        values = [cells[case, metric]["value"] if (case, metric) in cells else None for metric in metrics]
+        lines.append(format_row([case, *("" if value is None else format_value(value) for value in values)]))
+    having: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        if row["note"] and row["case"] not in having.setdefault(row["note"], []):
+            having[row["note"]].append(row["case"])
+    notes = [note if len(names) == len(cases) else f"{', '.join(names)}: {note}" for note, names in having.items()]
+    return [*lines, "", *(f"{note.rstrip('.')}.  " for note in notes), describe_conditions(result)]
+
+
+def result_sentence(benchmark: str, case: str) -> list[str]:
+    result = read_result(benchmark)
+    rows = [row for row in result["rows"] if row["case"] == case] if result else []
+    if result is None or not rows:
+        return [f"*Not measured yet: `benchmarks/results/{benchmark}.json` has no case {case}.*"]
+    values = [
+        f"{row['metric'].replace('_', ' ')} **{format_value(row['value'])}** {row['unit']}".rstrip() for row in rows
+    ]
+    return [f"{case}: {', '.join(values)}. {describe_conditions(result)}"]
+
+
+def disk_table() -> list[str]:
+    """Bytes of a year of one instrument's states, by depth and by how often a state is kept."""
+    rates = {f"every message, at the sample's {SAMPLE_STATES_PER_SECOND:.0f} a second": SAMPLE_STATES_PER_SECOND,
+             "100 ms (`--state_interval_ms=100`)": 10.0, "1 s (`--state_interval_ms=1000`)": 1.0}  # fmt: skip
+    lines = [format_row(["a state", "states", "48 levels", "96 levels"]), format_row(["---", "---:", "---:", "---:"])]
+    for name, rate in rates.items():
+        states = rate * YEAR_SECONDS
+        sizes = [states * (depth * BYTES_PER_LEVEL + 16) / 1e9 for depth in (48, 96)]
+        lines.append(format_row([name, f"{states / 1e6:,.0f} million", *(f"{size:,.0f} GB" for size in sizes)]))
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
