@@ -98,8 +98,8 @@ from lob.masking import make_mask, window_keys
 from lob.normalisation import interpolate_time
 from lob.precision import Precision, check_dimensions, choose_precision
 from lob.run_log import RunLog, find_run, new_run
-from lob.step import FiniteCheck, GraphedStep, MicroStep, NonFinite, masked_loss, merge_factor
-from lob.te_encoder import build_encoder, load_plain_state
+from lob.step import WARM_UP_PASSES, FiniteCheck, GraphedStep, MicroStep, NonFinite, masked_loss, merge_factor
+from lob.te_encoder import build_encoder, load_fp8_state, load_plain_state
 from lob.window_store import WindowStore
 
 VALIDATION_EPOCH = -1  # validation and test masks depend on the seed and the window alone
@@ -288,6 +288,7 @@ class Session:
         self.windows_a_pass = config["batch_size"] * merged
         self.step = MicroStep(self.ddp, encoder, precision, config["loss"], config["mask_mode"], config["mask_perc"])
         self.graphed: GraphedStep | None = None
+        self.warm, self.saved_fp8 = False, dict[str, Tensor]()
         self.finite = FiniteCheck(self.optimizer, team.device)
         self.windows_a_step = config["batch_size"] * config["accumulation_steps"] * team.world
         windows = int(data.weights[0].sum())
@@ -368,11 +369,28 @@ class Session:
             if self.graphed is None:
                 parameters = list(self.model.parameters())
                 self.graphed = GraphedStep(self.step, self.store.gather, self.windows_a_pass, nominal, parameters)
+                self.restore_fp8()
             for rows, key in zip(starts, keys, strict=True):
                 yield self.graphed(torch.from_numpy(rows), key)
         else:
+            if self.precision.name == "fp8" and not self.warm:
+                self.warm_up(order[: self.windows_a_pass], nominal)
             for (price_ticks, sizes), key in zip(self.store.batches(starts), keys, strict=True):
                 yield self.step(price_ticks, sizes, key, nominal)
+
+    def warm_up(self, windows: np.ndarray, nominal: float) -> None:
+        """Give delayed scaling its first scales, as GraphedStep does: a few passes whose gradients are dropped."""
+        keys = self.keys(0, windows, 0, self.progress.epoch)
+        for price_ticks, sizes in self.store.batches([self.start_rows(0, windows)] * WARM_UP_PASSES):
+            self.step(price_ticks, sizes, keys, nominal)
+        self.optimizer.zero_grad()
+        self.warm = True
+        self.restore_fp8()
+
+    def restore_fp8(self) -> None:
+        """Put back the scales of a resumed run; Transformer Engine makes their tensors in its first pass."""
+        load_fp8_state(self.model, self.saved_fp8)
+        self.saved_fp8 = {}
 
     def train_epoch(self, stop: StopSignal) -> bool:
         """Go through the rest of the epoch under way; True where SIGTERM ended it."""
@@ -508,7 +526,7 @@ class Session:
         if not found:
             raise InputError(f"{folder} holds no step checkpoint to resume from: start it again without --resume")
         tensors, meta = load_checkpoint(found[-1])
-        load_training_state(self.model, self.optimizer, tensors, meta)
+        self.saved_fp8 = load_training_state(self.model, self.optimizer, tensors, meta)
         self.scheduler.load_state_dict(meta["scheduler"])
         self.progress = Progress(**meta["progress"])
         self.log.rewind(self.progress.step)

@@ -20,7 +20,7 @@ from torch import Tensor
 from lob.config import InputError
 from lob.encoder import BookEncoder, EncoderConfig
 from lob.files import FORMAT_VERSION, new_file
-from lob.te_encoder import fp8_state, from_plain, load_fp8_state, load_plain_state, plain_name, plain_state, to_plain
+from lob.te_encoder import fp8_state, from_plain, load_plain_state, plain_name, plain_state, to_plain
 
 
 def save_checkpoint(file: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -97,14 +97,13 @@ def training_state(
 
 def load_training_state(
     model: BookEncoder, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], meta: dict[str, Any]
-) -> None:
-    """Put back what `training_state` with `full` returned."""
+) -> dict[str, Tensor]:
+    """Put back what `training_state` with `full` returned, save for FP8's scales, which are returned."""
     part = {
         prefix: {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         for prefix in ("model.", "optimizer.", "fp8.")
     }
     load_plain_state(model, part["model."])
-    load_fp8_state(model, part["fp8."])
     for name, parameter in model.named_parameters():
         prefix = f"{plain_name(name)}."
         state = {key.removeprefix(prefix): value for key, value in part["optimizer."].items() if key.startswith(prefix)}
@@ -116,3 +115,4 @@ def load_training_state(
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
+    return part["fp8."]

@@ -61,7 +61,8 @@ class MicroStep:
 class GraphedStep:
     """A MicroStep on a resident store, captured as one CUDA graph for a fixed batch and nominal count.
 
-    The parameters' gradients live in place: zero them, never drop them.
+    The parameters' gradients live in place: zero them, never drop them. The passes before the capture also give FP8's
+    delayed scaling its first scales: without them the first steps' gradients underflow (their norm is 1.7, not 4.0).
     """
 
     def __init__(self, step: MicroStep, gather: Callable[[Tensor], tuple[Tensor, Tensor]], batch_size: int,

@@ -1,0 +1,225 @@
+"""data_parser.py from the shell: what it writes, what it refuses, and what survives a kill."""
+
+import gzip
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from conftest import ROOT
+
+from lob.files import open_book
+
+SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"
+HEADER = "time_exchange;time_coinapi;update_type;is_buy;entry_px;entry_sx;order_id\n"
+OPENING = "".join(
+    f"2026-05-02T00:00:00.0000000;x;SNAPSHOT;{buy};{100 + sign * (level + 1)}.50;{level + 1}.25;{buy * 10 + level}\n"
+    for buy, sign in ((0, 1), (1, -1))
+    for level in range(3)
+)
+
+
+def parse(data_dir: Path, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "data_parser.py", f"--data_dir={data_dir}", "--workers=1", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def put(data_dir: Path, text: str | bytes, name: str = "20260502.csv", pair: str = "A_B") -> Path:
+    file = data_dir / "raw" / pair / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return file
+
+
+def row(clock: str, kind: str, buy: int, price: str, size: str, order: int) -> str:
+    return f"2026-05-02T00:00:{clock};x;{kind};{buy};{price};{size};{order}\n"
+
+
+def cut_of_sample(rows: int) -> bytes:
+    return b"".join(gzip.open(SAMPLE).readlines()[: rows + 1])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def refused(data_dir: Path, *words: str) -> str:
+    """Run, expect one line and status 2 and no output; return the line."""
+    done = parse(data_dir, *words)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    states = data_dir / "book_states"
+    assert not states.exists() or not list(states.iterdir())
+    return done.stderr
+
+
+def test_order_by_order_file_with_two_decimals(tmp_path):
+    more = row("01.0", "SET", 1, "99.50", "7", 10) + row("02.0", "DELETE", 0, "101.50", "1.25", 0)
+    put(tmp_path, HEADER + OPENING + more)
+    assert parse(tmp_path, "--depth=4").returncode == 0
+    book = open_book(tmp_path / "book_states" / "A_B")
+    assert (book.tick_size, book.depth, book.rows) == (0.1, 4, 3)
+    assert book.price_ticks.tolist()[0] == [985, 995, 1015, 1025]
+    assert book.price_ticks.tolist()[2] == [985, 995, 1025, 1035]
+    assert book.sizes.tolist()[1] == [2.25, 7.0, 1.25, 2.25]
+    assert book.timestamps[0] == np.datetime64("2026-05-02T00:00:00", "ns").astype(np.int64)
+    assert book.top_of_book.tolist()[2] == [995, 1025]
+    assert book.traded is None
+
+
+@pytest.mark.parametrize("variant", ["gzip", "zstd", "comma", "time of day", "by level", "uuid", "quoted", "words"])
+def test_variants_of_the_layout_give_the_same_book(tmp_path, variant):
+    text, name = HEADER + OPENING + row("01.5", "SET", 1, "98.50", "4", 11), "20260502.csv"
+    put(tmp_path / "plain", text)
+    data: str | bytes = text
+    if variant == "gzip":
+        data = gzip.compress(text.encode())
+    elif variant == "zstd":
+        data = zstandard.compress(text.encode())
+    elif variant == "comma":
+        data = text.replace(";", ",")
+    elif variant == "time of day":
+        data = text.replace("2026-05-02T", "")
+    elif variant == "by level":
+        data = "\n".join(line.rpartition(";")[0] for line in text.splitlines()) + "\n"
+    elif variant == "uuid":
+        lines = [line.rpartition(";") for line in text.splitlines()[1:]]
+        data = HEADER + "".join(f"{head};{int(order):08d}-aaaa-bbbb-cccc-dddddddddddd\n" for head, _, order in lines)
+    elif variant == "quoted":
+        data = "\n".join(";".join(f'"{cell}"' for cell in line.split(";")) for line in text.splitlines()) + "\n"
+    elif variant == "words":
+        data = text.replace("SNAPSHOT;1", "SNAPSHOT;true").replace("SNAPSHOT;0", "SNAPSHOT;false")
+    put(tmp_path / "other", data, name)
+    for folder in ("plain", "other"):
+        done = parse(tmp_path / folder, "--depth=4")
+        assert done.returncode == 0, done.stderr
+    plain, other = (contents(tmp_path / folder / "book_states" / "A_B") for folder in ("plain", "other"))
+    for file in plain.keys() - {"meta.json"}:
+        assert plain[file] == other[file], file
+
+
+def test_an_opening_snapshot_of_the_day_before_is_stamped_so(tmp_path):
+    text = (HEADER + OPENING).replace("2026-05-02T00:00:00.0000000", "23:59:59.9000000")
+    put(tmp_path, text + row("01.5", "SET", 1, "98.50", "4", 11).replace("2026-05-02T", ""))
+    assert parse(tmp_path, "--depth=4").returncode == 0
+    times = open_book(tmp_path / "book_states" / "A_B").timestamps
+    assert np.diff(times).tolist() == [1_600_000_000]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        (HEADER, "holds no rows"),
+        ("a;b;c\n1;2;3\n", "is of no known feed"),
+        (HEADER.replace("entry_px", "px") + OPENING, "lacks entry_px"),
+        (HEADER + OPENING + row("01.0", "FROB", 1, "99", "1", 7), "row 7: unknown update_type 'FROB'"),
+        (HEADER + OPENING + row("01.0", "ADD", 7, "99", "1", 7), "row 7: unknown is_buy '7'"),
+        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "abc", 7), "row 7: entry_sx 'abc' is not a number"),
+        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "-1", 7), "row 7: price 99.0 and size -1.0"),
+        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "nan", 7), "row 7: price 99.0 and size nan"),
+        (HEADER + OPENING + row("05.0", "ADD", 1, "9", "1", 7) + row("03.0", "ADD", 1, "9", "1", 8), "row 8: time goes"),
+        (HEADER + OPENING + "half a row\n", "row 7 has 1 columns"),
+    ],
+)  # fmt: skip
+def test_bad_files_get_one_line_and_leave_nothing(tmp_path, text, said):
+    file = put(tmp_path, text)
+    line = refused(tmp_path, "--depth=4")
+    assert said in line
+    assert str(file.name) in line
+
+
+def test_small_steps_back_are_clamped_and_counted(tmp_path):
+    put(tmp_path, HEADER + OPENING + row("05.0", "ADD", 1, "99.5", "1", 7) + row("04.5", "ADD", 1, "99.5", "1", 8))
+    assert parse(tmp_path, "--depth=4").returncode == 0
+    book = open_book(tmp_path / "book_states" / "A_B")
+    assert book.meta["counters"]["clock_steps_back"] == 1
+    assert np.diff(book.timestamps).tolist() == [5 * 10**9, 0]
+
+
+def test_missing_folders_and_books_too_thin_are_named(tmp_path):
+    assert "there is no folder" in refused(tmp_path)
+    (tmp_path / "raw" / "A_B").mkdir(parents=True)
+    assert "holds no files" in refused(tmp_path)
+    put(tmp_path, HEADER + OPENING)
+    assert "no complete state of depth 96" in refused(tmp_path)
+    assert "did you mean 'A_B'" in refused(tmp_path, "--pairs=['A_C']")
+
+
+@pytest.mark.parametrize("words", [("--depth=5",), ("--subsample=2", "--state_interval_ms=100"), ("--tick_size=-1.0",),
+                                   ("--feed=nonesuch",), ("--subsample=0",)])  # fmt: skip
+def test_impossible_settings_are_refused_by_name(tmp_path, words):
+    assert words[0].split("=")[0].removeprefix("--") in refused(tmp_path, *words)
+
+
+def test_a_finer_price_than_the_tick_names_row_and_remedy(tmp_path):
+    put(tmp_path, HEADER + OPENING + row("01.0", "ADD", 1, "99.25", "1", 7))
+    line = refused(tmp_path, "--depth=4", "--tick_size=0.5")
+    assert "row 7: price" in line
+    assert "--tick_size" in line
+
+
+def test_a_truncated_gzip_among_good_files_keeps_the_old_output_and_the_other_pairs(tmp_path):
+    put(tmp_path, cut_of_sample(20_000), "20260502.csv")
+    assert parse(tmp_path).returncode == 0
+    before = contents(tmp_path / "book_states" / "A_B")
+    put(tmp_path, SAMPLE.read_bytes()[:1_000_000], "20260503.csv.gz")
+    put(tmp_path, cut_of_sample(20_000), pair="C_D")
+    done = parse(tmp_path)
+    assert done.returncode == 2
+    assert "20260503.csv.gz, after row" in done.stderr
+    assert contents(tmp_path / "book_states" / "A_B") == before
+    assert open_book(tmp_path / "book_states" / "C_D").rows > 1000
+
+
+def test_twice_the_same_bytes_also_by_worker_processes(tmp_path):
+    for pair in ("A_B", "C_D"):
+        put(tmp_path, cut_of_sample(30_000), pair=pair)
+    assert parse(tmp_path).returncode == 0
+    first = {pair: contents(tmp_path / "book_states" / pair) for pair in ("A_B", "C_D")}
+    shutil.rmtree(tmp_path / "book_states")
+    assert parse(tmp_path, "--workers=2").returncode == 0
+    assert first == {pair: contents(tmp_path / "book_states" / pair) for pair in ("A_B", "C_D")}
+
+
+def test_killed_at_any_moment_it_leaves_the_old_output_and_the_next_run_finishes(tmp_path):
+    put(tmp_path, cut_of_sample(20_000))
+    assert parse(tmp_path, "--depth=4").returncode == 0
+    book = tmp_path / "book_states" / "A_B"
+    before = contents(book)
+    put(tmp_path, SAMPLE.read_bytes() * 4, "20260502.csv.gz")
+    (tmp_path / "raw" / "A_B" / "20260502.csv").unlink()
+    killed = 0
+    for delay in (0.3, 0.8, 1.2, 1.6, 2.0):
+        command = [sys.executable, "data_parser.py", f"--data_dir={tmp_path}", "--workers=1"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == -signal.SIGKILL:
+            killed += 1
+            assert contents(book) == before
+    assert killed
+    put(tmp_path, cut_of_sample(30_000), "20260502.csv")
+    (tmp_path / "raw" / "A_B" / "20260502.csv.gz").unlink()
+    assert parse(tmp_path).returncode == 0
+    assert open_book(book).depth == 96
+    assert [path.name for path in (tmp_path / "book_states").iterdir()] == ["A_B"]
+
+
+def test_meta_names_sources_and_counts(tmp_path):
+    put(tmp_path, cut_of_sample(20_000))
+    done = parse(tmp_path, "--state_interval_ms=1000")
+    meta = json.loads((tmp_path / "book_states" / "A_B" / "meta.json").read_text())
+    assert meta["sources"] == [{"name": "20260502.csv", "bytes": len(cut_of_sample(20_000))}]
+    assert meta["updates"] == 20_000
+    assert meta["counters"]["snapshots"] == 1
+    assert f"{meta['counters']['messages']:,}" in done.stdout
+    seconds = open_book(tmp_path / "book_states" / "A_B").timestamps // 10**9
+    assert (np.diff(seconds) > 0).all()
