@@ -125,7 +125,7 @@ def test_an_opening_snapshot_of_the_day_before_is_stamped_so(tmp_path):
         (HEADER + OPENING + row("01.0", "ADD", 1, "99", "abc", 7), "row 7: entry_sx 'abc' is not a number"),
         (HEADER + OPENING + row("01.0", "ADD", 1, "99", "-1", 7), "row 7: price 99.0 and size -1.0"),
         (HEADER + OPENING + row("01.0", "ADD", 1, "99", "nan", 7), "row 7: price 99.0 and size nan"),
-        (HEADER + OPENING + row("05.0", "ADD", 1, "9", "1", 7) + row("03.0", "ADD", 1, "9", "1", 8), "row 8: time goes"),
+        (HEADER + OPENING + row("05.0", "ADD", 1, "9", "1", 7) + row("03.0", "ADD", 1, "9", "1", 8), "row 8: time"),
         (HEADER + OPENING + "half a row\n", "row 7 has 1 columns"),
     ],
 )  # fmt: skip
