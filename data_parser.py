@@ -231,7 +231,7 @@ def apply_batch(book: OrderBook, batch: Batch, tick_size: float, lot_size: float
         book.apply(batch.time_ns, batch.message, batch.update_type, batch.is_buy, ticks, lots, batch.order_id)
     except ValueError as error:
         row, reason = error.args
-        where = f"{batch.file}, row {batch.first_row + row}"
+        where = batch.locate(row)
         if reason == CLOCK_BACK:
             raise InputError(f"{where}: time goes back to {np.datetime64(int(batch.time_ns[row]), 'ns')} by more than "
                              "max_clock_step_ms: sort the files, or raise --max_clock_step_ms") from None  # fmt: skip
@@ -247,7 +247,7 @@ def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: s
     off = np.abs(scaled - units) > np.maximum(0.01, np.abs(scaled) * 1e-15)
     if off.any() or (np.abs(units) > MAX_EXACT).any():
         row = int(np.argmax(off | (np.abs(units) > MAX_EXACT)))
-        raise InputError(f"{batch.file}, row {batch.first_row + row}: {name} {values[row]!r} is no exact multiple of "
+        raise InputError(f"{batch.locate(row)}: {name} {values[row]!r} is no exact multiple of "
                          f"{unit:g}: it needs {remedy}")  # fmt: skip
     return units.astype(np.int64)
 

@@ -5,19 +5,21 @@ first 64 KiB (decompressed) whether a file is of this feed; it is called with th
 `Batch`es in file order. Everything after it (ticks, lots, book, states) is the same for all feeds.
 """
 
-import contextlib
-import io
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
 from lob.config import InputError
+from lob.recordings import open_decompressed, read_csv, read_head, read_lines, read_npy_chunks
 
 ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)  # update types; GAP (a row of its own): continuity was lost
 
@@ -40,6 +42,13 @@ class Batch(NamedTuple):
     file: str  # the file and the number of its first row in this batch, for error messages
     first_row: int
     file_bytes: int  # how much of the (compressed) file has been read, for progress and forecast
+    lines: np.ndarray | None = None  # int64, the file's line of each row, where that is not its row
+
+    def locate(self, row: int) -> str:
+        """Where in which file a row of the batch stands, for error messages."""
+        if self.lines is not None:
+            return f"{self.file}, line {self.lines[row]}"
+        return f"{self.file}, row {self.first_row + row}"
 
 
 Reader = Callable[[list[Path]], Iterator[Batch]]
@@ -70,25 +79,21 @@ def find_feed(file: Path) -> str:
                      "training_data/README.md for the formats, or force one with --feed")  # fmt: skip
 
 
-@contextlib.contextmanager
-def open_decompressed(file: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile]]:
-    """Open a gzip, zstd or plain file by its first bytes: the decompressed stream and the file below it."""
-    with pa.OSFile(str(file)) as raw:
-        magic = raw.read(4)
-        raw.seek(0)
-        codec = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}.get(magic[:2])
-        if codec is None:
-            yield raw, raw
-        else:
-            with pa.CompressedInputStream(raw, codec) as stream:
-                yield stream, raw
+def find_changes(keys: np.ndarray, before: Any) -> np.ndarray:
+    """Return bool (n,): where a key differs from the one before it, the first from `before` (None: from nothing)."""
+    new = np.empty(len(keys), dtype=bool)
+    new[0] = before is None or keys[0] != before
+    np.not_equal(keys[1:], keys[:-1], out=new[1:])
+    return new
 
 
-def read_head(handle: pa.NativeFile, file: Path, size: int = 1 << 16) -> bytes:
-    try:
-        return handle.read(size)
-    except OSError as error:
-        raise InputError(f"{file} cannot be decompressed ({error}): fetch it again") from None
+def to_ns(times: np.ndarray) -> np.ndarray:
+    """Return int64 ns of times in s, ms, us or ns since the epoch, told by the first one's magnitude.
+
+    Fractions are rounded to a microsecond: float64 holds no more of a present-day time.
+    """
+    per_us = next((unit for limit, unit in ((1e11, 10**6), (1e14, 10**3), (1e17, 1)) if abs(times[0]) < limit), None)
+    return times.astype(np.int64) if per_us is None else np.rint(times * per_us).astype(np.int64) * 1000
 
 
 # ---------------------------------------------------------------------------------------------- CoinAPI limitbook_full
@@ -113,10 +118,7 @@ def read_coinapi(files: list[Path]) -> Iterator[Batch]:
     message, last_time = 0, None
     for file in files:
         for batch in read_coinapi_file(file):
-            new = np.empty(len(batch.time_ns), dtype=bool)
-            new[0] = last_time is None or batch.time_ns[0] != last_time
-            np.not_equal(batch.time_ns[1:], batch.time_ns[:-1], out=new[1:])
-            messages = message + np.cumsum(new)
+            messages = message + np.cumsum(find_changes(batch.time_ns, last_time))
             message, last_time = int(messages[-1]), batch.time_ns[-1]
             yield batch._replace(message=messages)
 
@@ -149,37 +151,22 @@ def read_coinapi_file(file: Path) -> Iterator[Batch]:
 
 
 def coinapi_batches(file: Path, delimiter: str, options: csv.ConvertOptions, date_ns: int) -> Iterator[Batch]:
-    row, opening = 1, True  # the header is row 0
-    try:
-        with open_decompressed(file) as (handle, raw):
-            reader = csv.open_csv(
-                handle, csv.ReadOptions(block_size=1 << 23), csv.ParseOptions(delimiter=delimiter), options
-            )
-            for table in reader:
-                if len(table) == 0:
-                    continue
-                column = {name: table.column(name) for name in table.schema.names}
-                kinds = map_words(column["update_type"], COINAPI_TYPES, "update_type", file, row)
-                time_ns = column["time_exchange"].cast(pa.int64()).to_numpy() + date_ns
-                if date_ns and opening:
-                    time_ns = stamp_opening(time_ns, kinds)
-                opening = False
-                ids = column.get("order_id")
-                batch = Batch(
-                    time_ns, np.zeros(len(table), np.int64), kinds,
-                    map_words(column["is_buy"], BOOLEANS, "is_buy", file, row) == 1,
-                    to_float(column["entry_px"]), to_float(column["entry_sx"]),
-                    None if ids is None else to_order_ids(ids), str(file), row, raw.tell(),
-                )  # fmt: skip
-                check_sizes(batch)
-                yield batch
-                row += len(table)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{file}: {find_bad_row(file, delimiter, row, str(error))}") from None
-    except OSError as error:
-        raise InputError(f"{file}, after row {row - 1}: cannot be decompressed ({error}): fetch it again") from None
-    if row == 1:
-        raise InputError(f"{file} holds no rows: remove it or fetch it again")
+    opening = True
+    for row, column, file_bytes in read_csv(file, delimiter, options, ("entry_px", "entry_sx")):
+        kinds = map_words(column["update_type"], COINAPI_TYPES, "update_type", file, row)
+        time_ns = column["time_exchange"].cast(pa.int64()).to_numpy() + date_ns
+        if date_ns and opening:
+            time_ns = stamp_opening(time_ns, kinds)
+        opening = False
+        ids = column.get("order_id")
+        batch = Batch(
+            time_ns, np.zeros(len(kinds), np.int64), kinds,
+            map_words(column["is_buy"], BOOLEANS, "is_buy", file, row) == 1,
+            to_float(column["entry_px"]), to_float(column["entry_sx"]),
+            None if ids is None else to_order_ids(ids), str(file), row, file_bytes,
+        )  # fmt: skip
+        check_sizes(batch)
+        yield batch
 
 
 BOOLEANS = {"1": 1, "0": 0, "true": 1, "false": 0, "True": 1, "False": 0, "TRUE": 1, "FALSE": 0}
@@ -214,8 +201,8 @@ def check_sizes(batch: Batch) -> None:
     bad = ~(np.isfinite(batch.price) & np.isfinite(batch.size) & (batch.size >= 0))
     if bad.any():
         row = int(np.argmax(bad))
-        raise InputError(f"{batch.file}, row {batch.first_row + row}: price {batch.price[row]} and size "
-                         f"{batch.size[row]} must be numbers, the size not negative: mend or drop the row")  # fmt: skip
+        raise InputError(f"{batch.locate(row)}: price {batch.price[row]} and size {batch.size[row]} must be numbers, "
+                         "the size not negative: mend or drop the row")  # fmt: skip
 
 
 def stamp_opening(time_ns: np.ndarray, kinds: np.ndarray) -> np.ndarray:
@@ -236,21 +223,211 @@ def path_date_ns(file: Path) -> int:
     raise InputError(f"{file}: time_exchange is a time of day and the path holds no date: put YYYYMMDD in its name")
 
 
-def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
-    """Name the first row from `first_row` on whose price or size is no number, or repeat pyarrow's error."""
-    with contextlib.suppress(OSError, EOFError), open_decompressed(file) as (handle, _):
-        lines = io.TextIOWrapper(handle, errors="replace")
-        names = next(lines).strip().replace('"', "").split(delimiter)
-        for number, line in enumerate(lines, 1):
-            cells = line.rstrip("\n").replace('"', "").split(delimiter)
-            if number >= first_row and len(cells) != len(names):
-                return f"row {number} has {len(cells)} columns, the header {len(names)}: {line.strip()[:100]!r}"
-            if number < first_row:
-                continue
-            row = dict(zip(names, cells, strict=True))
-            for name in ("entry_px", "entry_sx"):
-                try:
-                    float(row[name])
-                except ValueError:
-                    return f"row {number}: {name} {row[name]!r} is not a number: mend or drop the row"
-    return f"after row {first_row - 1}: {error.splitlines()[0]}"
+# ------------------------------------------------------------------------------------------ Tardis incremental_book_L2
+
+TARDIS_TYPES = {
+    "symbol": pa.dictionary(pa.int32(), pa.string()), "timestamp": pa.int64(), "local_timestamp": pa.int64(),
+    "is_snapshot": pa.bool_(), "side": pa.dictionary(pa.int32(), pa.string()), "price": pa.float64(),
+    "amount": pa.float64(),
+}  # fmt: skip
+
+
+def is_tardis(head: bytes) -> bool:
+    names = head.split(b"\n", 1)[0].strip().split(b",")
+    return {b"local_timestamp", b"is_snapshot", b"side", b"price", b"amount"} <= set(names)
+
+
+@feed(is_tardis)
+def read_tardis(files: list[Path]) -> Iterator[Batch]:
+    """Tardis.dev CSV files `incremental_book_L2` of one symbol (https://docs.tardis.dev, "CSV data types").
+
+    Rows of one `local_timestamp` are one message; `timestamp`, microseconds, is the exchange's time. Amounts are
+    absolute, 0 removes the level. A run of is_snapshot rows, whatever their times, replaces the book at once.
+    """
+    options = csv.ConvertOptions(column_types=TARDIS_TYPES, include_columns=list(TARDIS_TYPES), null_values=[])
+    message, last_time, last_snapshot, symbols = 0, None, False, set[str]()
+    for file in files:
+        for row, column, file_bytes in read_csv(file, ",", options, ("price", "amount")):
+            symbols.update(column["symbol"].unique().to_pylist())
+            if len(symbols) > 1:
+                raise InputError(f"{file} and the files before it hold {', '.join(sorted(symbols))}: a pair's folder "
+                                 "takes one symbol")  # fmt: skip
+            snapshot = column["is_snapshot"].to_numpy(zero_copy_only=False)
+            local = column["local_timestamp"].to_numpy()
+            new = find_changes(local, last_time)
+            new[1:] &= ~(snapshot[1:] & snapshot[:-1])
+            new[0] &= not (snapshot[0] and last_snapshot)
+            messages = message + np.cumsum(new)
+            message, last_time, last_snapshot = int(messages[-1]), local[-1], bool(snapshot[-1])
+            is_buy = map_words(column["side"], {"bid": 1, "ask": 0}, "side", file, row) == 1
+            batch = Batch(
+                column["timestamp"].to_numpy() * 1000, messages, np.where(snapshot, SNAPSHOT, SET).astype(np.uint8),
+                is_buy, to_float(column["price"]), to_float(column["amount"]), None, str(file), row, file_bytes,
+            )  # fmt: skip
+            check_sizes(batch)
+            yield batch
+
+
+# ------------------------------------------------------------------------------------------------- NumPy array (N, 5)
+
+
+@feed(lambda head: head.startswith(b"\x93NUMPY"))
+def read_npy(files: list[Path]) -> Iterator[Batch]:
+    """NumPy arrays (N, 5) of numbers: time (s, ms, us or ns), update type, is_buy, price, size; rows count from 0.
+
+    Types: ADD 0, SUB 1, MATCH 2, SET 3, DELETE 4, SNAPSHOT 5. All consecutive rows of one time are one message.
+    """
+    message, last_time = 0, None
+    for file in files:
+        row = 0
+        for rows, file_bytes in read_npy_chunks(file):
+            time, kinds, is_buy, price, size = rows.T
+            bad = ~(np.isfinite(time) & np.isin(kinds, range(GAP)) & np.isin(is_buy, (0, 1)))
+            if bad.any():
+                first = int(np.argmax(bad))
+                raise InputError(f"{file}, row {row + first}: {rows[first].tolist()} is no time, update type (0 to 5), "
+                                 "is_buy (0 or 1), price and size")  # fmt: skip
+            time_ns = to_ns(time)
+            messages = message + np.cumsum(find_changes(time_ns, last_time))
+            message, last_time = int(messages[-1]), time_ns[-1]
+            batch = Batch(
+                time_ns, messages, kinds.astype(np.uint8), is_buy == 1, price.astype(np.float64),
+                size.astype(np.float64), None, str(file), row, file_bytes,
+            )  # fmt: skip
+            check_sizes(batch)
+            yield batch
+            row += len(rows)
+
+
+# --------------------------------------------------------------------------------------------- Binance raw recordings
+
+
+@feed(lambda head: re.match(rb'\d{10,19} \{"(stream|e|u|lastUpdateId)"', head) is not None)
+def read_binance(files: list[Path]) -> Iterator[Batch]:
+    """Binance's messages as received, spot, USD-M or COIN-M: lines of local time, space, JSON; one symbol.
+
+    Used are `depthUpdate` messages (bare or in a combined stream) and REST depth snapshots, stamped with the
+    transaction time T or, on spot, the event time E; sizes are absolute, 0 removes the level. A snapshot is no state:
+    its rows belong to the message that bridges it. The files are one stream.
+    """
+    stream = BinanceStream()
+    for file in files:
+        line = 0
+        try:
+            for lines, file_bytes in read_lines(file):
+                for text in lines:
+                    line += 1
+                    if b'"depthUpdate"' in text:
+                        stream.take_depth(text, line)
+                    elif b'"lastUpdateId"' in text:
+                        stream.snapshot = parse_json(text)
+                if stream.rows:
+                    yield stream.make_batch(file, file_bytes)
+        except OSError as error:
+            raise InputError(f"{file}, after line {line}: cannot be decompressed ({error}): fetch it again") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file}, line {line}: no whole Binance message ({error!r}): drop the line") from None
+    if stream.message == 0:
+        raise InputError(f"{files[0].parent} holds no REST depth snapshot that its depthUpdate messages continue, so "
+                         "the book is never known: record one (GET depth?limit=1000) after the stream")  # fmt: skip
+
+
+class BinanceStream:
+    """Follows one symbol's depth messages by Binance's rules ("How to manage a local order book correctly").
+
+    A message follows another where, on futures, its `pu` is the other's `u`, on spot its `U` is the other's u + 1. A
+    snapshot of update L is bridged by the first message with u >= L (spot: u > L) if that follows L or holds it.
+    """
+
+    def __init__(self) -> None:
+        self.message = 0
+        self.symbol: str | None = None
+        self.last: int | None = None  # u of the last message
+        self.known, self.counted = False, False  # whether the book is known; whether its loss was told by a GAP row
+        self.snapshot: dict[str, Any] | None = None  # waits for the message that bridges it
+        # A snapshot stands in the file up to some seconds after its time: the lines since then are needed once more.
+        self.recent: deque[tuple[int, bytes]] = deque(maxlen=1000)
+        self.clear_rows()
+
+    def clear_rows(self) -> None:
+        self.rows = 0
+        self.texts: list[str] = []  # price, size, price, size...
+        self.heads: list[tuple[int, int, int, int, int, int]] = []  # time, message, type, line, bids, asks
+
+    def take_depth(self, text: bytes, line: int) -> None:
+        depth = parse_json(text)
+        if depth["s"] != self.symbol:
+            if self.symbol is not None:
+                raise ValueError(f"of {depth['s']} among those of {self.symbol}")
+            self.symbol = depth["s"]
+        if self.last is not None and (depth["pu"] != self.last if "pu" in depth else depth["U"] != self.last + 1):
+            if depth["u"] <= self.last:
+                return  # delivered twice: the book holds it
+            self.recent.clear()
+            self.lose_book(depth, line)
+        elif len(self.recent) == self.recent.maxlen and not self.known:
+            self.lose_book(depth, line)
+        self.last = depth["u"]
+        self.recent.append((depth["u"], text))
+        if self.snapshot is not None and self.last >= self.snapshot["lastUpdateId"] + ("pu" not in depth):
+            self.take_snapshot(self.snapshot, depth, line)
+        elif self.known:
+            self.message += 1
+            self.put_rows(SET, depth, depth["b"], depth["a"], line)
+
+    def take_snapshot(self, snapshot: dict[str, Any], depth: dict[str, Any], line: int) -> None:
+        """Put the snapshot's rows and those of the recent messages that it does not hold, up to `depth`.
+
+        Where the book was known all of it is one message, so that no state is written twice.
+        """
+        update, self.snapshot = snapshot["lastUpdateId"], None
+        later = [parse_json(text) for u, text in self.recent if u >= update + ("pu" not in depth)]
+        if later[0].get("pu", later[0]["U"] - 1) > update:
+            if self.known:  # the snapshot is older than what is kept, and not needed
+                self.message += 1
+                self.put_rows(SET, depth, depth["b"], depth["a"], line)
+            return
+        self.message += 1
+        self.put_rows(SNAPSHOT, depth if self.known else later[0], snapshot["bids"], snapshot["asks"], line)
+        for index, held in enumerate(later):
+            self.message += index > 0 and not self.known
+            self.put_rows(SET, depth if self.known else held, held["b"], held["a"], line)
+        self.known, self.counted = True, False
+
+    def lose_book(self, depth: dict[str, Any], line: int) -> None:
+        """Tell once, by a GAP row, that messages are missing until the next snapshot."""
+        if not self.counted:
+            self.message += 1
+            self.put_rows(GAP, depth, [["0", "0"]], [], line)
+        self.known, self.counted = False, True
+
+    def put_rows(self, kind: int, depth: dict[str, Any], bids: list, asks: list, line: int) -> None:
+        self.texts.extend(chain.from_iterable(bids))
+        self.texts.extend(chain.from_iterable(asks))
+        self.rows += len(bids) + len(asks)
+        if len(self.texts) != 2 * self.rows:
+            raise ValueError("a level is a price and a size")
+        self.heads.append((depth.get("T", depth["E"]), self.message, kind, line, len(bids), len(asks)))
+
+    def make_batch(self, file: Path, file_bytes: int) -> Batch:
+        """Turn the rows gathered into a batch; InputError naming the line of a price or size that is no number."""
+        try:
+            texts = pa.array(self.texts, pa.string(), from_pandas=False)
+            numbers = texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # what is no number becomes NaN, and check_sizes names it
+            numbers = pd.to_numeric(pd.Series(self.texts, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
+        heads = np.array(self.heads, dtype=np.int64)
+        time, message, kind, lines = (np.repeat(heads[:, i], heads[:, 4] + heads[:, 5]) for i in range(4))
+        is_buy = np.repeat(np.tile([True, False], len(heads)), heads[:, 4:].ravel())
+        self.clear_rows()
+        batch = Batch(
+            to_ns(time), message, kind.astype(np.uint8), is_buy, numbers[::2], numbers[1::2], None, str(file),
+            int(heads[0, 3]), file_bytes, lines,
+        )  # fmt: skip
+        check_sizes(batch)
+        return batch
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    message = orjson.loads(text[text.index(b" ") + 1 :])
+    return message.get("data", message)

@@ -1,0 +1,120 @@
+"""Recorded files in blocks: gzip, zstd or plain, as CSV columns, lines or NumPy rows; memory stays that of a block.
+
+Every fault is an InputError with the file, the row and the remedy.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from lob.config import InputError
+
+
+@contextlib.contextmanager
+def open_decompressed(file: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile]]:
+    """Open a gzip, zstd or plain file by its first bytes: the decompressed stream and the file below it."""
+    with pa.OSFile(str(file)) as raw:
+        magic = raw.read(4)
+        raw.seek(0)
+        codec = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}.get(magic[:2])
+        if codec is None:
+            yield raw, raw
+        else:
+            with pa.CompressedInputStream(raw, codec) as stream:
+                yield stream, raw
+
+
+def read_head(handle: pa.NativeFile, file: Path, size: int = 1 << 16) -> bytes:
+    try:
+        return handle.read(size)
+    except OSError as error:
+        raise InputError(f"{file} cannot be decompressed ({error}): fetch it again") from None
+
+
+def read_csv(
+    file: Path, delimiter: str, options: csv.ConvertOptions, numbers: tuple[str, str]
+) -> Iterator[tuple[int, dict[str, Any], int]]:
+    """Yield a CSV file in blocks: number of the first row (the header is row 0), columns by name, file bytes read.
+
+    InputError naming the row that cannot be read; `numbers` are the names of its price and size columns.
+    """
+    row = 1
+    try:
+        with open_decompressed(file) as (handle, raw):
+            reader = csv.open_csv(
+                handle, csv.ReadOptions(block_size=1 << 23), csv.ParseOptions(delimiter=delimiter), options
+            )
+            for table in reader:
+                if len(table):
+                    yield row, {name: table.column(name) for name in table.schema.names}, raw.tell()
+                    row += len(table)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{file}: {find_bad_row(file, delimiter, row, str(error), numbers)}") from None
+    except KeyError as error:
+        raise InputError(f"{file} is of another format: {error.args[0]}") from None
+    except OSError as error:
+        raise InputError(f"{file}, after row {row - 1}: cannot be decompressed ({error}): fetch it again") from None
+    if row == 1:
+        raise InputError(f"{file} holds no rows: remove it or fetch it again")
+
+
+def find_bad_row(file: Path, delimiter: str, first_row: int, error: str, numbers: tuple[str, str]) -> str:
+    """Name the first row from `first_row` on whose price or size is no number, or repeat pyarrow's error."""
+    with contextlib.suppress(OSError, EOFError), open_decompressed(file) as (handle, _):
+        lines = io.TextIOWrapper(handle, errors="replace")
+        names = next(lines).strip().replace('"', "").split(delimiter)
+        for number, line in enumerate(lines, 1):
+            cells = line.rstrip("\n").replace('"', "").split(delimiter)
+            if number >= first_row and len(cells) != len(names):
+                return f"row {number} has {len(cells)} columns, the header {len(names)}: {line.strip()[:100]!r}"
+            if number < first_row:
+                continue
+            row = dict(zip(names, cells, strict=True))
+            for name in numbers:
+                try:
+                    float(row[name])
+                except ValueError:
+                    return f"row {number}: {name} {row[name]!r} is not a number: mend or drop the row"
+    return f"after row {first_row - 1}: {error.splitlines()[0]}"
+
+
+def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield an (N, 5) array in chunks with the file bytes read: memory mapped, or streamed where it is compressed."""
+    try:
+        with open_decompressed(file) as (handle, raw):
+            if handle is raw:
+                array = np.load(file, mmap_mode="r")
+                shape, in_rows = array.shape, True
+            else:
+                version = np.lib.format.read_magic(handle)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(handle)
+                in_rows = not fortran
+            if len(shape) != 2 or shape[1] != 5 or shape[0] == 0 or not in_rows:
+                raise InputError(f"{file} holds an array {shape}{'' if in_rows else ' in column order'}: it must be "
+                                 "(N, 5), and in row order to be read compressed")  # fmt: skip
+            for row in range(0, shape[0], rows):
+                if handle is raw:
+                    yield array[row : row + rows], row * 5 * array.itemsize
+                else:
+                    data = handle.read(min(rows, shape[0] - row) * 5 * dtype.itemsize)
+                    yield np.frombuffer(data, dtype).reshape(-1, 5), raw.tell()
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file} is no whole NumPy array ({error}): write it again with numpy.save") from None
+
+
+def read_lines(file: Path) -> Iterator[tuple[list[bytes], int]]:
+    """Yield a file's lines in lists of about 4 MiB, with the file bytes read."""
+    with open_decompressed(file) as (handle, raw):
+        rest = b""
+        while block := handle.read(1 << 22):
+            *lines, rest = (rest + block).split(b"\n")
+            yield lines, raw.tell()
+        if rest:
+            yield [rest], raw.tell()
