@@ -166,6 +166,13 @@ def new_table(file: Path, dtype: Any, parameters: Mapping[str, Any], made_from: 
         raise
 
 
+def save_table(file: Path, rows: np.ndarray, parameters: Mapping[str, Any], made_from: Any, **extra: Any) -> None:
+    """Write a whole structured array and its `.json` (see `new_table`)."""
+    with new_table(file, rows.dtype, parameters, made_from) as table:
+        table.append(rows)
+        table.extra.update(extra)
+
+
 def open_table(file: Path, made_by: str, made_from: Any, **parameters: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Memory map a table and read its `.json`.
 
