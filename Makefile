@@ -1,30 +1,52 @@
 # Everything from a fresh machine with Python 3.11 to 3.13:   make pipeline   and   make test
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
-SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=4 --batch_size=16 --accumulation_steps=1
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=10 --batch_size=16 --accumulation_steps=1 \
+  --max_lr=4e-3
 
-.PHONY: pipeline test bench prove clean
+.PHONY: pipeline test bench tables
 
 .venv/installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(PIP) -r requirements.txt
 	touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	$(PIP) -r requirements-dev.txt
 	touch $@
 
+pipeline: export PYTHONUNBUFFERED := 1
 pipeline: .venv/installed
-	$(BIN)/python data_parser.py
-	$(BIN)/python exploration_main.py
-	$(BIN)/python create_balanced_dataset.py
-	$(BIN)/python fp8_ddp_trainer.py $(SAMPLE_RUN)
-	$(BIN)/python inference_testing.py
-	$(BIN)/python training_results_analysis.py
-	$(BIN)/python model_exporter.py
+	mkdir -p runs
+	{ $(BIN)/python data_parser.py; \
+	  $(BIN)/python exploration_main.py; \
+	  $(BIN)/python create_balanced_dataset.py; \
+	  $(BIN)/python fp8_ddp_trainer.py $(SAMPLE_RUN); \
+	  $(BIN)/python inference_testing.py; \
+	  $(BIN)/python training_results_analysis.py; \
+	  $(BIN)/python model_exporter.py; } | tee runs/pipeline.log
+	@echo
+	@echo "order book states, window statistics, balanced sample, pictures   training_data/"
+	@echo "checkpoints, metrics, accuracy report                             runs/sample*/"
+	@echo "comparison of runs                                                runs/analysis/"
+	@echo "exported encoder                                                  exports/"
+	@echo "TensorBoard                                                       $(BIN)/tensorboard --logdir runs"
+	@echo "masked error of the encoder, and of linear interpolation (normalised values, test windows):"
+	@grep '^test loss' runs/pipeline.log | tail -1
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
+
+# every CPU benchmark, its JSON under benchmarks/results/, and the README's tables made from them
+bench: .venv/installed-dev
+	for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --write=True; done
+	$(MAKE) tables
+
+tables: .venv/installed
+	$(BIN)/python -m benchmarks.readme_tables
