@@ -106,7 +106,7 @@ def open_pairs(folder: Path, names: list[str], config: dict) -> tuple[list[Pair]
             splits.append(slice(bisect_left(ends, first + temporal_dim), bisect_right(ends, end)))
         if splits[0].stop <= splits[0].start:
             raise InputError(f"{book.pair}: no window of {temporal_dim} states lies in the training share: raise "
-                             f"it in split_ratios = {config['split_ratios']}, or leave the pair out of --pairs")  # fmt: skip
+                             f"it: split_ratios = {config['split_ratios']}, or leave the pair out of --pairs")  # fmt: skip
         pairs.append(Pair(book, np.asarray(rows), splits))
     return pairs, cuts
 

@@ -280,6 +280,7 @@ class Session:
         self.precision, self.model, self.log = precision, model, log
         self.store = WindowStore(data.books, config["temporal_dim"], team.device, config["num_workers"])
         self.progress = Progress()
+        self.lr = config["lr"]  # of the last step
         self.ddp: Any = model if team.world == 1 else nn.parallel.DistributedDataParallel(model)
         cuda = team.device.type == "cuda"
         self.optimizer = make_optimizer(config["optimizer"], model.parameters(), config["lr"], cuda)
@@ -417,8 +418,8 @@ class Session:
             now = time.perf_counter()
             if progress.step % config["log_steps"] == 0:
                 rate = config["log_steps"] * self.windows_a_step / (now - logged)
-                lr, wait = self.optimizer.param_groups[0]["lr"], self.store.wait_seconds / (now - began)
-                self.log.step(progress, float(loss / count), lr, float(norm), rate, wait)
+                wait = self.store.wait_seconds / (now - began)
+                self.log.step(progress, float(loss / count), self.lr, float(norm), rate, wait)
                 logged = now
             if config["validate_steps"] and progress.step % config["validate_steps"] == 0:
                 self.validate()
@@ -454,7 +455,8 @@ class Session:
         self.progress.step += 1
         self.progress.step_in_epoch += 1
         self.progress.windows_seen += self.windows_a_step
-        if self.config["use_scheduler"]:
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        if self.config["use_scheduler"] and self.progress.step < self.scheduler.total_steps:
             self.scheduler.step()
         return norm
 
@@ -492,11 +494,10 @@ class Session:
         best = self.progress.best_loss
         loss = self.validate()
         self.progress.epochs_without_gain = 0 if loss < best else self.progress.epochs_without_gain + 1
-        lr = self.optimizer.param_groups[0]["lr"]
         if not self.config["use_scheduler"]:
             self.scheduler.step(loss)
         rate = self.steps_an_epoch * self.windows_a_step / seconds
-        self.log.epoch(self.progress, seconds, train_loss, loss, lr, rate)
+        self.log.epoch(self.progress, seconds, train_loss, loss, self.lr, rate)
         self.log.picture(self.progress, *self.reconstruct_one())
         self.save()
 
