@@ -118,9 +118,10 @@ def test_a_layer_agrees_with_torchs_own_up_to_the_rotation(causal):
     config = encoder_config("tiny_transformer", temporal_dim=12, causal=causal)
     torch.manual_seed(0)
     layer = EncoderLayer(config).double().eval()
-    reference = nn.TransformerEncoderLayer(config.width, config.heads, config.ffn_width, 0.0, norm_first=True,
-                                           batch_first=True, dtype=torch.float64,
-                                           activation=lambda x: nn.functional.gelu(x, approximate="tanh")).eval()  # fmt: skip
+    reference = nn.TransformerEncoderLayer(
+        config.width, config.heads, config.ffn_width, 0.0, lambda x: nn.functional.gelu(x, approximate="tanh"),
+        norm_first=True, batch_first=True, dtype=torch.float64,
+    ).eval()  # fmt: skip
     with torch.no_grad():
         for ours, theirs in ((layer.qkv.weight, reference.self_attn.in_proj_weight),
                              (layer.qkv.bias, reference.self_attn.in_proj_bias)):  # fmt: skip
