@@ -234,7 +234,8 @@ def draw_pair(pair: Pair, wanted: np.ndarray, config: dict) -> tuple[np.ndarray,
     name = int.from_bytes(hashlib.sha256(pair.book.pair.encode()).digest()[:8], "little")
     places, samples = [], []
     facts: dict[str, Any] = {"splits": {}, "scale": scale.tolist()}
-    for index, stratum in enumerate(find_strata(pair, scale, config)):
+    strata = find_strata(pair, scale, config)
+    for index, stratum in enumerate(strata):
         rng = np.random.Generator(np.random.PCG64([config["seed"], name, index]))
         ends = pair.rows["end_row"][pair.splits[index]]
         picked, weight, exhausted = draw_split(ends, stratum, int(wanted[index]), config, rng)
@@ -254,7 +255,8 @@ def draw_pair(pair: Pair, wanted: np.ndarray, config: dict) -> tuple[np.ndarray,
         places.append(pair.splits[index].start + picked)
         samples.append(sample)
     facts["shared_states"] = count_shared_states([s["end_row"] for s in samples], temporal_dim, pair.book.rows)
-    before, _ = place(pair.rows[pair.splits[0]], scale, GRID, config)
+    on_grid = config["strata"] == "joint_cells" and tuple(config["cells"]) == GRID
+    before = strata[0] if on_grid else place(pair.rows[pair.splits[0]], scale, GRID, config)[0]
     after, _ = place(pair.rows[places[0]], scale, GRID, config)
     cells = np.bincount(before[before >= 0])
     facts["entropy_before"] = normalised_entropy(cells, cells)
