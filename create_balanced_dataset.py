@@ -105,24 +105,29 @@ def open_pairs(folder: Path, names: list[str], config: dict) -> tuple[list[Pair]
         for first, end in split_rows(book.timestamps, cuts, temporal_dim).tolist():
             splits.append(slice(bisect_left(ends, first + temporal_dim), bisect_right(ends, end)))
         if splits[0].stop <= splits[0].start:
-            raise InputError(f"{book.pair}: no window of {temporal_dim} states lies in the training share: raise "
-                             f"it in split_ratios = {config['split_ratios']}, or leave the pair out of --pairs")  # fmt: skip
+            raise InputError(f"{book.pair}: no window of {temporal_dim} states lies in the training share: change "
+                             f"split_ratios = {config['split_ratios']}, or leave the pair out")  # fmt: skip
         pairs.append(Pair(book, np.asarray(rows), splits))
     return pairs, cuts
 
 
 def share_windows(pairs: list[Pair], config: dict) -> np.ndarray:
-    """Return int (pairs, 3): how many windows to draw of each pair in each split."""
+    """Return int64 (pairs, 3): windows to draw of each pair in each split, shared by the pairs that reach it."""
     states = {pair.book.pair: pair.book.rows for pair in pairs}
     weights = config["pair_weights"] if config["pair_weights"] is not None else states
     if set(weights) != set(states) or not all(type(w) in (int, float) and w > 0 for w in weights.values()):
         raise InputError(f"pair_weights = {weights} must give a positive share to each of {', '.join(states)}")
-    ratios = config["split_ratios"]
-    if len(ratios) == 2:  # two dates: by what each split has
-        ratios = [sum(max(0, p.splits[i].stop - p.splits[i].start) for p in pairs) for i in range(3)]
-    shares = np.outer([weights[name] for name in states], ratios).astype(np.float64).ravel()
+    have = np.array([[max(0, split.stop - split.start) for split in pair.splits] for pair in pairs])
+    ratios = config["split_ratios"] if len(config["split_ratios"]) == 3 else have.sum(axis=0)  # of two dates
+    shares = np.array([[weights[name]] for name in states]) * (have > 0)
+    for name, share, ratio in zip(SPLITS, shares.sum(axis=0), ratios, strict=True):
+        if config["windows"] is not None and ratio > 0 and share == 0:
+            raise InputError(f"no pair has a window of {config['temporal_dim']} states for {name}: change "
+                             f"split_ratios = {config['split_ratios']}, or lower --temporal_dim")  # fmt: skip
+    shares = shares / np.maximum(shares.sum(axis=0), 1e-300) * ratios
     total = config["windows"] or max(1, sum(states.values()) // 64)
-    return np.diff(np.round(total * np.cumsum(shares) / shares.sum()).astype(np.int64), prepend=0).reshape(-1, 3)
+    edges = np.round(total * np.cumsum(shares) / shares.sum())
+    return np.diff(edges.astype(np.int64), prepend=0).reshape(shares.shape)
 
 
 def fit_scale(pair: Pair, outlier_std: float) -> np.ndarray:
@@ -229,7 +234,8 @@ def draw_pair(pair: Pair, wanted: np.ndarray, config: dict) -> tuple[np.ndarray,
     name = int.from_bytes(hashlib.sha256(pair.book.pair.encode()).digest()[:8], "little")
     places, samples = [], []
     facts: dict[str, Any] = {"splits": {}, "scale": scale.tolist()}
-    for index, stratum in enumerate(find_strata(pair, scale, config)):
+    strata = find_strata(pair, scale, config)
+    for index, stratum in enumerate(strata):
         rng = np.random.Generator(np.random.PCG64([config["seed"], name, index]))
         ends = pair.rows["end_row"][pair.splits[index]]
         picked, weight, exhausted = draw_split(ends, stratum, int(wanted[index]), config, rng)
@@ -249,7 +255,8 @@ def draw_pair(pair: Pair, wanted: np.ndarray, config: dict) -> tuple[np.ndarray,
         places.append(pair.splits[index].start + picked)
         samples.append(sample)
     facts["shared_states"] = count_shared_states([s["end_row"] for s in samples], temporal_dim, pair.book.rows)
-    before, _ = place(pair.rows[pair.splits[0]], scale, GRID, config)
+    on_grid = config["strata"] == "joint_cells" and tuple(config["cells"]) == GRID
+    before = strata[0] if on_grid else place(pair.rows[pair.splits[0]], scale, GRID, config)[0]
     after, _ = place(pair.rows[places[0]], scale, GRID, config)
     cells = np.bincount(before[before >= 0])
     facts["entropy_before"] = normalised_entropy(cells, cells)

@@ -321,13 +321,14 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
                         stream.take_depth(text, line)
                     elif b'"lastUpdateId"' in text:
                         stream.snapshot = parse_json(text)
+                        stream.take_snapshot(line)
                 if stream.rows:
                     yield stream.make_batch(file, file_bytes)
         except OSError as error:
             raise InputError(f"{file}, after line {line}: cannot be decompressed ({error}): fetch it again") from None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}, line {line}: no whole Binance message ({error!r}): drop the line") from None
-    if stream.message == 0:
+    if not stream.begun:
         raise InputError(f"{files[0].parent} holds no REST depth snapshot that its depthUpdate messages continue, so "
                          "the book is never known: record one (GET depth?limit=1000) after the stream")  # fmt: skip
 
@@ -343,7 +344,8 @@ class BinanceStream:
         self.message = 0
         self.symbol: str | None = None
         self.last: int | None = None  # u of the last message
-        self.known, self.counted = False, False  # whether the book is known; whether its loss was told by a GAP row
+        self.spot = False
+        self.begun, self.known, self.counted = False, False, False  # was the book known; is it; was its loss told
         self.snapshot: dict[str, Any] | None = None  # waits for the message that bridges it
         # A snapshot stands in the file up to some seconds after its time: the lines since then are needed once more.
         self.recent: deque[tuple[int, bytes]] = deque(maxlen=1000)
@@ -360,7 +362,8 @@ class BinanceStream:
             if self.symbol is not None:
                 raise ValueError(f"of {depth['s']} among those of {self.symbol}")
             self.symbol = depth["s"]
-        if self.last is not None and (depth["pu"] != self.last if "pu" in depth else depth["U"] != self.last + 1):
+            self.spot = "pu" not in depth
+        if self.last is not None and (depth["U"] != self.last + 1 if self.spot else depth["pu"] != self.last):
             if depth["u"] <= self.last:
                 return  # delivered twice: the book holds it
             self.recent.clear()
@@ -369,30 +372,29 @@ class BinanceStream:
             self.lose_book(depth, line)
         self.last = depth["u"]
         self.recent.append((depth["u"], text))
-        if self.snapshot is not None and self.last >= self.snapshot["lastUpdateId"] + ("pu" not in depth):
-            self.take_snapshot(self.snapshot, depth, line)
-        elif self.known:
+        if self.known:
             self.message += 1
             self.put_rows(SET, depth, depth["b"], depth["a"], line)
+        self.take_snapshot(line)
 
-    def take_snapshot(self, snapshot: dict[str, Any], depth: dict[str, Any], line: int) -> None:
-        """Put the snapshot's rows and those of the recent messages that it does not hold, up to `depth`.
+    def take_snapshot(self, line: int) -> None:
+        """Where the stream has reached the waiting snapshot, put its rows and those of the messages after it.
 
-        Where the book was known all of it is one message, so that no state is written twice.
+        Where the book was known they end the last message, whose state stays as it was but for levels that the first
+        snapshot was too short to hold.
         """
-        update, self.snapshot = snapshot["lastUpdateId"], None
-        later = [parse_json(text) for u, text in self.recent if u >= update + ("pu" not in depth)]
-        if later[0].get("pu", later[0]["U"] - 1) > update:
-            if self.known:  # the snapshot is older than what is kept, and not needed
-                self.message += 1
-                self.put_rows(SET, depth, depth["b"], depth["a"], line)
+        if self.snapshot is None or self.last is None or self.last < self.snapshot["lastUpdateId"] + self.spot:
             return
-        self.message += 1
-        self.put_rows(SNAPSHOT, depth if self.known else later[0], snapshot["bids"], snapshot["asks"], line)
-        for index, held in enumerate(later):
+        snapshot, self.snapshot = self.snapshot, None
+        later = [parse_json(text) for u, text in self.recent if u >= snapshot["lastUpdateId"] + self.spot]
+        if (later[0]["U"] - 1 if self.spot else later[0]["pu"]) > snapshot["lastUpdateId"]:
+            return  # older than the lines kept
+        self.message += not self.known
+        self.put_rows(SNAPSHOT, later[-1] if self.known else later[0], snapshot["bids"], snapshot["asks"], line)
+        for index, depth in enumerate(later):
             self.message += index > 0 and not self.known
-            self.put_rows(SET, depth if self.known else held, held["b"], held["a"], line)
-        self.known, self.counted = True, False
+            self.put_rows(SET, later[-1] if self.known else depth, depth["b"], depth["a"], line)
+        self.begun, self.known, self.counted = True, True, False
 
     def lose_book(self, depth: dict[str, Any], line: int) -> None:
         """Tell once, by a GAP row, that messages are missing until the next snapshot."""

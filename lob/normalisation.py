@@ -51,12 +51,11 @@ def masked_mean(x: Tensor, known: Tensor) -> Tensor:
 
 
 def masked_range(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Least known value of each window and the range above it, both (B, 1, 1); the range is at least 1e-12."""
+    """Least known value of each window and the range above it, both (B, 1, 1); 1 for a window of equal values."""
     low = torch.where(known, x, torch.full_like(x, float("inf"))).amin(dim=(1, 2), keepdim=True)
     high = torch.where(known, x, torch.full_like(x, float("-inf"))).amax(dim=(1, 2), keepdim=True)
-    none = torch.isinf(low)
-    low = torch.where(none, torch.zeros_like(low), low)
-    return low, torch.where(none, torch.ones_like(low), (high - low).clamp(min=1e-12))
+    low = torch.where(torch.isinf(low), torch.zeros_like(low), low)
+    return low, torch.where(high > low, high - low, torch.ones_like(low))
 
 
 def first_known_price(price_ticks: Tensor, known: Tensor) -> Tensor:

@@ -298,7 +298,10 @@ def draw_balance(before: np.ndarray, after: np.ndarray, names: Sequence[str], pa
             every = np.asarray(before[name][:: max(1, len(before) // 200_000)])
             low, high = central_range(every)
             span = (min(low, after[name].min()), max(high, after[name].max()))
-            for values, colour, label in ((every, GREY, "all windows, outliers included"), (after[name], BLUE, "balanced sample")):
+            for values, colour, label in (
+                (every, GREY, "all windows, outliers included"),
+                (after[name], BLUE, "balanced sample"),
+            ):
                 axis.hist(values, bins=60, range=span, density=True, histtype="step", color=colour, label=label, lw=1.4)
             axis.set(xlabel=LABELS[name], yscale="log", ylabel="density")
         axes[0, 0].legend()

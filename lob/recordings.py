@@ -101,7 +101,7 @@ def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarra
                                  "(N, 5), and in row order to be read compressed")  # fmt: skip
             for row in range(0, shape[0], rows):
                 if handle is raw:
-                    yield array[row : row + rows], row * 5 * array.itemsize
+                    yield array[row : row + rows], min(row + rows, shape[0]) * 5 * array.itemsize
                 else:
                     data = handle.read(min(rows, shape[0] - row) * 5 * dtype.itemsize)
                     yield np.frombuffer(data, dtype).reshape(-1, 5), raw.tell()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +68,15 @@ def recorded() -> Path:
     if not RECORDED.is_dir():
         pytest.skip("needs the recorded exchange data in ../shared/real")
     return RECORDED
+
+
+@pytest.fixture(scope="session")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder, not to be written to: a small book (depth 16) and its balanced sample of windows of 32 states."""
+    folder = tmp_path_factory.mktemp("sampled")
+    write_book(folder, rows=6000, depth=16)
+    for script in ("exploration_main.py", "create_balanced_dataset.py"):
+        words = [f"--data_dir={folder}", "--temporal_dim=32", "--plots=False"]
+        words += ["--strata=quantile", "--min_stride=1", "--windows=2000"] if script.startswith("create") else []
+        subprocess.run([sys.executable, script, *words], cwd=ROOT, check=True, capture_output=True)
+    return folder

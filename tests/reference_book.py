@@ -1,112 +1,180 @@
-"""A slow order book of dictionaries and sorted lists, written from the rules alone, to hold the kernel against."""
+"""A slow order book of dictionaries, written from the documented meaning of each update, to hold the kernel against."""
 
 from bisect import bisect_left, insort
+from collections import Counter
 
-ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)
+from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
+
+BID, ASK = 0, 1
 
 
 class ReferenceBook:
-    """One message at a time: `apply` its rows, then `state` is the best levels or None where it is no valid state."""
+    """Takes whole messages and lists the states they leave.
 
-    def __init__(self, half: int, by_order: bool, max_crossed_ns: int = 10**9):
-        self.half, self.by_order, self.max_crossed_ns = half, by_order, max_crossed_ns
-        self.clear()
-        self.crossed_since = None
-        self.evicted = self.unknown = self.duplicates = self.overdrawn = 0
+    `levels[side]` maps ticks to lots, `prices[side]` holds the ticks in order, `orders` maps ids to orders.
+    """
 
-    def clear(self) -> None:
-        self.lots: tuple[dict[int, int], dict[int, int]] = ({}, {})  # price -> lots, of asks and of bids
-        self.changed: tuple[dict[int, int], dict[int, int]] = ({}, {})
-        self.prices: tuple[list[int], list[int]] = ([], [])
-        self.orders: dict[int, tuple[int, int, int]] = {}
+    def __init__(self, depth, by_order=False, max_crossed_ns=10**9, max_gap_ns=60 * 10**9):
+        self.half, self.by_order = depth // 2, by_order
+        self.max_crossed_ns, self.max_gap_ns = max_crossed_ns, max_gap_ns
+        self.levels, self.prices = ({}, {}), ([], [])
+        self.touched = ({}, {})  # time of each level's last update
+        self.orders = {}  # id -> (side, price, lots)
+        self.time = self.last_valid = self.crossed_since = None
+        self.counters = Counter()
+        self.traded = 0
+        self.new_segment = True
+        self.states = []  # (ticks, lots, time, whether a segment begins, lots traded since the beginning)
 
-    def put(self, side: int, price: int, lots: int, time: int) -> None:
-        """Make the level's size `lots`; 0 removes it."""
-        there = price in self.lots[side]
+    def best(self, side):
+        """The best half-depth levels of a side, best first."""
+        prices = self.prices[BID][: -self.half - 1 : -1] if side == BID else self.prices[ASK][: self.half]
+        return [(price, self.levels[side][price]) for price in prices]
+
+    def change(self, side, price, lots):
+        """Set a level's lots; none at or below 0."""
         if lots > 0:
-            if not there:
+            if price not in self.levels[side]:
                 insort(self.prices[side], price)
-            self.lots[side][price] = lots
-            self.changed[side][price] = time
-        elif there:
-            del self.lots[side][price], self.changed[side][price]
+            self.levels[side][price] = lots
+            self.touched[side][price] = self.time
+        elif self.levels[side].pop(price, None):
             self.prices[side].pop(bisect_left(self.prices[side], price))
 
-    def add(self, side: int, price: int, lots: int, time: int) -> None:
-        there = self.lots[side].get(price, 0)
-        if lots > 0 or there:
-            self.put(side, price, there + lots, time)
-
-    def apply(self, time: int, rows: list[tuple[int, int, int, int, int]]) -> None:
-        """Apply a message's rows: (update type, is_buy, price, size, order id)."""
-        in_snapshot = False
-        for kind, side, price, size, order_id in rows:
-            if kind == SNAPSHOT and not in_snapshot:
+    def take_message(self, time, rows):
+        """Apply rows (type, is_buy, price, size, order id) of one message; return whether it leaves a state."""
+        if self.time is not None and time < self.time:
+            self.counters["clock_steps_back"] += rows[0][0] != SNAPSHOT
+            time = self.time
+        self.time = time
+        before, kind_before = None, None
+        for kind, is_buy, price, size, order_id in rows:
+            side = BID if is_buy else ASK
+            if kind == GAP:
+                self.counters["gaps"] += 1
                 self.clear()
-            in_snapshot = kind == SNAPSHOT
+                self.new_segment, self.crossed_since = True, None
+                return False
+            if kind == SNAPSHOT and kind_before != SNAPSHOT:
+                self.counters["snapshots"] += 1
+                if self.levels[BID] or self.levels[ASK]:
+                    before = [self.best(BID), self.best(ASK)]
+                    self.new_segment |= min(map(len, before)) < self.half
+                self.clear()
+            kind_before = kind
+            if kind == MATCH:
+                self.traded += -size if is_buy else size
             if self.by_order:
-                self.apply_order(kind, side, price, size, order_id, time)
+                self.take_order(kind, side, price, size, order_id)
             else:
-                self.apply_level(kind, side, price, size, time)
-        self.evict(time)
+                self.take_level(kind, side, price, size)
+        states = len(self.states)
+        self.end_message(before)
+        return len(self.states) > states
 
-    def apply_order(self, kind: int, side: int, price: int, size: int, order_id: int, time: int) -> None:
-        known = self.orders.get(order_id)
+    def clear(self):
+        for side in (BID, ASK):
+            self.levels[side].clear()
+            self.prices[side].clear()
+        self.orders.clear()
+
+    def take_level(self, kind, side, price, size):
+        there = self.levels[side].get(price, 0)
+        if kind == ADD:
+            self.change(side, price, there + size)
+        elif kind in (SET, SNAPSHOT):
+            self.counters["unknown"] += size == 0 and there == 0
+            self.change(side, price, size)
+        elif there == 0:
+            self.counters["unknown"] += 1
+        elif kind == DELETE:
+            self.change(side, price, 0)
+        else:
+            assert kind in (SUB, MATCH)
+            self.counters["overdrawn"] += size > there
+            self.change(side, price, there - size)
+
+    def take_order(self, kind, side, price, size, order_id):
+        known = order_id in self.orders
         if kind in (ADD, SET, SNAPSHOT):
             if known:
-                self.duplicates += kind != SET
-                self.add(known[0], known[1], -known[2], time)
-            else:
-                self.unknown += kind == SET
+                self.counters["duplicate_orders"] += kind != SET
+                self.shrink(order_id, self.orders[order_id][2])
+            elif kind == SET:
+                self.counters["unknown"] += 1
             self.orders[order_id] = (side, price, size)
-            self.add(side, price, size, time)
+            self.change(side, price, self.levels[side].get(price, 0) + size)
         elif not known:
-            self.unknown += 1
+            self.counters["unknown"] += 1
+        elif kind == DELETE:
+            self.shrink(order_id, self.orders[order_id][2])
         else:
-            left = 0 if kind == DELETE else known[2] - size
-            self.overdrawn += left < 0
-            left = max(left, 0)
-            self.add(known[0], known[1], left - known[2], time)
-            self.orders[order_id] = (known[0], known[1], left)
-            if left == 0:
-                del self.orders[order_id]
+            left = self.orders[order_id][2]
+            self.counters["overdrawn"] += size > left
+            self.shrink(order_id, min(size, left))
 
-    def apply_level(self, kind: int, side: int, price: int, size: int, time: int) -> None:
-        there = self.lots[side].get(price, 0)
-        if kind == ADD:
-            self.put(side, price, there + size, time)
-        elif kind in (SET, SNAPSHOT, DELETE):
-            new = 0 if kind == DELETE else size
-            self.unknown += new == 0 and there == 0
-            self.put(side, price, new, time)
-        elif there == 0:
-            self.unknown += 1
-        else:
-            self.overdrawn += size > there
-            self.put(side, price, max(there - size, 0), time)
+    def shrink(self, order_id, lots):
+        side, price, left = self.orders[order_id]
+        self.change(side, price, self.levels[side].get(price, 0) - lots)
+        self.orders[order_id] = (side, price, left - lots)
+        if left == lots:
+            del self.orders[order_id]
 
-    def crossed(self) -> bool:
-        return bool(self.prices[0] and self.prices[1] and self.prices[1][-1] >= self.prices[0][0])
+    def is_crossed(self):
+        return bool(self.prices[BID] and self.prices[ASK]) and self.prices[BID][-1] >= self.prices[ASK][0]
 
-    def evict(self, time: int) -> None:
-        if not self.crossed():
+    def evict_ghost(self):
+        """A book crossed for too long loses, of its two best levels, the one updated longer ago (the ask in a tie)."""
+        if not self.is_crossed():
             self.crossed_since = None
         elif self.crossed_since is None:
-            self.crossed_since = time
-        elif time - self.crossed_since > self.max_crossed_ns:
-            ask, bid = self.prices[0][0], self.prices[1][-1]
-            side, price = (1, bid) if self.changed[1][bid] < self.changed[0][ask] else (0, ask)
-            self.put(side, price, 0, time)
-            self.orders = {i: order for i, order in self.orders.items() if order[:2] != (side, price)}
-            self.evicted += 1
-            self.crossed_since = time if self.crossed() else None
+            self.crossed_since = self.time
+        elif self.time - self.crossed_since > self.max_crossed_ns:
+            bid, ask = self.prices[BID][-1], self.prices[ASK][0]
+            side, price = (BID, bid) if self.touched[BID][bid] < self.touched[ASK][ask] else (ASK, ask)
+            self.change(side, price, 0)
+            self.orders = {id_: order for id_, order in self.orders.items() if order[:2] != (side, price)}
+            self.counters["ghosts_evicted"] += 1
+            self.crossed_since = self.time if self.is_crossed() else None
 
-    @property
-    def state(self) -> tuple[list[int], list[int]] | None:
-        """Prices and lots of the best levels, ascending; None for a thin or crossed book."""
-        asks, bids = self.prices
-        if len(asks) < self.half or len(bids) < self.half or self.crossed_since is not None:
-            return None
-        prices = bids[-self.half :] + asks[: self.half]
-        lots = [self.lots[1][p] for p in prices[: self.half]] + [self.lots[0][p] for p in prices[self.half :]]
-        return prices, lots
+    def end_message(self, before):
+        self.counters["messages"] += 1
+        if before is not None and before != [self.best(BID), self.best(ASK)]:
+            self.new_segment = True
+        self.evict_ghost()
+        bids, asks = self.best(BID), self.best(ASK)
+        if min(len(bids), len(asks)) < self.half:
+            self.counters["thin_states"] += 1
+        elif self.is_crossed():
+            self.counters["crossed_states"] += 1
+        else:
+            self.counters["states"] += 1
+            self.new_segment |= self.last_valid is not None and self.time - self.last_valid > self.max_gap_ns
+            self.last_valid = self.time
+            levels = bids[::-1] + asks
+            ticks, lots = [price for price, _ in levels], [size for _, size in levels]
+            self.states.append((ticks, lots, self.time, self.new_segment, self.traded))
+            self.new_segment = False
+
+
+def thin_states(states, subsample=1, interval_ns=0):
+    """Keep every n-th state of a segment, or the last of each interval in it; traded that since the row before."""
+    segments = []
+    for state in states:
+        if state[3]:
+            segments.append([])
+        segments[-1].append(state)
+    kept = []
+    for segment in segments:
+        if interval_ns:
+            last = {state[2] // interval_ns: state for state in segment}
+            chosen = list(last.values())
+        else:
+            chosen = segment[::subsample]
+        kept += [(*state[:3], index == 0, state[4]) for index, state in enumerate(chosen)]
+    before = 0
+    rows = []
+    for ticks, lots, time, starts, traded in kept:
+        rows.append((ticks, lots, time, starts, traded - before))
+        before = traded
+    return rows

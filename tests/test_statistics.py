@@ -210,10 +210,10 @@ def test_a_bad_pair_does_not_keep_the_others_from_being_done(data_dir):
 
 
 def test_the_pictures_are_drawn_for_books_of_any_kind(tmp_path):
-    """One with two segments and trades, one whose price never moves: each picture is a readable PNG."""
+    """One of two days, two segments and trades, one whose price never moves: each picture is a readable PNG."""
     import matplotlib.image
 
-    folder = write_book(tmp_path, "A", rows=900, depth=12, segment_starts=(0, 400))
+    folder = write_book(tmp_path, "A", rows=900, depth=12, segment_starts=(0, 400), step_ns=200_000_000_000)
     np.save(folder / "traded.npy", np.random.default_rng(0).normal(size=900).astype(np.float32))
     still = write_book(tmp_path, "B", rows=300, depth=12)
     prices = np.load(still / "price_ticks.npy")

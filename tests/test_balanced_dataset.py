@@ -1,0 +1,354 @@
+"""create_balanced_dataset.py: purity, overlap, equal strata, and that nothing is learnt from validation or test."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+from conftest import ROOT, write_book
+
+import create_balanced_dataset
+import exploration_main
+from create_balanced_dataset import SAMPLE, SCORED, draw_split, main, measure_overlap, normalised_entropy
+from lob.config import InputError
+from lob.files import open_book, open_table, save_table
+from lob.windows import calendar_cuts, split_rows
+
+T = 32
+CONFIG = {**create_balanced_dataset.config, "temporal_dim": T, "plots": False, "windows": 300, "min_stride": 4}
+STATISTICS = {**exploration_main.config, "temporal_dim": T, "plots": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two pairs: one with segments that are short, or end near the cuts; one that ends before the test share."""
+    path = tmp_path_factory.mktemp("data")
+    write_book(path, "AAA", rows=6000, depth=8, seed=1,
+               segment_starts=(0, 20, 60, 1500, 4190, 4205, 4300, 5690, 5710, 5900))  # fmt: skip
+    write_book(path, "BBB", rows=4000, depth=8, seed=2, start_ns=1_777_689_393_201_000_000)
+    exploration_main.main({**STATISTICS, "data_dir": str(path)})
+    return path
+
+
+def draw(folder: Path, **changes) -> dict[str, tuple[np.ndarray, dict]]:
+    config = {**CONFIG, "data_dir": str(folder), **changes}
+    assert main(config) == 0
+    names = config["pairs"] or ["AAA", "BBB"]
+    return {n: open_table(folder / "balanced_samples" / f"{n}.npy", "", None, temporal_dim=T) for n in names}
+
+
+def limits_of(folder: Path, pair: str, ratios=(0.7, 0.25, 0.05)) -> np.ndarray:
+    books = [open_book(folder / "book_states" / name) for name in ("AAA", "BBB")]
+    cuts = calendar_cuts([b.timestamps for b in books], [b.segment_starts for b in books], ratios)
+    return split_rows(books[pair == "BBB"].timestamps, cuts, T)
+
+
+@pytest.mark.parametrize("strata", ["joint_cells", "equal_width", "quantile"])
+@pytest.mark.parametrize("min_stride", [1, 4, 40])
+@pytest.mark.parametrize("windows", [None, 60])
+def test_samples_are_pure_apart_and_of_the_size_asked_for(folder, strata, min_stride, windows):
+    total = 0
+    for pair, (sample, meta) in draw(folder, strata=strata, min_stride=min_stride, windows=windows).items():
+        book, ends = open_book(folder / "book_states" / pair), sample["end_row"]
+        assert sample.dtype == SAMPLE and (sample["weight"] == 1).all()
+        assert (np.diff(ends) >= min_stride).all()
+        segment = np.searchsorted(book.segment_starts, ends - T, side="right")
+        assert (segment == np.searchsorted(book.segment_starts, ends - 1, side="right")).all()
+        # Row by row, without the functions under test: no state serves two splits, T states lie between them.
+        owner = np.full(book.rows, -1)
+        for index, (first, end) in enumerate(limits_of(folder, pair)):
+            mine = ends[(ends - T >= first) & (ends <= end)]
+            assert len(mine) == list(meta["splits"].values())[index]["windows"]
+            assert len(mine) > 0 or (pair, index) == ("BBB", 2)
+            for stop in mine:
+                assert set(owner[stop - T : stop]) <= {-1, index}
+                owner[stop - T : stop] = index
+        assert np.isin(ends, np.flatnonzero(owner >= 0) + 1).all()
+        changes = np.flatnonzero(np.diff(owner[owner >= 0]))
+        used = np.flatnonzero(owner >= 0)
+        assert len(changes) == (2 if pair == "AAA" else 1) and (used[changes + 1] - used[changes] > T).all()
+        assert meta["shared_states"] == 0
+        total += len(sample)
+    if windows is not None:
+        assert total == windows
+
+
+def test_strata_are_those_of_a_plain_calculation(folder):
+    """Limits from the training windows; equal-width cells of volatility, spread and direction between them."""
+    sample, meta = draw(folder)["AAA"]
+    rows = np.load(folder / "window_statistics" / "AAA.npy")
+    limits = limits_of(folder, "AAA")
+    train = rows[rows["end_row"] <= limits[0, 1]]
+    mean = {n: train[n].mean() for n in SCORED}
+    deviation = {n: train[n].std() for n in SCORED}
+    np.testing.assert_allclose(meta["scale"][0], list(mean.values()), rtol=1e-10)
+    np.testing.assert_allclose(meta["scale"][1], list(deviation.values()), rtol=1e-10)
+    chosen = rows[np.searchsorted(rows["end_row"], sample["end_row"])]
+    outlier = {
+        name: np.any([abs(part[n] - mean[n]) > 3 * deviation[n] for n in SCORED], axis=0)
+        for name, part in (("chosen", chosen), ("train", train))
+    }
+    assert not outlier["chosen"].any()
+    assert outlier["train"].sum() == meta["splits"]["train"]["outliers"] > 0
+    expected = np.zeros(len(chosen), int)
+    for name, cells in zip(
+        ("std_tick_returns_bps", "average_spread_bps", "mid_price_change_bps"), (8, 8, 9), strict=True
+    ):
+        low = max(train[name].min(), mean[name] - 3 * deviation[name])
+        high = min(train[name].max(), mean[name] + 3 * deviation[name])
+        place = np.clip(np.floor(cells * (chosen[name] - low) / (high - low)), 0, cells - 1).astype(int)
+        expected = expected * cells + place
+    np.testing.assert_array_equal(sample["stratum"], expected)
+
+
+@pytest.mark.parametrize("strata", ["equal_width", "quantile"])
+def test_composite_strata_are_those_of_a_plain_calculation(folder, strata):
+    sample, _ = draw(folder, strata=strata)["BBB"]
+    rows = np.load(folder / "window_statistics" / "BBB.npy")
+    train = rows["end_row"] <= limits_of(folder, "BBB")[0, 1]
+    z = np.stack([(rows[n] - rows[n][train].mean()) / rows[n][train].std() for n in SCORED])
+    inside = train & (abs(z) <= 3).all(axis=0)
+    z[[0, 3]] = abs(z[[0, 3]])
+    score = np.array([0.4, 0.2, 0.3, 0.1]) @ z
+    if strata == "quantile":
+        edges = np.quantile(score[inside], np.linspace(0, 1, 11))
+    else:
+        edges = np.linspace(score[inside].min(), score[inside].max(), 11)
+    chosen = np.searchsorted(rows["end_row"], sample["end_row"])
+    clear = np.abs(score[chosen, None] - edges).min(axis=1) > 1e-5  # scores are kept in single precision
+    expected = np.clip(np.searchsorted(edges, score[chosen], side="right") - 1, 0, 9)
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(sample["stratum"][clear], expected[clear])
+
+
+def test_quantile_strata_leave_the_distribution_as_it_was(folder):
+    """Ten strata of equal counts, sampled equally, are a uniform sample: joint cells of equal width are not."""
+    entropy: dict[str, float] = {}
+    for strata in ("quantile", "joint_cells"):
+        _, meta = draw(folder, strata=strata, pairs=["AAA"], windows=2000, min_stride=1)["AAA"]
+        entropy[strata] = meta["entropy_after"] - meta["entropy_before"]
+    assert abs(entropy["quantile"]) < 0.03
+    assert entropy["joint_cells"] > 0.03
+
+
+def water_level(counts: np.ndarray, wanted: int) -> np.ndarray:
+    """Raise all strata one window at a time, those that have any left, until the sample is full: the slow way."""
+    taken = np.zeros_like(counts)
+    while taken.sum() < wanted:
+        open_ones = np.flatnonzero(taken < counts)
+        taken[open_ones[np.argmin(taken[open_ones])]] += 1
+    return taken
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 5, 37, 100, 333, 1000])
+def test_strata_fill_like_water(wanted):
+    stratum = np.random.default_rng(0).choice(6, 1000, p=[0.6, 0.3, 0.05, 0.03, 0.015, 0.005]).astype(np.int16)
+    ends = np.arange(100, 1100)
+    rng = np.random.default_rng(0)
+    places, weights, exhausted = draw_split(ends, stratum, wanted, {**CONFIG, "min_stride": 1}, rng)
+    assert len(places) == len(set(places)) == wanted and (np.diff(places) > 0).all() and (weights == 1).all()
+    counts = np.bincount(stratum, minlength=6)
+    expected = water_level(counts, wanted)
+    got = np.bincount(stratum[places], minlength=6)
+    assert abs(got - expected).max() <= 1 and (got[counts == got] == expected[counts == got]).all()
+    assert exhausted == (got == counts).sum()
+
+
+def test_every_window_of_a_stratum_is_as_likely():
+    """2,000 draws of 10 out of 40: each window 500 times, give or take 5 deviations."""
+    stratum, ends = np.zeros(40, np.int16), np.arange(40)
+    rng, drawn = np.random.default_rng(0), np.zeros(40)
+    for _ in range(2000):
+        places, _, _ = draw_split(ends, stratum, 10, {**CONFIG, "min_stride": 1}, rng)
+        drawn[places] += 1
+    assert abs(drawn - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
+
+
+def test_oversampling_evens_the_strata_by_weight():
+    stratum = np.repeat(np.arange(4, dtype=np.int16), [3, 30, 300, 3000])
+    ends = np.arange(len(stratum))
+    config = {**CONFIG, "min_stride": 1, "oversample": True}
+    places, weights, exhausted = draw_split(ends, stratum, 401, config, np.random.default_rng(0))
+    drawn = np.bincount(stratum[places], weights)
+    assert weights.sum() == pytest.approx(401) and abs(drawn - 100.25).max() <= 1
+    assert np.bincount(stratum[places]).tolist()[:2] == [3, 30] and exhausted == 2
+    assert len(set(places)) == len(places) and (weights[stratum[places] >= 2] == 1).all()
+
+
+def test_the_stride_holds_across_strata_and_segments():
+    """Rows far apart in the table can be near in the book, and the other way round."""
+    ends = np.concatenate([np.arange(50, 150), np.arange(155, 255), np.arange(400, 500)])
+    stratum = (np.arange(300) % 7).astype(np.int16)
+    stratum[::5] = -1
+    places, _, _ = draw_split(ends, stratum, 300, {**CONFIG, "min_stride": 10}, np.random.default_rng(0))
+    assert (np.diff(ends[places]) >= 10).all() and (stratum[places] >= 0).all()
+    # Nothing more would fit: the sample is as dense as its stride allows.
+    free = [e for e, s in zip(ends, stratum, strict=True) if s >= 0 and abs(ends[places] - e).min() >= 10]
+    assert free == []
+
+
+def rewrite_statistics(folder: Path, pair: str, change) -> None:
+    file = folder / "window_statistics" / f"{pair}.npy"
+    rows, meta = open_table(file, "", None)
+    rows = np.array(rows)
+    change(rows)
+    save_table(file, rows, meta["parameters"], meta["made_from"])
+
+
+def copy_of(folder: Path, tmp_path: Path) -> Path:
+    for part in ("book_states", "window_statistics"):
+        subprocess.run(["cp", "-r", folder / part, tmp_path / part], check=True)
+    return tmp_path
+
+
+def test_nothing_is_fitted_on_validation_or_test(folder, tmp_path):
+    """Other conditions after the cut change neither scale nor strata nor sample of the training share."""
+    copy = copy_of(folder, tmp_path)
+    border = limits_of(folder, "AAA")[0, 1]
+
+    def change(rows):
+        late = rows["end_row"] > border
+        for name in SCORED:
+            rows[name][late] = rows[name][late] * 1.5 + rows[name].std()
+
+    for strata in ("joint_cells", "equal_width", "quantile"):
+        before, meta_before = draw(folder, strata=strata, windows=None)["AAA"]
+        rewrite_statistics(copy, "AAA", lambda rows: rows.__setitem__(slice(None), np.load(
+            folder / "window_statistics" / "AAA.npy")))  # fmt: skip
+        rewrite_statistics(copy, "AAA", change)
+        after, meta_after = draw(copy, strata=strata, windows=None)["AAA"]
+        assert meta_before["scale"] == meta_after["scale"]
+        np.testing.assert_array_equal(before[before["end_row"] <= border], after[after["end_row"] <= border])
+        assert not np.array_equal(before["stratum"], after["stratum"])
+
+
+def test_the_sample_depends_on_seed_and_pair_alone(folder):
+    first = {pair: sample.tobytes() for pair, (sample, _) in draw(folder).items()}
+    numba.set_num_threads(1)
+    try:
+        again = {pair: sample.tobytes() for pair, (sample, _) in draw(folder, pairs=["BBB", "AAA"]).items()}
+    finally:
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    assert first == again
+    assert {pair: sample.tobytes() for pair, (sample, _) in draw(folder, seed=1).items()} != first
+
+
+def test_the_draw_is_the_same_on_every_machine():
+    """The picks of a fixed table, written down: a change of generator or order breaks everybody's samples."""
+    stratum = ((np.arange(5000) * 7919) % 4999 % 11 - 1).astype(np.int16)
+    rng = np.random.Generator(np.random.PCG64([0, 1, 2]))
+    places, _, _ = draw_split(np.arange(64, 5064), stratum, 200, {**CONFIG, "min_stride": 8}, rng)
+    assert places[:5].tolist() == [32, 45, 55, 64, 72]
+    assert hashlib.sha256(places.astype("<i8").tobytes()).hexdigest()[:16] == "bc9193522182a001"
+
+
+def test_pairs_get_their_shares(folder):
+    """BBB has no state in the test share: AAA gives all of its windows."""
+
+    def counts(**changes):
+        samples = draw(folder, **changes)
+        return {pair: [s["windows"] for s in meta["splits"].values()] for pair, (_, meta) in samples.items()}
+
+    assert counts(pair_weights={"AAA": 1, "BBB": 2.0}) == {"AAA": [70, 25, 15], "BBB": [140, 50, 0]}
+    assert counts() == {"AAA": [126, 45, 15], "BBB": [84, 30, 0]}  # by states, 6,000 and 4,000
+    assert sum(sum(c) for c in counts(windows=None, min_stride=1).values()) == 10_000 // 64
+
+
+def test_two_dates_may_cut_the_calendar(folder):
+    book = open_book(folder / "book_states" / "AAA")
+    dates = [str(book.timestamps[row].astype("datetime64[ns]")) for row in (3000, 5000)]
+    sample, meta = draw(folder, split_ratios=[d[:26] for d in dates], windows=100)["AAA"]
+    ends = sample["end_row"]
+    assert abs(np.array(meta["cuts_ns"]) - book.timestamps[[3000, 5000]]).max() < 2000
+    assert not ((ends > 3000) & (ends < 3000 + T)).any() and (ends < 3000).any() and (ends > 5000 + 2 * T).any()
+
+
+def test_measures_by_hand():
+    assert measure_overlap(np.array([100, 132, 140, 300]), 32) == pytest.approx((24 / 32 / 3, 104 / 32))
+    assert measure_overlap(np.array([100]), 32) == (0, 1)
+    assert measure_overlap(np.array([], dtype=np.int64), 32) == (0, 0)
+    natural = np.array([97, 1, 0, 1, 1])
+    assert normalised_entropy(np.array([1, 1, 0, 1, 1]), natural) == pytest.approx(1)
+    assert normalised_entropy(np.array([1, 1, 0, 0, 0]), natural) == pytest.approx(0.5)
+    assert normalised_entropy(np.array([5, 0, 0, 0, 0]), natural) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temporal_dim": 64}, "temporal_dim = 32, not 64: run exploration_main.py again, or set --temporal_dim"),
+        (
+            {"windows": 3000, "min_stride": 16},
+            "2,100|windows asked for, .* can be had 16 states apart: lower --windows",
+        ),
+        ({"windows": 0}, "windows = 0 must be at least 1"),
+        ({"composite_weights": [0.5, 0.5]}, "composite_weights = .* must be 4 numbers"),
+        ({"composite_weights": [0.5, 0.5, "x", 0]}, "composite_weights"),
+        ({"composite_weights": [0, 0, 0, 0]}, "composite_weights"),
+        ({"cells": [3, 3]}, "cells = .* must be 3 numbers"),
+        ({"cells": [3, 0, 3]}, "cells"),
+        ({"cells": [100, 100, 100]}, "cells"),
+        ({"bins": 1}, "bins = 1 must be at least 2"),
+        ({"outlier_std": 0.0}, "outlier_std = 0.0"),
+        ({"split_ratios": [0.7, 0.3]}, "split_ratios"),
+        ({"split_ratios": [0.9, 0.0999, 0.0001]}, "no pair has a window of 32 states for test: change split_ratios"),
+        ({"split_ratios": [0.0, 0.5, 0.5]}, "no window of 32 states lies in the training share"),
+        ({"pair_weights": {"AAA": 1}}, "pair_weights = .* to each of AAA, BBB"),
+        ({"pair_weights": {"AAA": 1, "BBB": -1}}, "pair_weights"),
+        ({"pairs": ["CCC"]}, "no pair 'CCC'"),
+    ],
+)
+def test_bad_configurations_are_refused_and_nothing_is_written(folder, tmp_path, changes, message):
+    copy = copy_of(folder, tmp_path)
+    with pytest.raises(InputError, match=message) as refused:
+        main({**CONFIG, "data_dir": str(copy), **changes})
+    assert "\n" not in str(refused.value)
+    assert sorted(p.name for p in copy.iterdir()) == ["book_states", "window_statistics"]
+
+
+def set_column(name, value, where=slice(None)):
+    def change(rows):
+        rows[name][where] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_column("average_spread_bps", 1.25), "average_spread_bps is 1.25 in all .* training windows"),
+        (set_column("mid_price_change_bps", 0.0), "mid_price_change_bps is 0 in all"),
+        (set_column("std_tick_returns_bps", np.nan, 100), "std_tick_returns_bps is NaN or infinite"),
+        (set_column("mean_tick_returns_bps", np.inf, 100), "mean_tick_returns_bps is NaN or infinite"),
+        (set_column("mean_tick_returns_bps", np.nan, -1), "a statistic is NaN or infinite"),
+    ],
+)
+def test_bad_statistics_are_refused_and_nothing_is_written(folder, tmp_path, change, message):
+    copy = copy_of(folder, tmp_path)
+    rewrite_statistics(copy, "BBB", change)
+    with pytest.raises(InputError, match=message):
+        main({**CONFIG, "data_dir": str(copy)})
+    assert not (copy / "balanced_samples").exists()
+
+
+def test_statistics_of_another_book_are_refused(folder, tmp_path):
+    copy = copy_of(folder, tmp_path)
+    meta = copy / "book_states" / "AAA" / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "tick_size": 0.5}))
+    command = [sys.executable, "create_balanced_dataset.py", f"--data_dir={copy}", f"--temporal_dim={T}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "AAA.npy was made from another book" in done.stderr and "run exploration_main.py again" in done.stderr
+    assert not (copy / "balanced_samples").exists()
+
+
+def test_the_script_prints_and_draws_before_and_after(folder, capsys):
+    draw(folder, plots=True)
+    printed = capsys.readouterr().out
+    for words in ("states shared by two splits: 0", "mean overlap", "normalised entropy", *SCORED, "AAA_balanced.png"):
+        assert words in printed
+    assert (folder / "plots" / "AAA_balanced.png").stat().st_size > 20_000

@@ -1,0 +1,209 @@
+"""The kernel on recorded exchange data against what the exchange itself says of the book after a message.
+
+Binance: `bookTicker`. Kraken and OKX: a CRC32 in every message. Shanghai: snapshots of ten levels a side.
+"""
+
+import bisect
+import gzip
+import io
+import re
+import zipfile
+import zlib
+from collections import defaultdict
+from decimal import Decimal
+
+import numpy as np
+import orjson
+import pytest
+import zstandard
+
+from lob.book import ASK, BID, COUNTERS, OrderBook
+from lob.feeds import ADD, DELETE, FEEDS, MATCH, SET, SNAPSHOT, find_feed
+
+pytestmark = pytest.mark.recorded
+FOREVER_MS = 10**12
+BINANCE = {  # files of one stream: depth messages that leave a state, and how many of them differ from bookTicker
+    "cm/btcusd_perp_2024080[89].gz": (44_772, 0),
+    "spot/btcusdt_2024080[89].gz": (6_493, 2),
+    "usdm/btcusdt_2023040[45].dat.gz": (16_110, 0),
+    "usdm/btcusdt_2024071[89].gz": (9_017, 0),
+    "usdm/ethusdt_2024071[89].gz": (8_924, 0),
+    "usdm/btcusdt_20240808.gz": (6_547, 0),
+}
+
+
+def count_exceptions(book):
+    counters = dict(zip(COUNTERS, book.counters.tolist(), strict=True))
+    return {name: counters[name] for name in ("gaps", "snapshots", "crossed_states", "thin_states", "ghosts_evicted")}
+
+
+@pytest.mark.parametrize("pattern", BINANCE)
+def test_binance_best_levels_equal_book_ticker(recorded, pattern: str) -> None:
+    """Best bid and ask, price and size, after update u equal the last bookTicker whose u is at or below it."""
+    files = sorted((recorded / "binance").glob(pattern))
+    assert {find_feed(file) for file in files} == {"binance"}
+    written = []
+    book = OrderBook(2, 1e-8, lambda out: written.append([array.copy() for array in out]))
+    for batch in FEEDS["binance"][1](files):
+        ticks, lots = (
+            np.rint(values * scale).astype(np.int64) for values, scale in ((batch.price, 1e2), (batch.size, 1e8))
+        )
+        book.apply(batch.time_ns, batch.message, batch.update_type, batch.is_buy, ticks, lots)
+    book.finish()
+    ticks, sizes, times = (np.concatenate([out[index] for out in written]) for index in range(3))
+    states, differ = BINANCE[pattern]
+    assert count_exceptions(book) == dict.fromkeys(count_exceptions(book), 0) | {"snapshots": 1}
+    assert len(ticks) == states
+
+    updates, tickers = [], []
+    for file in files:
+        for line in gzip.decompress(file.read_bytes()).splitlines():
+            message = orjson.loads(line[line.index(b" ") :])
+            message = message.get("data", message)
+            if message.get("e") == "depthUpdate":
+                updates.append((message["u"], message.get("T", message["E"])))
+            elif "A" in message and "B" in message:
+                tickers.append((message["u"], *(float(message[name]) for name in "bBaA")))
+    updates = updates[-states:]  # those before it are older than the snapshot
+    assert times.tolist() == [time * 10**6 for _, time in updates]
+    tickers.sort()
+    at_or_below = [bisect.bisect_right(tickers, (u, np.inf)) - 1 for u, _ in updates]
+    expected = np.array([tickers[index][1:] for index in at_or_below])
+    np.testing.assert_array_less(-1, at_or_below)
+    found = np.stack([ticks[:, 0] / 100, sizes[:, 0], ticks[:, 1] / 100, sizes[:, 1]], axis=1)
+    assert (found.astype(np.float32) != expected.astype(np.float32)).any(axis=1).sum() == differ
+
+
+def read_recording(file):
+    """Yield the JSON messages received in a cryptofeed recording."""
+    for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file.open("rb"))):
+        record = orjson.loads(line)
+        if record["t"] == "recv":
+            yield orjson.loads(record["data"])
+
+
+def count_digits(text: str) -> int:
+    return len(text.partition(".")[2])
+
+
+class LevelBook:
+    """One instrument on the kernel, fed with levels as text; `digits` of price and size give ticks and lots."""
+
+    def __init__(self, price_digits: int, size_digits: int):
+        self.digits = (price_digits, size_digits)
+        # So deep that no state is complete: the ticks of prices as sent need not fit a written state's int32.
+        self.book = OrderBook(10**5, 1.0, lambda out: None, max_crossed_ms=FOREVER_MS, capacity=2)
+        self.message = 0
+
+    def take(self, bids, asks, kind=SET, most_levels: int | None = None) -> None:
+        """Apply one message; then delete the levels past `most_levels` a side, as its reader is told to."""
+        self.message += 1
+        levels = [*bids, *asks]
+        ticks, lots = (
+            np.array([int(Decimal(level[field]).scaleb(self.digits[field])) for level in levels]) for field in range(2)
+        )
+        self.apply(kind, np.arange(len(levels)) < len(bids), ticks, lots)
+        for side in (BID, ASK) if most_levels else ():
+            far = self.book.levels(side, 10**6)[0][most_levels:]
+            self.apply(DELETE, np.full(len(far), side == BID), far, np.zeros_like(far))
+
+    def apply(self, kind, is_buy, ticks, lots) -> None:
+        same = np.full(len(ticks), self.message)
+        self.book.apply(same, same, np.full(len(ticks), kind, np.uint8), is_buy, ticks, lots)
+
+    def best(self, side, count):
+        return list(zip(*(array.tolist() for array in self.book.levels(side, count)), strict=True))
+
+
+def test_kraken_checksums_match_after_every_message(recorded) -> None:
+    books: dict[str, LevelBook] = {}
+    right = messages = 0
+    for message in read_recording(recorded / "kraken" / "KRAKEN.jsonl.zst"):
+        if not isinstance(message, list) or message[-2] != "book-1000":
+            continue
+        pair, parts = message[-1], {name: value for part in message[1:-2] for name, value in part.items()}
+        if "as" in parts:
+            price, size = parts["as"][0][:2]
+            books[pair] = LevelBook(count_digits(price), count_digits(size))
+            books[pair].take(parts["bs"], parts["as"], SNAPSHOT)
+            continue
+        book = books[pair]
+        book.take(parts.get("b", []), parts.get("a", []), most_levels=1000)
+        levels = [*book.best(ASK, 10), *book.best(BID, 10)]
+        # The dot removed and leading zeros stripped, a number as sent is its count of ticks or lots.
+        text = "".join(f"{ticks}{lots}" for ticks, lots in levels)
+        messages += 1
+        right += zlib.crc32(text.encode()) == int(parts["c"])
+    assert len(books) == 10
+    assert (right, messages) == (4_269, 4_269)
+
+
+def test_okx_checksums_match_after_every_message(recorded) -> None:
+    def as_sent(units: int, digits: int) -> str:
+        return f"{Decimal(units).scaleb(-digits).normalize():f}"
+
+    books: dict[str, LevelBook] = {}
+    right = messages = 0
+    for message in read_recording(recorded / "okx" / "OKX.jsonl.zst"):
+        if "action" not in message:
+            continue
+        book = books.setdefault(message["arg"]["instId"], LevelBook(8, 8))
+        for part in message["data"]:
+            book.take(part["bids"], part["asks"], SNAPSHOT if message["action"] == "snapshot" else SET)
+            sides = book.best(BID, 25), book.best(ASK, 25)
+            texts = [
+                f"{as_sent(ticks, 8)}:{as_sent(lots, 8)}"
+                for rank in range(25) for side in sides for ticks, lots in side[rank : rank + 1]
+            ]  # fmt: skip
+            messages += 1
+            right += zlib.crc32(":".join(texts).encode()) == part["checksum"] % 2**32
+    assert len(books) == 3
+    assert (right, messages) == (290, 290)
+
+
+def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:
+    """In continuous trading each snapshot is a state of the kernel at its traded volume, in the snapshots' order."""
+    events, snapshots = [], []
+    with zipfile.ZipFile(recorded / "sse" / "AX_sbe_sse_600519.zip") as archive:
+        for line in archive.read(archive.namelist()[0]).splitlines():
+            fields = {name: int(value) for name, value in re.findall(r"([\w.\[\]]+)=(-?\d+)", line.decode())}
+            (snapshots if fields["MsgType"] == 111 else events).append(fields)
+    events.sort(key=lambda event: event["BizIndex"])
+    rows, traded = [], [0]
+    for number, event in enumerate(events):
+        if event["MsgType"] == 192:
+            kind = {65: ADD, 68: DELETE}[event["OrdType"]]
+            rows.append((number, kind, event["Side"] == 66, event["Price"], event["OrderQty"], event["OrderNo"]))
+            traded.append(traded[-1])
+            continue
+        fill = (event["LastPx"], event["LastQty"])
+        if event["ExecType"] in (66, 78):  # the buyer came later, or an auction
+            rows.append((number, MATCH, False, *fill, event["OfferApplSeqNum"]))
+        if event["ExecType"] in (83, 78):
+            rows.append((number, MATCH, True, *fill, event["BidApplSeqNum"]))
+        traded.append(traded[-1] + event["LastQty"])
+    written = []
+    book = OrderBook(20, 1e-3, lambda out: written.append([array.copy() for array in out]),
+                     max_crossed_ms=FOREVER_MS, max_gap_seconds=10**8)  # fmt: skip
+    number, kind, is_buy, ticks, lots, order_id = (np.array(column) for column in zip(*rows, strict=True))
+    book.apply(number, number, kind.astype(np.uint8), is_buy.astype(bool), ticks, lots, order_id)  # its number for time
+    book.finish()
+    assert book.counters[[COUNTERS.index(name) for name in ("unknown", "duplicate_orders", "overdrawn")]].sum() == 0
+
+    states = defaultdict(list)  # traded volume, levels -> numbers of the messages that leave this state
+    for out in written:
+        for prices, sizes, number in zip(out[0], np.rint(out[1] * 1000).astype(int), out[2], strict=True):
+            states[traded[number + 1], *prices.tolist(), *sizes.tolist()].append(number)
+    compared = right = at = 0
+    ranks = [("Bid", rank) for rank in range(9, -1, -1)] + [("Ask", rank) for rank in range(10)]
+    for snapshot in snapshots:
+        prices, sizes = ([snapshot[f"{side}Level[{rank}].{name}"] for side, rank in ranks] for name in ("Price", "Qty"))
+        if snapshot["TradingPhase"] != 2 or not all(sizes):
+            continue
+        numbers = states[snapshot["TotalVolumeTrade"], *prices, *sizes]
+        later = bisect.bisect_left(numbers, at)
+        compared += 1
+        if later < len(numbers):
+            right += 1
+            at = numbers[later]
+    assert (right, compared) == (4_864, 4_864)

@@ -1,0 +1,174 @@
+"""Masks, normalisation and the encoder's inputs: shares, invertibility, and no leak from hidden values."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lob.encoder import BookEncoder, EncoderLayer, build_inputs, count_parameters, encoder_config, rotary_angles
+from lob.masking import MASKS, MODES, make_mask, window_keys
+from lob.normalisation import SCHEMES, fit, interpolate_time, invert, transform
+
+
+def windows(batch=3, states=64, levels=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    drift = torch.randint(-1, 2, (batch, states, 1), generator=generator).cumsum(1)
+    price_ticks = 7_800_000 + drift + torch.randint(1, 40, (batch, 1, levels), generator=generator).cumsum(2)
+    sizes = torch.rand(batch, states, levels, generator=generator).exp() - 0.99
+    return price_ticks.to(torch.int32), sizes
+
+
+def keys(count, seed=0, epoch=0):
+    return window_keys(seed, epoch, torch.arange(count))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("share", [0.25, 0.4])
+def test_masks_hit_their_share(mode, share):
+    masks = make_mask(keys(2000), 64, 32, share, mode)
+    assert masks.shape == (2000, 64, 32, 2)
+    each = masks.float().mean(dim=(1, 2, 3))
+    error = each.std() / 2000**0.5
+    assert abs(each.mean() - share) < max(0.005 * share, 4 * error)
+    assert 3 * error < 0.01
+
+
+def test_masks_have_the_shapes_of_their_names():
+    mask = {mode: make_mask(keys(200), 256, 96, 0.25, mode) for mode in MASKS}
+    assert mask["level"].any(1).sum((1, 2)).eq(48).all()
+    assert mask["level"].all(1).equal(mask["level"].any(1))
+    for mode in ("span", "span64", "tail"):
+        assert mask[mode].any(3).any(2).equal(mask[mode].all(3).all(2))
+    spans = mask["span"][:, :, 0, 0].reshape(200, 16, 16)
+    assert spans.any(2).equal(spans.all(2))
+    assert spans.any(2).sum(1).eq(4).all()
+    runs = mask["span64"][:, :, 0, 0].int()
+    assert runs.sum(1).eq(64).all()
+    assert (runs.diff(dim=1).abs().sum(1) <= 2).all()
+    assert mask["tail"][:, 192:].all()
+    assert not mask["tail"][:, :192].any()
+    cells = mask["patch"][..., 0].reshape(200, 16, 16, 12, 8).transpose(2, 3)
+    assert cells.any((3, 4)).equal(cells.all(4).all(3))
+    assert cells[..., 0, 0].sum((1, 2)).eq(48).all()
+    assert mask["patch"][..., 0].equal(mask["patch"][..., 1])
+
+
+def test_a_mask_depends_on_seed_epoch_and_sample_alone():
+    together = make_mask(window_keys(3, 5, torch.arange(10)), 32, 16, 0.25, "entry")
+    alone = make_mask(window_keys(3, 5, torch.tensor([7])), 32, 16, 0.25, "entry")
+    assert together[7].equal(alone[0])
+    for seed, epoch in ((4, 5), (3, 6)):
+        other = make_mask(window_keys(seed, epoch, torch.arange(10)), 32, 16, 0.25, "entry")
+        agreement = (other == together).float().mean().item()
+        assert agreement == pytest.approx(0.25**2 + 0.75**2, abs=0.02)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("mode", MASKS)
+def test_normalisation_is_undone_exactly_enough(scheme, mode):
+    price_ticks, sizes = windows()
+    mask = make_mask(keys(3), 64, 16, 0.25, mode)
+    parameters = fit(price_ticks, sizes, mask, scheme)
+    prices, found = invert(transform(price_ticks, sizes, parameters, scheme), parameters, scheme)
+    assert (prices - price_ticks).abs().max() < 0.05
+    np.testing.assert_allclose(found, sizes, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("fill", ["none", "linear"])
+@pytest.mark.parametrize("mode", MASKS)
+def test_hidden_values_change_nothing_the_encoder_sees(scheme, fill, mode):
+    price_ticks, sizes = windows()
+    mask = make_mask(keys(3), 64, 16, 0.25, mode)
+    config = encoder_config("tiny_transformer", depth=16, temporal_dim=64, normalization=scheme, fill=fill)
+    poisoned = price_ticks.masked_fill(mask[..., 0], 123), sizes.masked_fill(mask[..., 1], 1e9)
+    tokens, base, *_ = build_inputs(price_ticks, sizes, mask, config)
+    found_tokens, found_base, *_ = build_inputs(*poisoned, mask, config)
+    assert tokens.equal(found_tokens)
+    assert base.equal(found_base)
+    assert torch.isfinite(tokens).all()
+
+
+def test_a_hidden_value_differs_from_a_true_zero():
+    price_ticks, sizes = windows(1)
+    config = encoder_config("tiny_transformer", depth=16, temporal_dim=64, fill="none", normalization="minmax")
+    visible, hidden = torch.zeros(1, 64, 16, 2, dtype=torch.bool), torch.zeros(1, 64, 16, 2, dtype=torch.bool)
+    _, _, values, _ = build_inputs(price_ticks, sizes, visible, config)
+    state, level = (values[0, :, :, 1] == 0).nonzero()[0].tolist()  # the least size is scaled to zero
+    hidden[0, state, level, 1] = True
+    shown, not_shown = (build_inputs(price_ticks, sizes, mask, config)[0][0, state] for mask in (visible, hidden))
+    assert not torch.equal(shown, not_shown)
+
+
+def test_interpolation_agrees_with_numpy():
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(4, 50, 3, generator=generator, dtype=torch.float64)
+    known = torch.rand(4, 50, 3, generator=generator) < 0.3
+    found = interpolate_time(values, known)
+    for b in range(4):
+        for column in range(3):
+            at = np.flatnonzero(known[b, :, column])
+            expected = np.interp(np.arange(50), at, values[b, at, column])
+            np.testing.assert_allclose(found[b, :, column], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_layer_agrees_with_torchs_own_up_to_the_rotation(causal):
+    """torch's pre-norm encoder layer with the same weights, its attention fed rotated queries and keys in float64."""
+    config = encoder_config("tiny_transformer", temporal_dim=12, causal=causal)
+    torch.manual_seed(0)
+    layer = EncoderLayer(config).double().eval()
+    reference = nn.TransformerEncoderLayer(
+        config.width, config.heads, config.ffn_width, 0.0, lambda x: nn.functional.gelu(x, approximate="tanh"),
+        norm_first=True, batch_first=True, dtype=torch.float64,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for ours, theirs in ((layer.qkv.weight, reference.self_attn.in_proj_weight),
+                             (layer.qkv.bias, reference.self_attn.in_proj_bias)):  # fmt: skip
+            theirs.copy_(ours)
+        for ours, theirs in ((layer.proj, reference.self_attn.out_proj), (layer.fc1, reference.linear1),
+                             (layer.fc2, reference.linear2), (layer.norm1, reference.norm1),
+                             (layer.norm2, reference.norm2)):  # fmt: skip
+            theirs.weight.copy_(ours.weight)
+            theirs.bias.copy_(ours.bias)
+    x = torch.randn(2, 12, config.width, dtype=torch.float64)
+    unturned = torch.ones(12, config.width // config.heads), torch.zeros(12, config.width // config.heads)
+    mask = nn.Transformer.generate_square_subsequent_mask(12, dtype=torch.float64) if causal else None
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x, *unturned), reference(x, mask, is_causal=causal), atol=1e-6, rtol=1e-6)
+
+
+def test_rotation_makes_scores_depend_on_distance_alone():
+    cos, sin = rotary_angles(20, 16)
+    from lob.encoder import rotate
+
+    q, k = torch.randn(16), torch.randn(16)
+    queries, keys_ = rotate(q.expand(1, 20, 1, 16), cos, sin), rotate(k.expand(1, 20, 1, 16), cos, sin)
+    scores = torch.einsum("btnd,bsnd->ts", queries, keys_)
+    for distance in (0, 3, 9):
+        diagonal = scores.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
+
+
+def test_causal_embeddings_do_not_see_later_states():
+    price_ticks, sizes = windows()
+    changed = price_ticks.clone(), sizes.clone()
+    changed[1][:, 40:] *= 3
+    for causal, same in ((True, True), (False, False)):
+        config = encoder_config("tiny_transformer", depth=16, temporal_dim=64, causal=causal)
+        torch.manual_seed(0)
+        model = BookEncoder(config).eval()
+        tokens = [build_inputs(*pair, torch.zeros(3, 64, 16, 2, dtype=torch.bool), config)[0]
+                  for pair in ((price_ticks, sizes), changed)]  # fmt: skip
+        tokens[1][:, :40] = tokens[0][:, :40]  # the scale of the window is not the question here
+        with torch.inference_mode():
+            before, after = (model.encode(t)[:, :40] for t in tokens)
+        assert torch.equal(before, after) is same
+
+
+@pytest.mark.parametrize("fill", ["none", "linear"])
+def test_counted_parameters_and_padded_inputs(fill):
+    config = encoder_config("tiny_transformer", depth=10, fill=fill)
+    model = BookEncoder(config)
+    assert count_parameters(config) == sum(p.numel() for p in model.parameters())
+    assert config.input_width % 16 == 0
