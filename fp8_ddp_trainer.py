@@ -46,7 +46,7 @@ config = {
     "fp8_recipe": "delayed",  # delayed, current or block scaling
     "backend": "nccl",  # of DDP on GPUs; CPUs use gloo
     "compile": True,  # torch.compile the plain layers, and run each micro-step as one CUDA graph, on a GPU
-    "max_gpus": None,  # at most this many; None: all of the machine
+    "max_gpus": None,  # at most this many; None: all of the machine. Without a GPU: as many processes; None: one
     "azure": False,  # True: data and runs on the cloud machine's data disk
     "azure_data_root": "/mnt/data",  # that disk
     # state
@@ -70,68 +70,76 @@ if __name__ == "__main__":
             "loss": ("mse", "mae", "huber", "smoothl1"), "optimizer": ("adamw", "adam", "sgd"),
             "precision": ("auto", "fastest", "fp8", "bf16", "fp32"), "fp8_recipe": ("delayed", "current", "block"),
             "mask_mode": ("entry", "level", "span", "span64", "patch", "tail", "mix"),
-            "normalization": ("book", "minmax"), "fill": ("none", "linear"),
+            "normalization": ("book", "minmax"), "fill": ("none", "linear"), "backend": ("nccl", "gloo"),
         },
     )  # fmt: skip
 
 import contextlib
 import math
 import os
-import signal
-import socket
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lob.checkpoints import load_checkpoint, load_training_state, save_checkpoint, training_state
+from lob.checkpoints import (
+    load_checkpoint,
+    load_training_state,
+    load_weights,
+    newest_step,
+    save_checkpoint,
+    training_state,
+)
 from lob.dataset import Dataset, open_dataset
-from lob.encoder import BookEncoder, EncoderConfig, count_parameters, encoder_config, flops_per_window
-from lob.masking import make_mask, window_keys
-from lob.normalisation import interpolate_time
-from lob.precision import Precision, check_dimensions, choose_precision
-from lob.run_log import RunLog, find_run, new_run
-from lob.step import WARM_UP_PASSES, FiniteCheck, GraphedStep, MicroStep, NonFinite, masked_loss, merge_factor
-from lob.te_encoder import build_encoder, load_fp8_state, load_plain_state
+from lob.encoder import count_parameters, encoder_config, flops_per_window
+from lob.masking import make_mask
+from lob.optimisation import make_optimizer, one_cycle
+from lob.precision import check_dimensions, choose_precision
+from lob.ranks import StopSignal, Team, join_team, launch
+from lob.run_log import Progress, RunLog, find_run, new_run
+from lob.sampling import Sampler
+from lob.step import FiniteCheck, MicroStep, NonFinite, Passes, windows_a_pass
+from lob.te_encoder import build_encoder, load_plain_state
 from lob.window_store import WindowStore
-
-VALIDATION_EPOCH = -1  # validation and test masks depend on the seed and the window alone
 
 
 def main(config: dict) -> int:
     config = check_config(config)
-    data = open_dataset(config)
-    check_data(config, data)
-    folder = find_run(config) if config["resume"] else new_run(config)
-    if "RANK" in os.environ:
-        return train(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), config, folder, None)
+    check_data(config, open_dataset(config))
+    if config["resume"]:
+        find_run(config)
+    if "RANK" in os.environ:  # started by torchrun
+        train(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None, config)
+        return 0
     gpus = torch.cuda.device_count()
-    ranks = max(1, min(gpus, config["max_gpus"] or gpus))
+    ranks = min(gpus, config["max_gpus"] or gpus) if gpus else config["max_gpus"] or 1
     if ranks == 1:
-        return train(0, 1, config, folder, None)
-    torch.multiprocessing.spawn(train, (ranks, config, folder, free_port()), nprocs=ranks)
+        train(0, 1, None, config)
+    else:
+        launch(train, ranks, config)
     return 0
 
 
 def check_config(config: dict) -> dict:
     """Refuse impossible settings before any work; return the config with azure's folders in place."""
     least = {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "temporal_dim": 2, "log_steps": 1,
-             "keep_checkpoints": 1, "validate_steps": 0, "histogram_steps": 0}  # fmt: skip
+             "keep_checkpoints": 1, "validate_steps": 0, "histogram_steps": 0, "early_stopping_patience": 1,
+             "lr_decay_patience": 0, "num_workers": 1, "checkpoint_minutes": 0, "seed": 0, "dropout": 0}  # fmt: skip
     for key, value in least.items():
-        if config[key] < value:
+        if not config[key] >= value:
             raise InputError(f"{key} = {config[key]} must be at least {value}")
     for key in ("mask_perc", "lr_decay_factor"):
         if not 0 < config[key] < 1:
             raise InputError(f"{key} = {config[key]} must lie between 0 and 1")
+    if not config["dropout"] < 1:
+        raise InputError(f"dropout = {config['dropout']} must be less than 1")
     for key in ("lr", "max_lr", "max_grad_norm"):
-        if not config[key] > 0:
+        if not 0 < config[key] < math.inf:
             raise InputError(f"{key} = {config[key]} must be positive")
     if config["load_model"] and config["model_path"] is None:
         raise InputError("load_model = True needs model_path: the checkpoint to begin with")
@@ -157,17 +165,11 @@ def check_data(config: dict, data: Dataset) -> None:
         raise InputError(f"no windows to train or validate on ({data.describe()}): sample more, or change split_ratios")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def apply_mask(
     inputs: Tensor, mask_percentage: float = 0.15, mask_value: float = 0.0, device: str = "cuda", *,
     mode: str = "entry", keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Hide a share of the values of windows (B, T, L, F); return them with `mask_value` there, and the mask (bool).
+    """Hide a share of the values of windows (B, T, L, 2); return them with `mask_value` there, and the mask (bool).
 
     'cuda' means the inputs' device where there is no CUDA. `mode`: see lob/masking.py; `keys`: int64 (B,), one a
     window, which fix the mask; without them it is drawn from torch's random state.
@@ -175,369 +177,243 @@ def apply_mask(
     inputs = inputs.to(inputs.device if device == "cuda" and not torch.cuda.is_available() else device)
     if keys is None:
         keys = torch.randint(-(2**62), 2**62, (len(inputs),), device=inputs.device)
-    mask = make_mask(keys, inputs.shape[1], inputs.shape[2], mask_percentage, mode)
+    mask = make_mask(keys.to(inputs.device), inputs.shape[1], inputs.shape[2], mask_percentage, mode)
     return inputs.masked_fill(mask, mask_value), mask
 
 
-@dataclass
-class Progress:
-    """How far a run is: all that a resumed one needs besides weights and optimizer."""
-
-    epoch: int = 0  # the epoch under way, from 0
-    step_in_epoch: int = 0  # optimizer steps done in it
-    step: int = 0  # optimizer steps done in all
-    windows_seen: int = 0
-    best_loss: float = math.inf
-    epochs_without_gain: int = 0
-    seconds: float = 0.0  # of training, over all sessions
-    linear_loss: float = math.nan  # validation loss of linear interpolation in time, on the same masks
-
-
-@dataclass
-class Team:
-    """This process among those that train together."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-    def total(self, *values: float | Tensor) -> Tensor:
-        """Sum each value over all ranks, float64 (n,) on the device."""
-        sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
-        if self.world > 1:
-            dist.all_reduce(sums)
-        return sums
-
-
-@contextlib.contextmanager
-def join_team(rank: int, world: int, config: dict, port: int | None) -> Iterator[Team]:
-    """Pick this rank's device and join the others; leave them in the end, also after an error."""
-    local = int(os.environ.get("LOCAL_RANK", rank))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world > 1:
-        backend = config["backend"] if device.type == "cuda" else "gloo"
-        address = f"tcp://127.0.0.1:{port}" if port else "env://"
-        dist.init_process_group(backend, init_method=address, rank=rank, world_size=world)
-    try:
-        yield Team(rank, world, device)
-    finally:
-        if world > 1:
-            dist.destroy_process_group()
-
-
-def train(rank: int, world: int, config: dict, folder: Path, port: int | None) -> int:
-    """Train on one rank: build or resume, then epochs of steps, validation, log and checkpoint."""
+def train(rank: int, world: int, port: int | None, config: dict) -> None:
+    """Train on one rank, from the beginning or from where the run to resume stands."""
     stop = StopSignal()
-    with join_team(rank, world, config, port) as team, RunLog(folder, config, rank) as log:
-        data = open_dataset(config)
-        encoder = encoder_config(
-            config["model_size"], depth=config["depth_dim"],
-            **{key: config[key] for key in ("temporal_dim", "causal", "dropout", "normalization", "fill")},
-        )  # fmt: skip
-        precision = choose_precision(config["precision"], config["fp8_recipe"], encoder.width, team.device)
-        check_dimensions(encoder, config["batch_size"], precision)
-        torch.manual_seed(config["seed"])
-        model = build_encoder(encoder, precision, team.device, config["compile"])
-        if config["load_model"]:
-            load_plain_state(model, load_checkpoint(config["model_path"], "model.")[0])
-        session = Session(config, team, data, encoder, precision, model, log)
-        if config["resume"]:
-            session.resume(folder)
-        log.print(session.describe())
-        try:
-            session.train(stop)
-        except NonFinite:
-            session.save(f"nonfinite_step_{session.progress.step:08d}.safetensors")
-            raise
-    return 0
-
-
-class StopSignal:
-    """Remembers SIGTERM, so that the step under way can be finished and saved."""
-
-    def __init__(self) -> None:
-        self.received = False
-        signal.signal(signal.SIGTERM, self.note)
-
-    def note(self, *_: object) -> None:
-        self.received = True
-
-
-def make_optimizer(name: str, parameters: Iterator[nn.Parameter], lr: float, cuda: bool) -> torch.optim.Optimizer:
-    makers = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    momentum = {"momentum": 0.9} if name == "sgd" else {}
-    return makers[name](parameters, lr=lr, fused=cuda, **momentum)
+    with join_team(rank, world, config["backend"], port) as team:
+        folder = team.agree(find_run(config) if config["resume"] else new_run(config))
+        session = Session(config, team, folder)
+        with RunLog(folder, config, rank == 0, session.saved) as session.log:
+            session.log.print(session.describe())
+            try:
+                session.train(stop)
+            except NonFinite as error:
+                raise CheckFailed(f"{error}; {session.save_failure(*error.place)}") from None
 
 
 class Session:
-    """A model in training: what the steps share, and the steps."""
+    """A model in training: what its steps share, and the steps. Building one checks everything and writes nothing."""
 
-    def __init__(self, config: dict, team: Team, data: Dataset, encoder: EncoderConfig, precision: Precision,
-                 model: BookEncoder, log: RunLog):  # fmt: skip
-        self.config, self.team, self.data, self.encoder = config, team, data, encoder
-        self.precision, self.model, self.log = precision, model, log
-        self.store = WindowStore(data.books, config["temporal_dim"], team.device, config["num_workers"])
-        self.progress = Progress()
-        self.lr = config["lr"]  # of the last step
-        self.ddp: Any = model if team.world == 1 else nn.parallel.DistributedDataParallel(model)
-        cuda = team.device.type == "cuda"
-        self.optimizer = make_optimizer(config["optimizer"], model.parameters(), config["lr"], cuda)
-        merged = merge_factor(encoder, config["batch_size"], config["accumulation_steps"], team.device)
-        self.passes_a_step = config["accumulation_steps"] // merged
-        self.windows_a_pass = config["batch_size"] * merged
-        self.step = MicroStep(self.ddp, encoder, precision, config["loss"], config["mask_mode"], config["mask_perc"])
-        self.graphed: GraphedStep | None = None
-        self.warm, self.saved_fp8 = False, dict[str, Tensor]()
+    log: RunLog
+
+    def __init__(self, config: dict, team: Team, folder: Path):
+        self.config, self.team, self.checkpoints = config, team, folder / "checkpoints"
+        found = newest_step(self.checkpoints) if config["resume"] else None
+        tensors, self.saved = load_checkpoint(found) if found else ({}, {})
+        self.data = open_dataset(config)
+        self.identity = self.data.identity()
+        if self.saved and self.saved["data"] != self.identity:
+            raise InputError(f"{found} was trained on other samples than those now in {config['data_dir']}: "
+                             "make them again as they were, or start without --resume")  # fmt: skip
+        self.encoder = encoder_config(
+            config["model_size"], depth=config["depth_dim"],
+            **{key: config[key] for key in ("temporal_dim", "causal", "dropout", "normalization", "fill")},
+        )  # fmt: skip
+        windows = self.saved.get("windows_a_step", config["batch_size"] * config["accumulation_steps"] * team.world)
+        if windows % team.world:
+            raise InputError(f"the run's {windows} windows a step can't be divided among {team.world} ranks: "
+                             "set --max_gpus")  # fmt: skip
+        self.sampler = Sampler(self.data, config["seed"], windows)
+        self.precision = choose_precision(config["precision"], config["fp8_recipe"], self.encoder.width, team.device)
+        size = windows_a_pass(self.encoder, windows // team.world, config["batch_size"], team.device)
+        self.passes_a_step = windows // team.world // size
+        check_dimensions(self.encoder, size, self.precision)
+        torch.manual_seed(config["seed"])
+        self.model = build_encoder(self.encoder, self.precision, team.device, config["compile"])
+        if config["load_model"] and not self.saved:
+            load_weights(config["model_path"], self.model)
+        self.optimizer = make_optimizer(config["optimizer"], self.model, config["lr"])
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.optimizer, factor=config["lr_decay_factor"], patience=config["lr_decay_patience"]
+        )
         self.finite = FiniteCheck(self.optimizer, team.device)
-        self.windows_a_step = config["batch_size"] * config["accumulation_steps"] * team.world
-        windows = int(data.weights[0].sum())
-        self.steps_an_epoch = windows // self.windows_a_step
-        if self.steps_an_epoch == 0:
-            raise InputError(f"{windows} training windows an epoch are fewer than a step of {self.windows_a_step}: "
-                             "lower batch_size or accumulation_steps, or sample more")  # fmt: skip
-        if config["use_scheduler"]:
-            steps = config["epochs"] * self.steps_an_epoch
-            self.scheduler: Any = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, config["max_lr"], steps,
-                                                                      cycle_momentum=False)  # fmt: skip
-        else:
-            self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                self.optimizer, factor=config["lr_decay_factor"], patience=config["lr_decay_patience"]
-            )
-
-    def train(self, stop: StopSignal) -> None:
-        """Train to the last epoch, to early stopping or to SIGTERM, and test unless stopped from outside."""
-        if self.progress.step == 0:
-            self.validate()
-        while self.progress.epoch < self.config["epochs"]:
-            if self.train_epoch(stop):
-                self.save()
-                self.log.print(f"stopped by SIGTERM at step {self.progress.step:,}; go on with --resume=True")
-                return
-            if self.progress.epochs_without_gain >= self.config["early_stopping_patience"]:
-                patience = self.config["early_stopping_patience"]
-                self.log.print(f"stopped early: no better validation loss for {patience} epochs")
-                break
-        self.test()
+        self.progress = Progress(**self.saved.get("progress", {}))
+        self.epoch_sums = tensors.pop("epoch_sums", torch.zeros(2, dtype=torch.float64)).to(team.device)
+        fp8_state: dict[str, Tensor] = {}
+        if self.saved:
+            fp8_state = load_training_state(self.model, self.optimizer, tensors, self.saved["lr"])
+            self.plateau.load_state_dict(self.saved["plateau"])
+        self.ddp: Any = self.model
+        if team.world > 1:
+            self.ddp = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
+        task = (self.encoder, self.precision, config["loss"], config["mask_mode"], config["mask_perc"])
+        store = WindowStore(self.data.books, config["temporal_dim"], team.device, config["num_workers"])
+        values = 2 * config["temporal_dim"] * config["depth_dim"]
+        self.nominal = config["mask_perc"] * values * windows / team.world  # hidden values of a rank's step, expected
+        self.passes = Passes(MicroStep(self.ddp, *task), MicroStep(self.model, *task), store, size, self.nominal,
+                             config["compile"] and team.world == 1, fp8_state)  # fmt: skip
 
     def describe(self) -> str:
-        ranks = f"{self.team.world} rank(s) on {self.team.device.type}"
+        config, sampler, progress, team = self.config, self.sampler, self.progress, self.team
         lines = [
-            f"run        {self.log.folder}",
+            f"run        {self.checkpoints.parent}",
             f"data       {self.data.describe()}",
-            f"model      {self.config['model_size']}: {count_parameters(self.encoder):,} parameters, "
+            f"model      {config['model_size']}: {count_parameters(self.encoder):,} parameters, "
             f"{flops_per_window(self.encoder) / 1e9:.2f} GFLOPs a window",
             f"precision  {self.precision.name} ({self.precision.reason})",
-            f"step       {self.windows_a_step} windows in {self.passes_a_step} pass(es) on each of {ranks}; "
-            f"{self.steps_an_epoch:,} steps an epoch; states {'on the GPU' if self.store.resident else 'in files'}",
+            f"step       {sampler.windows_a_step} windows in {self.passes_a_step} pass(es) on each of {team.world} "
+            f"rank(s) on {team.device.type}; {sampler.steps_an_epoch:,} steps an epoch; states "
+            f"{'on the GPU' if self.passes.store.resident else 'in files'}",
         ]
-        if self.progress.step:
-            lines.append(f"resumed    at epoch {self.progress.epoch + 1}, step {self.progress.step:,}")
+        if team.device.type == "cpu":
+            batch = sampler.batch(0, np.arange(min(self.passes.size, len(self.data.end_rows[0]))), 0, 0)
+            rate = team.world * self.passes.measure_rate(batch)
+            windows = sampler.steps_an_epoch * sampler.windows_a_step + len(self.data.end_rows[1]) / 3  # forward only
+            minutes = windows * (config["epochs"] - progress.epoch) / rate / 60
+            estimate = f"{minutes / 60:,.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
+            lines.append(f"time       about {estimate} at {rate:,.1f} windows/s, measured on this CPU just now")
+        if config["resume"]:
+            lines.append(f"resumed    at epoch {progress.epoch + 1}, step {progress.step:,}")
         return "\n".join(lines)
 
-    def draw_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The windows of an epoch in order, and how often each was drawn before: from seed and epoch alone.
-
-        A window of weight w is drawn floor(w) times, and once more with the remaining probability.
-        """
-        rng = np.random.default_rng([self.config["seed"], epoch])
-        weights = self.data.weights[0]
-        times = (np.floor(weights) + (rng.random(len(weights)) < weights % 1)).astype(np.int64)
-        windows = np.repeat(np.arange(len(weights)), times)
-        repeat = np.arange(len(windows)) - np.repeat(np.cumsum(times) - times, times)
-        order = rng.permutation(len(windows))
-        return windows[order], repeat[order]
-
-    def keys(self, split: int, windows: np.ndarray, repeats: np.ndarray | int, epoch: int) -> Tensor:
-        """The key of each window's mask, int64 (B,): a function of seed, epoch, window and repeat, not of the rank."""
-        samples = torch.from_numpy(windows * 64 + repeats + split * 2**56)
-        return window_keys(self.config["seed"], epoch, samples.to(self.team.device, non_blocking=True))
-
-    def start_rows(self, split: int, windows: np.ndarray) -> np.ndarray:
-        return self.store.start_rows(self.data.pair_index[split][windows], self.data.end_rows[split][windows])
-
-    def run_passes(self, nominal: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield summed loss and count of each pass of the rest of the epoch, its gradient added, when asked for it."""
-        order, repeats = self.draw_order(self.progress.epoch)
-        passes, world = self.passes_a_step, self.team.world
-        blocks = np.arange(self.steps_an_epoch * passes * world * self.windows_a_pass)
-        mine = blocks.reshape(-1, passes, world, self.windows_a_pass)[self.progress.step_in_epoch :, :, self.team.rank]
-        mine = mine.reshape(-1, self.windows_a_pass)
-        keys = (self.keys(0, order[block], repeats[block], self.progress.epoch) for block in mine)
-        starts = (self.start_rows(0, order[block]) for block in mine)
-        if self.store.resident and world == 1 and self.config["compile"]:
-            if self.graphed is None:
-                parameters = list(self.model.parameters())
-                self.graphed = GraphedStep(self.step, self.store.gather, self.windows_a_pass, nominal, parameters)
-                self.restore_fp8()
-            for rows, key in zip(starts, keys, strict=True):
-                yield self.graphed(torch.from_numpy(rows), key)
-        else:
-            if self.precision.name == "fp8" and not self.warm:
-                self.warm_up(order[: self.windows_a_pass], nominal)
-            for (price_ticks, sizes), key in zip(self.store.batches(starts), keys, strict=True):
-                yield self.step(price_ticks, sizes, key, nominal)
-
-    def warm_up(self, windows: np.ndarray, nominal: float) -> None:
-        """Give delayed scaling its first scales, as GraphedStep does: a few passes whose gradients are dropped."""
-        keys = self.keys(0, windows, 0, self.progress.epoch)
-        for price_ticks, sizes in self.store.batches([self.start_rows(0, windows)] * WARM_UP_PASSES):
-            self.step(price_ticks, sizes, keys, nominal)
-        self.optimizer.zero_grad()
-        self.warm = True
-        self.restore_fp8()
-
-    def restore_fp8(self) -> None:
-        """Put back the scales of a resumed run; Transformer Engine makes their tensors in its first pass."""
-        load_fp8_state(self.model, self.saved_fp8)
-        self.saved_fp8 = {}
-
-    def train_epoch(self, stop: StopSignal) -> bool:
-        """Go through the rest of the epoch under way; True where SIGTERM ended it."""
-        config, progress, team = self.config, self.progress, self.team
-        nominal = (
-            config["mask_perc"] * self.windows_a_step / team.world * config["temporal_dim"] * config["depth_dim"] * 2
-        )
-        sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # loss and count, of the epoch
-        began = logged = saved = time.perf_counter()
-        self.ddp.train()
-        passes = self.run_passes(nominal)
-        bar = tqdm(total=self.steps_an_epoch * self.windows_a_step, unit="window", desc=f"epoch {progress.epoch + 1}",
-                   disable=None if team.rank == 0 else True, leave=False)  # fmt: skip
-        while progress.step_in_epoch < self.steps_an_epoch:
-            step_sums = torch.zeros(2, dtype=torch.float64, device=team.device)
-            for number in range(self.passes_a_step):
-                last = number == self.passes_a_step - 1 or team.world == 1
-                with contextlib.nullcontext() if last else self.ddp.no_sync():
-                    step_sums += torch.stack([part.double() for part in next(passes)])
-            loss, count, stopping = team.total(*step_sums, float(stop.received))
-            norm = self.update(nominal * team.world / count, loss / count)
-            sums += torch.stack([loss, count])
-            bar.update(self.windows_a_step)
-            now = time.perf_counter()
-            if progress.step % config["log_steps"] == 0:
-                rate = config["log_steps"] * self.windows_a_step / (now - logged)
-                wait = self.store.wait_seconds / (now - began)
-                self.log.step(progress, float(loss / count), self.lr, float(norm), rate, wait)
-                logged = now
-            if config["validate_steps"] and progress.step % config["validate_steps"] == 0:
-                self.validate()
-            stopped = bool(stopping) if team.world > 1 else stop.received
-            if stopped or now - saved > config["checkpoint_minutes"] * 60:
-                progress.seconds += time.perf_counter() - began
-                began = saved = time.perf_counter()
+    def train(self, stop: StopSignal) -> None:
+        """Train to the last epoch, to early stopping or to SIGTERM; test unless it was the latter."""
+        config, progress, sampler, team, log = self.config, self.progress, self.sampler, self.team, self.log
+        log.count_time(progress, training=False)
+        if progress.step == 0:
+            self.validate()
+        saved = time.perf_counter()
+        while progress.epoch < config["epochs"] and not self.is_stale():
+            batches = sampler.training(
+                progress.epoch, progress.step_in_epoch, team.rank, team.world, self.passes_a_step
+            )
+            passes = self.passes.run(batches)
+            bar = tqdm(total=sampler.steps_an_epoch * sampler.windows_a_step, unit="window", leave=False,
+                       initial=progress.step_in_epoch * sampler.windows_a_step, desc=f"epoch {progress.epoch + 1}",
+                       disable=None if log.active else True)  # fmt: skip
+            while progress.step_in_epoch < sampler.steps_an_epoch:
+                lr = self.begin_step()
+                sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # of loss and of hidden values
+                for number in range(self.passes_a_step):
+                    last = number == self.passes_a_step - 1 or team.world == 1
+                    with contextlib.nullcontext() if last else self.ddp.no_sync():
+                        sums += next(passes)
+                loss_sum, count, stopping = team.total(*sums, float(stop.received))
+                norm, stopped = self.update(loss_sum, count.clamp(min=1), stopping)
+                bar.update(sampler.windows_a_step)
+                if progress.step % config["log_steps"] == 0:
+                    log.step(progress, float(loss_sum / count), lr, float(norm), self.passes.store.wait_seconds)
+                epoch_ends = progress.step_in_epoch == sampler.steps_an_epoch
+                if config["validate_steps"] and progress.step % config["validate_steps"] == 0 and not epoch_ends:
+                    self.validate()
+                if stopped or time.perf_counter() - saved > config["checkpoint_minutes"] * 60:
+                    self.save()
+                    saved = time.perf_counter()
                 if stopped:
-                    return True
-                self.save()
-        bar.close()
-        self.finite.check()
-        train_loss = float(sums[0] / sums[1])
-        seconds = time.perf_counter() - began
-        progress.seconds += seconds
-        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-        self.end_epoch(train_loss, seconds)
-        return False
+                    log.print(f"stopped by SIGTERM at step {progress.step:,}; go on with --resume=True")
+                    return
+            bar.close()
+            self.end_epoch()
+        if self.is_stale():
+            patience = config["early_stopping_patience"]
+            log.print(f"stopped early: no better validation loss for {patience} epochs")
+        self.test()
 
-    def update(self, scale: Tensor, loss: Tensor) -> Tensor:
-        """Turn summed gradients into those of the mean over all hidden values, clip, and take an optimizer step."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.grad.mul_(scale)
+    def is_stale(self) -> bool:
+        return self.progress.epoch - self.progress.best_epoch >= self.config["early_stopping_patience"]
+
+    def begin_step(self) -> float:
+        """Set the learning rate and the random state of a step; both follow from its number. Return the rate."""
+        if self.config["use_scheduler"]:
+            steps = self.config["epochs"] * self.sampler.steps_an_epoch
+            for group in self.optimizer.param_groups:
+                group["lr"] = one_cycle(self.progress.step, steps, self.config["max_lr"])
+        entropy = [self.config["seed"], self.team.rank, self.progress.step]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+        return self.optimizer.param_groups[0]["lr"]
+
+    def update(self, loss_sum: Tensor, count: Tensor, stopping: Tensor) -> tuple[Tensor, bool]:
+        """Make the gradients those of the mean over all ranks' hidden values, clip them and take an optimizer step.
+
+        Return the gradient's norm before clipping and whether a rank was asked to stop (on a GPU: a step ago).
+        """
+        progress, parameters = self.progress, list(self.model.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_mul_(gradients, (self.nominal * self.team.world / count).float())
         norm = nn.utils.clip_grad_norm_(parameters, self.config["max_grad_norm"])
-        where = f"step {self.progress.step + 1} (epoch {self.progress.epoch + 1}, batch {self.progress.step_in_epoch})"
-        self.finite.watch(loss, norm, where)
-        if self.config["histogram_steps"] and (self.progress.step + 1) % self.config["histogram_steps"] == 0:
-            self.log.histograms(self.model, self.progress.step + 1)
+        place = (progress.epoch, progress.step_in_epoch, progress.step + 1)
+        stopped = self.finite.watch(loss_sum / count, norm, stopping, place)
+        if self.config["histogram_steps"] and (progress.step + 1) % self.config["histogram_steps"] == 0:
+            self.log.histograms(self.model, progress.step + 1)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=self.graphed is None)
-        self.progress.step += 1
-        self.progress.step_in_epoch += 1
-        self.progress.windows_seen += self.windows_a_step
-        self.lr = self.optimizer.param_groups[0]["lr"]
-        if self.config["use_scheduler"] and self.progress.step < self.scheduler.total_steps:
-            self.scheduler.step()
-        return norm
+        self.optimizer.zero_grad(set_to_none=self.passes.graphed is None)
+        self.epoch_sums += torch.stack([loss_sum, count])
+        progress.step += 1
+        progress.step_in_epoch += 1
+        progress.windows_seen += self.sampler.windows_a_step
+        return norm, stopped
 
-    @torch.inference_mode()
     def evaluate(self, split: int) -> tuple[float, float]:
         """Loss over the hidden values of a split's windows, and that of linear interpolation in time; on all ranks."""
-        self.ddp.eval()
-        mine = np.arange(self.team.rank, len(self.data.end_rows[split]), self.team.world)
-        size = self.config["batch_size"]
-        windows = [mine[i : i + size] for i in range(0, len(mine), size)]
-        sums = torch.zeros(3, dtype=torch.float64, device=self.team.device)
-        step = MicroStep(
-            self.model, self.encoder, self.precision, self.step.loss, self.step.mask_mode, self.step.mask_perc
-        )
-        for chosen, (price_ticks, sizes) in zip(windows, self.store.batches(self.start_rows(split, w) for w in windows),
-                                                strict=True):  # fmt: skip
-            prediction, values, mask = step.predict(price_ticks, sizes, self.keys(split, chosen, 0, VALIDATION_EPOCH))
-            loss, count = masked_loss(prediction, values, mask, self.config["loss"])
-            linear, _ = masked_loss(interpolate_time(values, ~mask), values, mask, self.config["loss"])
-            sums += torch.stack([loss.double(), linear.double(), count.double()])
-        self.ddp.train()
-        ours, linear, count = self.team.total(*sums).tolist()
-        return ours / count, linear / count
+        batches = self.sampler.held_out(split, self.config["batch_size"], self.team.rank, self.team.world)
+        ours, linear, count = self.team.total(*self.passes.evaluate(batches)).tolist()
+        return ours / max(count, 1), linear / max(count, 1)
 
     def validate(self) -> float:
         """Validate, log, and keep the weights where they are the best so far."""
-        loss, self.progress.linear_loss = self.evaluate(1)
-        self.log.validation(self.progress, loss)
-        if loss < self.progress.best_loss:
-            self.progress.best_loss = loss
+        progress = self.progress
+        self.log.count_time(progress, training=True)
+        loss, progress.linear_loss = self.evaluate(1)
+        self.log.count_time(progress, training=False)
+        self.log.validation(progress, loss)
+        if loss < progress.best_loss:
+            progress.best_loss, progress.best_epoch = loss, progress.epoch + (progress.step_in_epoch > 0)
             self.save("best.safetensors")
         return loss
 
-    def end_epoch(self, train_loss: float, seconds: float) -> None:
-        best = self.progress.best_loss
+    def end_epoch(self) -> None:
+        """Validate, decay the learning rate, log and save."""
+        progress, sampler = self.progress, self.sampler
+        self.finite.check()
+        loss_sum, count = self.epoch_sums.tolist()
+        self.log.count_time(self.progress, training=True)
+        seconds, progress.epoch_began = progress.step_seconds - progress.epoch_began, progress.step_seconds
+        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
         loss = self.validate()
-        self.progress.epochs_without_gain = 0 if loss < best else self.progress.epochs_without_gain + 1
+        lr = self.optimizer.param_groups[0]["lr"]
         if not self.config["use_scheduler"]:
-            self.scheduler.step(loss)
-        rate = self.steps_an_epoch * self.windows_a_step / seconds
-        self.log.epoch(self.progress, seconds, train_loss, loss, self.lr, rate)
-        self.log.picture(self.progress, *self.reconstruct_one())
+            self.plateau.step(loss)
+        rate = sampler.steps_an_epoch * sampler.windows_a_step / seconds
+        self.log.epoch(progress, seconds, loss_sum / count, loss, lr, rate)
+        self.log.picture(progress, *self.passes.reconstruct(sampler.held_out(1, 1)[0]))
+        self.epoch_sums.zero_()
+        self.log.count_time(self.progress, training=False)
         self.save()
 
-    @torch.inference_mode()
-    def reconstruct_one(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, mask and prediction (T, L, F) of the first validation window."""
-        first = np.zeros(1, dtype=np.int64)
-        (price_ticks, sizes), *_ = self.store.batches([self.start_rows(1, first)])
-        prediction, values, mask = self.step.predict(price_ticks, sizes, self.keys(1, first, 0, VALIDATION_EPOCH))
-        return values[0].cpu(), mask[0].cpu(), prediction[0].float().cpu()
-
-    def save(self, name: str | None = None) -> None:
-        """Write a checkpoint: of this step with all that a resumed run needs, or `name` with the weights alone."""
+    def save(self, name: str | None = None, more: dict[str, Tensor] | None = None) -> None:
+        """Write a checkpoint: of this step with all that a resumed run needs, or `name`: the weights and `more`."""
+        self.log.count_time(self.progress, training=True)
         if self.team.rank == 0:
-            tensors, state = training_state(self.model, self.optimizer, full=name is None)
-            meta = {"encoder": asdict(self.encoder), "config": self.config, "progress": asdict(self.progress), **state,
-                    "scheduler": self.scheduler.state_dict() if name is None else {},
-                    "cuts_ns": self.data.cuts_ns.tolist()}  # fmt: skip
-            checkpoints = self.log.folder / "checkpoints"
-            save_checkpoint(checkpoints / (name or f"step_{self.progress.step:08d}.safetensors"), tensors, meta)
-            for old in sorted(checkpoints.glob("step_*.safetensors"))[: -self.config["keep_checkpoints"]]:
+            tensors = training_state(self.model, self.optimizer, full=name is None) | (more or {})
+            tensors["epoch_sums"] = self.epoch_sums
+            meta = {"encoder": asdict(self.encoder), "config": self.config, "progress": asdict(self.progress),
+                    "lr": self.optimizer.param_groups[0]["lr"], "plateau": self.plateau.state_dict(),
+                    "windows_a_step": self.sampler.windows_a_step, "data": self.identity,
+                    "metrics_bytes": self.log.metrics_bytes()}  # fmt: skip
+            save_checkpoint(self.checkpoints / (name or f"step_{self.progress.step:08d}.safetensors"), tensors, meta)
+            for old in sorted(self.checkpoints.glob("step_*.safetensors"))[: -self.config["keep_checkpoints"]]:
                 old.unlink()
+        self.log.count_time(self.progress, training=False)
 
-    def resume(self, folder: Path) -> None:
-        """Go on where the newest step checkpoint of `folder` stands."""
-        found = sorted((folder / "checkpoints").glob("step_*.safetensors"))
-        if not found:
-            raise InputError(f"{folder} holds no step checkpoint to resume from: start it again without --resume")
-        tensors, meta = load_checkpoint(found[-1])
-        self.saved_fp8 = load_training_state(self.model, self.optimizer, tensors, meta)
-        self.scheduler.load_state_dict(meta["scheduler"])
-        self.progress = Progress(**meta["progress"])
-        self.log.rewind(self.progress.step)
+    def save_failure(self, epoch: int, batch: int, step: int) -> str:
+        """Keep the weights that a failed step met and the windows of all ranks in it; say where."""
+        windows = next(self.sampler.training(epoch, batch))
+        name = f"nonfinite_step_{step:08d}.safetensors"
+        self.save(name, {"batch.pair_index": torch.from_numpy(windows.pair_index), "batch.keys": windows.keys,
+                         "batch.end_rows": torch.from_numpy(windows.end_rows)})  # fmt: skip
+        return f"the weights before it and its windows are in {self.checkpoints / name}"
 
     def test(self) -> None:
         """Score the best weights on the test split and say where everything is."""
-        best = self.log.folder / "checkpoints" / "best.safetensors"
-        load_plain_state(self.model, load_checkpoint(best, "model.")[0])
-        if len(self.data.end_rows[2]):
-            self.log.test(self.progress, *self.evaluate(2))
+        best = self.checkpoints / "best.safetensors"
+        if self.team.rank == 0:
+            load_plain_state(self.model, load_checkpoint(best, "model.")[0])
+        self.team.share(self.model)
+        self.log.test(self.progress, *(self.evaluate(2) if len(self.data.end_rows[2]) else (math.nan, math.nan)))
         self.log.print(f"best checkpoint {best}\ncurves          tensorboard --logdir {self.config['runs_dir']}")
 
 

@@ -3,12 +3,14 @@
     runs/<name>/checkpoints/best.safetensors             the weights with the least validation loss
     runs/<name>/checkpoints/step_00001200.safetensors    weights and all a resumed run needs
 
-Tensors are named `model.<plain name>` (fp32), and in step files `optimizer.<n>.<key>`, `random.<name>`, `fp8.<name>`.
+Tensors are named `model.<plain name>` (fp32), and in step files `optimizer.<plain name>.<key>` and `fp8.<name>`.
 The file's metadata holds one JSON text, `checkpoint`: format_version, encoder (the EncoderConfig), training config,
-step, epoch, losses and the identity of the data.
+progress, the learning rate and the identity of the data. There is no random state: order, masks and dropout follow
+from seed, epoch and step.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,46 +75,53 @@ def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[Bo
     return model.to(device).eval(), meta
 
 
-def training_state(
-    model: BookEncoder, optimizer: torch.optim.Optimizer, full: bool
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a checkpoint and what of the state is no tensor.
+def newest_step(checkpoints: Path) -> Path | None:
+    """Return the step checkpoint of the most steps in a run's folder, if there is one."""
+    return max(checkpoints.glob("step_*.safetensors"), default=None)
 
-    The weights alone, or with `full` also the optimizer's moments (under the plain names and in the plain layout), the
-    random state of this process and FP8's scales.
+
+def load_weights(file: str | Path, model: BookEncoder) -> None:
+    """Put a checkpoint's weights into a model; InputError where it holds another network."""
+    tensors, meta = load_checkpoint(file, "model.")
+    free = {"dropout", "temporal_dim"}  # neither has weights
+    wanted = asdict(model.config)
+    differing = [f"{key} {meta['encoder'].get(key)!r}, not {value!r}" for key, value in wanted.items()
+                 if key not in free and meta["encoder"].get(key) != value]  # fmt: skip
+    if differing:
+        raise InputError(f"{file} holds an encoder of {', '.join(differing)}: set these keys, or another model_path")
+    load_plain_state(model, tensors)
+
+
+def training_state(model: BookEncoder, optimizer: torch.optim.Optimizer, full: bool) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint: the weights, and with `full` the optimizer's moments and FP8's scales.
+
+    The moments have the plain names and layout too, so a run can go on with either encoder.
     """
     tensors = {f"model.{name}": tensor for name, tensor in plain_state(model).items()}
-    if not full:
-        return tensors, {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{plain_name(name)}.{key}"] = to_plain(name, value, model.config)
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    tensors |= {f"fp8.{name}": tensor for name, tensor in fp8_state(model).items()}
-    return tensors, {"lr": [group["lr"] for group in optimizer.param_groups]}
+    if full:
+        for name, parameter in model.named_parameters():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{plain_name(name)}.{key}"] = to_plain(name, value, model.config)
+        tensors |= {f"fp8.{name}": tensor for name, tensor in fp8_state(model).items()}
+    return tensors
 
 
 def load_training_state(
-    model: BookEncoder, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], meta: dict[str, Any]
+    model: BookEncoder, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], lr: float
 ) -> dict[str, Tensor]:
-    """Put back what `training_state` with `full` returned, save for FP8's scales, which are returned."""
-    part = {
-        prefix: {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        for prefix in ("model.", "optimizer.", "fp8.")
-    }
-    load_plain_state(model, part["model."])
+    """Put back what `training_state` with `full` returned, but FP8's scales: these are returned for load_fp8_state."""
+    part: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "fp8": {}}
+    for name, tensor in tensors.items():
+        prefix, _, rest = name.partition(".")
+        part.setdefault(prefix, {})[rest] = tensor
+    load_plain_state(model, part["model"])
     for name, parameter in model.named_parameters():
         prefix = f"{plain_name(name)}."
-        state = {key.removeprefix(prefix): value for key, value in part["optimizer."].items() if key.startswith(prefix)}
+        state = {key.removeprefix(prefix): value for key, value in part["optimizer"].items() if key.startswith(prefix)}
         if state:
             optimizer.state[parameter] = {key: from_plain(name, value.to(parameter.device), model.config)
                                           for key, value in state.items()}  # fmt: skip
-    for group, lr in zip(optimizer.param_groups, meta["lr"], strict=True):
+    for group in optimizer.param_groups:
         group["lr"] = lr
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-    return part["fp8."]
+    return part["fp8"]

@@ -1,5 +1,6 @@
 """The sampled windows of all pairs, divided into training, validation and test, for trainer and tester alike."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ class Dataset:
         states = sum(book.rows for book in self.books)
         pairs = ", ".join(book.pair for book in self.books)
         return f"{pairs}; {states:,} states; windows: {counts}; states shared by two splits: {self.shared_states}"
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells these windows from others: the books they are of, and a hash."""
+        digest = hashlib.sha256()
+        for column in (self.pair_index, self.end_rows, self.weights):
+            for array in column:
+                digest.update(array.tobytes())
+        return {"books": [identity(book) for book in self.books], "windows_sha256": digest.hexdigest()}
 
 
 def open_dataset(config: dict[str, Any]) -> Dataset:

@@ -2,8 +2,12 @@
 
 import json
 import math
+import os
 import platform
 import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,24 @@ from lob.files import new_file
 COLUMNS = ("kind", "epoch", "step", "windows_seen", "seconds", "train_loss", "validation_loss", "learning_rate",
            "gradient_norm", "windows_per_second", "data_wait_share")  # fmt: skip
 PACKAGES = ("torch", "numpy", "transformer-engine", "safetensors", "tensorboardX")
-MAY_CHANGE = {"epochs", "max_gpus", "num_workers", "resume", "log_steps", "histogram_steps", "checkpoint_minutes",
-              "keep_checkpoints", "validate_steps", "early_stopping_patience"}  # fmt: skip
+MAY_CHANGE = {"epochs", "max_gpus", "num_workers", "resume", "runs_dir", "log_steps", "histogram_steps",
+              "checkpoint_minutes", "keep_checkpoints"}  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """How far a run is; it travels in every checkpoint."""
+
+    epoch: int = 0  # epochs done
+    step_in_epoch: int = 0  # optimizer steps done in the epoch under way
+    step: int = 0  # optimizer steps done in all
+    windows_seen: int = 0
+    best_loss: float = math.inf
+    best_epoch: int = 0  # the epoch that reached it, from 1; 0: before training
+    linear_loss: float = math.nan  # validation loss of linear interpolation in time, on the same masks
+    seconds: float = 0.0  # of the run, over all sessions
+    step_seconds: float = 0.0  # of these, in training steps
+    epoch_began: float = 0.0  # step_seconds when the epoch under way began
 
 
 def runs_named(config: dict[str, Any]) -> list[Path]:
@@ -47,12 +67,19 @@ def find_run(config: dict[str, Any]) -> Path:
         raise InputError(
             f"there is no run {config['model_name']!r} in {config['runs_dir']} to resume: leave out --resume"
         )
-    old = json.loads((runs[-1] / "config.json").read_text())
-    changed = [f"{key} was {old.get(key)!r}, is {value!r}" for key, value in config.items()
-               if key not in MAY_CHANGE and old.get(key) != value]  # fmt: skip
+    changed = [change for key, change in config_changes(runs[-1], config).items() if key not in MAY_CHANGE]
     if changed:
         raise InputError(f"{runs[-1]} was trained with another config: {'; '.join(changed)}: change it back to resume")
     return runs[-1]
+
+
+def config_changes(run: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Say in which keys `config` differs from that of a run; InputError where the run has none."""
+    try:
+        old = json.loads((run / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{run} can't be resumed: its config.json can't be read ({error})") from None
+    return {key: f"{key} was {old.get(key)!r}, is {value!r}" for key, value in config.items() if old.get(key) != value}
 
 
 def describe_environment() -> dict[str, Any]:
@@ -73,9 +100,13 @@ def describe_environment() -> dict[str, Any]:
 class RunLog:
     """Writes a run's logs; on other ranks than the first it does nothing."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], rank: int):
-        self.folder, self.config, self.active = folder, config, rank == 0
+    def __init__(self, folder: Path, config: dict[str, Any], active: bool, saved: dict[str, Any]):
+        """saved: the metadata of the checkpoint that the run goes on from; what was logged after it is dropped."""
+        self.folder, self.config, self.active, self.saved = folder, config, active, saved
         self.header_printed = False
+        done = Progress(**saved.get("progress", {}))
+        self.clock, self.logged = time.perf_counter(), (done.windows_seen, done.step_seconds, 0.0)
+        self.purge_step = done.step + 1
 
     def __enter__(self) -> "RunLog":
         if not self.active:
@@ -83,13 +114,18 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.config["resume"]:
+            for key, change in config_changes(self.folder, self.config).items():
+                if key != "resume":
+                    print(f"changed    {change}")
         for name, content in (("config.json", self.config), ("env.json", describe_environment())):
             with new_file(self.folder / name) as handle:
                 handle.write(json.dumps(content, indent=1).encode())
-        self.metrics = open(self.folder / "metrics.csv", "a")
-        if self.metrics.tell() == 0:
-            self.metrics.write(",".join(COLUMNS) + "\n")
-        self.board = SummaryWriter(str(self.folder))
+        self.metrics = open(self.folder / "metrics.csv", "ab")
+        self.metrics.truncate(min(self.metrics_bytes(), self.saved.get("metrics_bytes", 0)))
+        if self.metrics_bytes() == 0:
+            self.write_row(COLUMNS)
+        self.board = SummaryWriter(str(self.folder), purge_step=self.purge_step)
         self.board.add_text("config", "\n".join(f"    {key} = {value!r}" for key, value in self.config.items()))
         return self
 
@@ -98,45 +134,56 @@ class RunLog:
             self.metrics.close()
             self.board.close()
 
-    def rewind(self, step: int) -> None:
-        """Drop the rows of steps after `step`, which a resumed run will take again."""
-        if self.active:
-            header, *rows = (self.folder / "metrics.csv").read_text().splitlines()
-            kept = [row for row in rows if int(row.split(",")[COLUMNS.index("step")]) <= step]
-            self.metrics.truncate(0)
-            self.metrics.write("\n".join([header, *kept]) + "\n")
-            self.metrics.flush()
+    def metrics_bytes(self) -> int:
+        return os.fstat(self.metrics.fileno()).st_size
+
+    def write_row(self, values: Iterable[Any]) -> None:
+        self.metrics.write((",".join(map(str, values)) + "\n").encode())
+        self.metrics.flush()
+
+    def count_time(self, progress: Progress, training: bool) -> None:
+        """Book the time since the last call."""
+        now = time.perf_counter()
+        progress.seconds += now - self.clock
+        progress.step_seconds += (now - self.clock) * training
+        self.clock = now
 
     def print(self, text: str) -> None:
         if self.active:
             print(text, flush=True)
 
-    def write(self, kind: str, progress: Any, scalars: dict[str, float]) -> None:
+    def write(self, kind: str, progress: Progress, scalars: dict[str, float]) -> None:
         """Append a row to metrics.csv and the scalars to TensorBoard."""
         if not self.active:
             return
         row = {"kind": kind, "epoch": progress.epoch, "step": progress.step, "windows_seen": progress.windows_seen,
                "seconds": round(progress.seconds, 3), **scalars}  # fmt: skip
-        self.metrics.write(",".join(str(row.get(column, "")) for column in COLUMNS) + "\n")
-        self.metrics.flush()
+        self.write_row(row.get(column, "") for column in COLUMNS)
         for name, value in scalars.items():
             self.board.add_scalar(f"{kind}/{name}", value, progress.step)
 
-    def step(self, progress: Any, loss: float, lr: float, norm: float, rate: float, wait: float) -> None:
-        scalars = {"train_loss": loss, "learning_rate": lr, "gradient_norm": norm, "windows_per_second": rate,
-                   "data_wait_share": wait}  # fmt: skip
+    def step(self, progress: Progress, loss: float, lr: float, norm: float, wait_seconds: float) -> None:
+        """Log a step, and speed and waiting for data since the step logged before."""
+        self.count_time(progress, training=True)
+        now = (progress.windows_seen, progress.step_seconds, wait_seconds)
+        windows, seconds, waited = (b - a for a, b in zip(self.logged, now, strict=True))
+        self.logged = now
+        scalars = {"train_loss": loss, "learning_rate": lr, "gradient_norm": norm,
+                   "windows_per_second": windows / seconds, "data_wait_share": waited / seconds}  # fmt: skip
         self.write("step", progress, scalars)
         if self.active and torch.cuda.is_available():
             self.board.add_scalar("step/gpu_memory_gb", torch.cuda.max_memory_allocated() / 1e9, progress.step)
 
-    def validation(self, progress: Any, loss: float) -> None:
+    def validation(self, progress: Progress, loss: float) -> None:
         self.write("validation", progress, {"validation_loss": loss})
         if progress.step == 0:
             self.print(
                 f"before     validation loss {loss:.6f}; linear interpolation in time {progress.linear_loss:.6f}"
             )
 
-    def epoch(self, progress: Any, seconds: float, train: float, validation: float, lr: float, rate: float) -> None:
+    def epoch(
+        self, progress: Progress, seconds: float, train: float, validation: float, lr: float, rate: float
+    ) -> None:
         scalars = {"train_loss": train, "validation_loss": validation, "learning_rate": lr, "windows_per_second": rate}
         self.write("epoch", progress, scalars)
         if not self.header_printed:
@@ -146,9 +193,13 @@ class RunLog:
             f"{progress.epoch:>5} {seconds:>13.1f} {train:>12.6f} {validation:>16.6f} {lr:>14.2e} {rate:>10,.0f}"
         )
 
-    def test(self, progress: Any, loss: float, linear: float) -> None:
-        self.write("test", progress, {"validation_loss": loss})
-        self.print(f"test loss  {loss:.6f}; linear interpolation in time {linear:.6f}")
+    def test(self, progress: Progress, loss: float, linear: float) -> None:
+        """Log the best weights' loss on the test windows (nan where there are none) and end the table of hparams."""
+        if math.isnan(loss):
+            self.print("test loss  none: no window lies in the test split")
+        else:
+            self.write("test", progress, {"validation_loss": loss})
+            self.print(f"test loss  {loss:.6f}; linear interpolation in time {linear:.6f}")
         if self.active:
             keys = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in self.config.items()}
             self.board.add_hparams(keys, {"test_loss": loss, "best_validation_loss": progress.best_loss}, name=".")
@@ -159,7 +210,7 @@ class RunLog:
                 if parameter.grad is not None:
                     self.board.add_histogram(f"gradients/{name}", parameter.grad.float().cpu().numpy(), step)
 
-    def picture(self, progress: Any, values: Tensor, mask: Tensor, prediction: Tensor) -> None:
+    def picture(self, progress: Progress, values: Tensor, mask: Tensor, prediction: Tensor) -> None:
         """One reconstructed window: truth, what was visible, and the prediction of what was not; prices above sizes."""
         if not self.active:
             return

@@ -1,11 +1,13 @@
-"""A micro-step of training: gather windows, hide values, predict them, and add to the gradients.
+"""One pass of training or evaluation: gather windows, hide values, predict them, and add to the gradients or losses.
 
 On a GPU that holds the states the whole micro-step is one CUDA graph: forty narrow layers are some thousand kernels,
 and launching them one by one takes several times as long as running them.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,11 @@ from torch import Tensor, nn
 from lob.config import CheckFailed
 from lob.encoder import EncoderConfig, build_inputs
 from lob.masking import make_mask
+from lob.normalisation import interpolate_time
 from lob.precision import Precision
+from lob.sampling import Batch
+from lob.te_encoder import load_fp8_state
+from lob.window_store import WindowStore
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
@@ -90,6 +96,96 @@ class GraphedStep:
         return self.loss, self.count
 
 
+class Passes:
+    """Runs a model's passes over batches of windows: as one CUDA graph where `graph` and the states are on the GPU.
+
+    step: trains (its model may be DDP's); plain: the same without DDP, for evaluation; nominal: see MicroStep;
+    fp8_state: the scales of a resumed run.
+    """
+
+    def __init__(self, step: MicroStep, plain: MicroStep, store: WindowStore, size: int, nominal: float, graph: bool,
+                 fp8_state: dict[str, Tensor]):  # fmt: skip
+        self.step, self.plain, self.store, self.size, self.nominal = step, plain, store, size, nominal
+        self.graph, self.fp8_state = graph and store.resident, fp8_state
+        self.graphed: GraphedStep | None = None
+        self.warm = step.precision.name != "fp8"
+
+    def load(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield price_ticks, sizes (B, T, L) and keys of each batch on the device."""
+        now, ahead = itertools.tee(batches)
+        starts = (self.store.start_rows(batch.pair_index, batch.end_rows) for batch in ahead)
+        for batch, (price_ticks, sizes) in zip(now, self.store.batches(starts), strict=True):
+            yield price_ticks, sizes, batch.keys.to(self.store.device, non_blocking=True)
+
+    def run(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        """Yield summed loss and count, float64 (2,), of each batch when asked for; its gradient is added then."""
+        batches = iter(batches)
+        if self.graph:
+            if self.graphed is None:
+                parameters = list(self.step.model.parameters())
+                self.graphed = GraphedStep(self.step, self.store.gather, self.size, self.nominal, parameters)
+                self.restore_fp8()
+            for batch in batches:
+                rows = torch.from_numpy(self.store.start_rows(batch.pair_index, batch.end_rows))
+                yield torch.stack([part.double() for part in self.graphed(rows, batch.keys)])
+        else:
+            if not self.warm and (first := next(batches, None)):
+                self.warm_up(first)
+                batches = itertools.chain([first], batches)
+            for windows in self.load(batches):
+                yield torch.stack([part.double() for part in self.step(*windows, self.nominal)])
+
+    def warm_up(self, batch: Batch) -> None:
+        """Give delayed scaling its first scales, as GraphedStep does: a few passes whose gradients are dropped."""
+        for windows in self.load([batch] * WARM_UP_PASSES):
+            self.step(*windows, self.nominal)
+        self.step.model.zero_grad()
+        self.warm = True
+        self.restore_fp8()
+
+    def restore_fp8(self) -> None:
+        """Put back the scales of a resumed run; Transformer Engine makes their tensors in its first pass."""
+        load_fp8_state(self.plain.model, self.fp8_state)
+        self.fp8_state = {}
+
+    @torch.inference_mode()
+    def evaluate(self, batches: Iterable[Batch]) -> Tensor:
+        """Sums over the hidden values of all windows, float64 (3,): loss, loss of interpolation in time, and count."""
+        self.plain.model.eval()
+        waited = self.store.wait_seconds
+        sums = torch.zeros(3, dtype=torch.float64, device=self.store.device)
+        for windows in self.load(batches):
+            prediction, values, mask = self.plain.predict(*windows)
+            loss, count = masked_loss(prediction, values, mask, self.plain.loss)
+            linear, _ = masked_loss(interpolate_time(values, ~mask), values, mask, self.plain.loss)
+            sums += torch.stack([loss.double(), linear.double(), count.double()])
+        self.plain.model.train()
+        self.store.wait_seconds = waited
+        return sums
+
+    @torch.inference_mode()
+    def reconstruct(self, batch: Batch) -> list[Tensor]:
+        """Values, mask and prediction, each (T, L, F) on the CPU, of a batch's first window."""
+        self.plain.model.eval()
+        (windows,) = self.load([batch])
+        prediction, values, mask = self.plain.predict(*windows)
+        self.plain.model.train()
+        return [values[0].cpu(), mask[0].cpu(), prediction[0].float().cpu()]
+
+    def measure_rate(self, batch: Batch) -> float:
+        """Windows/s of training passes over a growing part of a batch, until one takes half a second."""
+        windows, seconds = 1, 0.0
+        while seconds < 0.5 and (windows < len(batch.keys) or not seconds):
+            windows = min(2 * windows, len(batch.keys))
+            began = time.perf_counter()
+            part = Batch(batch.pair_index[:windows], batch.end_rows[:windows], batch.keys[:windows])
+            for loaded in self.load([part]):
+                self.plain(*loaded, self.nominal)
+            seconds = time.perf_counter() - began
+        self.plain.model.zero_grad()
+        return windows / seconds
+
+
 class FiniteCheck:
     """Keeps a non-finite loss or gradient from the weights, and ends the run with its place.
 
@@ -98,47 +194,60 @@ class FiniteCheck:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device):
-        self.optimizer, self.on_gpu, self.where = optimizer, device.type == "cuda", ""
+        self.optimizer, self.on_gpu = optimizer, device.type == "cuda"
+        self.numbers = torch.zeros(3, dtype=torch.float64, pin_memory=self.on_gpu)  # loss, norm, ranks asked to stop
+        self.place: tuple[int, int, int] | None = None
         if self.on_gpu:
-            self.numbers = torch.zeros(2, dtype=torch.float64, pin_memory=True)
             self.copied = torch.cuda.Event()
 
-    def watch(self, loss: Tensor, norm: Tensor, where: str) -> None:
-        """Look at a step before its update; CheckFailed where it (on a GPU: the step before) is not finite."""
-        both = torch.stack([loss.double(), norm.double()])
-        if self.on_gpu:
-            self.check()
-            self.where = where
-            self.numbers.copy_(both, non_blocking=True)
-            self.copied.record()
-            self.optimizer.grad_scale = None  # type: ignore[attr-defined] # as GradScaler tells fused optimizers
-            self.optimizer.found_inf = (~both.isfinite().all()).float()  # type: ignore[attr-defined]
-        else:
-            self.numbers, self.where = both, where
-            self.check()
+    def watch(self, loss: Tensor, norm: Tensor, stopping: Tensor, place: tuple[int, int, int]) -> bool:
+        """Look at a step before its update; NonFinite where it (on a GPU: the step before) is not finite.
 
-    def check(self) -> None:
-        if self.where:
-            if self.on_gpu:
-                self.copied.synchronize()
-            loss, norm = self.numbers.tolist()
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise NonFinite(f"loss {loss} and gradient norm {norm} at {self.where}: the weights were not updated")
+        place: epochs done, steps done in this one, number of the step. Return whether a rank was asked to stop.
+        """
+        numbers = torch.stack([loss.double(), norm.double(), stopping.double()])
+        if not self.on_gpu:
+            self.numbers, self.place = numbers, place
+            return self.check()
+        asked = self.check()
+        self.numbers.copy_(numbers, non_blocking=True)
+        self.copied.record()
+        self.place = place
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined] # as GradScaler tells fused optimizers
+        self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+        return asked
+
+    def check(self) -> bool:
+        """Look at the step watched last."""
+        if self.place is None:
+            return False
+        if self.on_gpu:
+            self.copied.synchronize()
+        loss, norm, stopping = self.numbers.tolist()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise NonFinite(loss, norm, self.place)
+        return stopping > 0
 
 
 class NonFinite(CheckFailed):
-    """A loss or gradient that is not finite."""
+    """A loss or gradient that is not finite, and its place (see FiniteCheck.watch)."""
+
+    def __init__(self, loss: float, norm: float, place: tuple[int, int, int]):
+        epoch, batch, step = place
+        self.place = place
+        super().__init__(f"loss {loss} and gradient norm {norm} at step {step} (epoch {epoch + 1}, batch {batch + 1} "
+                         "of it): the weights were not updated")  # fmt: skip
 
 
-def merge_factor(config: EncoderConfig, batch_size: int, accumulation_steps: int, device: torch.device) -> int:
-    """How many micro-steps of an optimizer step run as one pass: as many as 60 % of the GPU's free memory takes.
+def windows_a_pass(config: EncoderConfig, share: int, batch_size: int, device: torch.device) -> int:
+    """How many of a rank's `share` of a step's windows run as one pass: `batch_size`, or more where a GPU takes it.
 
     The sums stay the same. A layer keeps about ten vectors of the width and two of the feed-forward's a state, in two
-    bytes (109 MB a window for 40 layers of width 192, as measured), the inputs some 60 bytes a value.
+    bytes (109 MB a window for 40 layers of width 192, as measured), the inputs some 60 bytes a value: passes grow to
+    60 % of the GPU's free memory. The share is divided evenly.
     """
-    if device.type != "cuda":
-        return 1
-    a_state = config.layers * 2 * (10 * config.width + 2 * config.ffn_width) + 60 * 2 * config.depth
-    budget = 0.6 * torch.cuda.mem_get_info(device)[0] / (a_state * config.temporal_dim)
-    return max(m for m in range(1, accumulation_steps + 1)
-               if accumulation_steps % m == 0 and (m == 1 or m * batch_size <= budget))  # fmt: skip
+    most = batch_size
+    if device.type == "cuda":
+        a_state = config.layers * 2 * (10 * config.width + 2 * config.ffn_width) + 60 * 2 * config.depth
+        most = max(most, int(0.6 * torch.cuda.mem_get_info(device)[0] / (a_state * config.temporal_dim)))
+    return max(size for size in range(1, min(most, share) + 1) if share % size == 0)

@@ -1,0 +1,103 @@
+"""Processes that train together: how they start, agree, stop on SIGTERM, and end when one of them fails."""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from lob.config import CheckFailed, InputError
+
+GRACE_SECONDS = 10.0  # for the other ranks, after one failed: to end by themselves, and again after SIGTERM
+
+
+class StopSignal:
+    """Remembers SIGTERM, so that the step under way can be finished and saved."""
+
+    def __init__(self) -> None:
+        self.received = False
+        signal.signal(signal.SIGTERM, self.note)
+
+    def note(self, *_: object) -> None:
+        self.received = True
+
+
+@dataclass
+class Team:
+    """This process among those that train together."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def total(self, *values: float | Tensor) -> Tensor:
+        """Sum each value over all ranks, float64 (n,) on the device."""
+        sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
+        if self.world > 1:
+            dist.all_reduce(sums)
+        return sums
+
+    def agree(self, value: Any) -> Any:
+        """Return the first rank's `value` on all ranks."""
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
+
+    def share(self, model: nn.Module) -> None:
+        """Give all ranks the first one's weights."""
+        if self.world > 1:
+            for parameter in model.parameters():
+                dist.broadcast(parameter.data, 0)
+
+
+@contextlib.contextmanager
+def join_team(rank: int, world: int, backend: str, port: int | None) -> Iterator[Team]:
+    """Pick this rank's device and join the others (by `port` of this machine, or as torchrun says); leave in the end.
+
+    After an error nothing is waited for: the group is left as it is, and the process ends.
+    """
+    local = int(os.environ.get("LOCAL_RANK", rank))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world > 1:
+        address = f"tcp://127.0.0.1:{port}" if port else "env://"
+        dist.init_process_group(backend if device.type == "cuda" else "gloo", address, rank=rank, world_size=world)
+    yield Team(rank, world, device)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
+    """Run `work(rank, ranks, port, *arguments)` in `ranks` processes of this machine.
+
+    SIGTERM goes on to all of them. Where one fails the others are ended and its error is raised here.
+    """
+    context = torch.multiprocessing.spawn(work, (ranks, free_port(), *arguments), nprocs=ranks, join=False)
+    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in context.processes])
+    try:
+        while not context.join(grace_period=GRACE_SECONDS):
+            pass
+    except ProcessExitedException as error:
+        how = error.signal_name or f"status {error.exit_code}"
+        raise CheckFailed(f"rank {error.error_index} ended with {how}; the other ranks were ended") from None
+    except ProcessRaisedException as error:
+        kind, _, text = str(error).strip().splitlines()[-1].partition(": ")
+        for expected in (InputError, CheckFailed):
+            if kind == f"{expected.__module__}.{expected.__name__}":
+                raise expected(text) from None
+        raise
