@@ -247,7 +247,7 @@ def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: s
     off = np.abs(scaled - units) > np.maximum(0.01, np.abs(scaled) * 1e-15)
     if off.any() or (np.abs(units) > MAX_EXACT).any():
         row = int(np.argmax(off | (np.abs(units) > MAX_EXACT)))
-        raise InputError(f"{batch.locate(row)}: {name} {values[row]!r} is no exact multiple of "
+        raise InputError(f"{batch.locate(row)}: {name} {float(values[row])!r} is no exact multiple of "
                          f"{unit:g}: it needs {remedy}")  # fmt: skip
     return units.astype(np.int64)
 
