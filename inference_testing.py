@@ -56,7 +56,7 @@ from lob.files import Book, find_pairs, new_file, open_book
 from lob.masking import MASKS, make_mask, window_keys
 from lob.normalisation import invert
 from lob.run_log import describe_environment
-from lob.windows import SPLITS, calendar_cuts, gather_windows, split_of_windows, split_rows, window_ends
+from lob.windows import SPLITS, gather_windows, split_of_windows, split_rows, window_ends
 
 MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
 QUANTITIES = ("mid", "offset", "log_size", "minmax")
@@ -120,10 +120,7 @@ def split_ends(books: list[Book], meta: dict, temporal_dim: int, split: str) -> 
     all_ends = [window_ends(book.segment_starts, book.rows, temporal_dim) for book in books]
     if split == "all":
         return all_ends
-    cuts = meta.get("cuts_ns")
-    if cuts is None:
-        ratios = meta["config"]["split_ratios"]
-        cuts = calendar_cuts([b.timestamps for b in books], [b.segment_starts for b in books], ratios)
+    cuts = meta["data"]["cuts_ns"]
     found = []
     for book, ends in zip(books, all_ends, strict=True):
         rows = split_rows(book.timestamps, np.asarray(cuts, dtype=np.int64), temporal_dim)

@@ -30,12 +30,13 @@ class Dataset:
         return f"{pairs}; {states:,} states; windows: {counts}; states shared by two splits: {self.shared_states}"
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells these windows from others: the books they are of, and a hash."""
+        """Return what tells these windows from others (the books they are of, a hash) and the calendar cuts."""
         digest = hashlib.sha256()
         for column in (self.pair_index, self.end_rows, self.weights):
             for array in column:
                 digest.update(array.tobytes())
-        return {"books": [identity(book) for book in self.books], "windows_sha256": digest.hexdigest()}
+        books = [identity(book) for book in self.books]
+        return {"books": books, "windows_sha256": digest.hexdigest(), "cuts_ns": self.cuts_ns.tolist()}
 
 
 def open_dataset(config: dict[str, Any]) -> Dataset:
