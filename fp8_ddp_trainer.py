@@ -21,7 +21,7 @@ config = {
     "model_name": "pretrained_ddp",  # name of the run's folder
     "model_size": "deep_narrow_transformer",  # tiny, medium, deep_narrow or wide _transformer
     "normalization": "book",  # book (log ticks from the mid, log size) or minmax (the reference's, per window)
-    "fill": "linear",  # what stands in for hidden values and is corrected by the head: linear in time, or none
+    "fill": "linear",  # what stands in for hidden values and is corrected by the head: linear (in time), ladder or none
     "causal": False,  # attend to earlier states only
     "dropout": 0.0,  # in attention and after each block
     # task
@@ -70,7 +70,7 @@ if __name__ == "__main__":
             "loss": ("mse", "mae", "huber", "smoothl1"), "optimizer": ("adamw", "adam", "sgd"),
             "precision": ("auto", "fastest", "fp8", "bf16", "fp32"), "fp8_recipe": ("delayed", "current", "block"),
             "mask_mode": ("entry", "level", "span", "span64", "patch", "tail", "mix"),
-            "normalization": ("book", "minmax"), "fill": ("none", "linear"), "backend": ("nccl", "gloo"),
+            "normalization": ("book", "minmax"), "fill": ("none", "linear", "ladder"), "backend": ("nccl", "gloo"),
         },
     )  # fmt: skip
 

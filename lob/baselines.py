@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lob.ladder import Ladder, find_ladder, linear_time
 from lob.normalisation import fit, interpolate_time, transform
 
 COLUMNS = ("price_ticks", "log_size", "minmax_price", "minmax_size")
-UNTRAINED = ("level_mean", "last_observation", "linear_time", "linear_levels")
+UNTRAINED = ("level_mean", "last_observation", "linear_time", "linear_levels", "ladder")
 
 
 @dataclass
@@ -49,11 +50,12 @@ def fill_untrained(hidden: Hidden) -> dict[str, Tensor]:
     """Return each method of UNTRAINED as float32 (B, T, L, K); only what is hidden differs from the truth.
 
     A level that is never visible is filled linearly across levels first, a state without a visible level linearly in
-    time, so that no method is left without an answer.
+    time, so that no method is left without an answer. `ladder`: see lob/ladder.py.
     """
-    values, known = hidden.values, hidden.known
+    known = hidden.known
+    values = torch.where(known, hidden.values, 0)
     across, reached = across_levels(values, known)
-    in_time = interpolate_time(torch.where(known, values, across), known | (reached & never_known(known)))
+    in_time = linear_time(values, known)
     seen = known | never_known(known)
     columns = torch.where(known, values, in_time)
     mean = torch.where(seen, columns, torch.zeros_like(values)).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
@@ -62,8 +64,18 @@ def fill_untrained(hidden: Hidden) -> dict[str, Tensor]:
         "last_observation": carry_last(columns, seen),
         "linear_time": in_time,
         "linear_levels": torch.where(reached, across, in_time),
+        "ladder": fill_ladder(hidden, find_ladder(hidden.price_ticks, hidden.mask)),
     }
     return {name: torch.where(known, values, method) for name, method in filled.items()}
+
+
+def fill_ladder(hidden: Hidden, ladder: Ladder) -> Tensor:
+    """What the ladder fills, in columns (B, T, L, K)."""
+    sizes = torch.where(hidden.mask[..., 1], 1.0, hidden.sizes)
+    columns = to_columns(ladder.price.double() + hidden.anchor_ticks, sizes, hidden.anchor_ticks, hidden.minmax)
+    prices, known = columns[..., 0::2], torch.where(hidden.known, columns, 0)
+    log_size, minmax_size = (ladder.fill_sizes(known[..., column]) for column in (1, 3))
+    return torch.stack([prices[..., 0], log_size, prices[..., 1], minmax_size], dim=3)
 
 
 def across_levels(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

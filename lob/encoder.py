@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lob.config import InputError, nearest
+from lob.ladder import find_ladder
 from lob.normalisation import fit, interpolate_time, signed_log, transform
 
 FILLS = ("none", "linear", "ladder")
@@ -156,6 +157,13 @@ def fill_hidden(
     """Return what stands in for hidden values before any learning, float32 (B, T, L, F), zero for fill 'none'."""
     if config.fill == "linear":
         return interpolate_time(values, ~mask)
+    if config.fill == "ladder":
+        ladder = find_ladder(price_ticks, mask)
+        anchor = parameters["anchor_ticks"]
+        if config.normalization == "minmax":  # one anchor a level
+            anchor = anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
+        price = transform(ladder.price.double() + anchor, sizes, parameters, config.normalization)[..., 0]
+        return torch.stack([price, ladder.fill_sizes(values[..., 1])], dim=3)
     return torch.zeros_like(values)
 
 

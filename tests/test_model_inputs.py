@@ -75,7 +75,7 @@ def test_normalisation_is_undone_exactly_enough(scheme, mode):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("fill", ["none", "linear"])
+@pytest.mark.parametrize("fill", ["none", "linear", "ladder"])
 @pytest.mark.parametrize("mode", MASKS)
 def test_hidden_values_change_nothing_the_encoder_sees(scheme, fill, mode):
     price_ticks, sizes = windows()
@@ -166,7 +166,7 @@ def test_causal_embeddings_do_not_see_later_states():
         assert torch.equal(before, after) is same
 
 
-@pytest.mark.parametrize("fill", ["none", "linear"])
+@pytest.mark.parametrize("fill", ["none", "linear", "ladder"])
 def test_counted_parameters_and_padded_inputs(fill):
     config = encoder_config("tiny_transformer", depth=10, fill=fill)
     model = BookEncoder(config)
