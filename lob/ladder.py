@@ -87,7 +87,7 @@ def next_known(price: Tensor) -> Tensor:
 
 
 def enclosed_prices(price: Tensor, ladder: Tensor) -> Tensor:
-    """Fill NEVER in `price` (B, T, L) where known prices enclose exactly as many of `ladder` (B, T, M) as are missing."""
+    """Fill NEVER in `price` (B, T, L) where known prices enclose exactly as many of `ladder` (B, T, M) as it lacks."""
     levels = price.shape[2]
     known = price < NEVER
     steps = torch.sort(torch.cat([price, ladder], dim=2), dim=2)[0]
@@ -105,7 +105,7 @@ def enclosed_prices(price: Tensor, ladder: Tensor) -> Tensor:
 
 
 def hold_between(x: Tensor, price: Tensor) -> Tensor:
-    """Keep `x` (B, T, L) a tick above the nearest known price of a lower level and a tick below that of a higher one."""
+    """Keep `x` (B, T, L) a tick above the next known price of a lower level and a tick below that of a higher one."""
     known, levels = price < NEVER, price.shape[2]
     level = torch.arange(levels, device=price.device).view(1, 1, levels).expand_as(price)
     below = torch.cummax(torch.where(known, level, -1), dim=2)[0]
