@@ -1,17 +1,14 @@
-"""Score a checkpoint on held-out windows beside methods that need no training, and time it.
+"""Test a checkpoint on windows it was not trained on: masked values beside naive methods, linear probes, speed.
 
     python inference_testing.py
-    python inference_testing.py --model_path=runs/sample/checkpoints/best.safetensors --data_dir=other_data --split=all
+    python inference_testing.py --model_path=runs/sample/checkpoints/best.safetensors --data_dir=other_data
+    python inference_testing.py --benchmark=True
 
-Reads the best checkpoint of the newest run and `book_states/`; writes `report.json` (benchmark `representation`) and
-`report.md` into the checkpoint's run. Errors are means over the hidden values of a window, then over windows:
-
-- mid: |error| of the mid in ticks, in states where a best price is hidden (near a martingale: expect skill near 0);
-- offset: |error| of a hidden price's distance from the mid, in ticks;
-- log_size: squared error of the natural logarithm of a hidden size;
-- minmax: squared error in the published reference's scale, price and size pooled, for comparison only.
-
-Masks are those of lob/masking.py, hidden by the seeds below and the window's end row alone.
+Reads the best checkpoint of the newest run and `book_states/`; writes `report.json` (benchmark `representation`),
+`report.md` and pictures into the checkpoint's run. What is scored is in lob/scoring.py, the naive methods are in
+lob/baselines.py and lob/ladder.py, the masks in lob/masking.py, the probes in lob/probes.py. All that is fitted or
+chosen is fitted on training windows and chosen on validation windows, by the checkpoint's calendar cut, which holds for
+pairs that it has never seen too. `benchmark` times the encoder alone instead and writes `latency.json`.
 """
 
 config = {
@@ -20,47 +17,56 @@ config = {
     "runs_dir": "runs",  # folder of the training runs
     "model_path": None,  # checkpoint file; None: the best one of the newest run
     "split": "test",  # test or validation: the checkpoint's calendar cut; all: whole recordings (never trained on)
+    "dates": None,  # two ISO dates (UTC): only windows between them; None: all of the split
+    "fit_data_dir": None,  # data whose training windows the ridge regression is fitted on; None: those of data_dir
     "masks": ["entry", "level", "span", "span64", "patch", "tail"],  # see lob/masking.py
     "mask_perc": 0.25,  # hidden share of the values
-    "windows": 160,  # windows a pair, evenly spaced over the split
+    "windows": 96,  # windows a pair, evenly spaced over the split, and as many of the balanced sample
+    "fit_windows": 48,  # training windows of the ridge regression, and as many validation windows
+    "boosting": False,  # gradient boosting on the ridge regression's features too, where scikit-learn is installed
+    "probe_windows": 600,  # training windows of the probes, half as many to validate and test; 0: no probes
+    "block_states": 1024,  # states a block of the bootstrap
+    "pictures": True,  # draw a reconstructed window, and errors by level and distance
     "batch_size": 16,  # windows filled and scored at a time
+    "benchmark": False,  # time eager, compiled, TorchScript and CUDA-graphed encoders instead
     "latency_runs": 100,  # single-window forward passes that are timed
     "device": "auto",  # cpu, cuda, or auto: cuda where there is one
-    "seed": 0,  # of the block bootstrap
+    "seed": 0,  # of the bootstrap, of the random encoder and of the probes' share of the labels
 }
 
 from lob.config import InputError, load_config, run
 
 if __name__ == "__main__":
     config = load_config(
-        config, __file__, optional={"pairs": list, "model_path": str},
+        config, __file__, optional={"pairs": list, "model_path": str, "dates": list, "fit_data_dir": str},
         choices={"split": ("test", "validation", "all"), "device": ("auto", "cpu", "cuda")},
     )  # fmt: skip
 
 import json
 import platform
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lob.baselines import UNTRAINED, Hidden, fill_untrained, hide, to_columns
+from lob import probes
+from lob.baselines import Fitted, fit_baselines
 from lob.checkpoints import find_checkpoint, load_model
-from lob.encoder import BookEncoder, build_inputs
-from lob.files import Book, find_pairs, new_file, open_book
-from lob.masking import MASKS, make_mask, window_keys
-from lob.normalisation import invert
+from lob.encoder import BookEncoder
+from lob.files import Book, find_pairs, identity, new_file, open_book, open_table
+from lob.latency import BATCHES, WindowEncoder, benchmark, time_encoder
+from lob.masking import MASKS
 from lob.run_log import describe_environment
-from lob.windows import SPLITS, gather_windows, split_of_windows, split_rows, window_ends
+from lob.scoring import OURS, RIDGE, Task, compare, describe, fill, profile_errors, score, to_rows, window_errors
+from lob.windows import SPLITS, gather_windows, parse_dates, segment_ranges, split_of_windows, split_rows, window_ends
 
-MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
-QUANTITIES = ("mid", "offset", "log_size", "minmax")
-OURS = "encoder"
+Windows = list[tuple[Book, np.ndarray]]  # of each book its end rows
+PROFILED_MASKS = ("patch", "span64", "tail")
 
 
 def main(config: dict) -> int:
@@ -68,33 +74,30 @@ def main(config: dict) -> int:
     device = pick_device(config["device"])
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
     model, meta = load_model(checkpoint, device)
-    folder = Path(config["data_dir"])
-    names = find_pairs(folder, "book_states", config["pairs"], "data_parser.py")
-    books = [open_book(folder / "book_states" / name) for name in names]
-    for book in books:
-        if book.depth != model.config.depth:
-            raise InputError(f"{book.path} has depth {book.depth}, the checkpoint wants {model.config.depth}: "
-                             f"run data_parser.py --depth={model.config.depth}")  # fmt: skip
+    books = open_books(config["data_dir"], config["pairs"], model)
     print(f"{checkpoint}: {model.config.layers} layers of width {model.config.width} on {device}")
-    ends = [split_ends(books, meta, model.config.temporal_dim, split) for split in ("validation", config["split"])]
-    rows, tables = [], []
-    for number, book in enumerate(books):
-        choose_on, test_on = (spread(found[number], config["windows"]) for found in ends)
-        if len(test_on) == 0:
-            raise InputError(f"{book.pair} has no window in the split {config['split']!r} of this checkpoint: "
-                             f"set --pairs, or --split=all for a recording that was not trained on")  # fmt: skip
-        for mask in config["masks"]:
-            states = model.config.temporal_dim
-            errors = score(model, states, book, test_on, mask, config, device)
-            chosen = score(None, states, book, choose_on, mask, config, device) if len(choose_on) else errors
-            found = compare(errors, chosen)
-            rows += to_rows(book.pair, mask, found)
-            tables.append((book.pair, mask, len(test_on), errors, found))
-            print("\n".join(describe(*tables[-1])))
-    speed = measure_latency(model, books[0], ends[1][0], config, device)
-    rows += speed
+    if config["benchmark"]:
+        devices = ["cpu", *["cuda"] * torch.cuda.is_available()] if config["device"] == "auto" else [config["device"]]
+        windows = example_windows(books[0], model.config.temporal_dim, BATCHES["cuda"][-1])
+        write_report(
+            checkpoint, "latency", benchmark(model, windows, config["latency_runs"], devices), [], meta, device
+        )
+        return 0
+    bench = Bench(config, model, meta, books, device)
+    rows: list[dict] = []
+    lines: list[str] = []
+    for book in books:
+        for part in (bench.score_masks(book), bench.probe(book)):
+            for found, text in part:
+                rows += found
+                lines += text
+                print("\n".join(text), flush=True)
+        if config["pictures"]:
+            print("\n".join(f"picture    {file}" for file in bench.draw(book, run_folder(checkpoint))))
+    windows = example_windows(books[0], model.config.temporal_dim, config["batch_size"])
+    speed = time_encoder(f"latency/{device.type}", WindowEncoder(model), windows, config["latency_runs"], device)
     print("  ".join(f"{row['metric']} {row['value']:.4g} {row['unit']}" for row in speed))
-    write_report(checkpoint, rows, tables, meta, device)
+    write_report(checkpoint, "report", rows + speed, lines, meta, device)
     return 0
 
 
@@ -104,9 +107,12 @@ def check_config(config: dict) -> None:
             raise InputError(f"masks: {mask!r} is none of {', '.join(MASKS)}")
     if not 0 < config["mask_perc"] < 1:
         raise InputError(f"mask_perc = {config['mask_perc']} must lie between 0 and 1")
-    for key in ("windows", "batch_size", "latency_runs"):
-        if config[key] < 1:
-            raise InputError(f"{key} = {config[key]} must be at least 1")
+    least = {"windows": 1, "batch_size": 1, "latency_runs": 1, "fit_windows": 1, "block_states": 1, "probe_windows": 0}
+    for key, value in least.items():
+        if config[key] < value:
+            raise InputError(f"{key} = {config[key]} must be at least {value}")
+    if config["dates"] is not None and len(config["dates"]) != 2:
+        raise InputError(f"dates = {config['dates']!r} must be two ISO dates, such as ['2024-08-01', '2024-09-01']")
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -115,17 +121,15 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def split_ends(books: list[Book], meta: dict, temporal_dim: int, split: str) -> list[np.ndarray]:
-    """Return each book's window ends in `split`, cut as the checkpoint's training was."""
-    all_ends = [window_ends(book.segment_starts, book.rows, temporal_dim) for book in books]
-    if split == "all":
-        return all_ends
-    cuts = meta["data"]["cuts_ns"]
-    found = []
-    for book, ends in zip(books, all_ends, strict=True):
-        rows = split_rows(book.timestamps, np.asarray(cuts, dtype=np.int64), temporal_dim)
-        found.append(ends[split_of_windows(ends, temporal_dim, rows) == SPLITS.index(split)])
-    return found
+def open_books(data_dir: str, pairs: list[str] | None, model: BookEncoder) -> list[Book]:
+    folder = Path(data_dir)
+    books = [open_book(folder / "book_states" / name)
+             for name in find_pairs(folder, "book_states", pairs, "data_parser.py")]  # fmt: skip
+    for book in books:
+        if book.depth != model.config.depth:
+            raise InputError(f"{book.path} has depth {book.depth}, the checkpoint wants {model.config.depth}: "
+                             f"run data_parser.py --depth={model.config.depth}")  # fmt: skip
+    return books
 
 
 def spread(ends: np.ndarray, count: int) -> np.ndarray:
@@ -135,147 +139,179 @@ def spread(ends: np.ndarray, count: int) -> np.ndarray:
     return ends[np.linspace(0, len(ends) - 1, count).round().astype(np.int64)]
 
 
-def batches(
-    book: Book, ends: np.ndarray, mask: str, config: dict, states: int, device: torch.device
-) -> Iterator[Hidden]:
-    """Yield the windows with their masks, which depend on the mask's seed and the window's end row alone."""
-    for begin in range(0, len(ends), config["batch_size"]):
-        mine = ends[begin : begin + config["batch_size"]]
-        price, sizes = (torch.from_numpy(x).to(device) for x in gather_windows(book, mine, states))
-        keys = window_keys(MASK_SEEDS[mask], 0, torch.from_numpy(mine).to(device))
-        yield hide(price, sizes, make_mask(keys, states, book.depth, config["mask_perc"], mask))
+class Bench:
+    """The windows of each split and what is fitted on them; scores come a mask or a task at a time."""
+
+    def __init__(self, config: dict, model: BookEncoder, meta: dict, books: list[Book], device: torch.device):
+        self.config, self.model, self.device, self.books = config, model, device, books
+        self.states = model.config.temporal_dim
+        self.cuts = np.asarray(meta["data"]["cuts_ns"], dtype=np.int64)
+        self.fit_books = books if config["fit_data_dir"] is None else open_books(config["fit_data_dir"], None, model)
+        self.fitted: dict[Any, Fitted | None] = {}
+        for book in books:
+            if not len(self.ends(book, config["split"])):
+                raise InputError(f"{book.pair} has no window in the split {config['split']!r} of this checkpoint: "
+                                 f"set --pairs, or --split=all for a recording that was not trained on")  # fmt: skip
+
+    def ends(self, book: Book, split: str, after: int = 0) -> np.ndarray:
+        """Window ends of a split, cut as the checkpoint's training was, with `after` more states of the same split."""
+        ends = window_ends(book.segment_starts, book.rows, self.states)
+        last = np.full(len(ends), book.rows, dtype=np.int64)
+        if split != "all":
+            rows = split_rows(book.timestamps, self.cuts, self.states)
+            ends = ends[split_of_windows(ends, self.states, rows) == SPLITS.index(split)]
+            last = np.full(len(ends), rows[SPLITS.index(split), 1])
+        if self.config["dates"] is not None and split == self.config["split"]:
+            begin, end = parse_dates(self.config["dates"])
+            inside = (book.timestamps[ends - self.states] >= begin) & (book.timestamps[ends - 1] < end)
+            ends, last = ends[inside], last[inside]
+        segments = segment_ranges(book.segment_starts, book.rows)
+        segment_end = segments[np.searchsorted(segments[:, 0], ends - 1, side="right") - 1, 1]
+        return ends[ends + after <= np.minimum(segment_end, last)]
+
+    def windows_to_fit(self, book: Book, split: str, count: int, after: int = 0) -> Windows:
+        """Windows of the same pair where it has any in that split, else of all pairs; none of what is tested."""
+        if self.config["split"] == "all" and self.config["fit_data_dir"] is None:
+            return []
+        sources = [b for b in self.fit_books if b.pair == book.pair and len(self.ends(b, "train", after))]
+        sources = sources or [b for b in self.fit_books if len(self.ends(b, "train", after))]
+        found = [(b, self.ends(b, split, after)) for b in sources]
+        found = [(b, ends) for b, ends in found if len(ends)]
+        return [(b, spread(ends, -(-count // len(found)))) for b, ends in found]
+
+    def score_masks(self, book: Book) -> Iterator[tuple[list[dict], list[str]]]:
+        """Score every mask on windows as they come and, where there is a balanced sample, as that draws them."""
+        config = self.config
+        natural, balanced = spread(self.ends(book, config["split"]), config["windows"]), self.balanced(book)
+        both = np.unique(np.concatenate([natural, balanced]))
+        for mask in config["masks"]:
+            task = Task(mask, config["mask_perc"], self.states, config["batch_size"], self.device)
+            fitted = self.fit(book, task)
+            chosen = self.windows_to_fit(book, "validation", config["fit_windows"])
+            errors = score(task, [(book, both)], fitted, self.model)
+            judged = score(task, chosen, fitted, None) if chosen else errors
+            for ends, suffix in ((natural, ""), (balanced, "/balanced")):
+                if not len(ends):
+                    continue
+                here = np.searchsorted(both, ends)
+                mine = {q: {name: values[here] for name, values in methods.items()} for q, methods in errors.items()}
+                found = compare(mine, judged, ends // config["block_states"], config["seed"])
+                rows = to_rows(f"{book.pair}/{mask}", found, suffix)
+                title = f"{book.pair}, mask {mask}{', balanced sample' if suffix else ''}"
+                yield rows, describe(title, len(ends), mine, found)
+            if not chosen:
+                yield [], ["(no validation windows: the best naive method was chosen on the tested windows themselves)"]
+
+    def balanced(self, book: Book) -> np.ndarray:
+        """Window ends of the balanced sample in the tested split; none where there is no sample."""
+        file = Path(self.config["data_dir"]) / "balanced_samples" / f"{book.pair}.npy"
+        if not file.exists():
+            return np.empty(0, dtype=np.int64)
+        rows, _ = open_table(file, "create_balanced_dataset.py", identity(book), temporal_dim=self.states)
+        return spread(np.intersect1d(rows["end_row"], self.ends(book, self.config["split"])), self.config["windows"])
+
+    def fit(self, book: Book, task: Task) -> Fitted | None:
+        """The fitted methods for a pair and mask; None, with a word, where there are no training windows."""
+        config = self.config
+        training, validation = (self.windows_to_fit(book, s, config["fit_windows"]) for s in ("train", "validation"))
+        key = (task.mask, *(str(b.path) for b, _ in training))
+        if key not in self.fitted:
+            if not training and not self.fitted:
+                print("ridge regression left out: no training windows (set --fit_data_dir)")
+            self.fitted[key] = fit_baselines(
+                task.hide(training), task.hide(validation), config["boosting"], config["seed"]
+            )
+        return self.fitted[key]
+
+    def probe(self, book: Book) -> Iterator[tuple[list[dict], list[str]]]:
+        """Fit and score linear probes on frozen features; a line a task."""
+        config, count = self.config, self.config["probe_windows"]
+        splits = [self.windows_to_fit(book, split, size, probes.HORIZON)
+                  for split, size in (("train", count), ("validation", count // 2))]  # fmt: skip
+        splits.append([(book, spread(self.ends(book, config["split"], probes.HORIZON), count // 2))])
+        if not count or not all(len(ends) for windows in splits for _, ends in windows) or not splits[0]:
+            return
+        sets = probes.make_sets(self.model, splits, config["batch_size"], config["block_states"], self.device,
+                                config["seed"])  # fmt: skip
+        names = probes.FEATURES
+        yield [], [f"\n### {book.pair}, probes of the frozen encoder (AUC; R2 of volatility)\n",
+                   f"| task | {' | '.join(names)} | ours, 10 % of labels | over {' | over '.join(names[1:])} | blocks |", "|---" * (2 * len(names) + 2) + "|"]  # fmt: skip
+        for task in probes.TASKS:
+            facts = probes.probe_task(task, sets, config["seed"])
+            if not facts:
+                yield [], [f"| {task} | too few labels" + " |" * (2 * len(names) + 1)]
+                continue
+            note = "; ".join(f"over {name}: {facts[f'verdict_{name}']}" for name in names[1:])
+            case = f"{book.pair}/probe/{task}"
+            rows = [
+                {"case": case, "metric": metric, "value": value, "unit": "", "note": note}
+                for metric, value in facts.items()
+                if isinstance(value, int | float) and np.isfinite(value)
+            ]
+            cells = [task, *(f"{facts[name]:.3f}" for name in names), f"{facts.get('ours_10pct', np.nan):.3f}",
+                     *(f"{facts[f'over_{n}_low']:+.3f} to {facts[f'over_{n}_high']:+.3f}, {facts[f'verdict_{n}']}"
+                       for n in names[1:]), str(facts["blocks"])]  # fmt: skip
+            yield rows, [f"| {' | '.join(cells)} |"]
+
+    @torch.inference_mode()
+    def draw(self, book: Book, folder: Path) -> list[Path]:
+        """Draw one window as truth, masked and filled, and errors by level and distance."""
+        from lob.plots import draw_error_profiles, draw_fills, save
+
+        config, ends = self.config, self.ends(book, self.config["split"])
+        masks = [mask for mask in PROFILED_MASKS if mask in config["masks"]] or config["masks"][:1]
+        tasks = [Task(mask, config["mask_perc"], self.states, config["batch_size"], self.device) for mask in masks]
+        names = ["linear_time", "ladder", RIDGE, OURS]
+        some = [(book, spread(ends, config["batch_size"]))]
+        profiles = {task.mask: profile_errors(task, some, self.fit(book, task), self.model, names) for task in tasks}
+        hidden = next(iter(tasks[0].hide([(book, ends[[len(ends) // 2]])])))
+        filled = fill(hidden, self.fit(book, tasks[0]), self.model)
+        fills = {"truth": hidden.values} | {name: filled[name] for name in names if name in filled}
+        panels, errors = {}, {}
+        for name, columns in fills.items():
+            columns = torch.where(hidden.known, hidden.values, columns)[0].double().cpu()
+            panels[name] = ((columns[..., 0] + hidden.anchor_ticks[0].cpu()).numpy(), columns[..., 1].exp().numpy())
+            found = window_errors(fills[name], hidden)
+            errors[name] = f"log size {float(found['log_size']):.3g}, offset {float(found['offset']):.3g} ticks"
+        shown = panels["truth"][1] * ~hidden.mask[0, ..., 1].cpu().numpy()
+        panels = {"truth": panels["truth"], "masked": (panels["truth"][0], shown)} | panels
+        title = f"{book.pair}, mask {masks[0]}: resting size by price; errors over what is hidden"
+        del errors["truth"]
+        return [
+            save(draw_fills(panels, errors, book.tick_size, title), folder / f"{book.pair}_fills.png"),
+            save(draw_error_profiles(profiles, f"{book.pair}: {config['split']} windows"),
+                 folder / f"{book.pair}_errors.png"),
+        ]  # fmt: skip
 
 
-@torch.inference_mode()
-def score(
-    model: BookEncoder | None, states: int, book: Book, ends: np.ndarray, mask: str, config: dict, device: torch.device
-) -> dict[str, dict[str, np.ndarray]]:
-    """Return errors[quantity][method], float64 (W,), of every method (and the model) on the windows `ends`."""
-    found: dict[str, dict[str, list[np.ndarray]]] = {quantity: {} for quantity in QUANTITIES}
-    for hidden in batches(book, ends, mask, config, states, device):
-        filled = fill_untrained(hidden)
-        if model is not None:
-            filled[OURS] = predict(model, hidden)
-        for method, columns in filled.items():
-            for quantity, error in window_errors(columns, hidden).items():
-                found[quantity].setdefault(method, []).append(error.double().cpu().numpy())
-    return {q: {method: np.concatenate(parts) for method, parts in found[q].items()} for q in QUANTITIES}
+def example_windows(book: Book, states: int, count: int) -> tuple[Tensor, Tensor]:
+    ends = spread(window_ends(book.segment_starts, book.rows, states), count)
+    price, sizes = (torch.from_numpy(x) for x in gather_windows(book, np.resize(ends, count), states))
+    return price, sizes
 
 
-def predict(model: BookEncoder, hidden: Hidden) -> Tensor:
-    """The encoder's answer in columns, float32 (B, T, L, K)."""
-    tokens, base, _, parameters = build_inputs(hidden.price_ticks, hidden.sizes, hidden.mask, model.config)
-    price, sizes = invert(model(tokens, base), parameters, model.config.normalization)
-    return to_columns(price, sizes, hidden.anchor_ticks, hidden.minmax)
+def run_folder(checkpoint: Path) -> Path:
+    """The checkpoint's run, or the folder of a checkpoint that lies elsewhere."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
-def window_errors(columns: Tensor, hidden: Hidden) -> dict[str, Tensor]:
-    """Return each quantity's error of each window, (B,); NaN where nothing of it is hidden."""
-    truth = hidden.values
-    columns = torch.where(hidden.known, truth, columns)
-    half = truth.shape[2] // 2
-    hidden_price, hidden_size = hidden.mask[..., 0], hidden.mask[..., 1]
-    mid, true_mid = (x[:, :, half - 1 : half + 1, 0].mean(dim=2, keepdim=True) for x in (columns, truth))
-    offset, true_offset = columns[..., 0] - mid, truth[..., 0] - true_mid
-    return {
-        "mid": mean_where((mid - true_mid).abs(), hidden_price[:, :, half - 1 : half + 1].any(dim=2, keepdim=True)),
-        "offset": mean_where((offset - true_offset).abs(), hidden_price),
-        "log_size": mean_where((columns[..., 1] - truth[..., 1]) ** 2, hidden_size),
-        "minmax": mean_where((columns[..., 2:] - truth[..., 2:]) ** 2, hidden.mask),
-    }
-
-
-def mean_where(x: Tensor, where: Tensor) -> Tensor:
-    return torch.where(where, x, torch.zeros_like(x)).flatten(1).sum(1) / where.flatten(1).sum(1)
-
-
-def compare(errors: dict, chosen: dict) -> dict[str, dict]:
-    """Set the encoder against the untrained method that was best on the validation windows, per quantity."""
-    found = {}
-    for quantity, methods in errors.items():
-        scores = {
-            name: np.nanmean(chosen[quantity][name]) for name in UNTRAINED if np.isfinite(chosen[quantity][name]).any()
-        }
-        if not scores:
-            continue
-        best = min(scores, key=lambda name: scores[name])
-        ours, naive = methods[OURS], methods[best]
-        seen = np.isfinite(ours) & np.isfinite(naive)
-        if not seen.any():
-            continue
-        found[quantity] = {
-            "best_untrained": best,
-            "error": float(ours[seen].mean()),
-            "median_error": float(np.median(ours[seen])),
-            "best_untrained_error": float(naive[seen].mean()),
-            "win_rate": float(((ours < naive) + 0.5 * (ours == naive))[seen].mean()),
-        }
-        found[quantity]["skill_untrained"] = 1 - found[quantity]["error"] / max(naive[seen].mean(), 1e-300)
-    return found
-
-
-def to_rows(pair: str, mask: str, found: dict[str, dict]) -> list[dict]:
-    """Rows of the report: case `<pair>/<mask>/<quantity>`, a metric each."""
-    return [
-        {"case": f"{pair}/{mask}/{quantity}", "metric": metric, "value": value, "unit": "",
-         "note": f"best untrained: {facts['best_untrained']}"}
-        for quantity, facts in found.items() for metric, value in facts.items() if metric != "best_untrained"
-    ]  # fmt: skip
-
-
-def describe(pair: str, mask: str, windows: int, errors: dict, found: dict[str, dict]) -> list[str]:
-    """Lines of a Markdown table: mean error of every method by quantity, and the encoder's skill and win rate."""
-    methods = [*UNTRAINED, OURS]
-    header = f"| quantity | {' | '.join(methods)} | skill | win rate |"
-    lines = [f"\n### {pair}, mask {mask}, {windows} windows\n", header, "|---" * (len(methods) + 3) + "|"]
-    for quantity, facts in found.items():
-        means = " | ".join(f"{np.nanmean(errors[quantity][method]):.4g}" for method in methods)
-        lines.append(f"| {quantity} | {means} | {facts['skill_untrained']:+.3f} | {facts['win_rate']:.2f} |")
-    return lines
-
-
-@torch.inference_mode()
-def measure_latency(model: BookEncoder, book: Book, ends: np.ndarray, config: dict, device: torch.device) -> list[dict]:
-    """Time single windows (copy to the device, normalisation and copy back included) and batches."""
-    price, sizes = (
-        torch.from_numpy(x) for x in gather_windows(book, ends[: config["batch_size"]], model.config.temporal_dim)
-    )
-
-    def encode(count: int) -> float:
-        began = time.perf_counter()
-        mask = torch.zeros(*price[:count].shape, 2, dtype=torch.bool, device=device)
-        tokens, *_ = build_inputs(price[:count].to(device), sizes[:count].to(device), mask, model.config)
-        model.encode(tokens)[:, -1].cpu()
-        return time.perf_counter() - began
-
-    encode(1)
-    single = np.array([encode(1) for _ in range(config["latency_runs"])]) * 1e3
-    batch = np.median([encode(len(price)) for _ in range(5)])
-    values = {"p50": (np.median(single), "ms"), "p99": (np.quantile(single, 0.99), "ms"),
-              "windows_per_second": (len(price) / batch, "1/s")}  # fmt: skip
-    return [{"case": f"latency/{device.type}", "metric": metric, "value": float(value), "unit": unit, "note": ""}
-            for metric, (value, unit) in values.items()]  # fmt: skip
-
-
-def write_report(checkpoint: Path, rows: list[dict], tables: list, meta: dict, device: torch.device) -> None:
-    """Write report.json and report.md into the checkpoint's run (or beside a checkpoint that lies elsewhere)."""
-    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    environment = describe_environment()
+def write_report(checkpoint: Path, name: str, rows: list[dict], lines: list[str], meta: dict,
+                 device: torch.device) -> None:  # fmt: skip
+    """Write <name>.json and, where there are lines, <name>.md into the checkpoint's run."""
+    folder, environment = run_folder(checkpoint), describe_environment()
     report = {
-        "benchmark": "representation", "command": f"python {' '.join(sys.argv)}", "commit": environment["commit"],
-        "date": datetime.now(UTC).date().isoformat(), "device": environment["gpu"] or platform.processor() or "CPU",
-        "versions": environment["versions"], "checkpoint": checkpoint.name, "step": meta["progress"]["step"],
-        "rows": rows,
+        "benchmark": "representation" if name == "report" else name, "command": f"python {' '.join(sys.argv)}",
+        "commit": environment["commit"], "date": datetime.now(UTC).date().isoformat(),
+        "device": environment["gpu"] or platform.processor() or "CPU", "versions": environment["versions"],
+        "checkpoint": checkpoint.name, "step": meta["progress"]["step"], "rows": rows,
     }  # fmt: skip
-    with new_file(folder / "report.json") as handle:
+    with new_file(folder / f"{name}.json") as handle:
         handle.write(json.dumps(report, indent=1).encode())
-    text = [
-        f"# Accuracy of {checkpoint.name} on {device.type}",
-        *(line for table in tables for line in describe(*table)),
-    ]
-    with new_file(folder / "report.md") as handle:
-        handle.write(("\n".join(text) + "\n").encode())
-    print(f"report     {folder / 'report.md'}")
+    if lines:
+        text = "\n".join([f"# Accuracy of {checkpoint.name} on {device.type}", *lines])
+        with new_file(folder / f"{name}.md") as handle:
+            handle.write((text + "\n").encode())
+    print(f"report     {folder / name}.{'md' if lines else 'json'}")
 
 
 if __name__ == "__main__":

@@ -307,3 +307,31 @@ def draw_balance(before: np.ndarray, after: np.ndarray, names: Sequence[str], pa
         axes[0, 0].legend()
         figure.suptitle(f"{pair}: conditions before and after balancing", fontsize=10)
     return figure
+
+
+def draw_fills(fills: dict[str, tuple[np.ndarray, np.ndarray]], errors: dict[str, str], tick: float, title: str):
+    """Depth heat maps of one window by what filled it: name -> price in ticks and sizes, float64 (T, L) each."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(fills), figsize=(3.4 * len(fills), 4.2), sharey=True, layout="constrained")
+        for axis, (name, (prices, sizes)) in zip(axes, fills.items(), strict=True):
+            show_depth(axis, prices, sizes, tick, 0, len(prices))
+            axis.set(title=name, xlabel=f"state\n{errors.get(name, '')}")
+        axes[0].set(ylabel="price")
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], title: str) -> plt.Figure:
+    """Squared error of log size by level, (L,), and by states to a visible one, (T,): mask -> method -> both."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(profiles), 2, figsize=(10, 3 * len(profiles)), squeeze=False,
+                                    layout="constrained")  # fmt: skip
+        for row, (mask, methods) in zip(axes, profiles.items(), strict=True):
+            for colour, (method, curves) in zip((GREY, BLUE, VIOLET, GREEN, RED), methods.items(), strict=False):
+                for axis, curve in zip(row, curves, strict=True):
+                    axis.plot(curve, color=colour, lw=1.3, label=method)
+            row[0].set(xlabel="level (bids, then asks)", ylabel=f"{mask}: error of log size")
+            row[1].set(xlabel="states to the nearest one that shows the level", ylim=(0, None))
+        axes[0, 0].legend(fontsize=8)
+        figure.suptitle(title, fontsize=11)
+    return figure

@@ -139,7 +139,7 @@ def test_an_untrained_encoder_with_the_ladder_has_the_ladders_error(scheme, mode
     prices, _ = invert(base, parameters, scheme)
     anchor = fit(price_ticks, sizes, mask, "book")["anchor_ticks"]
     torch.testing.assert_close(prices, ladder.price.double() + anchor, atol=2e-3, rtol=0)
-    columns = fill_untrained(hide(price_ticks, sizes, mask))["ladder"]
+    columns = fill_untrained(hide(price_ticks, sizes, mask))[0]["ladder"]
     expected = transform(prices, columns[..., 1].exp(), parameters, scheme)
     if scheme == "minmax":
         expected = columns[..., 2:]
@@ -189,6 +189,6 @@ def test_on_a_recorded_book_the_ladder_beats_linear_interpolation(recorded_windo
         name: float(
             (((filled - hidden.values)[..., columns] ** 2 * where).sum((1, 2, 3)) / where.sum((1, 2, 3))).median()
         )
-        for name, filled in fill_untrained(hidden).items()
+        for name, filled in fill_untrained(hidden)[0].items()
     }
     assert errors["ladder"] < ceiling * errors["linear_time"]

@@ -1,0 +1,119 @@
+"""How long an encoder takes from a window in main memory to its embedding there: eager, compiled, traced and graphed."""
+
+import copy
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lob.encoder import BookEncoder, build_inputs
+
+BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64, 256)}
+Encode = Callable[[Tensor, Tensor], Tensor]
+
+
+class WindowEncoder(nn.Module):
+    """Windows that end now, int32 and float32 (B, T, L), to embeddings, float32 (B, D): what a user of it runs."""
+
+    def __init__(self, model: BookEncoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
+        mask = torch.zeros_like(sizes, dtype=torch.bool).unsqueeze(3).expand(-1, -1, -1, 2)
+        tokens, *_ = build_inputs(price_ticks, sizes, mask, self.model.config)
+        return self.model.encode(tokens.to(self.model.embed.weight.dtype))[:, -1].float()
+
+
+@torch.inference_mode()
+def time_encoder(case: str, encode: Encode, windows: tuple[Tensor, Tensor], runs: int, device: torch.device,
+                 note: str = "", batches: tuple[int, ...] = ()) -> list[dict]:  # fmt: skip
+    """Time single windows and batches (all given, or the best of `batches`), copies to and from the device included."""
+    price, sizes = windows
+
+    def once(count: int) -> float:
+        began = time.perf_counter()
+        encode(price[:count].to(device), sizes[:count].to(device)).cpu()
+        return time.perf_counter() - began
+
+    for _ in range(3):
+        once(1)
+    single = np.array([once(1) for _ in range(runs)]) * 1e3
+    rates = {}
+    for count in batches or (len(price),):
+        once(count)
+        rates[count] = count / float(np.median([once(count) for _ in range(5)]))
+    best = max(rates, key=lambda count: rates[count])
+    values = {"p50": (np.median(single), "ms"), "p99": (np.quantile(single, 0.99), "ms"),
+              "windows_per_second": (rates[best], "1/s"), "best_batch": (best, "windows")}  # fmt: skip
+    return [{"case": case, "metric": metric, "value": float(value), "unit": unit, "note": note}
+            for metric, (value, unit) in values.items()]  # fmt: skip
+
+
+def benchmark(model: BookEncoder, windows: tuple[Tensor, Tensor], runs: int, devices: list[str]) -> list[dict]:
+    """Time the encoder as it can be run: float32 on the CPU, bfloat16 layers on a GPU; windows: BATCHES["cuda"][-1]."""
+    rows, (price, sizes) = [], windows
+    for name in devices:
+        device, batches = torch.device(name), BATCHES[name]
+        for variant, make in VARIANTS.items():
+            if variant == "graphed" and name == "cpu":
+                continue
+            module = WindowEncoder(copy.deepcopy(model)).to(device).eval()
+            if name == "cuda":
+                cos, sin = module.model.cos, module.model.sin
+                module.bfloat16()
+                module.model.cos, module.model.sin = cos, sin  # angles keep their precision
+            try:
+                encode = make(module, price[:1].to(device), sizes[:1].to(device))
+                found = time_encoder(f"latency/{name}/{variant}", encode, (price[: batches[-1]], sizes), runs, device,
+                                     "bfloat16" if name == "cuda" else "float32", batches)  # fmt: skip
+            except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+                print(f"latency/{name}/{variant} left out: {str(error).splitlines()[0]}")
+                continue
+            rows += found
+            print(f"{found[0]['case']:<24}" + "".join(f"{r['metric']:>20} {r['value']:.4g} {r['unit']}" for r in found))
+    return rows
+
+
+def make_compiled(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
+    for layer in module.model.layers:
+        layer.compile()  # one layer's code serves all
+    with torch.inference_mode():
+        module(price, sizes)
+    return module
+
+
+def make_graphed(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
+    """Compiled layers, replayed as one CUDA graph for each batch size."""
+    encode = make_compiled(module, price, sizes)
+    graphs: dict[int, tuple] = {}
+
+    def replay(price: Tensor, sizes: Tensor) -> Tensor:
+        if len(price) not in graphs:
+            static = price.clone(), sizes.clone()
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    encode(*static)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                output = encode(*static)
+            graphs[len(price)] = (graph, *static, output)
+        graph, static_price, static_sizes, output = graphs[len(price)]
+        static_price.copy_(price)
+        static_sizes.copy_(sizes)
+        graph.replay()
+        return output
+
+    return replay
+
+
+VARIANTS: dict[str, Callable[[WindowEncoder, Tensor, Tensor], Encode]] = {
+    "eager": lambda module, price, sizes: module,
+    "compiled": make_compiled,
+    "torchscript": lambda module, price, sizes: torch.jit.trace(module, (price, sizes), check_trace=False),
+    "graphed": make_graphed,
+}

@@ -1,0 +1,203 @@
+"""Scores of filled windows: errors by quantity, the best naive method, and what a difference is worth.
+
+Errors are means over the hidden values of a window, then over windows:
+
+- mid: |error| of the mid in ticks, in states where a best price is hidden (near a martingale: expect skill near 0);
+- offset: |error| of a hidden price's distance from the mid, in ticks;
+- log_size: squared error of the natural logarithm of a hidden size;
+- minmax: squared error in the published reference's scale, price and size pooled, for comparison only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lob.baselines import UNTRAINED, Fitted, Hidden, fill_untrained, hide, to_columns
+from lob.encoder import BookEncoder, build_inputs
+from lob.files import Book
+from lob.masking import make_mask, window_keys
+from lob.normalisation import invert
+from lob.windows import gather_windows
+
+MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
+QUANTITIES = ("mid", "offset", "log_size", "minmax")
+OURS, RIDGE = "encoder", "ridge_ladder"
+RESAMPLES = 2000
+Errors = dict[str, dict[str, np.ndarray]]  # quantity -> method -> float64 (W,)
+
+
+@dataclass(frozen=True)
+class Task:
+    """How windows are masked: mask and seed by name, share, states a window, and where and how many at a time."""
+
+    mask: str
+    share: float
+    states: int
+    batch_size: int
+    device: torch.device
+
+    def hide(self, windows: list[tuple[Book, np.ndarray]]) -> Iterator[Hidden]:
+        """Yield the windows of `windows`, (book, end rows), with masks that depend on seed and end row alone."""
+        for book, ends in windows:
+            for begin in range(0, len(ends), self.batch_size):
+                mine = ends[begin : begin + self.batch_size]
+                price, sizes = (torch.from_numpy(x).to(self.device) for x in gather_windows(book, mine, self.states))
+                keys = window_keys(MASK_SEEDS[self.mask], 0, torch.from_numpy(mine).to(self.device))
+                yield hide(price, sizes, make_mask(keys, self.states, book.depth, self.share, self.mask))
+
+
+@torch.inference_mode()
+def score(
+    task: Task, windows: list[tuple[Book, np.ndarray]], fitted: Fitted | None, model: BookEncoder | None
+) -> Errors:
+    """Return errors[quantity][method] of every method (the fitted ones and the model, where given) on windows."""
+    found: dict[str, dict[str, list[np.ndarray]]] = {quantity: {} for quantity in QUANTITIES}
+    for hidden in task.hide(windows):
+        for method, columns in fill(hidden, fitted, model).items():
+            for quantity, error in window_errors(columns, hidden).items():
+                found[quantity].setdefault(method, []).append(error.double().cpu().numpy())
+    return {q: {method: np.concatenate(parts) for method, parts in found[q].items()} for q in QUANTITIES}
+
+
+def fill(hidden: Hidden, fitted: Fitted | None, model: BookEncoder | None) -> dict[str, Tensor]:
+    """Every method's columns, float32 (B, T, L, K)."""
+    filled, found = fill_untrained(hidden)
+    if fitted is not None:
+        filled |= fitted.fill(hidden, filled, found)
+    if model is not None:
+        filled[OURS] = predict(model, hidden)
+    return filled
+
+
+def predict(model: BookEncoder, hidden: Hidden) -> Tensor:
+    """The encoder's answer in columns, float32 (B, T, L, K)."""
+    tokens, base, _, parameters = build_inputs(hidden.price_ticks, hidden.sizes, hidden.mask, model.config)
+    price, sizes = invert(model(tokens, base), parameters, model.config.normalization)
+    return to_columns(price, sizes, hidden.anchor_ticks, hidden.minmax)
+
+
+def window_errors(columns: Tensor, hidden: Hidden) -> dict[str, Tensor]:
+    """Return each quantity's error of each window, (B,); NaN where nothing of it is hidden."""
+    truth = hidden.values
+    columns = torch.where(hidden.known, truth, columns)
+    half = truth.shape[2] // 2
+    hidden_price, hidden_size = hidden.mask[..., 0], hidden.mask[..., 1]
+    mid, true_mid = (x[:, :, half - 1 : half + 1, 0].mean(dim=2, keepdim=True) for x in (columns, truth))
+    offset, true_offset = columns[..., 0] - mid, truth[..., 0] - true_mid
+    return {
+        "mid": mean_where((mid - true_mid).abs(), hidden_price[:, :, half - 1 : half + 1].any(dim=2, keepdim=True)),
+        "offset": mean_where((offset - true_offset).abs(), hidden_price),
+        "log_size": mean_where((columns[..., 1] - truth[..., 1]) ** 2, hidden_size),
+        "minmax": mean_where((columns[..., 2:] - truth[..., 2:]) ** 2, hidden.mask),
+    }
+
+
+def mean_where(x: Tensor, where: Tensor) -> Tensor:
+    return torch.where(where, x, torch.zeros_like(x)).flatten(1).sum(1) / where.flatten(1).sum(1)
+
+
+def bootstrap(difference: np.ndarray, block: np.ndarray, seed: int) -> tuple[float, float, int]:
+    """95 % interval of the mean of `difference` (W,), blocks of time drawn with replacement, and how many there are.
+
+    Windows that overlap or lie near each other are one observation, not many: Kuensch (1989), blocks not overlapping.
+    """
+    names, block = np.unique(block, return_inverse=True)
+    sums, counts = np.bincount(block, difference), np.bincount(block)
+    drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])
+    return float(low), float(high), len(names)
+
+
+def verdict(low: float, high: float, lower_is_better: bool = True) -> str:
+    """What an interval of (ours - theirs) says."""
+    if low <= 0 <= high:
+        return "undecided"
+    return "better" if (high < 0) == lower_is_better else "worse"
+
+
+def pick_best(chosen: dict[str, np.ndarray], names: list[str]) -> str | None:
+    """The method of the least mean error on the validation windows."""
+    scores = {name: np.nanmean(chosen[name]) for name in names if name in chosen and np.isfinite(chosen[name]).any()}
+    return min(scores, key=lambda name: scores[name]) if scores else None
+
+
+def compare(errors: Errors, chosen: Errors, block: np.ndarray, seed: int) -> dict[str, dict]:
+    """Set the encoder against the untrained method that was best on the validation windows, the ridge regression with
+    the ladder, and the best of all naive methods; a dict of facts a quantity."""
+    found = {}
+    for quantity, methods in errors.items():
+        ours = methods[OURS]
+        naive = [name for name in methods if name != OURS]
+        untrained, best = (pick_best(chosen[quantity], names) for names in (list(UNTRAINED), naive))
+        if untrained is None or best is None or not np.isfinite(ours).any():
+            continue
+        seen = np.isfinite(ours)
+        facts: dict = {"error": ours[seen].mean(), "median_error": np.median(ours[seen])}
+        rivals = {"untrained": untrained, "ridge": RIDGE, "naive": best}
+        for kind, name in rivals.items():
+            if name not in methods:
+                continue
+            theirs = methods[name][seen]
+            low, high, blocks = bootstrap(ours[seen] - theirs, block[seen], seed)
+            mean = theirs.mean()
+            facts |= {
+                {"untrained": "best_untrained_error", "ridge": "ridge_error", "naive": "best_naive_error"}[kind]: mean,
+                f"skill_{kind}": 1 - facts["error"] / max(mean, 1e-300),
+                f"win_rate_{kind}": ((ours[seen] < theirs) + 0.5 * (ours[seen] == theirs)).mean(),
+                f"difference_{kind}_low": low, f"difference_{kind}_high": high,
+                f"verdict_{kind}": verdict(low, high), "blocks": blocks,
+            }  # fmt: skip
+        found[quantity] = facts | {"untrained": untrained, "naive": best}
+    return found
+
+
+def to_rows(case: str, found: dict[str, dict], suffix: str = "") -> list[dict]:
+    """Rows of the report: case `<pair>/<mask>/<quantity>`, with `suffix`, a metric each."""
+    rows = []
+    for quantity, facts in found.items():
+        note = f"best untrained: {facts['untrained']}; best naive: {facts['naive']}, {facts['verdict_naive']}"
+        rows += [{"case": f"{case}/{quantity}{suffix}", "metric": metric, "value": float(value), "unit": "", "note": note}
+                 for metric, value in facts.items() if not isinstance(value, str)]  # fmt: skip
+    return rows
+
+
+def describe(title: str, windows: int, errors: Errors, found: dict[str, dict]) -> list[str]:
+    """Lines of a Markdown table: mean error of every method by quantity, and the encoder against the best naive one."""
+    methods = list(next(iter(errors.values())))
+    head = ["quantity", *methods, "best naive", "skill", "difference (95 %)", "blocks", "verdict", "win rate", "median"]
+    lines = [f"\n### {title}, {windows} windows\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for quantity, facts in found.items():
+        cells = [quantity, *(f"{np.nanmean(errors[quantity][method]):.4g}" for method in methods), facts["naive"],
+                 f"{facts['skill_naive']:+.3f}",
+                 f"{facts['difference_naive_low']:+.3g} to {facts['difference_naive_high']:+.3g}",
+                 str(facts["blocks"]), facts["verdict_naive"], f"{facts['win_rate_naive']:.2f}",
+                 f"{facts['median_error']:.4g}"]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+@torch.inference_mode()
+def profile_errors(task: Task, windows: list[tuple[Book, np.ndarray]], fitted: Fitted | None, model: BookEncoder,
+                   methods: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    """Mean squared error of log size by level, (L,), and by states to the nearest one that shows the level, (T,)."""
+    sums: dict[str, list] = {method: [0.0, 0.0, 0.0, 0.0] for method in methods}
+    for hidden in task.hide(windows):
+        here = hidden.mask[..., 1]
+        time = torch.arange(task.states, device=here.device).view(1, -1, 1).expand_as(here)
+        before = torch.cummax(torch.where(here, -task.states, time), dim=1)[0]
+        after = torch.cummin(torch.where(here, 2 * task.states, time).flip([1]), dim=1)[0].flip([1])
+        far = torch.minimum(time - before, after - time).clamp(max=task.states - 1)[here]
+        level = torch.arange(here.shape[2], device=here.device).expand_as(here)[here]
+        filled = fill(hidden, fitted, model)
+        for method in methods:
+            if method in filled:
+                square = ((filled[method] - hidden.values)[..., 1][here] ** 2).double()
+                for number, (place, size) in enumerate(((level, here.shape[2]), (far, task.states))):
+                    sums[method][2 * number] += torch.bincount(place, square, size).cpu().numpy()
+                    sums[method][2 * number + 1] += torch.bincount(place, minlength=size).cpu().numpy()
+    with np.errstate(invalid="ignore"):
+        return {method: (parts[0] / parts[1], parts[2] / parts[3]) for method, parts in sums.items()
+                if not isinstance(parts[0], float)}  # fmt: skip
