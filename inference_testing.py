@@ -21,10 +21,10 @@ config = {
     "fit_data_dir": None,  # data whose training windows the ridge regression is fitted on; None: those of data_dir
     "masks": ["entry", "level", "span", "span64", "patch", "tail"],  # see lob/masking.py
     "mask_perc": 0.25,  # hidden share of the values
-    "windows": 96,  # windows a pair, evenly spaced over the split, and as many of the balanced sample
-    "fit_windows": 48,  # training windows of the ridge regression, and as many validation windows
+    "windows": 64,  # windows a pair, evenly spaced over the split, and as many of the balanced sample
+    "fit_windows": 32,  # training windows of the ridge regression, and as many validation windows
     "boosting": False,  # gradient boosting on the ridge regression's features too, where scikit-learn is installed
-    "probe_windows": 600,  # training windows of the probes, half as many to validate and test; 0: no probes
+    "probe_windows": 400,  # training windows of the probes, half as many to validate and test; 0: no probes
     "block_states": 1024,  # states a block of the bootstrap
     "pictures": True,  # draw a reconstructed window, and errors by level and distance
     "batch_size": 16,  # windows filled and scored at a time
@@ -84,8 +84,7 @@ def main(config: dict) -> int:
         )
         return 0
     bench = Bench(config, model, meta, books, device)
-    rows: list[dict] = []
-    lines: list[str] = []
+    rows, lines = [], []
     for book in books:
         for part in (bench.score_masks(book), bench.probe(book)):
             for found, text in part:
@@ -234,12 +233,13 @@ class Bench:
         sets = probes.make_sets(self.model, splits, config["batch_size"], config["block_states"], self.device,
                                 config["seed"])  # fmt: skip
         names = probes.FEATURES
-        yield [], [f"\n### {book.pair}, probes of the frozen encoder (AUC; R2 of volatility)\n",
-                   f"| task | {' | '.join(names)} | ours, 10 % of labels | over {' | over '.join(names[1:])} | blocks |", "|---" * (2 * len(names) + 2) + "|"]  # fmt: skip
+        head = ["task", *names, "ours, 10 % of labels", *(f"over {name}" for name in names[1:]), "blocks"]
+        title = f"\n### {book.pair}, probes of the frozen encoder (AUC; R2 of volatility)\n"
+        yield [], [title, f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for task in probes.TASKS:
             facts = probes.probe_task(task, sets, config["seed"])
             if not facts:
-                yield [], [f"| {task} | too few labels" + " |" * (2 * len(names) + 1)]
+                yield [], [f"| {task} | too few labels" + " |" * len(head)]
                 continue
             note = "; ".join(f"over {name}: {facts[f'verdict_{name}']}" for name in names[1:])
             case = f"{book.pair}/probe/{task}"

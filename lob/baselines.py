@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lob.ladder import Ladder, find_ladder, linear_time
+from lob.ladder import Ladder, find_ladder
 from lob.normalisation import fit, interpolate_time, transform
 
 COLUMNS = ("price_ticks", "log_size", "minmax_price", "minmax_size")
 BOOSTING_ENTRIES = 50_000  # hidden values that gradient boosting is fitted on, of each column
+FIT_STRIDE = 4  # ridge regression takes every so many hidden values: neighbours tell the same
 PENALTIES = np.logspace(-7, 1, 17)  # of ridge regression on standardised features, a value
 UNTRAINED = ("level_mean", "last_observation", "linear_time", "linear_levels", "ladder")
 
@@ -61,7 +62,7 @@ def fill_untrained(hidden: Hidden) -> tuple[dict[str, Tensor], Tensor]:
     known = hidden.known
     values = torch.where(known, hidden.values, 0)
     across, reached = across_levels(values, known)
-    in_time = linear_time(values, known)
+    in_time = interpolate_time(torch.where(known, values, across), known | (reached & never_known(known)))
     seen = known | never_known(known)
     columns = torch.where(known, values, in_time)
     mean = torch.where(seen, columns, torch.zeros_like(values)).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
@@ -71,18 +72,18 @@ def fill_untrained(hidden: Hidden) -> tuple[dict[str, Tensor], Tensor]:
         "last_observation": carry_last(columns, seen),
         "linear_time": in_time,
         "linear_levels": torch.where(reached, across, in_time),
-        "ladder": fill_ladder(hidden, ladder),
+        "ladder": fill_ladder(hidden, ladder, in_time),
     }
     found = torch.stack([ladder.price_known, ladder.size_known] * 2, dim=3)
     return {name: torch.where(known, values, method) for name, method in filled.items()}, found
 
 
-def fill_ladder(hidden: Hidden, ladder: Ladder) -> Tensor:
+def fill_ladder(hidden: Hidden, ladder: Ladder, in_time: Tensor) -> Tensor:
     """What the ladder fills, in columns (B, T, L, K)."""
     sizes = torch.where(hidden.mask[..., 1], 1.0, hidden.sizes)
     columns = to_columns(ladder.price.double() + hidden.anchor_ticks, sizes, hidden.anchor_ticks, hidden.minmax)
     prices, known = columns[..., 0::2], torch.where(hidden.known, columns, 0)
-    log_size, minmax_size = (ladder.fill_sizes(known[..., column]) for column in (1, 3))
+    log_size, minmax_size = (ladder.fill_sizes(known[..., column], in_time[..., column]) for column in (1, 3))
     return torch.stack([prices[..., 0], log_size, prices[..., 1], minmax_size], dim=3)
 
 
@@ -210,7 +211,7 @@ def fit_baselines(training: Iterable[Hidden], validation: Iterable[Hidden], boos
             filled, found = fill_untrained(hidden)
             for column, table in enumerate(features(hidden, filled, found)):
                 target = (hidden.values - filled["linear_time"])[..., column][~hidden.known[..., column]]
-                sums[number][column].add(table, target)
+                sums[number][column].add(table[::FIT_STRIDE], target[::FIT_STRIDE])
                 if boosting and number == 0 and len(table):
                     some = rng.choice(len(table), min(len(table), BOOSTING_ENTRIES // 8), replace=False)
                     kept[column].append((table.cpu().numpy()[some], target.cpu().numpy()[some]))

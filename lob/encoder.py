@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lob.config import InputError, nearest
-from lob.ladder import find_ladder
+from lob.ladder import find_ladder, linear_time
 from lob.normalisation import fit, interpolate_time, signed_log, transform
 
 FILLS = ("none", "linear", "ladder")
@@ -162,8 +162,9 @@ def fill_hidden(
         anchor = parameters["anchor_ticks"]
         if config.normalization == "minmax":  # one anchor a level
             anchor = anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
+        in_time = linear_time(values[..., 1], ~mask[..., 1])
         price = transform(ladder.price.double() + anchor, sizes, parameters, config.normalization)[..., 0]
-        return torch.stack([price, ladder.fill_sizes(values[..., 1])], dim=3)
+        return torch.stack([price, ladder.fill_sizes(values[..., 1], in_time)], dim=3)
     return torch.zeros_like(values)
 
 

@@ -32,17 +32,16 @@ class Ladder:
     price: Tensor  # float32 (B, T, L), ticks above the window's anchor (as lob.normalisation's)
     price_known: Tensor  # bool (B, T, L): visible or found
     size_known: Tensor  # bool (B, T, L): visible or found
-    visible_size: Tensor  # bool (B, T, L)
     before: Tensor  # int64 (B, T, L): place t * L + l of the size at this price before; after, where there is none
     after: Tensor  # int64 (B, T, L)
     share: Tensor  # float32 (B, T, L): of the time from `before` to `after`
 
-    def fill_sizes(self, values: Tensor) -> Tensor:
-        """Sizes in any form, (B, T, L), with the hidden ones filled."""
+    def fill_sizes(self, values: Tensor, otherwise: Tensor) -> Tensor:
+        """Sizes in any form, (B, T, L), with the hidden ones filled; `otherwise`: `linear_time` of them."""
         flat = values.flatten(1)
         left, right = (flat.gather(1, at.flatten(1)).view_as(values) for at in (self.before, self.after))
         carried = left + (right - left) * self.share
-        return torch.where(self.size_known, carried, linear_time(values, self.visible_size))
+        return torch.where(self.size_known, carried, otherwise)
 
 
 def find_ladder(price_ticks: Tensor, mask: Tensor) -> Ladder:
@@ -59,7 +58,7 @@ def find_ladder(price_ticks: Tensor, mask: Tensor) -> Ladder:
     mid = state_mids(offset.float(), visible_price)
     fallback = linear_time(offset.float() - mid, visible_price) + mid
     filled = torch.where(known, price.float(), hold_between(fallback, price))
-    return Ladder(filled, known, found & known, visible_size, before, after, share)
+    return Ladder(filled, known, found & known, before, after, share)
 
 
 def linear_time(values: Tensor, known: Tensor) -> Tensor:

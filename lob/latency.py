@@ -1,4 +1,4 @@
-"""How long an encoder takes from a window in main memory to its embedding there: eager, compiled, traced and graphed."""
+"""How long an encoder takes from a window in main memory to its embedding there: eager, compiled, traced, graphed."""
 
 import copy
 import time

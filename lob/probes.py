@@ -10,8 +10,8 @@ Tasks, of the states after the window's last one (`now`); none is drawn across a
 
 Probes are ridge and L2-regularised logistic regressions, the penalty chosen on validation windows, on the embedding
 (last state), on hand-made features, on principal components of the inputs and on a randomly initialised encoder of the
-same shape. Training windows end `HORIZON` states before the training split does and test windows begin an embargo after the
-cut, so that no label's state is a test window's.
+same shape. Training windows end `HORIZON` states before the training split does and test windows begin an embargo
+after the cut, so that no label's state is a test window's.
 """
 
 from dataclasses import dataclass
@@ -223,8 +223,8 @@ def make_sets(model: BookEncoder, splits: list[list[tuple[Book, np.ndarray]]], b
             for task, label in label_windows(book, ends).items():
                 labels[task].append(label)
             blocks.append(number * 2**40 + ends // block_states)
-        joined = ({name: np.concatenate(part) for name, part in some.items()} for some in (parts, labels))
-        sets.append(ProbeSet(*joined, np.concatenate(blocks)))
+        features, targets = ({name: np.concatenate(part) for name, part in x.items()} for x in (parts, labels))
+        sets.append(ProbeSet(features, targets, np.concatenate(blocks)))
     centre = sets[0].features["pca"].mean(0)
     axes = np.linalg.svd(sets[0].features["pca"] - centre, full_matrices=False)[2][:COMPONENTS].T
     for part in sets:

@@ -159,7 +159,8 @@ def to_rows(case: str, found: dict[str, dict], suffix: str = "") -> list[dict]:
     rows = []
     for quantity, facts in found.items():
         note = f"best untrained: {facts['untrained']}; best naive: {facts['naive']}, {facts['verdict_naive']}"
-        rows += [{"case": f"{case}/{quantity}{suffix}", "metric": metric, "value": float(value), "unit": "", "note": note}
+        name = f"{case}/{quantity}{suffix}"
+        rows += [{"case": name, "metric": metric, "value": float(value), "unit": "", "note": note}
                  for metric, value in facts.items() if not isinstance(value, str)]  # fmt: skip
     return rows
 

@@ -92,7 +92,7 @@ def test_the_ladder_is_that_of_a_slow_reference(mode):
     mask = make_mask(window_keys(0, 0, torch.arange(2)), 40, 24, 0.25, mode)
     ladder = find_ladder(price_ticks, mask)
     anchor = fit(price_ticks, sizes, mask, "book")["anchor_ticks"]
-    filled = ladder.fill_sizes(sizes)
+    filled = ladder.fill_sizes(sizes, sizes)
     found = 0
     for b in range(2):
         rows = reference_prices(price_ticks[b].numpy(), ~mask[b, :, :, 0].numpy())

@@ -1,0 +1,240 @@
+"""The tester: nothing leaks from hidden or later values, its statistics are right, its report is whole."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, write_book
+from test_ladder import moving_book
+
+from lob import probes, scoring
+from lob.baselines import COLUMNS, FITTED, Moments, features, fill_untrained, fit_baselines, hide
+from lob.checkpoints import save_checkpoint
+from lob.encoder import BookEncoder, encoder_config
+from lob.files import open_book
+from lob.masking import MASKS, make_mask, window_keys
+from lob.windows import calendar_cuts, window_ends
+
+
+def lively_encoder(depth, states, **choices):
+    """An encoder whose head is not zero, so that what it is fed shows in what it answers."""
+    torch.manual_seed(0)
+    model = BookEncoder(encoder_config("tiny_transformer", depth=depth, temporal_dim=states, **choices)).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("poison", [float("nan"), 1e30])
+@pytest.mark.parametrize("mode", MASKS)
+def test_hidden_values_change_no_methods_answer(mode, poison):
+    price_ticks, sizes = moving_book()
+    mask = make_mask(window_keys(0, 0, torch.arange(2)), 40, 24, 0.25, mode)
+    models = [lively_encoder(24, 40, fill=fill, normalization=scheme)
+              for fill in ("none", "linear", "ladder") for scheme in ("book", "minmax")]  # fmt: skip
+    clean = hide(price_ticks, sizes, mask)
+    poisoned = hide(price_ticks.masked_fill(mask[..., 0], 123), sizes.masked_fill(mask[..., 1], poison), mask)
+    poisoned.values = torch.where(poisoned.known, poisoned.values, poison)
+    fitted = fit_baselines([hide(*moving_book(seed=7), mask)], [clean], False, 0)
+    with torch.inference_mode():
+        for model in models:
+            expected, found = (scoring.fill(hidden, fitted, model) for hidden in (clean, poisoned))
+            assert set(found) == {*scoring.UNTRAINED, *FITTED, scoring.OURS}
+            for method in found:
+                assert torch.isfinite(found[method][~clean.known]).all(), method
+                assert found[method][~clean.known].equal(expected[method][~clean.known]), method
+
+
+def test_states_after_a_window_change_neither_embedding_nor_features(data_dir):
+    book = open_book(data_dir / "book_states" / "BTC_USD")
+    ends = np.array([300, 700, 1500])
+    model = lively_encoder(96, 256)
+    for end in ends:
+        later = {"price_ticks": np.array(book.price_ticks), "sizes": np.array(book.sizes),
+                 "timestamps": np.array(book.timestamps)}  # fmt: skip
+        later["price_ticks"][end:] += 1000
+        later["sizes"][end:] *= 7
+        later["timestamps"][end:] += 10**9
+        changed, now = replace(book, **later), np.array([end])
+        for make in (lambda b, e: probes.embed(model, b, e, 4, torch.device("cpu")),
+                     lambda b, e: probes.inputs_for_pca(model, b, e, 4, torch.device("cpu")),
+                     lambda b, e: probes.hand_made(b, e, 256)):  # fmt: skip
+            np.testing.assert_array_equal(make(book, now), make(changed, now))
+    labels = [probes.label_windows(b, ends) for b in (book, changed)]
+    assert not np.array_equal(labels[0]["volatility_50"], labels[1]["volatility_50"])
+
+
+def test_labels_are_those_of_a_slow_reading(data_dir):
+    book = open_book(data_dir / "book_states" / "BTC_USD")
+    ends = np.arange(300, 2400, 37)
+    labels = probes.label_windows(book, ends)
+    bid, ask = book.price_ticks[:, 47].astype(int), book.price_ticks[:, 48].astype(int)
+    for i, end in enumerate(ends):
+        now, mids = end - 1, (bid + ask) / 2
+        moves = [k for k in range(1, 501) if mids[now + k] != mids[now]]
+        up = float(mids[now + moves[0]] > mids[now]) if moves else np.nan
+        np.testing.assert_equal(labels["direction"][i], up)
+        for reach in (10, 50):
+            assert labels[f"move_{reach}"][i] == any(k <= reach for k in moves)
+        gone = [next((k for k in range(1, 501) if side(k)), 501) for side in
+                (lambda k, n=now: bid[n + k] < bid[n], lambda k, n=now: ask[n + k] > ask[n])]  # fmt: skip
+        np.testing.assert_equal(labels["depletion"][i], np.nan if gone[0] == gone[1] else float(gone[1] < gone[0]))
+        spread = (ask - bid)[now : now + 11]
+        assert labels["widening"][i] == (spread[1:] > spread[0]).any()
+        returns = np.diff(np.log(mids[now : now + 51])) * 1e4
+        assert labels["volatility_50"][i] == pytest.approx(np.log1p(np.sqrt((returns**2).sum())))
+
+
+def test_ridge_is_that_of_scikit_learn():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(500, 6)) * [1, 10, 0.1, 3, 1, 1], rng.normal(size=500)
+    y = x @ rng.normal(size=6) + noise
+    moments = Moments()
+    for part in np.split(np.arange(500), 5):
+        moments.add(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
+    scale = np.sqrt((x**2).mean(0))
+    theirs = linear_model.Ridge(alpha=0.3 * 500, fit_intercept=False).fit(x / scale, y).coef_ / scale
+    np.testing.assert_allclose(moments.solve(0.3), theirs, rtol=1e-6)
+    assert moments.error(theirs) == pytest.approx(np.mean((y - x @ theirs) ** 2))
+    probe = probes.fit_probe(x, y, 0.3, classify=False)
+    standard = (x - x.mean(0)) / x.std(0)
+    model = linear_model.Ridge(alpha=0.3 * 500).fit(standard, y)
+    np.testing.assert_allclose(probe(x), model.predict(standard), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", probes.PENALTIES[1:5])
+def test_logistic_probe_and_auc_are_those_of_scikit_learn(penalty):
+    linear_model, metrics = pytest.importorskip("sklearn.linear_model"), pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(400, 5))
+    y = (x @ rng.normal(size=5) + rng.normal(size=400) > 0.5).astype(float)
+    probe = probes.fit_probe(x, y, penalty, classify=True)
+    standard = (x - x.mean(0)) / x.std(0)
+    model = linear_model.LogisticRegression(C=1 / (penalty * 400), tol=1e-8, max_iter=1000).fit(standard, y)
+    np.testing.assert_allclose(probe(x), model.decision_function(standard), atol=2e-3)
+    score = probe(x).round(1)
+    assert probes.area_under_curve(score, y) == pytest.approx(metrics.roc_auc_score(y, score))
+    assert probes.log_loss(score, y) == pytest.approx(metrics.log_loss(y, probes.sigmoid(score)))
+
+
+def test_bootstrap_has_the_width_of_the_theory_and_counts_blocks():
+    rng = np.random.default_rng(2)
+    block = np.repeat(np.arange(100), 5)
+    difference = np.repeat(rng.normal(1.0, 2.0, 100), 5)  # windows of one block tell the same
+    low, high, blocks = scoring.bootstrap(difference, block, 0)
+    assert blocks == 100
+    assert (high - low) / 2 == pytest.approx(1.96 * difference.std() / 10, rel=0.1)
+    assert low < difference.mean() < high
+    assert scoring.verdict(low, high) == "worse" and scoring.verdict(-1, 1) == "undecided"
+
+
+def test_best_naive_is_chosen_on_validation_not_on_the_test_windows():
+    ours = np.array([1.0, 1.0, 1.0, 1.0])
+    test = {"log_size": {"linear_time": ours * 2, "ladder": ours * 1.5, "ridge_ladder": ours * 3, scoring.OURS: ours}}
+    chosen = {"log_size": {"linear_time": ours, "ladder": ours * 5, "ridge_ladder": ours * 2}}
+    facts = scoring.compare(test, chosen, np.arange(4), 0)["log_size"]
+    assert facts["untrained"] == facts["naive"] == "linear_time" and facts["best_untrained_error"] == 2
+    assert facts["skill_untrained"] == 0.5 and facts["win_rate_naive"] == 1 and facts["verdict_naive"] == "better"
+    assert facts["ridge_error"] == 3 and facts["skill_ridge"] == pytest.approx(2 / 3)
+
+
+def test_ridge_with_the_ladder_beats_both_of_its_parts():
+    mask = make_mask(window_keys(0, 0, torch.arange(4)), 40, 24, 0.25, "patch")
+    training, test = (hide(*moving_book(4, seed=seed), mask) for seed in (1, 2))
+    fitted = fit_baselines([training], [test], False, 0)
+    filled, found = fill_untrained(test)
+    assert [table.shape[1] for table in features(test, filled, found)] == [FITTED["ridge_ladder"]] * len(COLUMNS)
+    errors = {}
+    for name, columns in (filled | fitted.fill(test, filled, found)).items():
+        errors[name] = float(((columns - test.values)[..., 1][test.mask[..., 1]] ** 2).mean())
+    assert errors["ridge_ladder"] < min(errors["ladder"], errors["ridge"], errors["linear_time"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(sampled, tmp_path_factory):
+    """A checkpoint of an encoder that was not trained, with the calendar cuts of `sampled`."""
+    book = open_book(sampled / "book_states" / "BTC_USD")
+    cuts = calendar_cuts([book.timestamps], [book.segment_starts], [0.7, 0.25, 0.05])
+    model = lively_encoder(16, 32, fill="ladder")
+    file = tmp_path_factory.mktemp("runs") / "a" / "checkpoints" / "best.safetensors"
+    meta = {"encoder": asdict(model.config), "data": {"cuts_ns": cuts.tolist()}, "progress": {"step": 3}}
+    save_checkpoint(file, {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, meta)
+    return file
+
+
+def run_tester(*words):
+    return subprocess.run([sys.executable, "inference_testing.py", *words], cwd=ROOT, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+
+
+SMALL = ("--windows=12", "--fit_windows=8", "--block_states=64", "--latency_runs=2", "--batch_size=8")
+
+
+def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, checkpoint):
+    done = run_tester(f"--data_dir={sampled}", f"--model_path={checkpoint}", "--probe_windows=160",
+                      "--masks=['entry','tail']", "--split=validation", *SMALL)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = checkpoint.parent.parent
+    report = json.loads((folder / "report.json").read_text())
+    assert report["benchmark"] == "representation"
+    cells = {(row["case"], row["metric"]): row["value"] for row in report["rows"]}
+    assert np.isfinite(list(cells.values())).all()
+    for mask in ("entry", "tail"):
+        for quantity in scoring.QUANTITIES:
+            for suffix in ("", "/balanced"):
+                for metric in ("error", "best_untrained_error", "ridge_error", "skill_untrained", "skill_ridge",
+                               "median_error", "win_rate_naive", "difference_naive_low", "blocks"):  # fmt: skip
+                    assert (f"BTC_USD/{mask}/{quantity}{suffix}", metric) in cells
+    for task in ("direction", "volatility_50"):
+        assert {f"BTC_USD/probe/{task}"} & {case for case, metric in cells if metric == "hand_made"}
+    for name in ("fills", "errors"):
+        assert (folder / f"BTC_USD_{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "undecided" in (folder / "report.md").read_text() and "ridge_ladder" in done.stdout
+
+
+def test_an_unseen_instrument_is_scored_with_the_ridge_of_the_seen_one(sampled, checkpoint, tmp_path):
+    write_book(tmp_path, "ETH_USD", rows=800, depth=16, seed=5)
+    words = (f"--data_dir={tmp_path}", f"--model_path={checkpoint}", "--split=all", "--masks=['patch']", *SMALL,
+             "--probe_windows=0", "--pictures=False")  # fmt: skip
+    alone = run_tester(*words)
+    assert alone.returncode == 0 and "ridge regression left out" in alone.stdout, alone.stderr
+    done = run_tester(*words, f"--fit_data_dir={sampled}")
+    assert done.returncode == 0 and "left out" not in done.stdout, done.stderr
+    rows = json.loads((checkpoint.parent.parent / "report.json").read_text())["rows"]
+    assert {"skill_ridge", "skill_untrained"} <= {r["metric"] for r in rows if r["case"] == "ETH_USD/patch/log_size"}
+    times = open_book(tmp_path / "book_states" / "ETH_USD").timestamps
+    late = np.datetime_as_string(np.asarray(times[400]).astype("datetime64[ns]"), unit="ms")
+    assert run_tester(*words, f"--dates=['{late}','2030-01-01']").returncode == 0
+    none = run_tester(*words, "--dates=['2030-01-01','2031-01-01']")
+    assert none.returncode == 2 and "has no window in the split 'all'" in none.stderr and none.stderr.count("\n") == 1
+
+
+def test_the_encoder_is_timed_as_it_can_be_run(sampled, checkpoint):
+    done = run_tester(f"--data_dir={sampled}", f"--model_path={checkpoint}", "--benchmark=True", "--latency_runs=2",
+                      "--device=cpu")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((checkpoint.parent.parent / "latency.json").read_text())["rows"]
+    cells = {(row["case"], row["metric"]): row["value"] for row in rows}
+    for variant in ("eager", "torchscript"):
+        assert 0 < cells[f"latency/cpu/{variant}", "p50"] <= cells[f"latency/cpu/{variant}", "p99"]
+        assert cells[f"latency/cpu/{variant}", "windows_per_second"] > 0
+
+
+def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, checkpoint):
+    import inference_testing as tester
+    from lob.checkpoints import load_model
+
+    model, meta = load_model(checkpoint)
+    books = tester.open_books(str(sampled), None, model)
+    bench = tester.Bench({**tester.config, "data_dir": str(sampled)}, model, meta, books, torch.device("cpu"))
+    book = books[0]
+    tested = bench.ends(book, "test")
+    first = tested.min() - 32
+    for split in ("train", "validation"):
+        for _, ends in bench.windows_to_fit(book, split, 10**6, probes.HORIZON):
+            assert len(ends) and ends.max() + probes.HORIZON <= first - 32  # window, horizon, embargo
+    assert len(np.intersect1d(tested, window_ends(book.segment_starts, book.rows, 32))) == len(tested)
