@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=10 --batch_size=16 --accumulation_steps=1 \
   --max_lr=4e-3
 
-.PHONY: pipeline test bench tables
+.PHONY: pipeline test bench prove tables
 
 .venv/installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
@@ -46,6 +46,11 @@ test: .venv/installed-dev
 # every CPU benchmark, its JSON under benchmarks/results/, and the README's tables made from them
 bench: .venv/installed-dev
 	for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --write=True; done
+	$(MAKE) tables
+
+# the encoder's worth over seeds (PROVE: keys of benchmarks/prove.py, such as the data), and the README's tables
+prove: .venv/installed
+	$(BIN)/python -m benchmarks.prove --write=True $(PROVE)
 	$(MAKE) tables
 
 tables: .venv/installed

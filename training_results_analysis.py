@@ -52,6 +52,7 @@ COLUMNS = ["kind", *COUNTS, "seconds", "train_loss", "validation_loss", "learnin
 NAMES = {"model_name", "runs_dir", "resume", "data_dir", "azure_data_root", "model_path"}  # no hyperparameters
 LOSS_KEYS = ("data_dir", "pairs", "split_ratios", "temporal_dim", "depth_dim", "normalization", "mask_mode",
              "mask_perc", "loss")  # fmt: skip # runs that differ in one of these are scored on other values
+REPORT_METRICS = ("error", "skill_untrained", "skill_ridge", "ours", "hand_made", "windows_per_second", "p50")
 PALETTE = ("#2a6f97", "#c1443c", "#3a7d44", "#e09f3e", "#6d597a", "#2a9d8f", "#b56576", "#5c677d", "#8ab17d", "#bc6c25",
            "#355070", "#8d99ae")  # fmt: skip
 
@@ -279,8 +280,9 @@ def find_oddities(r: Run, config: dict[str, Any]) -> Iterator[str]:
 
 
 def describe_reports(runs: Sequence[Run]) -> str:
-    """Return the accuracy reports as a table: a line a case, a column a run; '' where there are none."""
-    cells = {(row["case"], row["metric"], r.name): row["value"] for r in runs for row in r.report}
+    """Return the accuracy reports' main figures: a line a case and metric, a column a run; '' where there are none."""
+    cells = {(row["case"], row["metric"], r.name): row["value"] for r in runs for row in r.report
+             if row["metric"] in REPORT_METRICS and not row["case"].endswith("/balanced")}  # fmt: skip
     if not cells:
         return ""
     wide = pd.Series(cells).unstack(level=2)

@@ -327,7 +327,7 @@ def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarr
         figure, axes = plt.subplots(len(profiles), 2, figsize=(10, 3 * len(profiles)), squeeze=False,
                                     layout="constrained")  # fmt: skip
         for row, (mask, methods) in zip(axes, profiles.items(), strict=True):
-            for colour, (method, curves) in zip((GREY, BLUE, VIOLET, GREEN, RED), methods.items(), strict=False):
+            for colour, (method, curves) in zip((GREY, BLUE, GREEN, RED), methods.items(), strict=False):
                 for axis, curve in zip(row, curves, strict=True):
                     axis.plot(curve, color=colour, lw=1.3, label=method)
             row[0].set(xlabel="level (bids, then asks)", ylabel=f"{mask}: error of log size")

@@ -145,12 +145,13 @@ def compare(errors: Errors, chosen: Errors, block: np.ndarray, seed: int) -> dic
             mean = theirs.mean()
             facts |= {
                 {"untrained": "best_untrained_error", "ridge": "ridge_error", "naive": "best_naive_error"}[kind]: mean,
-                f"skill_{kind}": 1 - facts["error"] / max(mean, 1e-300),
+                f"skill_{kind}": 1 - facts["error"] / mean if mean > 0 else np.nan,
                 f"win_rate_{kind}": ((ours[seen] < theirs) + 0.5 * (ours[seen] == theirs)).mean(),
                 f"difference_{kind}_low": low, f"difference_{kind}_high": high,
                 f"verdict_{kind}": verdict(low, high), "blocks": blocks,
             }  # fmt: skip
-        found[quantity] = facts | {"untrained": untrained, "naive": best}
+        each = {f"{name}_error": methods[name][seen].mean() for name in naive}
+        found[quantity] = {**each, **facts, "untrained": untrained, "naive": best}
     return found
 
 
@@ -161,7 +162,7 @@ def to_rows(case: str, found: dict[str, dict], suffix: str = "") -> list[dict]:
         note = f"best untrained: {facts['untrained']}; best naive: {facts['naive']}, {facts['verdict_naive']}"
         name = f"{case}/{quantity}{suffix}"
         rows += [{"case": name, "metric": metric, "value": float(value), "unit": "", "note": note}
-                 for metric, value in facts.items() if not isinstance(value, str)]  # fmt: skip
+                 for metric, value in facts.items() if not isinstance(value, str) and np.isfinite(value)]  # fmt: skip
     return rows
 
 

@@ -143,8 +143,8 @@ def test_best_naive_is_chosen_on_validation_not_on_the_test_windows():
 
 
 def test_ridge_with_the_ladder_beats_both_of_its_parts():
-    mask = make_mask(window_keys(0, 0, torch.arange(4)), 40, 24, 0.25, "patch")
-    training, test = (hide(*moving_book(4, seed=seed), mask) for seed in (1, 2))
+    mask = make_mask(window_keys(0, 0, torch.arange(24)), 40, 24, 0.25, "patch")
+    training, test = (hide(*moving_book(24, seed=seed), mask) for seed in (1, 2))
     fitted = fit_baselines([training], [test], False, 0)
     filled, found = fill_untrained(test)
     assert [table.shape[1] for table in features(test, filled, found)] == [FITTED["ridge_ladder"]] * len(COLUMNS)

@@ -1,0 +1,137 @@
+"""What the trained recipe is worth: train over seeds, score on dates and instruments that no run saw, one line.
+
+    python -m benchmarks.prove --data_dir=training_data --pairs="['USDM_BTC', 'USDM_ETH']" --unseen="['CM_BTC']" \
+      --split_ratios="['2024-07-18T23:58', '2024-08-01']"
+
+Needs parsed books and a balanced sample made with these `split_ratios`. Trains with the trainer's defaults and
+`recipe`, scores every seed with inference_testing.py, takes medians over seeds and with `write` keeps them in
+benchmarks/results/representation.json.
+Where there is a GPU with FP8 each seed is also trained in bf16, and the paired losses are compared.
+"""
+
+config = {
+    "data_dir": "training_data",  # folder that holds book_states/ and balanced_samples/
+    "pairs": None,  # list of pairs to train on; None: all sampled
+    "unseen": None,  # list of pairs that are only scored; None: none
+    "split_ratios": [0.7, 0.25, 0.05],  # as the sample was made: three shares, or two ISO dates
+    "recipe": {},  # keys of fp8_ddp_trainer.py that differ from its defaults
+    "scoring": {},  # keys of inference_testing.py that differ from its defaults
+    "seeds": 5,  # training runs
+    "headline": None,  # pair of the summary line; None: the first one that is scored
+    "runs_dir": "runs/prove",  # folder of the runs
+    "write": False,  # keep the result in benchmarks/results/representation.json
+}
+
+from lob.config import InputError, load_config, run
+
+if __name__ == "__main__":
+    config = load_config(config, __file__, optional={"pairs": list, "unseen": list, "headline": str})
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.report import ROOT, report
+from lob.dataset import open_dataset
+from lob.files import open_book
+from lob.precision import fp8_obstacle
+from lob.run_log import runs_named
+
+METRICS = ("error", "best_untrained_error", "ridge_error", "linear_time_error", "ladder_error", "skill_untrained",
+           "skill_ridge", "difference_untrained_low", "difference_untrained_high", "difference_ridge_low",
+           "difference_ridge_high", "blocks")  # fmt: skip
+
+
+def main(config: dict) -> int:
+    data = open_dataset(
+        {"temporal_dim": config["recipe"].get("temporal_dim", 256)}
+        | {key: config[key] for key in ("data_dir", "pairs", "split_ratios")}
+    )
+    trained = [book.pair for book in data.books]
+    scored = [*trained, *(config["unseen"] or [])]
+    fp8 = torch.cuda.is_available() and not fp8_obstacle("delayed", torch.cuda.get_device_capability())
+    reports, losses = [], []
+    for seed in range(config["seeds"]):
+        runs = [train(config, seed, precision, trained) for precision in (("fp8", "bf16") if fp8 else ("auto",))]
+        losses.append([read_test_loss(folder) for folder in runs])
+        reports.append(score(config, runs[0], scored))
+    rows = [
+        {"case": case, "metric": metric, "value": float(np.median(values)), "unit": "",
+         "note": f"median of {config['seeds']} seeds; " + ("never trained on" if case.split("/")[0] not in trained else
+                                                             "trained on earlier dates")}
+        for (case, metric), values in collect(reports).items()
+    ]  # fmt: skip
+    result = report("representation", rows, write=config["write"])
+    cells = {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
+    headline = config["headline"] or scored[0]
+    print(summarise(headline, cells, [open_book(book.path) for book in data.books], data.shared_states, losses))
+    return 0
+
+
+def call(script: str, keys: dict) -> None:
+    done = subprocess.run([sys.executable, script, *(f"--{key}={value}" for key, value in keys.items())], cwd=ROOT,
+                          check=False)  # fmt: skip
+    if done.returncode:
+        raise InputError(f"{script} stopped with status {done.returncode}: see its message above")
+
+
+def train(config: dict, seed: int, precision: str, pairs: list[str]) -> Path:
+    keys = {"model_name": f"{precision}_{seed}", "seed": seed, "precision": precision, "pairs": pairs}
+    keys |= {key: config[key] for key in ("data_dir", "split_ratios", "runs_dir")} | config["recipe"]
+    call("fp8_ddp_trainer.py", keys)
+    return runs_named(keys)[-1]
+
+
+def read_test_loss(folder: Path) -> float:
+    with open(folder / "metrics.csv") as handle:
+        rows = [row for row in csv.DictReader(handle) if row["kind"] in ("test", "validation")]
+    return float(rows[-1]["validation_loss"])
+
+
+def score(config: dict, folder: Path, pairs: list[str]) -> list[dict]:
+    keys = {"model_path": folder / "checkpoints" / "best.safetensors", "data_dir": config["data_dir"], "pairs": pairs}
+    call("inference_testing.py", keys | config["scoring"])
+    return json.loads((folder / "report.json").read_text())["rows"]
+
+
+def collect(reports: list[list[dict]]) -> dict[tuple[str, str], list[float]]:
+    """Values over seeds of the cases that the README tables: DESIGN's metrics, and all of the probes."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for rows in reports:
+        for row in rows:
+            case = row["case"].split("/")
+            if case[1] == "probe" or (len(case) == 3 and row["metric"] in METRICS):
+                found.setdefault((row["case"], row["metric"]), []).append(row["value"])
+    return found
+
+
+def summarise(pair: str, cells: dict, books: list, shared_states: int, losses: list[list[float]]) -> str:
+    """The one line: checksums, shared states, errors of log size in patches with blocks, FP8 against bf16."""
+    checks = {name: sum(book.meta["counters"].get(name, 0) for book in books)
+              for name in ("checksums_matched", "checksums_checked")}  # fmt: skip
+    case = f"{pair}/patch/log_size"
+    names = {"linear": "linear_time_error", "ladder": "ladder_error", "ridge": "ridge_error", "ours": "error"}
+    errors = ", ".join(f"{name} {cells[case, metric]:.4g}" for name, metric in names.items() if (case, metric) in cells)
+    line = (f"checksums {checks['checksums_matched']:,} of {checks['checksums_checked']:,} matched; states shared by "
+            f"train and test {shared_states}; {pair} log-size error in patches: {errors} "
+            f"({cells.get((case, 'blocks'), 0):.0f} blocks of time); FP8 against bf16: ")  # fmt: skip
+    if len(losses[0]) < 2:
+        return line + "not measured, no GPU with FP8"
+    ratio = np.array([fp8 / bf16 - 1 for fp8, bf16 in losses])
+    half = student_t(len(ratio) - 1) * ratio.std(ddof=1) / np.sqrt(len(ratio)) if len(ratio) > 1 else np.inf
+    within = "equivalent" if abs(ratio.mean()) + half < 0.01 else "not shown to be equivalent"
+    return line + f"{ratio.mean():+.2%} of the loss, 90 % interval +-{half:.2%}: {within} within 1 %"
+
+
+def student_t(freedom: int) -> float:
+    """The 95 % point of Student's t, of which two one-sided tests at 5 % take the 90 % interval."""
+    return (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)[min(freedom, 9) - 1]
+
+
+if __name__ == "__main__":
+    run(main, config)
