@@ -78,7 +78,7 @@ def hand_made(book: Book, ends: np.ndarray, states: int) -> np.ndarray:
     columns += [np.log(ask - bid)[:, -1], np.log(bids[:, 0]), np.log(asks[:, 0])]
     columns += [np.log(bids.sum(1)), np.log(asks.sum(1))]
     returns = np.diff(np.log(mid), axis=1) * 1e4
-    for reach in (5, 20, 80, states - 1):
+    for reach in (min(reach, states - 1) for reach in (5, 20, 80, states)):
         last = returns[:, -reach:]
         columns += [last.sum(1), np.log1p(np.sqrt((last**2).sum(1))), np.log1p((last != 0).sum(1)),
                     np.log((times[:, -1] - times[:, -1 - reach]) / 1e6 + 1)]  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, write_book
 from test_ladder import moving_book
 
-from lob import probes, scoring
+from lob import latency, probes, scoring
 from lob.baselines import COLUMNS, FITTED, Moments, features, fill_untrained, fit_baselines, hide
 from lob.checkpoints import save_checkpoint
 from lob.encoder import BookEncoder, encoder_config
@@ -213,15 +213,18 @@ def test_an_unseen_instrument_is_scored_with_the_ridge_of_the_seen_one(sampled, 
     assert none.returncode == 2 and "has no window in the split 'all'" in none.stderr and none.stderr.count("\n") == 1
 
 
-def test_the_encoder_is_timed_as_it_can_be_run(sampled, checkpoint):
-    done = run_tester(f"--data_dir={sampled}", f"--model_path={checkpoint}", "--benchmark=True", "--latency_runs=2",
-                      "--device=cpu")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((checkpoint.parent.parent / "latency.json").read_text())["rows"]
+def test_the_encoder_is_timed_as_it_can_be_run(monkeypatch):
+    monkeypatch.delitem(latency.VARIANTS, "compiled")  # takes a minute
+    model, price_sizes = lively_encoder(24, 40), moving_book(16)
+    rows = latency.benchmark(model, price_sizes, 2, ["cpu"])
     cells = {(row["case"], row["metric"]): row["value"] for row in rows}
     for variant in ("eager", "torchscript"):
         assert 0 < cells[f"latency/cpu/{variant}", "p50"] <= cells[f"latency/cpu/{variant}", "p99"]
         assert cells[f"latency/cpu/{variant}", "windows_per_second"] > 0
+    encode = latency.WindowEncoder(model)
+    traced = latency.VARIANTS["torchscript"](encode, *(x[:1] for x in price_sizes))
+    with torch.inference_mode():
+        torch.testing.assert_close(traced(*price_sizes), encode(*price_sizes))
 
 
 def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, checkpoint):
