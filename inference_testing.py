@@ -228,7 +228,10 @@ class Bench:
         splits = [self.windows_to_fit(book, split, size, probes.HORIZON)
                   for split, size in (("train", count), ("validation", count // 2))]  # fmt: skip
         splits.append([(book, spread(self.ends(book, config["split"], probes.HORIZON), count // 2))])
-        if not count or not all(len(ends) for windows in splits for _, ends in windows) or not splits[0]:
+        if not count:
+            return
+        if not all(windows and all(len(ends) for _, ends in windows) for windows in splits):
+            yield [], [f"\nprobes of {book.pair} left out: a split has no window with {probes.HORIZON} states after it"]
             return
         sets = probes.make_sets(self.model, splits, config["batch_size"], config["block_states"], self.device,
                                 config["seed"])  # fmt: skip

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, write_book
+from test_ladder import moving_book
 
 from lob.encoder import PRESETS, BookEncoder, build_inputs, encoder_config
+from lob.ladder import find_ladder
 from lob.masking import make_mask, window_keys
 from lob.precision import Precision
 from lob.te_encoder import TELayer, build_encoder, fp8_state, load_fp8_state, load_plain_state, plain_state, te_obstacle
@@ -138,3 +140,20 @@ def test_fp8_training_learns_and_resumes_after_a_kill(tmp_path):
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     np.testing.assert_allclose(losses(tmp_path / "runs" / "killed"), expected, rtol=2e-2)
+
+
+def test_the_ladder_finds_the_same_in_a_graph_as_on_the_cpu():
+    price_ticks, _ = moving_book(4, states=64, levels=32)
+    mask = make_mask(window_keys(0, 0, torch.arange(4)), 64, 32, 0.25, "patch")
+    inputs = price_ticks.cuda(), mask.cuda()
+    find_ladder(*inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = find_ladder(*inputs)
+    graph.replay()
+    expected = find_ladder(price_ticks, mask)
+    for name in ("price_known", "size_known", "before", "after"):
+        where = expected.size_known if name in ("before", "after") else slice(None)
+        assert getattr(found, name).cpu()[where].equal(getattr(expected, name)[where]), name
+    torch.testing.assert_close(found.price.cpu(), expected.price, atol=1e-3, rtol=1e-6)
