@@ -38,7 +38,7 @@ def label_windows(book: Book, ends: np.ndarray) -> dict[str, np.ndarray]:
     """Return each task's label, float64 (W,), of windows with at least HORIZON states after them; NaN: none."""
     half = book.depth // 2
     rows = ends[:, None] - 1 + np.arange(HORIZON + 1)
-    bid, ask = (book.price_ticks[:, column].astype(np.float64)[rows] for column in (half - 1, half))
+    bid, ask = (book.price_ticks[rows, column].astype(np.float64) for column in (half - 1, half))
     mid, spread = bid + ask, ask - bid  # the mid in half ticks
     moved = mid[:, 1:] != mid[:, :1]
     moves = moved.any(1)
@@ -73,8 +73,8 @@ def hand_made(book: Book, ends: np.ndarray, states: int) -> np.ndarray:
         bid, ask = bids[:, :levels].sum(1), asks[:, :levels].sum(1)
         columns.append((bid - ask) / (bid + ask))
     rows = ends[:, None] - states + np.arange(states)
-    bid, ask = (book.price_ticks[:, column].astype(np.float64)[rows] for column in (half - 1, half))
-    mid, times = (bid + ask) / 2, np.asarray(book.timestamps)[rows]
+    bid, ask = (book.price_ticks[rows, column].astype(np.float64) for column in (half - 1, half))
+    mid, times = (bid + ask) / 2, book.timestamps[rows]
     columns += [np.log(ask - bid)[:, -1], np.log(bids[:, 0]), np.log(asks[:, 0])]
     columns += [np.log(bids.sum(1)), np.log(asks.sum(1))]
     returns = np.diff(np.log(mid), axis=1) * 1e4
