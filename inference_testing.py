@@ -21,8 +21,8 @@ config = {
     "fit_data_dir": None,  # data whose training windows the ridge regression is fitted on; None: those of data_dir
     "masks": ["entry", "level", "span", "span64", "patch", "tail"],  # see lob/masking.py
     "mask_perc": 0.25,  # hidden share of the values
-    "windows": 64,  # windows a pair, evenly spaced over the split, and as many of the balanced sample
-    "fit_windows": 32,  # training windows of the ridge regression, and as many validation windows
+    "windows": 48,  # windows a pair, evenly spaced over the split, and as many of the balanced sample
+    "fit_windows": 24,  # training windows of the ridge regression, and as many validation windows
     "boosting": False,  # gradient boosting on the ridge regression's features too, where scikit-learn is installed
     "probe_windows": 400,  # training windows of the probes, half as many to validate and test; 0: no probes
     "block_states": 1024,  # states a block of the bootstrap
