@@ -75,16 +75,20 @@ def fill_untrained(hidden: Hidden) -> tuple[dict[str, Tensor], Tensor]:
         "ladder": fill_ladder(hidden, ladder, in_time),
     }
     found = torch.stack([ladder.price_known, ladder.size_known] * 2, dim=3)
-    return {name: torch.where(known, values, method) for name, method in filled.items()}, found
+    return {name: torch.where(known, values, rescale_price(method, hidden)) for name, method in filled.items()}, found
+
+
+def rescale_price(columns: Tensor, hidden: Hidden) -> Tensor:
+    """Put prices in ticks into the min-max column too: that scale is a level's own, so levels are joined in ticks."""
+    price_ticks, sizes = columns[..., 0].double() + hidden.anchor_ticks, torch.ones_like(columns[..., 0])
+    price = transform(price_ticks, sizes, hidden.minmax, "minmax")[..., :1]
+    return torch.cat([columns[..., :2], price, columns[..., 3:]], dim=3)
 
 
 def fill_ladder(hidden: Hidden, ladder: Ladder, in_time: Tensor) -> Tensor:
     """What the ladder fills, in columns (B, T, L, K)."""
-    sizes = torch.where(hidden.mask[..., 1], 1.0, hidden.sizes)
-    columns = to_columns(ladder.price.double() + hidden.anchor_ticks, sizes, hidden.anchor_ticks, hidden.minmax)
-    prices, known = columns[..., 0::2], torch.where(hidden.known, columns, 0)
-    log_size, minmax_size = (ladder.fill_sizes(known[..., column], in_time[..., column]) for column in (1, 3))
-    return torch.stack([prices[..., 0], log_size, prices[..., 1], minmax_size], dim=3)
+    log_size, minmax_size = (ladder.fill_sizes(hidden.values[..., k], in_time[..., k]) for k in (1, 3))
+    return torch.stack([ladder.price, log_size, ladder.price, minmax_size], dim=3)
 
 
 def across_levels(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, write_book
 from test_ladder import moving_book
 
+from benchmarks import prove
 from lob import latency, probes, scoring
 from lob.baselines import COLUMNS, FITTED, Moments, features, fill_untrained, fit_baselines, hide
 from lob.checkpoints import save_checkpoint
@@ -241,3 +242,24 @@ def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, che
         for _, ends in bench.windows_to_fit(book, split, 10**6, probes.HORIZON):
             assert len(ends) and ends.max() + probes.HORIZON <= first - 32  # window, horizon, embargo
     assert len(np.intersect1d(tested, window_ends(book.segment_starts, book.rows, 32))) == len(tested)
+
+
+def test_fp8_is_equivalent_only_where_the_whole_interval_lies_within_one_percent():
+    """Five paired losses, mean ratio 0.4 %, standard error 0.1 %: t(4) at 95 % is 2.132 (Student's table)."""
+    ratios = 0.004 + 0.001 * np.sqrt(5) * np.array([-1, -1, 0, 1, 1])
+    pairs = [[1 + ratio, 1.0] for ratio in ratios]
+    cells = {("A/patch/log_size", "error"): 3.0, ("A/patch/log_size", "blocks"): 7.0}
+    line = prove.summarise("A", cells, "2 passed", 0, pairs)
+    assert "+0.40% of the loss, 90 % interval +-0.21%: equivalent" in line and "\n" not in line
+    assert "ours 3 (7 blocks of time)" in line and "shared by train and test 0" in line
+    wide = [[1 + 10 * ratio, 1.0] for ratio in ratios]
+    assert "not shown to be equivalent" in prove.summarise("A", cells, "2 passed", 0, wide)
+    assert "no GPU with FP8" in prove.summarise("A", cells, "2 passed", 0, [[1.0]])
+
+
+def test_medians_are_taken_over_the_cases_that_are_tabled():
+    values = {("A/patch/mid", "error"): 1.0, ("A/patch/mid/balanced", "error"): 2.0, ("latency/cpu", "p50"): 3.0,
+              ("A/patch/mid", "win_rate_naive"): 0.5, ("A/probe/direction", "ours"): 0.6}  # fmt: skip
+    rows = [{"case": case, "metric": metric, "value": value} for (case, metric), value in values.items()]
+    wanted = [("A/patch/mid", "error"), ("A/probe/direction", "ours")]
+    assert prove.collect([rows, rows]) == {key: [values[key]] * 2 for key in wanted}
