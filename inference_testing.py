@@ -42,6 +42,7 @@ if __name__ == "__main__":
         choices={"split": ("test", "validation", "all"), "device": ("auto", "cpu", "cuda")},
     )  # fmt: skip
 
+import importlib.util
 import json
 import platform
 import sys
@@ -110,6 +111,8 @@ def check_config(config: dict) -> None:
     for key, value in least.items():
         if config[key] < value:
             raise InputError(f"{key} = {config[key]} must be at least {value}")
+    if config["boosting"] and not importlib.util.find_spec("sklearn"):
+        print("gradient boosting left out: scikit-learn is not installed")
     if config["dates"] is not None and len(config["dates"]) != 2:
         raise InputError(f"dates = {config['dates']!r} must be two ISO dates, such as ['2024-08-01', '2024-09-01']")
 
