@@ -146,12 +146,20 @@ def check_config(config: dict) -> dict:
     if config["max_gpus"] is not None and config["max_gpus"] < 1:
         raise InputError(f"max_gpus = {config['max_gpus']} must be at least 1, or None for all")
     encoder_config(config["model_size"])
-    if not config["azure"]:
-        return config
-    root = Path(config["azure_data_root"])
-    if not root.is_dir():
-        raise InputError(f"azure = True, but there is no folder {root}: mount the data disk or set --azure_data_root")
-    return config | {"data_dir": str(root / config["data_dir"]), "runs_dir": str(root / config["runs_dir"])}
+    if config["azure"]:
+        root = Path(config["azure_data_root"])
+        if not root.is_dir():
+            raise InputError(
+                f"azure = True, but there is no folder {root}: mount the data disk or set --azure_data_root"
+            )
+        config = config | {"data_dir": str(root / config["data_dir"]), "runs_dir": str(root / config["runs_dir"])}
+    runs = Path(config["runs_dir"]).absolute()
+    there = next(folder for folder in (runs, *runs.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f"runs_dir = {config['runs_dir']} can't be written: {there} is no folder that you may write to"
+        )
+    return config
 
 
 def check_data(config: dict, data: Dataset) -> None:
