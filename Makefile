@@ -41,7 +41,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 # every CPU benchmark, its JSON under benchmarks/results/, and the README's tables made from them
 bench: .venv/installed-dev
