@@ -10,6 +10,8 @@ SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=10 --ba
 .PHONY: pipeline test bench tables
 
 .venv/installed: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("needs Python 3.11 to 3.13, " \
+	  f"$(PYTHON) is {sys.version.split()[0]}: set another one, such as  make PYTHON=python3.12 pipeline")'
 	$(PYTHON) -m venv .venv
 	$(PIP) -r requirements.txt
 	touch $@

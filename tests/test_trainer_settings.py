@@ -2,6 +2,7 @@
 
 import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fp8_ddp_trainer import Session, apply_mask, check_config, main
 from lob.config import InputError
 from lob.encoder import PRESETS, BookEncoder, encoder_config
 from lob.optimisation import make_optimizer, one_cycle
-from lob.precision import choose_precision
+from lob.precision import Precision, check_dimensions, choose_precision
 from lob.ranks import Team
 from lob.run_log import new_run
 
@@ -279,3 +280,16 @@ def test_a_runs_dir_that_cannot_be_written_is_refused_before_work(sampled, tmp_p
 def test_impossible_values_are_refused_by_name(key, value):
     with pytest.raises(InputError, match=key):
         check_config({**fp8_ddp_trainer.config, key: value})
+
+
+def test_fp8_takes_dimensions_of_multiples_of_16_alone():
+    fp8, good = Precision("fp8", "delayed", ""), encoder_config("deep_narrow_transformer")
+    check_dimensions(good, 3, fp8)
+    for changes, size, said in (({"width": 200}, 16, "width = 200"), ({"ffn_width": 1000}, 16, "ffn_width = 1000"),
+                                ({"temporal_dim": 100}, 3, "batch_size x temporal_dim = 300")):  # fmt: skip
+        config = replace(good, **changes)
+        with pytest.raises(InputError, match=f"{said} must be a multiple of 16"):
+            check_dimensions(config, size, fp8)
+        check_dimensions(config, size, Precision("bf16", "", ""))
+    with pytest.raises(InputError, match="even multiple"):
+        check_dimensions(replace(good, heads=7), 16, Precision("fp32", "", ""))
