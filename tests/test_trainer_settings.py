@@ -285,8 +285,12 @@ def test_impossible_values_are_refused_by_name(key, value):
 def test_fp8_takes_dimensions_of_multiples_of_16_alone():
     fp8, good = Precision("fp8", "delayed", ""), encoder_config("deep_narrow_transformer")
     check_dimensions(good, 3, fp8)
-    for changes, size, said in (({"width": 200, "heads": 4}, 16, "width = 200"), ({"ffn_width": 1000}, 16, "ffn_width = 1000"),
-                                ({"temporal_dim": 100}, 3, "batch_size x temporal_dim = 300")):  # fmt: skip
+    wrong: list[tuple[dict, int, str]] = [
+        ({"width": 200, "heads": 4}, 16, "width = 200"),
+        ({"ffn_width": 1000}, 16, "ffn_width = 1000"),
+        ({"temporal_dim": 100}, 3, "batch_size x temporal_dim = 300"),
+    ]
+    for changes, size, said in wrong:
         config = replace(good, **changes)
         with pytest.raises(InputError, match=f"{said} must be a multiple of 16"):
             check_dimensions(config, size, fp8)
