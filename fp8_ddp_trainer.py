@@ -78,6 +78,7 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ from lob.checkpoints import (
 from lob.dataset import Dataset, open_dataset
 from lob.encoder import count_parameters, encoder_config, flops_per_window
 from lob.masking import make_mask
-from lob.optimisation import make_optimizer, one_cycle
+from lob.optimisation import make_optimizer, one_cycle, scale_gradients
 from lob.precision import check_dimensions, choose_precision
 from lob.ranks import StopSignal, Team, join_team, launch
 from lob.run_log import Progress, RunLog, find_run, new_run
@@ -252,8 +253,9 @@ class Session:
         store = WindowStore(self.data.books, config["temporal_dim"], team.device, config["num_workers"])
         values = 2 * config["temporal_dim"] * config["depth_dim"]
         self.nominal = config["mask_perc"] * values * windows / team.world  # hidden values of a rank's step, expected
-        self.passes = Passes(MicroStep(self.ddp, *task), MicroStep(self.model, *task), store, size, self.nominal,
-                             config["compile"] and team.world == 1, fp8_state)  # fmt: skip
+        graph = config["compile"] and team.device.type == "cuda" and (team.world == 1 or self.passes_a_step == 1)
+        self.passes = Passes(MicroStep(self.ddp, *task, fused=graph), MicroStep(self.model, *task), store, size,
+                             self.nominal, graph, self.passes_a_step == 1, fp8_state)  # fmt: skip
 
     def describe(self) -> str:
         config, sampler, progress, team = self.config, self.sampler, self.progress, self.team
@@ -295,16 +297,10 @@ class Session:
                        disable=None if log.active else True)  # fmt: skip
             while progress.step_in_epoch < sampler.steps_an_epoch:
                 lr = self.begin_step()
-                sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # of loss and of hidden values
-                for number in range(self.passes_a_step):
-                    last = number == self.passes_a_step - 1 or team.world == 1
-                    with contextlib.nullcontext() if last else self.ddp.no_sync():
-                        sums += next(passes)
-                loss_sum, count, stopping = team.total(*sums, float(stop.received))
-                norm, stopped = self.update(loss_sum, count.clamp(min=1), stopping)
+                loss, norm, stopped = self.take_step(passes, stop.received)
                 bar.update(sampler.windows_a_step)
                 if progress.step % config["log_steps"] == 0:
-                    log.step(progress, float(loss_sum / count), lr, float(norm), self.passes.store.wait_seconds)
+                    log.step(progress, float(loss), lr, float(norm), self.passes.store.wait_seconds)
                 epoch_ends = progress.step_in_epoch == sampler.steps_an_epoch
                 if config["validate_steps"] and progress.step % config["validate_steps"] == 0 and not epoch_ends:
                     self.validate()
@@ -334,26 +330,36 @@ class Session:
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
         return self.optimizer.param_groups[0]["lr"]
 
-    def update(self, loss_sum: Tensor, count: Tensor, stopping: Tensor) -> tuple[Tensor, bool]:
-        """Make the gradients those of the mean over all ranks' hidden values, clip them and take an optimizer step.
+    def take_step(self, passes: Iterator[Tensor], stop: bool = False) -> tuple[Tensor, Tensor, bool]:
+        """Run a step's passes, make the gradients those of the mean over all ranks' hidden values, clip and update.
 
-        Return the gradient's norm before clipping and whether a rank was asked to stop (on a GPU: a step ago).
+        Return the loss, the gradient's norm before clipping, and whether a rank was asked to stop (on a GPU: a step
+        ago). The host waits for nothing of this step.
         """
-        progress, parameters = self.progress, list(self.model.parameters())
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        torch._foreach_mul_(gradients, (self.nominal * self.team.world / count).float())
-        norm = nn.utils.clip_grad_norm_(parameters, self.config["max_grad_norm"])
+        progress, team = self.progress, self.team
+        sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # of loss and of hidden values
+        for number in range(self.passes_a_step):
+            last = number == self.passes_a_step - 1 or team.world == 1
+            with contextlib.nullcontext() if last else self.ddp.no_sync():
+                sums += next(passes)
+        loss_sum, count, stopping = team.total(*sums, float(stop))
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        to_mean = (self.nominal * team.world / count.clamp(min=1)).float()
+        norm = nn.utils.get_total_norm(gradients) * to_mean
+        clip = (self.config["max_grad_norm"] / (norm + 1e-6)).clamp(max=1)
+        scale_gradients(self.optimizer, gradients, to_mean * clip)
+        loss = loss_sum / count.clamp(min=1)
         place = (progress.epoch, progress.step_in_epoch, progress.step + 1)
-        stopped = self.finite.watch(loss_sum / count, norm, stopping, place)
+        stopped = self.finite.watch(loss, norm, stopping, place)
+        self.optimizer.step()
         if self.config["histogram_steps"] and (progress.step + 1) % self.config["histogram_steps"] == 0:
             self.log.histograms(self.model, progress.step + 1)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=self.passes.graphed is None)
+        self.passes.clear_gradients()
         self.epoch_sums += torch.stack([loss_sum, count])
         progress.step += 1
         progress.step_in_epoch += 1
         progress.windows_seen += self.sampler.windows_a_step
-        return norm, stopped
+        return loss, norm, stopped
 
     def evaluate(self, split: int) -> tuple[float, float]:
         """Loss over the hidden values of a split's windows, and that of linear interpolation in time; on all ranks."""
