@@ -13,24 +13,23 @@ CONFIG = EncoderConfig(depth=16, temporal_dim=8, width=48, layers=2, heads=3, ff
 
 
 def engine_shapes(h: int, f: int) -> dict[str, tuple[int, ...]]:
-    """The state dict of one `te.TransformerLayer` 2.20 (fused QKV, LayerNorm, GELU) of width h, feed-forward f."""
+    """State dict of one layer's Transformer Engine 2.20 modules (LayerNormLinear, Linear, LayerNormMLP with GELU)."""
     return {
-        "self_attention.layernorm_qkv.layer_norm_weight": (h,),
-        "self_attention.layernorm_qkv.layer_norm_bias": (h,),
-        "self_attention.layernorm_qkv.weight": (3 * h, h),
-        "self_attention.layernorm_qkv.bias": (3 * h,),
-        "self_attention.layernorm_qkv._extra_state": (0,),
-        "self_attention.core_attention._extra_state": (0,),
-        "self_attention.proj.weight": (h, h),
-        "self_attention.proj.bias": (h,),
-        "self_attention.proj._extra_state": (0,),
-        "layernorm_mlp.layer_norm_weight": (h,),
-        "layernorm_mlp.layer_norm_bias": (h,),
-        "layernorm_mlp.fc1_weight": (f, h),
-        "layernorm_mlp.fc1_bias": (f,),
-        "layernorm_mlp.fc2_weight": (h, f),
-        "layernorm_mlp.fc2_bias": (h,),
-        "layernorm_mlp._extra_state": (0,),
+        "qkv.layer_norm_weight": (h,),
+        "qkv.layer_norm_bias": (h,),
+        "qkv.weight": (3 * h, h),
+        "qkv.bias": (3 * h,),
+        "qkv._extra_state": (0,),
+        "proj.weight": (h, h),
+        "proj.bias": (h,),
+        "proj._extra_state": (0,),
+        "mlp.layer_norm_weight": (h,),
+        "mlp.layer_norm_bias": (h,),
+        "mlp.fc1_weight": (f, h),
+        "mlp.fc1_bias": (f,),
+        "mlp.fc2_weight": (h, f),
+        "mlp.fc2_bias": (h,),
+        "mlp._extra_state": (0,),
     }
 
 
@@ -39,38 +38,34 @@ class EngineLayer(nn.Module):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.layer = nn.Module()
         for key, shape in engine_shapes(config.width, config.ffn_width).items():
-            *path, leaf = key.split(".")
-            module = self.layer
-            for name in path:
-                if not hasattr(module, name):
-                    module.add_module(name, nn.Module())
-                module = getattr(module, name)
-            if leaf != "_extra_state":
-                module.register_parameter(leaf, nn.Parameter(torch.randn(shape)))
+            module, leaf = key.split(".")
+            if not hasattr(self, module):
+                self.add_module(module, nn.Module())
+            if leaf != "_extra_state":  # not a parameter, and never read from a file
+                getattr(self, module).register_parameter(leaf, nn.Parameter(torch.randn(shape)))
 
 
 def engine_forward(state: dict[str, Tensor], x: Tensor, config: EncoderConfig) -> Tensor:
-    """What Transformer Engine computes of its own weights, x (B, T, D), in float64."""
+    """What the modules compute of Transformer Engine's weights, x (B, T, D), in float64."""
     state = {key: tensor.double() for key, tensor in state.items()}
     states, h, n = *x.shape[1:], config.heads
     d = h // n
-    y = F.layer_norm(x, (h,), *(state[f"self_attention.layernorm_qkv.layer_norm_{p}"] for p in ("weight", "bias")))
-    weight = state["self_attention.layernorm_qkv.weight"].view(n, 3, d, h)  # (groups, n / groups + 2, d, h)
-    bias = state["self_attention.layernorm_qkv.bias"].view(n, 3, d)
+    y = F.layer_norm(x, (h,), *(state[f"qkv.layer_norm_{p}"] for p in ("weight", "bias")))
+    weight, bias = state["qkv.weight"].split(h), state["qkv.bias"].split(h)  # all queries, all keys, all values
     angle = torch.arange(states)[:, None] * 10000.0 ** (-torch.arange(0, d, 2).double() / d)
     turn = torch.polar(torch.ones_like(angle), angle)  # the halves of a head are real and imaginary parts
     heads = []
     for head in range(n):
-        q, k, v = (y @ weight[head, part].T + bias[head, part] for part in range(3))
+        rows = slice(head * d, (head + 1) * d)
+        q, k, v = (y @ part[rows].T + offset[rows] for part, offset in zip(weight, bias, strict=True))
         q, k = (torch.complex(*z.chunk(2, dim=-1)) * turn for z in (q, k))
         score = (q @ k.conj().transpose(1, 2)).real / d**0.5
         heads.append(score.softmax(-1) @ v)
-    x = x + torch.cat(heads, -1) @ state["self_attention.proj.weight"].T + state["self_attention.proj.bias"]
-    y = F.layer_norm(x, (h,), state["layernorm_mlp.layer_norm_weight"], state["layernorm_mlp.layer_norm_bias"])
-    y = F.gelu(y @ state["layernorm_mlp.fc1_weight"].T + state["layernorm_mlp.fc1_bias"], approximate="tanh")
-    return x + y @ state["layernorm_mlp.fc2_weight"].T + state["layernorm_mlp.fc2_bias"]
+    x = x + torch.cat(heads, -1) @ state["proj.weight"].T + state["proj.bias"]
+    y = F.layer_norm(x, (h,), state["mlp.layer_norm_weight"], state["mlp.layer_norm_bias"])
+    y = F.gelu(y @ state["mlp.fc1_weight"].T + state["mlp.fc1_bias"], approximate="tanh")
+    return x + y @ state["mlp.fc2_weight"].T + state["mlp.fc2_bias"]
 
 
 def shaken(model: BookEncoder, seed: int) -> BookEncoder:
@@ -82,7 +77,7 @@ def shaken(model: BookEncoder, seed: int) -> BookEncoder:
 
 
 def layer_state(model: BookEncoder, index: int) -> dict[str, Tensor]:
-    prefix = f"layers.{index}.layer."
+    prefix = f"layers.{index}."
     return {key.removeprefix(prefix): t for key, t in model.state_dict().items() if key.startswith(prefix)}
 
 
@@ -92,8 +87,6 @@ def test_every_key_has_its_plain_name_and_shape():
     assert {k: tuple(t.shape) for k, t in plain_state(engine).items()} == {
         k: tuple(t.shape) for k, t in plain.state_dict().items()
     }
-    for key in engine_shapes(48, 80):
-        assert (plain_name(f"layers.0.layer.{key}") is None) == key.endswith("_extra_state")
 
 
 def test_weights_go_there_and_back_exactly():
