@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -26,14 +25,26 @@ def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
     return sorted((c for c in children if "spawn_main" in " ".join(c.cmdline())), key=lambda c: c.create_time())
 
 
-def start(data: Path, runs: Path, *words: str) -> subprocess.Popen:
-    return subprocess.Popen(command(data, runs, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True)  # fmt: skip
+@pytest.fixture
+def start(sampled, tmp_path):
+    """Start a trainer on two ranks; whatever the test comes to, it is gone at its end."""
+    started = []
+
+    def begin(*words: str) -> subprocess.Popen:
+        started.append(subprocess.Popen(command(sampled, tmp_path, "--max_gpus=2", *words), cwd=ROOT, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+        return started[-1]
+
+    yield begin
+    for process in started:
+        for child in psutil.Process(process.pid).children() if process.poll() is None else ():
+            child.kill()
+        process.kill()
 
 
-def test_sigterm_stops_all_ranks_and_one_rank_goes_on_with_the_same_steps(sampled, tmp_path):
+def test_sigterm_stops_all_ranks_and_one_rank_goes_on_with_the_same_steps(sampled, tmp_path, start):
     train(sampled, tmp_path, "--model_name=one", "--epochs=1", "--batch_size=64")
-    process = start(sampled, tmp_path, "--model_name=two", "--epochs=1", "--max_gpus=2")  # 2 x 32 x 2 = 64 x 2
+    process = start("--model_name=two", "--epochs=1")  # 2 x 32 x 2 = 64 x 2
     run = tmp_path / "two"
     wait_for(process, lambda: (run / "metrics.csv").exists() and len(losses(run)) >= 2)
     started = ranks_of(process)
@@ -52,8 +63,8 @@ def test_sigterm_stops_all_ranks_and_one_rank_goes_on_with_the_same_steps(sample
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_dies_ends_the_run_with_its_name(sampled, tmp_path, victim):
-    process = start(sampled, tmp_path, "--max_gpus=2", "--epochs=1000")
+def test_a_rank_that_dies_ends_the_run_with_its_name(tmp_path, start, victim):
+    process = start("--epochs=1000")
     run = tmp_path / "pretrained_ddp"
     wait_for(process, lambda: (run / "metrics.csv").exists() and len(losses(run)) >= 2)
     started = ranks_of(process)
