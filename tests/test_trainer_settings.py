@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_trainer import losses, metrics
+from test_trainer import losses, metrics, weights
 
 import fp8_ddp_trainer
 from fp8_ddp_trainer import Session, apply_mask, check_config, main
@@ -19,6 +19,7 @@ from lob.optimisation import make_optimizer, one_cycle
 from lob.precision import Precision, check_dimensions, choose_precision
 from lob.ranks import Team
 from lob.run_log import new_run
+from lob.te_encoder import plain_state
 
 SMALL = {"model_size": "tiny_transformer", "depth_dim": 16, "temporal_dim": 32, "batch_size": 16,
          "accumulation_steps": 2, "epochs": 1, "log_steps": 1, "max_lr": 3e-3}  # fmt: skip
@@ -175,16 +176,15 @@ def test_onecycle_is_torchs(steps):
 
 def test_a_step_moves_the_weights_by_the_clipped_gradient(sampled, tmp_path):
     """Plain gradient descent: the first step has the length lr x min(norm, max_grad_norm)."""
-    for limit in (1e-3, 1e3):
-        made = session(sampled, tmp_path, optimizer="sgd", use_scheduler=False, lr=0.5, max_grad_norm=limit)
-        before = torch.cat([p.detach().double().flatten() for p in made.model.parameters()])
-        assert made.begin_step() == 0.5
-        passes = made.passes.run(made.sampler.training(0, 0, passes=2))
-        sums = next(passes) + next(passes)
-        norm, stopped = made.update(*sums, torch.zeros(()))
-        after = torch.cat([p.detach().double().flatten() for p in made.model.parameters()])
-        assert not stopped and 1e-3 < float(norm) < 1e3
-        assert float((after - before).norm()) == pytest.approx(0.5 * min(float(norm), limit), rel=1e-3)
+    changes = {"optimizer": "sgd", "use_scheduler": False, "lr": 0.5, "batch_size": 600}
+    begin = plain_state(session(sampled, tmp_path, **changes).model)
+    for limit in (1e-4, 1e3):
+        run = train(sampled, tmp_path, max_grad_norm=limit, **changes)
+        assert len(losses(run)) == 1
+        norm, end = float(metrics(run, "step")[0]["gradient_norm"]), weights(run)
+        moved = sum(float((end[f"model.{name}"] - tensor).double().square().sum()) for name, tensor in begin.items())
+        assert 1e-3 < norm < 1e2
+        assert moved**0.5 == pytest.approx(0.5 * min(norm, limit), rel=1e-3)
 
 
 def test_presets_are_those_that_users_know():
