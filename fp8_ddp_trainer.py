@@ -194,7 +194,6 @@ def train(rank: int, world: int, port: int | None, config: dict) -> None:
                 session.train(stop)
             except NonFinite as error:
                 raise CheckFailed(f"{error}; {session.save_failure(*error.place)}") from None
-        session.passes.graphed = None  # a graph that holds collectives must go before their group does
 
 
 class Session:
@@ -241,13 +240,12 @@ class Session:
             self.plateau.load_state_dict(self.saved["plateau"])
         self.ddp: Any = self.model
         if team.world > 1:
-            with team.side_stream():  # a graph can't hold gradients that are added on the default stream
-                self.ddp = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.ddp = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
         task = (self.encoder, self.precision, config["loss"], config["mask_mode"], config["mask_perc"])
         store = WindowStore(self.data.books, config["temporal_dim"], team.device, config["num_workers"])
         values = 2 * config["temporal_dim"] * config["depth_dim"]
         self.nominal = config["mask_perc"] * values * windows / team.world  # hidden values of a rank's step, expected
-        graph = config["compile"] and team.device.type == "cuda" and (team.world == 1 or self.passes_a_step == 1)
+        graph = config["compile"] and team.device.type == "cuda" and team.world == 1
         self.passes = Passes(MicroStep(self.ddp, *task), MicroStep(self.model, *task), store, size, self.nominal,
                              graph, self.passes_a_step == 1, fp8_state)  # fmt: skip
 

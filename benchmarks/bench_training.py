@@ -131,8 +131,8 @@ def measure_case(rank: int, world: int, port: int | None, config: dict, case: di
         note = f"{session.sampler.windows_a_step} windows a step in {session.passes_a_step} pass(es) on {world} rank(s)"
         if rank == 0:
             file.write_text(json.dumps({**found, "note": f"{note}, {session.precision.name}, {steps} steps"}))
-        del session, passes, store  # before the group goes whose collectives a graph may hold
-        gc.collect()
+    del session, passes, store
+    gc.collect()
     torch.compiler.reset()
     if on_gpu:
         torch.cuda.empty_cache()

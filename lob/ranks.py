@@ -57,16 +57,6 @@ class Team:
             for parameter in model.parameters():
                 dist.broadcast(parameter.data, 0)
 
-    @contextlib.contextmanager
-    def side_stream(self) -> Iterator[None]:
-        """Do what is done inside on a stream of its own, on a GPU, and wait for it."""
-        if self.device.type != "cuda":
-            yield
-            return
-        with torch.cuda.stream(torch.cuda.Stream()):
-            yield
-        torch.cuda.synchronize()
-
 
 @contextlib.contextmanager
 def join_team(rank: int, world: int, backend: str, port: int | None) -> Iterator[Team]:

@@ -29,7 +29,6 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "smoothl1": F.smooth_l1_loss,
 }
 WARM_UP_PASSES = 3
-DDP_WARM_UP_PASSES = 11  # DDP times its first ten passes with events, which a capture can't hold
 
 
 def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> tuple[Tensor, Tensor]:
@@ -79,18 +78,17 @@ class GraphedStep:
         parameters = list(step.model.parameters())
         self.inputs = [x.to(parameters[0].device, copy=True) for x in inputs]
         *data, keys = self.inputs
-        ddp = isinstance(step.model, nn.parallel.DistributedDataParallel)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(DDP_WARM_UP_PASSES if ddp else WARM_UP_PASSES):
+            for _ in range(WARM_UP_PASSES):
                 step(*windows(*data), keys, nominal)
         torch.cuda.current_stream().wait_stream(side)
         if only:
             for parameter in parameters:
                 parameter.grad = None
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # NCCL's watchdog runs on another thread
+        with torch.cuda.graph(self.graph):
             self.loss, self.count = step(*windows(*data), keys, nominal)
         for parameter in parameters:
             assert parameter.grad is not None
