@@ -183,7 +183,7 @@ class BookReplay(gymnasium.Env):
     def observe(self) -> dict[str, np.ndarray]:
         left = (self.last - self.now) / (self.last - self.first)
         account = np.array([self.position / self.limit, left], dtype=np.float32)
-        return {"window": self.windows[self.now], "account": account}
+        return {"window": self.windows[self.now].copy(), "account": account}
 
     def describe(self) -> dict[str, Any]:
         return {"end_row": int(self.replay.ends[self.now]), "imbalance": float(self.replay.imbalance[self.now])}
