@@ -138,15 +138,17 @@ def make_replay(book: Book, temporal_dim: int, cuts_ns: np.ndarray, config: dict
 class BookReplay(gymnasium.Env):
     """The market of the module's docstring over the episodes of one period.
 
-    observation: `window` float32, the embedding (D,), or without `embeddings` the decision's number (1,), from which a
-    network that learns to encode gathers the window; `account` float32 (2,): position / limit and share of the episode
-    left. With these two the rewards ahead depend on nothing else that the agent did, profit so far included.
+    observation: `window` float32, an embedding (D,) where `source` holds them, else the decision's number (1,), by which
+    a network that learns to encode finds the window; `account` float32 (2,): position / limit and share of the episode
+    left, for nothing else that the agent did bears on the rewards ahead.
     """
 
-    def __init__(self, replay: Replay, period: str, config: dict, embeddings: np.ndarray | None = None):
+    def __init__(self, replay: Replay, period: str, config: dict, source: np.ndarray | EncoderConfig | None = None):
         self.replay, self.episodes = replay, replay.episodes[period]
         self.limit, self.fee_bps = config["position_limit"], config["fee_bps"]
-        self.windows = np.arange(len(replay.ends), dtype=np.float32)[:, None] if embeddings is None else embeddings
+        self.windows = np.arange(len(replay.ends), dtype=np.float32)[:, None]
+        if isinstance(source, np.ndarray):
+            self.windows = source
         self.mid = replay.touch_ticks.sum(axis=1)  # in half ticks, to stay whole
         window = Box(self.windows.min(), self.windows.max(), self.windows.shape[1:], np.float32)
         account = Box(np.array([-1, 0], np.float32), np.array([1, 1], np.float32))
@@ -212,8 +214,7 @@ class WindowEncoder(BaseFeaturesExtractor):
 
 def train(replay: Replay, book: Book, config: dict, seed: int, source: np.ndarray | EncoderConfig) -> PPO:
     """Train PPO on embeddings (n, D), or on windows that an encoder of the given config learns to read."""
-    embeddings = source if isinstance(source, np.ndarray) else None
-    market = {"replay": replay, "period": "train", "config": config, "embeddings": embeddings}
+    market = {"replay": replay, "period": "train", "config": config, "source": source}
     markets = make_vec_env(BookReplay, n_envs=config["environments"], seed=seed, env_kwargs=market)
     policy: dict[str, Any] = {}
     if isinstance(source, EncoderConfig):
@@ -255,41 +256,37 @@ def learned_policy(agent: PPO) -> Policy:
     return lambda observation, _: int(agent.predict(observation, deterministic=True)[0])
 
 
-def judge(replay: Replay, book: Book, config: dict, encoder: BookEncoder) -> tuple[list[dict], str]:
-    """Train and play every policy; return a row a policy and seed, and what the test episodes are in words."""
+def judge(replay: Replay, book: Book, config: dict, encoder: BookEncoder) -> list[dict]:
+    """Train and play every policy; return a row a policy and seed."""
     market = BookReplay(replay, config["split"], config)
     episodes = range(len(market.episodes))
     rows = []
 
-    def add(name: str, seed: int, market: BookReplay, policy: Policy, began: float) -> None:
-        seconds = time.perf_counter() - began
+    def add(name: str, seed: int, market: BookReplay, policy: Policy, seconds: float = 0.0) -> None:
         rows.append({"policy": name, "seed": seed, "train_seconds": seconds, **play(market, policy, episodes)})
         print(f"{name:<16}seed {seed}  net {rows[-1]['net_bps']:9.2f} bps, trained in {seconds:.0f} s", flush=True)
 
-    began = time.perf_counter()
     practice = BookReplay(replay, "train", config)
     apart = range(0, len(practice.episodes), config["episode_steps"])
     threshold = max(config["imbalance_thresholds"], key=lambda x: play(practice, imbalance_rule(x), apart)["net_bps"])
-    add("hold", 0, market, lambda *_: HOLD, time.perf_counter())
-    add(f"imbalance {threshold:g}", 0, market, imbalance_rule(threshold), began)
+    add("hold", 0, market, lambda *_: HOLD)
+    add(f"imbalance {threshold:g}", 0, market, imbalance_rule(threshold))
     for seed in range(config["seeds"]):
-        add("random", seed, market, random_policy(seed), time.perf_counter())
-    embeddings = None
-    if "frozen" in config["variants"]:
-        began = time.perf_counter()
-        with torch.inference_mode():
-            embeddings = np.concatenate([embed(encoder, book, replay.ends[i : i + 32]).numpy()
-                                         for i in range(0, len(replay.ends), 32)])  # fmt: skip
-        print(f"{len(embeddings):,} embeddings in {time.perf_counter() - began:.0f} s", flush=True)
+        add("random", seed, market, random_policy(seed))
     for name in config["variants"]:
-        source = embeddings if name == "frozen" else encoder.config
-        assert source is not None
+        source: np.ndarray | EncoderConfig = encoder.config
+        if name == "frozen":
+            began = time.perf_counter()
+            batches = (replay.ends[i : i + 32] for i in range(0, len(replay.ends), 32))
+            with torch.inference_mode():
+                source = np.concatenate([embed(encoder, book, ends).numpy() for ends in batches])
+            print(f"{len(source):,} embeddings in {time.perf_counter() - began:.0f} s", flush=True)
+        judged = BookReplay(replay, config["split"], config, source)
         for seed in range(config["seeds"]):
             began = time.perf_counter()
             agent = train(replay, book, config, seed, source)
-            judged = BookReplay(replay, config["split"], config, embeddings if name == "frozen" else None)
-            add(f"PPO {name}", seed, judged, learned_policy(agent), began)
-    return rows, describe_test(replay, book, config)
+            add(f"PPO {name}", seed, judged, learned_policy(agent), time.perf_counter() - began)
+    return rows
 
 
 def describe_test(replay: Replay, book: Book, config: dict) -> str:
@@ -299,8 +296,7 @@ def describe_test(replay: Replay, book: Book, config: dict) -> str:
     entry = np.concatenate([np.arange(first, last) for first, last in spans])
     mid = replay.touch_ticks.sum(axis=1) / 2
     spread = np.diff(replay.touch_ticks[entry], axis=1)[:, 0] / mid[entry] * 1e4
-    moves = np.abs(mid[entry + 1] / mid[entry] - 1) * 1e4
-    whole = np.abs(mid[spans[:, 1]] / mid[spans[:, 0]] - 1) * 1e4
+    moves, whole = (np.abs(mid[b] / mid[a] - 1) * 1e4 for a, b in ((entry, entry + 1), spans.T))
     return (
         f"{book.pair}, {config['split']} period: {len(entry):,} decisions in {len(spans)} episodes, "
         f"{(times[spans[:, 1]] - times[spans[:, 0]]).sum() / 1e9:.0f} s in all. A round trip costs "
@@ -350,7 +346,7 @@ def main(config: dict) -> int:
     if cuts is None:
         raise InputError(f"{checkpoint} does not say where its training period ends: train again")
     replay = make_replay(book, encoder.config.temporal_dim, np.array(cuts, dtype=np.int64), config)
-    rows, test = judge(replay, book, config, encoder)
+    rows, test = judge(replay, book, config, encoder), describe_test(replay, book, config)
     text = ["", *tabulate(rows), "", test, "", *LIMITS]
     print("\n".join(text))
     home = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent

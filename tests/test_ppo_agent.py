@@ -110,14 +110,15 @@ def test_rewards_are_those_of_a_ledger_in_exact_fractions(book, latency, limit):
     assert closed > 2
 
 
-@pytest.mark.parametrize("latency", [0, 1])
-def test_a_changed_future_changes_neither_what_is_seen_nor_the_fill(book, latency):
+@pytest.mark.parametrize(("latency", "later"), [(0, 0), (1, 0), (1, 1)])
+def test_a_changed_future_changes_neither_what_is_seen_nor_the_fill(book, latency, later):
+    """All states after the decision's are changed, or (later = latency) all after the one that its order meets."""
     choices = SMALL | {"latency_states": latency}
     replay = make_replay(book, STATES, cuts_of(book), choices)
     encoder = network()
     first, last = replay.episodes["test"][0]
     number = (first + last) // 2
-    after = replay.ends[number] + latency  # the first state that is neither seen nor met by the order
+    after = replay.ends[number] + later
     price, sizes = np.array(book.price_ticks), np.array(book.sizes)
     price[after:] += 1000
     sizes[after:] = sizes[after:, ::-1] * 3
@@ -143,10 +144,11 @@ def test_a_changed_future_changes_neither_what_is_seen_nor_the_fill(book, latenc
         np.testing.assert_array_equal(one, same)
         np.testing.assert_array_equal(other, alike)
         assert one_imbalance == same_imbalance
-    assert played[0][1][: now + 1] == played[1][1][: now + 1]
-    np.testing.assert_array_equal(played[0][2][: number + 1][first:], played[1][2][: number + 1][first:])
+    filled = now + (later == latency)  # orders up to this one met states that are the same
+    assert played[0][1][:filled] == played[1][1][:filled]
+    np.testing.assert_array_equal(*(fills[first : first + filled] for _, _, fills in played))
     assert not np.allclose(played[0][0][now + 1][0], played[1][0][now + 1][0])
-    assert not np.array_equal(played[0][2][number + 1], played[1][2][number + 1])
+    assert not np.array_equal(*(fills[first + filled] for _, _, fills in played))
 
 
 def test_periods_share_no_state_and_episodes_cross_no_border(book):
