@@ -138,9 +138,9 @@ def make_replay(book: Book, temporal_dim: int, cuts_ns: np.ndarray, config: dict
 class BookReplay(gymnasium.Env):
     """The market of the module's docstring over the episodes of one period.
 
-    observation: `window` float32, an embedding (D,) where `source` holds them, else the decision's number (1,), by which
-    a network that learns to encode finds the window; `account` float32 (2,): position / limit and share of the episode
-    left, for nothing else that the agent did bears on the rewards ahead.
+    observation: `window` float32, an embedding (D,) where `source` holds them, else the decision's number (1,), by
+    which a network that learns to encode finds the window; `account` float32 (2,): position / limit and share of the
+    episode left, for nothing else that the agent did bears on the rewards ahead.
     """
 
     def __init__(self, replay: Replay, period: str, config: dict, source: np.ndarray | EncoderConfig | None = None):
