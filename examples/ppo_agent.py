@@ -194,10 +194,10 @@ class BookReplay(gymnasium.Env):
 def embed(encoder: BookEncoder, book: Book, ends: np.ndarray) -> Tensor:
     """Embeddings, float32 (B, D), of the windows that end at `ends`: their last states, which see nothing later."""
     price, sizes = (torch.from_numpy(x) for x in gather_windows(book, ends, encoder.config.temporal_dim))
-    with torch.no_grad():  # the inputs hold nothing to learn
-        mask = torch.zeros(*price.shape, 2, dtype=torch.bool)
-        tokens, *_ = build_inputs(price, sizes, mask, encoder.config)
-    return encoder.encode(tokens)[:, -1]
+    few = zip(price.split(8), sizes.split(8), strict=True)  # inputs of 8 windows stay in the cache: a third of the time
+    with torch.no_grad():  # they hold nothing to learn
+        tokens = [build_inputs(p, s, torch.zeros(*p.shape, 2, dtype=torch.bool), encoder.config)[0] for p, s in few]
+    return encoder.encode(torch.cat(tokens))[:, -1]
 
 
 class WindowEncoder(BaseFeaturesExtractor):
