@@ -16,7 +16,7 @@ SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=10 --ba
 	$(PIP) -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt examples/requirements.txt
 	$(PIP) -r requirements-dev.txt
 	touch $@
 

@@ -42,7 +42,7 @@ from lob.encoder import flops_per_window
 from lob.ranks import join_team, launch
 
 DEEP, WIDE = {"model_size": "deep_narrow_transformer"}, {"model_size": "wide_transformer"}
-LARGE = {"batch_size": 768, "accumulation_steps": 1}
+LARGE = {"batch_size": 512, "accumulation_steps": 1}
 WIDE_LARGE = {"batch_size": 192, "accumulation_steps": 1}
 QUICK = {"model_size": "tiny_transformer", "batch_size": 8, "accumulation_steps": 2}
 # Case -> what differs from the trainer's defaults (48 windows x 4); `streaming`: windows come from files, not the GPU.
@@ -133,6 +133,7 @@ def measure_case(rank: int, world: int, port: int | None, config: dict, case: di
             file.write_text(json.dumps({**found, "note": f"{note}, {session.precision.name}, {steps} steps"}))
     del session, passes, store
     gc.collect()
+    torch.compiler.reset()
     if on_gpu:
         torch.cuda.empty_cache()
     lob.window_store.RESIDENT_SHARE = share

@@ -92,13 +92,13 @@ def load_weights(file: str | Path, model: BookEncoder) -> None:
     load_plain_state(model, tensors)
 
 
-def training_state(model: BookEncoder, optimizer: torch.optim.Optimizer, full: bool) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint: the weights, and with `full` the optimizer's moments and FP8's scales.
+def training_state(model: BookEncoder, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint: the weights, and with an optimizer its moments and FP8's scales.
 
     The moments have the plain names too, so a run can go on with either encoder.
     """
     tensors = {f"model.{name}": tensor for name, tensor in plain_state(model).items()}
-    if full:
+    if optimizer is not None:
         for name, parameter in model.named_parameters():
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -110,7 +110,7 @@ def training_state(model: BookEncoder, optimizer: torch.optim.Optimizer, full: b
 def load_training_state(
     model: BookEncoder, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], lr: float
 ) -> dict[str, Tensor]:
-    """Put back what `training_state` with `full` returned, but FP8's scales: these are returned for load_fp8_state."""
+    """Put back what `training_state` returned, but FP8's scales: these are returned for load_fp8_state."""
     part: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "fp8": {}}
     for name, tensor in tensors.items():
         prefix, _, rest = name.partition(".")

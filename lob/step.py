@@ -29,7 +29,6 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "smoothl1": F.smooth_l1_loss,
 }
 WARM_UP_PASSES = 3
-DDP_WARM_UP_PASSES = 11  # DDP times its first ten passes with events, which a capture can't hold
 
 
 def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> tuple[Tensor, Tensor]:
@@ -38,31 +37,22 @@ def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> 
     return torch.where(mask, each, 0.0).sum(), mask.sum()
 
 
-def prepare(
-    price_ticks: Tensor, sizes: Tensor, keys: Tensor, config: EncoderConfig, mask_mode: str, mask_perc: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hide values of windows (B, T, L) by their keys (B,): tokens (B, T, C), base, values and mask (B, T, L, F)."""
-    mask = make_mask(keys, price_ticks.shape[1], price_ticks.shape[2], mask_perc, mask_mode)
-    tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, config)
-    return tokens, base, values, mask
-
-
 class MicroStep:
     """`step(windows, keys, nominal)` adds the gradient of (summed loss / nominal) and returns the sum and the count.
 
-    model: the encoder, or DDP around it; windows: price_ticks and sizes (B, T, L); keys: int64 (B,) (lob/masking.py);
-    fused: hide and normalise in a few compiled passes over the values in place of some eighty.
+    model: the encoder, or DDP around it; windows: price_ticks and sizes (B, T, L); keys: int64 (B,) (lob/masking.py).
     """
 
     def __init__(self, model: nn.Module, config: EncoderConfig, precision: Precision, loss: str, mask_mode: str,
-                 mask_perc: float, fused: bool = False):  # fmt: skip
+                 mask_perc: float):  # fmt: skip
         self.model, self.config, self.precision = model, config, precision
         self.loss, self.mask_mode, self.mask_perc = loss, mask_mode, mask_perc
-        self.prepare = torch.compile(prepare, dynamic=False) if fused else prepare
 
     def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Prediction, targets and mask (B, T, L, F) of windows."""
-        tokens, base, values, mask = self.prepare(price_ticks, sizes, keys, self.config, self.mask_mode, self.mask_perc)
+        _, states, levels = price_ticks.shape
+        mask = make_mask(keys, states, levels, self.mask_perc, self.mask_mode)
+        tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, self.config)
         with self.precision.autocast():
             prediction = self.model(tokens, base)
         return prediction, values, mask
@@ -88,18 +78,17 @@ class GraphedStep:
         parameters = list(step.model.parameters())
         self.inputs = [x.to(parameters[0].device, copy=True) for x in inputs]
         *data, keys = self.inputs
-        ddp = isinstance(step.model, nn.parallel.DistributedDataParallel)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(DDP_WARM_UP_PASSES if ddp else WARM_UP_PASSES):
+            for _ in range(WARM_UP_PASSES):
                 step(*windows(*data), keys, nominal)
         torch.cuda.current_stream().wait_stream(side)
         if only:
             for parameter in parameters:
                 parameter.grad = None
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # NCCL's watchdog runs on another thread
+        with torch.cuda.graph(self.graph):
             self.loss, self.count = step(*windows(*data), keys, nominal)
         for parameter in parameters:
             assert parameter.grad is not None
@@ -181,7 +170,8 @@ class Passes:
         waited = self.store.wait_seconds
         sums = torch.zeros(3, dtype=torch.float64, device=self.store.device)
         for windows in self.load(batches):
-            prediction, values, mask = self.plain.predict(*windows)
+            with torch.compiler.set_stance("force_eager"):  # a last batch of odd size is not worth a compilation
+                prediction, values, mask = self.plain.predict(*windows)
             loss, count = masked_loss(prediction, values, mask, self.plain.loss)
             linear, _ = masked_loss(interpolate_time(values, ~mask), values, mask, self.plain.loss)
             sums += torch.stack([loss.double(), linear.double(), count.double()])
@@ -194,7 +184,8 @@ class Passes:
         """Values, mask and prediction, each (T, L, F) on the CPU, of a batch's first window."""
         self.plain.model.eval()
         (windows,) = self.load([batch])
-        prediction, values, mask = self.plain.predict(*windows)
+        with torch.compiler.set_stance("force_eager"):
+            prediction, values, mask = self.plain.predict(*windows)
         self.plain.model.train()
         return [values[0].cpu(), mask[0].cpu(), prediction[0].float().cpu()]
 

@@ -71,7 +71,7 @@ def make_recipe(name: str) -> Any:
 @functools.cache
 def compiled_attend() -> Callable[..., Tensor]:
     """`attend` with the rotation fused into one pass over queries and keys."""
-    return torch.compile(attend)
+    return torch.compile(attend, dynamic=False)
 
 
 class TELayer(nn.Module):
@@ -106,7 +106,7 @@ def build_encoder(
     if precision.name != "fp8":
         if compiled and device.type == "cuda":
             for layer in plain.layers:
-                layer.compile()  # one layer's code serves all
+                layer.compile(dynamic=False)  # one layer's code serves all
         return plain.to(device)
     model = BookEncoder(config, TELayer).to(device)
     load_plain_state(model, plain.state_dict())
