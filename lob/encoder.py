@@ -7,7 +7,7 @@ of Transformer Engine layers; checkpoints hold the names used here.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -199,7 +199,3 @@ def flops_per_window(config: EncoderConfig) -> float:
     """Model FLOPs of a training step a window: 6 parameters T + 12 layers T^2 D, no recomputation counted."""
     states = config.temporal_dim
     return 6.0 * count_parameters(config) * states + 12.0 * config.layers * states * states * config.width
-
-
-def config_to_dict(config: EncoderConfig) -> dict[str, Any]:
-    return asdict(config)

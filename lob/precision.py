@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lob.config import InputError
 from lob.encoder import EncoderConfig
 
-PRECISIONS = ("auto", "fastest", "fp8", "bf16", "fp32")
 RECIPES = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0)}  # name -> compute capability it needs
 FP8_PAYS_FROM_WIDTH = 768  # measured on an H100: below it plain compiled bf16 is as fast or faster
 
