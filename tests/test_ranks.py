@@ -80,10 +80,14 @@ def fail_or_wait(rank: int, world: int, port: int, kind: str) -> None:
     """Rank 1 fails; the other ends at once or, where the failure is a check's, would wait for an hour."""
     if rank == 0:
         return time.sleep(3600 if kind == "check" else 0)
-    raise {"input": InputError, "check": CheckFailed, "disk": OSError, "bug": ZeroDivisionError}[kind](f"{kind} at rank {rank}")
+    raise {"input": InputError, "check": CheckFailed, "disk": OSError, "bug": ZeroDivisionError}[kind](
+        f"{kind} at rank {rank}"
+    )
 
 
-@pytest.mark.parametrize(("kind", "raised"), [("input", InputError), ("check", CheckFailed), ("disk", CheckFailed), ("bug", Exception)])
+@pytest.mark.parametrize(
+    ("kind", "raised"), [("input", InputError), ("check", CheckFailed), ("disk", CheckFailed), ("bug", Exception)]
+)
 def test_the_error_of_a_rank_is_raised_by_the_one_who_started_it(kind, raised):
     before = signal.getsignal(signal.SIGTERM)
     try:
