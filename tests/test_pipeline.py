@@ -22,7 +22,8 @@ WORDS = {
     "create_balanced_dataset.py": ("--temporal_dim=32",),
     "fp8_ddp_trainer.py": ("--temporal_dim=32", "--depth_dim=16", "--model_size=tiny_transformer", "--epochs=1",
                            "--batch_size=16", "--accumulation_steps=1", "--model_name=sample"),
-    "inference_testing.py": ("--windows=8", "--latency_runs=3", "--masks=['entry','tail']"),
+    "inference_testing.py": ("--windows=8", "--fit_windows=8", "--probe_windows=80", "--latency_runs=3",
+                             "--masks=['entry','tail']"),
     "model_exporter.py": ("--check_windows=3",),
 }  # fmt: skip
 
