@@ -5,7 +5,7 @@ Tasks, of the states after the window's last one (`now`); none is drawn across a
 - direction: whether the next move of the mid goes up (windows whose mid moves within 500 states);
 - move_10, move_50: whether the mid moves within so many states;
 - depletion: whether the best ask is gone before the best bid (windows in which one goes alone within 500 states);
-- widening: whether the spread gets wider than now within 10 states;
+- widening: whether the spread gets wider than now within 50 states;
 - volatility_50, volatility_500: log(1 + realised volatility in bps) of so many states.
 
 Probes are ridge and L2-regularised logistic regressions, the penalty chosen on validation windows, on the embedding
@@ -51,7 +51,7 @@ def label_windows(book: Book, ends: np.ndarray) -> dict[str, np.ndarray]:
         "move_10": moved[:, :10].any(1).astype(float),
         "move_50": moved[:, :50].any(1).astype(float),
         "depletion": np.where(first_bid != first_ask, first_ask < first_bid, np.nan),
-        "widening": (spread[:, 1:11] > spread[:, :1]).any(1).astype(float),
+        "widening": (spread[:, 1:51] > spread[:, :1]).any(1).astype(float),
     }
     for states in (50, 500):
         labels[f"volatility_{states}"] = np.log1p(np.sqrt((returns[:, :states] ** 2).sum(1)))

@@ -83,7 +83,7 @@ def test_labels_are_those_of_a_slow_reading(data_dir):
         gone = [next((k for k in range(1, 501) if side(k)), 501) for side in
                 (lambda k, n=now: bid[n + k] < bid[n], lambda k, n=now: ask[n + k] > ask[n])]  # fmt: skip
         np.testing.assert_equal(labels["depletion"][i], np.nan if gone[0] == gone[1] else float(gone[1] < gone[0]))
-        spread = (ask - bid)[now : now + 11]
+        spread = (ask - bid)[now : now + 51]
         assert labels["widening"][i] == (spread[1:] > spread[0]).any()
         returns = np.diff(np.log(mids[now : now + 51])) * 1e4
         assert labels["volatility_50"][i] == pytest.approx(np.log1p(np.sqrt((returns**2).sum())))
