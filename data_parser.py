@@ -32,9 +32,7 @@ if __name__ == "__main__":
 
 import json
 import os
-import queue
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -46,6 +44,8 @@ from tqdm import tqdm
 from lob.book import CLOCK_BACK, COUNTERS, CROSSED_NS, OrderBook
 from lob.feeds import FEEDS, Batch, find_feed
 from lob.files import FORMAT_VERSION, ArrayWriter, find_pairs, new_folder
+from lob.levels import compiled
+from lob.recordings import read_ahead
 
 ROWS_TO_INFER_TICK = 1_000_000
 MAX_EXACT = 2**53  # the largest integer that float64 counts exactly to
@@ -162,39 +162,6 @@ def list_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_ahead(batches: Iterator[Batch], depth: int = 4) -> Iterator[Batch]:
-    """Run a reader in a thread of its own, at most `depth` batches ahead; its error is raised here."""
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def fill() -> None:
-        try:
-            for batch in batches:
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    threading.Thread(target=fill, daemon=True).start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-
-
 def infer_units(batches: Iterator[Batch], tick_size: float | None) -> tuple[list[Batch], float, float]:
     """Read the first million rows; return them with the tick size and the lot size.
 
@@ -242,14 +209,24 @@ def apply_batch(book: OrderBook, batch: Batch, tick_size: float, lot_size: float
 
 def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: str) -> np.ndarray:
     """Return int64 multiples of `unit`; InputError naming file and row where a value is none."""
-    scaled = values * round(1 / unit) if unit < 1 else values / unit
-    units = np.rint(scaled)
-    off = np.abs(scaled - units) > np.maximum(0.01, np.abs(scaled) * 1e-15)
-    if off.any() or (np.abs(units) > MAX_EXACT).any():
-        row = int(np.argmax(off | (np.abs(units) > MAX_EXACT)))
+    units, row = count_units(values, round(1 / unit) if unit < 1 else 0, unit)
+    if row >= 0:
         raise InputError(f"{batch.locate(row)}: {name} {float(values[row])!r} is no exact multiple of "
                          f"{unit:g}: it needs {remedy}")  # fmt: skip
-    return units.astype(np.int64)
+    return units
+
+
+@compiled
+def count_units(values, per_one, unit):
+    """Return int64 (n,), values in units (`per_one` to 1 where that is a fraction), and the first row that is none."""
+    units, bad = np.empty(len(values), np.int64), -1
+    for row in range(len(values)):
+        scaled = values[row] * per_one if per_one else values[row] / unit
+        whole = np.rint(scaled)
+        if not (abs(scaled - whole) <= max(0.01, abs(scaled) * 1e-15) and abs(whole) <= MAX_EXACT) and bad < 0:
+            bad = row
+        units[row] = np.int64(whole)
+    return units, bad
 
 
 def chain_freeing(first: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
