@@ -137,7 +137,7 @@ def write_coinapi(file: Path, columns: Columns) -> None:
 
 def parse_discarding(feed: str, files: list[Path]) -> OrderBook:
     """Parse as data_parser.py does, in two threads, but drop the states."""
-    batches = read_ahead(FEEDS[feed][1](files))
+    batches = read_ahead(FEEDS[feed].read(files))
     first, tick_size, lot_size = data_parser.infer_units(batches, None)
     book = OrderBook(DEPTH, lot_size, lambda out: None)
     for batch in data_parser.chain_freeing(first, batches):
@@ -248,7 +248,7 @@ def measure_binance(folder: Path, columns: Columns) -> list[tuple]:
 
 def compare_binance(case: str, files: list[Path], note: str) -> list[tuple]:
     counters: list[np.ndarray] = []
-    rows = sum(len(batch.time_ns) for batch in FEEDS["binance"][1](files))
+    rows = sum(len(batch.time_ns) for batch in FEEDS["binance"].read(files))
     seconds, limit = best_of(3, lambda: counters.append(parse_discarding("binance", files).counters),
                              lambda: read_by_orjson(files))  # fmt: skip
     messages = counters[-1][COUNTER["messages"]]

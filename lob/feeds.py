@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from lob.config import InputError
-from lob.recordings import open_decompressed, read_csv, read_head, read_lines, read_npy_chunks
+from lob.recordings import read_csv, read_head, read_lines, read_npy_chunks
 
 ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)  # update types; GAP (a row of its own): continuity was lost
 
@@ -52,27 +52,43 @@ class Batch(NamedTuple):
 
 
 Reader = Callable[[list[Path]], Iterator[Batch]]
-FEEDS: dict[str, tuple[Callable[[bytes], bool], Reader]] = {}  # name -> recognise(head), reader
 
 
-def feed(recognise: Callable[[bytes], bool]) -> Callable[[Reader], Reader]:
-    """Make `read_<name>` known as feed <name>."""
+class Feed(NamedTuple):
+    recognise: Callable[[bytes], bool]  # whether a file is of this feed, by its head: the first 64 KiB, decompressed
+    read: Reader
+    opening: Callable[[bytes], str | None] | None  # the kind of snapshot that a file opens with; None: with none
+
+
+FEEDS: dict[str, Feed] = {}
+
+
+def feed(
+    recognise: Callable[[bytes], bool], opening: Callable[[bytes], str | None] | None = None
+) -> Callable[[Reader], Reader]:
+    """Make `read_<name>` known as feed <name>; files whose `opening` is alike may be parsed side by side."""
 
     def register(reader: Reader) -> Reader:
-        FEEDS[reader.__name__.removeprefix("read_")] = (recognise, reader)
+        FEEDS[reader.__name__.removeprefix("read_")] = Feed(recognise, reader, opening)
         return reader
 
     return register
 
 
+def first_row(head: bytes) -> tuple[str, dict[str, str]]:
+    """Return the header and the first row by column of a CSV file's head."""
+    header, row, *_ = (line.strip().replace('"', "") for line in f"{head.decode(errors='replace')}\n\n".split("\n"))
+    delimiter = ";" if ";" in header else ","
+    return header, dict(zip(header.split(delimiter), row.split(delimiter), strict=False))
+
+
 def find_feed(file: Path) -> str:
     """Name the feed of a file by its first 64 KiB; InputError where no reader knows it."""
-    with open_decompressed(file) as (handle, _):
-        head = read_head(handle, file)
+    head = read_head(file)
     if not head:
         raise InputError(f"{file} is empty: remove it or fetch it again")
-    for name, (recognise, _) in FEEDS.items():
-        if recognise(head):
+    for name, known in FEEDS.items():
+        if known.recognise(head):
             return name
     first = head.split(b"\n", 1)[0][:120].decode(errors="replace")
     raise InputError(f"{file} is of no known feed ({', '.join(FEEDS)}); it begins with {first!r}: see "
@@ -107,7 +123,12 @@ def is_coinapi(head: bytes) -> bool:
     return head.startswith((b"time_exchange", b'"time_exchange')) or b"update_type" in head.split(b"\n", 1)[0]
 
 
-@feed(is_coinapi)
+def coinapi_opening(head: bytes) -> str | None:
+    header, row = first_row(head)
+    return header if row.get("update_type") == "SNAPSHOT" else None
+
+
+@feed(is_coinapi, coinapi_opening)
 def read_coinapi(files: list[Path]) -> Iterator[Batch]:
     """CoinAPI flat files `limitbook_full`: `;` or `,` between columns named in the header, in any order.
 
@@ -125,17 +146,15 @@ def read_coinapi(files: list[Path]) -> Iterator[Batch]:
 
 def read_coinapi_file(file: Path) -> Iterator[Batch]:
     """Yield one file's rows, message numbers left zero."""
-    with open_decompressed(file) as (handle, _):
-        head = read_head(handle, file)
+    head = read_head(file)
     if b"\n" not in head:
         raise InputError(f"{file} holds no rows: remove it or fetch it again")
-    header = head.split(b"\n", 1)[0].strip().decode(errors="replace").replace('"', "")
+    header, first = first_row(head)
     delimiter = ";" if ";" in header else ","
     names = header.split(delimiter)
     missing = [name for name in COINAPI_COLUMNS if name not in names]
     if missing:
         raise InputError(f"{file}: the header lacks {', '.join(missing)}; it is {header!r}")
-    first = dict(zip(names, head.split(b"\n")[1].decode(errors="replace").strip().split(delimiter), strict=False))
     by_time = ":" in first.get("time_exchange", "")[:3]
     types: dict[str, pa.DataType] = {"entry_px": pa.float64(), "entry_sx": pa.float64(), "is_buy": pa.string()}
     types["time_exchange"] = pa.time64("ns") if by_time else pa.timestamp("ns")
@@ -144,7 +163,7 @@ def read_coinapi_file(file: Path) -> Iterator[Batch]:
     types["update_type"] = types["is_buy"] = pa.dictionary(pa.int32(), pa.string())
     wanted = list(COINAPI_COLUMNS)
     if "order_id" in names:
-        types["order_id"] = pa.int64() if first.get("order_id", "").strip('"').isdigit() else pa.string()
+        types["order_id"] = pa.int64() if first.get("order_id", "").isdigit() else pa.string()
         wanted.append("order_id")
     options = csv.ConvertOptions(column_types=types, include_columns=wanted, strings_can_be_null=False)
     yield from coinapi_batches(file, delimiter, options, path_date_ns(file) if by_time else 0)
@@ -237,7 +256,12 @@ def is_tardis(head: bytes) -> bool:
     return {b"local_timestamp", b"is_snapshot", b"side", b"price", b"amount"} <= set(names)
 
 
-@feed(is_tardis)
+def tardis_opening(head: bytes) -> str | None:
+    _, row = first_row(head)
+    return row.get("symbol") if row.get("is_snapshot") == "true" else None
+
+
+@feed(is_tardis, tardis_opening)
 def read_tardis(files: list[Path]) -> Iterator[Batch]:
     """Tardis.dev CSV files `incremental_book_L2` of one symbol (https://docs.tardis.dev, "CSV data types").
 

@@ -34,9 +34,11 @@ def open_decompressed(file: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile
                 yield stream, raw
 
 
-def read_head(handle: pa.NativeFile, file: Path, size: int = 1 << 16) -> bytes:
+def read_head(file: Path, size: int = 1 << 16) -> bytes:
+    """Return the first bytes of a file, decompressed; InputError where it cannot be read."""
     try:
-        return handle.read(size)
+        with open_decompressed(file) as (handle, _):
+            return handle.read(size)
     except OSError as error:
         raise InputError(f"{file} cannot be decompressed ({error}): fetch it again") from None
 

@@ -162,7 +162,7 @@ def test_npy_array_of_many_chunks_is_one_stream(tmp_path) -> None:
                       np.ones(300_000)], axis=1)  # fmt: skip
     file = tmp_path / "1.npy"
     np.save(file, array)
-    batches = list(FEEDS["npy"][1]([file]))
+    batches = list(FEEDS["npy"].read([file]))
     message = np.concatenate([batch.message for batch in batches])
     assert len(batches) == 2
     np.testing.assert_array_equal(message - message[0], np.repeat(np.arange(60_000), 5))
