@@ -4,14 +4,14 @@
     python -m benchmarks.bench_parser --write=True --work_dir=/data
 
 The limits are measured in the same run: np.copyto of as many states for the kernel, pyarrow's read into arrays for
-CoinAPI (plus a plain write of the same bytes, to disk), gunzip and orjson for Binance. Needs 3 GB of disk under
+CoinAPI (plus a plain write of the same bytes, to disk), gunzip and orjson for Binance. Needs 4 GB of disk under
 `work_dir`, all removed at the end. Prints a table and one JSON line.
 """
 
 config = {
     "updates": 5_000_000,  # length of the synthetic stream, at least 5 million
     "disk_updates": 1_500_000,  # of these, how many go to disk, as states of 96 levels (788 bytes each)
-    "recordings": "../shared/real/binance",  # raw Binance recordings; skipped where there are none
+    "recordings": "../shared/real/binance",  # folder/<market>/*.gz of raw Binance recordings; skipped where it is not
     "work_dir": None,  # folder on the disk to measure; None: the system's for temporary files
     "write": False,  # keep the result in benchmarks/results/parser.json
 }
@@ -35,7 +35,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 import data_parser
-from benchmarks.report import ROOT, ROW, report
+from benchmarks.report import ROOT, ROW, report, watch
 from lob.book import COUNTER, OrderBook
 from lob.feeds import FEEDS, SET, SNAPSHOT
 from lob.recordings import open_decompressed, read_ahead, read_lines
@@ -54,7 +54,7 @@ def main(config: dict) -> None:
     rows = measure_kernel(columns)
     with tempfile.TemporaryDirectory(dir=config["work_dir"]) as folder:
         rows += measure_coinapi(Path(folder), columns)
-        rows += measure_disk(Path(folder), [column[: config["disk_updates"]] for column in columns])
+        rows += measure_disk(Path(folder), tuple(column[: config["disk_updates"]] for column in columns))
         rows += measure_binance(Path(folder), columns)
     rows += measure_recordings(ROOT / config["recordings"])
     report("parser", [dict(zip(ROW, row, strict=True)) for row in rows], write=config["write"])
@@ -170,6 +170,40 @@ def measure_coinapi(folder: Path, columns: Columns) -> list[tuple]:
         ("coinapi_gzip", "pyarrow_rows_per_second", rows / limit, "1/s", "read into arrays"),
         ("coinapi_gzip", "ratio_to_limit", limit / seconds, "", "of pyarrow's read of the same file"),
     ]
+    return found + measure_days(folder, rows // 2) + measure_memory(folder, columns)
+
+
+def measure_days(folder: Path, rows: int, cores: int = 2) -> list[tuple]:
+    """Two days of one pair that open with a snapshot, side by side: the hours that 60 GB of such gzip take."""
+    raw = folder / "days" / "raw" / "SYN"
+    raw.mkdir(parents=True)
+    for day in range(2):
+        time_ns, *columns = make_updates(rows, seed=day)
+        write_coinapi(raw / f"{20231114 + day}.csv.gz", (time_ns + day * 86_400 * 10**9, *columns))
+    size = sum(file.stat().st_size for file in raw.iterdir())
+    seconds, _ = watch(
+        "data_parser.py", f"--data_dir={folder / 'days'}", "--state_interval_ms=1000", f"--workers={cores}"
+    )
+    shutil.rmtree(folder / "days")
+    rate = size / seconds / 1e6
+    note = f"{rate:.1f} MB/s of gzip on {cores} cores, a state a second; start of Python included"
+    return [
+        ("coinapi_days", "gzip_mb_per_second", rate, "MB/s", f"2 files of one pair side by side, {2 * rows:,} rows"),
+        ("coinapi_days", "hours_for_60_gb_2_cores", 60e3 / rate / 3600, "h", note),
+        ("coinapi_days", "hours_for_60_gb_16_cores", 60e3 / rate / 3600 / 8, "h", "computed: 8 times that rate"),
+    ]
+
+
+def measure_memory(folder: Path, columns: Columns) -> list[tuple]:
+    """RssAnon of data_parser.py on the stream and on a quarter of it."""
+    found = []
+    for count in (len(columns[0]) // 4, len(columns[0])):
+        raw = folder / "memory" / "raw" / "SYN"
+        raw.mkdir(parents=True)
+        write_coinapi(raw / "20231114.csv.gz", tuple(column[:count] for column in columns))
+        _, memory = watch("data_parser.py", f"--data_dir={folder / 'memory'}", "--workers=1", "--subsample=100")
+        shutil.rmtree(folder / "memory")
+        found.append(("memory", f"anonymous_mb_{count}", memory, "MB", "RssAnon peak, Python and numba included"))
     return found
 
 
@@ -213,30 +247,30 @@ def measure_disk(folder: Path, columns: Columns) -> list[tuple]:
 
 def write_binance(file: Path, columns: Columns, levels: int = 20) -> None:
     """Write the stream as Binance sends it: a REST snapshot, then depthUpdate messages of 20 levels (spot)."""
-    _, _, _, is_buy, price, size = columns
-    texts = [
-        f'["{ticks / 100:.2f}","{lots / 10**5:.5f}"]' for ticks, lots in zip(price.tolist(), size.tolist(), strict=True)
-    ]
+    _, _, _, is_buy, price, size = (column.tolist() for column in columns)
+    texts = [f'["{ticks / 100:.2f}","{lots / 10**5:.5f}"]' for ticks, lots in zip(price, size, strict=True)]
     with gzip.open(file, "wb", compresslevel=6) as handle:
-        stamp = START_NS
         bids, asks = (",".join(texts[begin : begin + LEVELS]) for begin in (0, LEVELS))
-        handle.write(f'{stamp} {{"lastUpdateId":1000,"bids":[{bids}],"asks":[{asks}]}}\n'.encode())
-        for update, begin in enumerate(range(2 * LEVELS, len(texts), levels), 1001):
-            stamp += 10**7
-            sides = ([], [])
-            for text, buy in zip(texts[begin : begin + levels], is_buy[begin : begin + levels].tolist(), strict=True):
-                sides[not buy].append(text)
+        handle.write(f'{START_NS} {{"lastUpdateId":0,"bids":[{bids}],"asks":[{asks}]}}\n'.encode())
+        for update, begin in enumerate(range(2 * LEVELS, len(texts), levels), 1):
+            sides: tuple[list[str], list[str]] = ([], [])
+            for index in range(begin, min(begin + levels, len(texts))):
+                sides[not is_buy[index]].append(texts[index])
+            time_ms = START_NS // 10**6 + 10 * update
+            head = f'"e":"depthUpdate","E":{time_ms},"s":"BTCUSDT","U":{update},"u":{update}'
             bids, asks = (",".join(side) for side in sides)
-            handle.write(
-                f'{stamp} {{"stream":"btcusdt@depth@100ms","data":{{"e":"depthUpdate","E":{stamp // 10**6},"s":"BTCUSDT",'
-                f'"U":{update},"u":{update},"b":[{bids}],"a":[{asks}]}}}}\n'.encode()
-            )
+            data = f'{{{head},"b":[{bids}],"a":[{asks}]}}'
+            handle.write(f'{time_ms}000000 {{"stream":"btcusdt@depth@100ms","data":{data}}}\n'.encode())
 
 
 def read_by_orjson(files: list[Path]) -> int:
-    return sum(
-        len(orjson.loads(line[line.index(b" ") :])) for file in files for lines, _ in read_lines(file) for line in lines
-    )
+    """What a reader must at least do: gunzip, lines, every line's JSON."""
+    count = 0
+    for file in files:
+        for lines, _ in read_lines(file):
+            for line in lines:
+                count += len(orjson.loads(line[line.index(b" ") :]))
+    return count
 
 
 def measure_binance(folder: Path, columns: Columns) -> list[tuple]:
@@ -260,13 +294,14 @@ def compare_binance(case: str, files: list[Path], note: str) -> list[tuple]:
 
 
 def measure_recordings(folder: Path) -> list[tuple]:
-    """The same on recorded days, where they are."""
+    """The same on recorded streams, each of one symbol on following days, where they are."""
     streams: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*/*.gz")):
-        streams.setdefault(f"{file.parent.name}_{file.name.split('_')[0]}_{file.name[-14:-8] if 0 else ''}", []).append(
-            file
-        )
-    return []
+        symbol, _, date = file.name.split(".")[0].rpartition("_")
+        streams.setdefault(f"{file.parent.name}_{symbol}_{date[:6]}", []).append(file)
+    if not streams:
+        print(f"no recordings in {folder}: their cases are skipped")
+    return [row for name, files in streams.items() for row in compare_binance(name, files, "recorded")]
 
 
 if __name__ == "__main__":
