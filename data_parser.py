@@ -53,6 +53,7 @@ from lob.book import (
     LAST_VALID,
     NEVER,
     NEW_SEGMENT,
+    ROWS,
     TIME,
     TRADED,  # fmt: skip
     TRADED_WRITTEN,
@@ -184,7 +185,8 @@ def parse_files(config: dict, feed: str, files: list[Path], folder: Path, given:
             if forecast_due and not first_batches:
                 forecast_due = False
                 share = sum(done_bytes.values()) / total_bytes
-                progress.write(f"{name}: {forecast(states.rows, config['depth'], share, folder)}")
+                found = states.rows + int(book.memory[ROWS])
+                progress.write(f"{name}: {forecast(found, config['depth'], share, folder, states.rows)}")
         book.finish()
     states.close()
     starts = np.load(folder / "segment_starts.npy")
@@ -313,11 +315,14 @@ class StateWriter:
             writer.close()
 
 
-def forecast(rows: int, depth: int, share_read: float, folder: Path) -> str:
-    """Extrapolate rows and bytes from the input read so far; InputError where the disk cannot hold them."""
+def forecast(rows: int, depth: int, share_read: float, folder: Path, written: int = 0) -> str:
+    """Extrapolate rows and bytes from the input read so far; InputError where the disk cannot hold them.
+
+    `written`: how many of the `rows` are on the disk already.
+    """
     expected = int(rows / share_read)
     size = expected * (8 * depth + 20)
-    free = shutil.disk_usage(folder.parent).free + rows * (8 * depth + 20)
+    free = shutil.disk_usage(folder.parent).free + written * (8 * depth + 20)
     if size > free:
         raise InputError(f"about {expected:,} states of depth {depth} will take {size / 1e9:,.1f} GB and "
                          f"{folder.parent} has {free / 1e9:,.1f} GB: set --state_interval_ms=100, --subsample or a "

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from conftest import ROOT
 from reference_book import ReferenceBook
 
 import data_parser
+from lob import feeds
 from lob.config import InputError
 from lob.feeds import FEEDS, SET, SNAPSHOT, find_feed
 from lob.files import open_book
@@ -326,3 +328,29 @@ def test_binance_numbers_that_are_no_text_are_read_too(tmp_path) -> None:
     lines = [write_snapshot(0, story, 1), *(write_depth(message, story, spot=True) for message in range(1, 20))]
     write_lines(tmp_path, [re.sub(r'"([0-9.]+)"', r"\1", line) for line in lines])
     assert parse(tmp_path) == tell_states(story, first=1)
+
+
+# ------------------------------------------------------------------------------------------------- the README's example
+
+
+def test_the_exchange_that_the_readme_adds_is_read(tmp_path) -> None:
+    code = re.search(
+        r"## Adding an exchange.*?```python\n(.*?)```", (ROOT / "training_data" / "README.md").read_text(), re.S
+    )
+    assert code
+    try:
+        exec(code[1], vars(feeds).copy())
+        story = tell_story()
+        for name, part in (("1.gz", story[:250]), ("2.gz", story[250:])):
+            lines = []
+            for time_ms, kind, levels in part:
+                sides = {side: [price_level(*level[1:]) for level in levels if level[0] == buy]
+                         for side, buy in (("b", True), ("a", False))}  # fmt: skip
+                message = {"topic": "orderbook.500.BTCUSDT", "type": "snapshot" if kind == SNAPSHOT else "delta",
+                           "ts": time_ms, "data": {"s": "BTCUSDT", **sides, "u": 1, "seq": 2}}  # fmt: skip
+                lines.append(json.dumps(message, separators=(",", ":")))
+            file = write_lines(tmp_path, lines, name)
+        assert find_feed(file) == "bybit"
+        assert parse(tmp_path) == tell_states(story)
+    finally:
+        FEEDS.pop("bybit", None)

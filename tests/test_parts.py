@@ -1,10 +1,18 @@
-"""Files of one pair that open with a snapshot, parsed side by side: the same bytes as one stream gives."""
+"""Files of one pair that open with a snapshot, parsed side by side: the same bytes as one stream gives.
 
+By threads here for speed; by worker processes and by Dask workers through the script itself.
+"""
+
+import gzip
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from reference_book import ReferenceBook
 
 import data_parser
@@ -94,3 +102,69 @@ def test_days_side_by_side_give_the_bytes_of_one_stream(tmp_path, monkeypatch, f
             assert parse(folder, executor, **settings) == parse(folder, None, **settings)
     assert len(joined) == 12
     assert any(joined)
+
+
+def run_parser(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "data_parser.py", f"--data_dir={folder}", "--depth=4", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in (folder / "book_states").rglob("*.*")}
+
+
+@pytest.fixture
+def two_pairs(tmp_path) -> Path:
+    """Three days of A_B, and of C_D, whose second day is cut off."""
+    days = tell_days(np.random.default_rng(1), 3, 1500, False)
+    write_days(tmp_path, days, "coinapi")
+    (tmp_path / "raw" / "C_D").mkdir()
+    for file in sorted((tmp_path / "raw" / "A_B").iterdir()):
+        (tmp_path / "raw" / "C_D" / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    cut = tmp_path / "raw" / "C_D" / "01.csv.gz"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    return tmp_path
+
+
+def test_worker_processes_give_the_same_bytes_and_keep_what_a_bad_day_would_replace(two_pairs) -> None:
+    alone = run_parser(two_pairs, "--workers=1")
+    assert alone.returncode == 2
+    expected = contents(two_pairs)
+    assert {name.split("/")[1] for name in expected} == {"A_B"}
+    old = two_pairs / "book_states" / "C_D" / "old.npy"
+    old.parent.mkdir()
+    old.write_bytes(b"kept")
+    shutil.rmtree(two_pairs / "book_states" / "A_B")
+    done = run_parser(two_pairs, "--workers=2")
+    assert done.returncode == 2
+    assert "3 files apart" in done.stdout
+    assert "C_D" in done.stderr and "01.csv.gz, after row" in done.stderr
+    assert contents(two_pairs) == expected | {"book_states/C_D/old.npy": b"kept"}
+    assert sorted(path.name for path in (two_pairs / "book_states").iterdir()) == ["A_B", "C_D"]
+
+
+def test_dask_workers_give_the_same_bytes(two_pairs) -> None:
+    distributed = pytest.importorskip("distributed")
+    shutil.rmtree(two_pairs / "raw" / "C_D")
+    assert run_parser(two_pairs, "--workers=1").returncode == 0
+    expected = contents(two_pairs)
+    shutil.rmtree(two_pairs / "book_states")
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**settings) as cluster:
+        done = run_parser(two_pairs, f"--scheduler={cluster.scheduler_address}")
+    assert done.returncode == 0, done.stderr
+    assert contents(two_pairs) == expected
+
+
+def test_a_disk_that_cannot_hold_the_states_is_named_before_it_is_full(tmp_path, monkeypatch) -> None:
+    write_days(tmp_path, tell_days(np.random.default_rng(0), 2, 300, False), "coinapi")
+    free = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(data_parser.shutil, "disk_usage", lambda folder: free)
+    with ThreadPoolExecutor(1) as executor:
+        for run_by in (None, executor):
+            line = parse(tmp_path, run_by, depth=4)
+            assert "set --state_interval_ms=100" in line
+            assert "has 0.0 GB" in line
+            assert not list((tmp_path / "book_states").iterdir())
+    monkeypatch.setattr(data_parser.shutil, "disk_usage", lambda folder: free._replace(free=10**9))
+    assert "meta.json" in parse(tmp_path, None, depth=4)
