@@ -195,9 +195,9 @@ def measure_days(folder: Path, rows: int, cores: int = 2) -> list[tuple]:
 
 
 def measure_memory(folder: Path, columns: Columns) -> list[tuple]:
-    """RssAnon of data_parser.py on the stream and on a quarter of it."""
+    """RssAnon of data_parser.py on the stream and on half of it."""
     found = []
-    for count in (len(columns[0]) // 4, len(columns[0])):
+    for count in (len(columns[0]) // 2, len(columns[0])):
         raw = folder / "memory" / "raw" / "SYN"
         raw.mkdir(parents=True)
         write_coinapi(raw / "20231114.csv.gz", tuple(column[:count] for column in columns))
@@ -245,8 +245,8 @@ def measure_disk(folder: Path, columns: Columns) -> list[tuple]:
     ]
 
 
-def write_binance(file: Path, columns: Columns, levels: int = 20) -> None:
-    """Write the stream as Binance sends it: a REST snapshot, then depthUpdate messages of 20 levels (spot)."""
+def write_binance(file: Path, columns: Columns, levels: int = 40) -> None:
+    """Write the stream as Binance's: a REST snapshot, then depthUpdate messages of 40 levels (recorded: 15 to 68)."""
     _, _, _, is_buy, price, size = (column.tolist() for column in columns)
     texts = [f'["{ticks / 100:.2f}","{lots / 10**5:.5f}"]' for ticks, lots in zip(price, size, strict=True)]
     with gzip.open(file, "wb", compresslevel=6) as handle:
@@ -277,7 +277,7 @@ def measure_binance(folder: Path, columns: Columns) -> list[tuple]:
     """JSON lines to discarded states, beside gunzip and orjson on every line."""
     file = folder / "stream.gz"
     write_binance(file, columns)
-    return compare_binance("binance_json", [file], "synthetic, 20 levels a message")
+    return compare_binance("binance_json", [file], "synthetic, 40 levels a message")
 
 
 def compare_binance(case: str, files: list[Path], note: str) -> list[tuple]:

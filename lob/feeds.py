@@ -442,9 +442,9 @@ class BinanceStream:
         try:
             table = csv.read_csv(pa.BufferReader(text.translate(LEVEL_LINES, b'["')), *LEVEL_OPTIONS)
             price, size = (table.column(name).to_numpy() for name in ("price", "size"))
-            if len(price) != len(time):
-                raise pa.ArrowInvalid("a level is a price and a size")
         except pa.ArrowInvalid:
+            price = size = np.empty(0)
+        if len(price) != len(time):
             price, size = self.read_levels(file)
         self.levels, self.heads = [], []
         batch = Batch(
@@ -458,11 +458,13 @@ class BinanceStream:
         """Return float64 (2, n), prices and sizes, level by level; what is no number becomes NaN."""
         rows: list[list] = []
         for index, side in enumerate(self.levels):
-            levels = orjson.loads(b"[" + side + b"]")
+            try:
+                levels = orjson.loads(b"[" + side + b"]")
+            except ValueError:
+                levels = [side]
             if any(not isinstance(level, list) or len(level) != 2 for level in levels):
                 line = self.heads[index // 2][3]
-                raise InputError(f"{file}, line {line}: no whole Binance message (a level is a price and a size): drop "
-                                 "the line")  # fmt: skip
+                raise InputError(f"{file}, line {line}: no whole Binance message (a level is no pair): drop the line")
             rows += levels
         numbers = pd.to_numeric(pd.Series(chain.from_iterable(rows), dtype=object), errors="coerce")
         return numbers.to_numpy(dtype=np.float64).reshape(-1, 2).T
@@ -477,17 +479,13 @@ LEVEL_OPTIONS = (
 
 
 def parse_depth(text: bytes) -> dict[str, Any]:
-    """Parse a depthUpdate; its levels b and a stay text, as JSON without the outer brackets.
-
-    Making an object of every price takes most of the time. Where the text is as Binance sends it, only what is around
-    the levels is parsed.
-    """
-    bids = text.find(b'"b":[') + 5
-    asks = text.find(b'],"a":[', bids) + 7
-    end = text.rfind(b"]")
-    if 5 < bids < asks <= end:
-        depth = parse_json(text[:bids] + text[asks - 7 : asks] + text[end:])
-        depth["b"], depth["a"] = text[bids : asks - 7], text[asks:end]
+    """Parse a depthUpdate; its levels b and a stay text, as JSON without the outer brackets: objects take the time."""
+    head, has_bids, levels = text.partition(b'"b":[')
+    bids, has_asks, levels = levels.partition(b'],"a":[')
+    asks, _, tail = levels.rpartition(b"]")
+    if has_bids and has_asks and b":" not in asks:
+        depth = parse_json(head + b'"b":0' + tail)
+        depth["b"], depth["a"] = bids, asks
     else:
         depth = parse_json(text)
         depth["b"], depth["a"] = (orjson.dumps(depth[side])[1:-1] for side in "ba")
@@ -495,5 +493,5 @@ def parse_depth(text: bytes) -> dict[str, Any]:
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    message = orjson.loads(text[text.index(b" ") + 1 :])
+    message = orjson.loads(text.partition(b" ")[2])
     return message.get("data", message)

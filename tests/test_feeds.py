@@ -225,6 +225,11 @@ def write_snapshot(message: int, story: list[Message], part: int = 0, most: int 
     return f"{START_MS}000001 " + json.dumps({"lastUpdateId": update, "bids": bids, "asks": asks})
 
 
+def compact(line: str) -> str:
+    """A line without spaces in its JSON, as Binance sends it: read by the faster way."""
+    return line.replace(", ", ",").replace(": ", ":")
+
+
 def write_lines(folder: Path, lines: list[str], name: str = "1.gz") -> Path:
     return put(folder, name, "".join(line + "\n" for line in lines).encode())
 
@@ -313,6 +318,11 @@ def test_binance_faults_name_file_and_line(tmp_path) -> None:
         (good[40].replace('.', 'x'), "line 41: price nan and size nan must be numbers"),
         (good[40].replace('"a": ', '"a": [["1.0"]], "z": '), "line 41: no whole Binance message"),
         (good[40].replace('"a": ', '"a": [["99.05", "1"]], "z": '), "line 41: price 99.05 is no exact multiple of 0.1"),
+        (compact(good[40]).replace('"a":[[', '"a":[["1.0"],['), "line 41: no whole Binance message (a level is"),
+        (compact(good[40]).replace('"a":[[', '"a":[["1.0",],['), "line 41: price 1.0 and size nan must be numbers"),
+        (compact(good[40]).replace('"a":[[', '"a":[{"1.0":2},['), "line 41: no whole Binance message"),
+        (compact(good[40]).replace('"a":[[', '"a":[["x","1"],['), "line 41: price nan and size 1.0 must be numbers"),
+        (compact(good[40]).replace('"a":[', '"a":[["99.05","1"]],"z":['), "line 41: price 99.05 is no exact multiple"),
     ):  # fmt: skip
         write_lines(tmp_path, [*good[:40], wrong, *good[41:]])
         line = refuse(tmp_path, tick_size=0.1)
