@@ -72,7 +72,7 @@ MAX_EXACT = 2**53  # the largest integer that float64 counts exactly to
 def main(config: dict) -> int:
     check_config(config)
     pairs = find_pairs(config["data_dir"], "raw", config["pairs"], "training_data/make_sample.py")
-    files = sum(1 for pair in pairs for _ in (Path(config["data_dir"]) / "raw" / pair).iterdir())
+    files = sum(len(list_files(Path(config["data_dir"]) / "raw" / pair)) for pair in pairs)
     workers = min(config["workers"] or os.cpu_count() or 1, files)
     failed: dict[str, Exception] = {}
     if workers <= 1 and config["scheduler"] is None:
@@ -128,6 +128,10 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
     """
     began = time.perf_counter()
     files = list_files(Path(config["data_dir"]) / "raw" / pair)
+    if not files:
+        raise InputError(
+            f"{Path(config['data_dir']) / 'raw' / pair} holds no files: put the pair's recorded updates there"
+        )
     feed = config["feed"] or find_feed(files[0])
     for file in files[1:]:
         if config["feed"] is None and (other := find_feed(file)) != feed:
@@ -206,11 +210,8 @@ def make_book(config: dict, lot_size: float, flush: Callable[[list[np.ndarray]],
 
 def list_files(folder: Path) -> list[Path]:
     """The recorded files of a pair in name order (licences, notes and hidden files are none)."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
-                   and file.suffix not in (".md", ".txt") and file.name != "LICENSE")  # fmt: skip
-    if not files:
-        raise InputError(f"{folder} holds no files: put the pair's recorded updates there")
-    return files
+    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
+                  and file.suffix not in (".md", ".txt") and file.name != "LICENSE")  # fmt: skip
 
 
 def infer_units(batches: Iterator[Batch], tick_size: float | None) -> tuple[list[Batch], float, float]:
