@@ -144,6 +144,7 @@ def follow(backtest, levels, sizes, found):
                     if count == levels:
                         break
                 tick += step
+    found[0], found[1] = backtest.depth(0).best_bid_tick, backtest.depth(0).best_ask_tick
 
 
 def measure_pandas(rows: int, length: int) -> list[tuple]:
