@@ -149,7 +149,7 @@ def read_ahead(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
 
 
 def read_lines(file: Path) -> Iterator[tuple[list[bytes], int]]:
-    """Yield a file's lines in lists of about 4 MiB, with the file bytes read."""
+    """Yield a file's lines in lists of about 1 MiB, with the file bytes read."""
     rest, file_bytes = b"", 0
     for block, file_bytes in read_ahead(read_blocks(file)):
         *lines, rest = (rest + block).split(b"\n")
@@ -160,5 +160,5 @@ def read_lines(file: Path) -> Iterator[tuple[list[bytes], int]]:
 
 def read_blocks(file: Path) -> Iterator[tuple[bytes, int]]:
     with open_decompressed(file) as (handle, raw):
-        while block := handle.read(1 << 22):
+        while block := handle.read(1 << 20):
             yield block, raw.tell()
