@@ -21,8 +21,8 @@ config = {
     "max_crossed_ms": 1000,  # a level that keeps the book crossed for longer is a ghost and is evicted
     "max_gap_seconds": 60.0,  # more time without a valid state ends a segment
     "max_clock_step_ms": 1000,  # exchange time may go back by this much (it is clamped); more is an error
-    "workers": 0,  # pairs parsed at once; 0: one a processor core
-    "scheduler": None,  # address of a Dask scheduler whose workers parse the pairs; None: this machine
+    "workers": 0,  # pairs, or files that open with a snapshot, parsed at once; 0: one a processor core
+    "scheduler": None,  # address of a Dask scheduler whose workers parse them; None: this machine
 }
 
 from lob.config import CheckFailed, InputError, load_config, run
@@ -30,48 +30,68 @@ from lob.config import CheckFailed, InputError, load_config, run
 if __name__ == "__main__":
     config = load_config(config, __file__, optional={"pairs": list, "feed": str, "tick_size": float, "scheduler": str})
 
+import itertools
 import json
 import os
-import queue
 import shutil
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from lob.book import CLOCK_BACK, COUNTERS, CROSSED_NS, OrderBook
-from lob.feeds import FEEDS, Batch, find_feed
+from lob.book import (
+    CLOCK_BACK,
+    COUNTERS,
+    CROSSED_NS,
+    CROSSED_SINCE,
+    INTERVAL,
+    LAST_VALID,
+    NEVER,
+    NEW_SEGMENT,
+    ROWS,
+    TIME,
+    TRADED,  # fmt: skip
+    TRADED_WRITTEN,
+    OrderBook,
+)
+from lob.feeds import FEEDS, SNAPSHOT, Batch, find_feed
 from lob.files import FORMAT_VERSION, ArrayWriter, find_pairs, new_folder
+from lob.levels import ASK, BID, compiled
+from lob.recordings import read_ahead, read_head
 
 ROWS_TO_INFER_TICK = 1_000_000
+ROWS_TO_COPY = 1 << 16
 MAX_EXACT = 2**53  # the largest integer that float64 counts exactly to
 
 
 def main(config: dict) -> int:
     check_config(config)
     pairs = find_pairs(config["data_dir"], "raw", config["pairs"], "training_data/make_sample.py")
-    workers = min(config["workers"] or os.cpu_count() or 1, len(pairs))
-    failed = []
-    if workers == 1 and config["scheduler"] is None:
+    files = sum(len(list_files(Path(config["data_dir"]) / "raw" / pair)) for pair in pairs)
+    workers = min(config["workers"] or os.cpu_count() or 1, files)
+    failed: dict[str, Exception] = {}
+    if workers <= 1 and config["scheduler"] is None:
         for pair in pairs:
             try:
                 print(parse_pair(config, pair))
-            except InputError as error:
-                failed.append(f"{pair}: {error}")
+            except (InputError, CheckFailed, OSError) as error:
+                failed[pair] = error
     else:
-        with make_executor(config, workers) as executor:
-            tasks = {executor.submit(parse_pair, config, pair): pair for pair in pairs}
+        with make_executor(config, workers) as executor, ThreadPoolExecutor(max(workers, 1)) as threads:
+            tasks = {threads.submit(parse_pair, config, pair, executor): pair for pair in pairs}
             for task in as_completed(tasks):
                 try:
                     print(task.result())
-                except InputError as error:
-                    failed.append(f"{tasks[task]}: {error}")
+                except (InputError, CheckFailed, OSError) as error:
+                    failed[tasks[task]] = error
     if failed:
-        raise InputError("; ".join(failed))
+        kind = InputError if all(isinstance(error, InputError) for error in failed.values()) else CheckFailed
+        raise kind("; ".join(f"{pair}: {error}" for pair, error in failed.items()))
     return 0
 
 
@@ -91,9 +111,9 @@ def check_config(config: dict) -> None:
 
 
 def make_executor(config: dict, workers: int) -> Executor:
-    """Return the executor that takes one task a pair: processes here, or a Dask cluster's workers."""
+    """Return the executor of the tasks (pairs, or single files): processes here, or a Dask cluster's workers."""
     if config["scheduler"] is None:
-        return ProcessPoolExecutor(workers)
+        return ProcessPoolExecutor(workers, get_context("spawn"))  # forking and threads do not go together
     try:
         from dask.distributed import Client
     except ImportError:
@@ -101,98 +121,97 @@ def make_executor(config: dict, workers: int) -> Executor:
     return Client(config["scheduler"]).get_executor()
 
 
-def parse_pair(config: dict, pair: str) -> str:
-    """Parse one pair's files into `book_states/<pair>`; return the report that is printed."""
+def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str:
+    """Parse one pair's files into `book_states/<pair>`; return the report that is printed.
+
+    An executor does the work where there is one; files that open with a snapshot are then tasks of their own.
+    """
     began = time.perf_counter()
     files = list_files(Path(config["data_dir"]) / "raw" / pair)
+    if not files:
+        raise InputError(
+            f"{Path(config['data_dir']) / 'raw' / pair} holds no files: put the pair's recorded updates there"
+        )
     feed = config["feed"] or find_feed(files[0])
     for file in files[1:]:
         if config["feed"] is None and (other := find_feed(file)) != feed:
             raise InputError(f"{file} is of feed {other}, {files[0].name} of {feed}: one pair's files are one feed")
-    total_bytes = sum(file.stat().st_size for file in files)
-    progress = tqdm(total=total_bytes, unit="B", unit_scale=True, desc=pair, disable=None)
     folder = Path(config["data_dir"]) / "book_states" / pair
-    batches = read_ahead(FEEDS[feed][1](files))
-    try:
-        first_batches, tick_size, lot_size = infer_units(batches, config["tick_size"])
-        with new_folder(folder) as partial:
-            states = StateWriter(partial, config["depth"])
-            book = OrderBook(
-                config["depth"], lot_size, states.append, config["subsample"], config["state_interval_ms"],
-                config["max_crossed_ms"], config["max_gap_seconds"], config["max_clock_step_ms"],
-            )  # fmt: skip
-            rows = 0
-            done_bytes = dict.fromkeys(map(str, files), 0)
-            for batch in chain_freeing(first_batches, batches):
-                apply_batch(book, batch, tick_size, lot_size)
-                rows += len(batch.time_ns)
-                done_bytes[batch.file] = batch.file_bytes
-                read_bytes = sum(done_bytes.values())
-                progress.update(read_bytes - progress.n)
-                if not first_batches and not states.forecast:
-                    states.forecast = forecast(states.rows, config["depth"], read_bytes / total_bytes, folder)
-                    progress.write(f"{pair}: {states.forecast}")
-            book.finish()
-            counters = dict(zip(COUNTERS, book.counters.tolist(), strict=True))
-            if states.rows == 0:
-                raise InputError(f"{files[0].parent} holds no complete state of depth {config['depth']} in {rows:,} "
-                                 f"rows ({counters['thin_states']:,} thin, {counters['crossed_states']:,} crossed): "
-                                 "lower --depth or look at the files")  # fmt: skip
-            meta = {
-                "format_version": FORMAT_VERSION, "pair": pair, "feed": feed, "depth": config["depth"],
-                "tick_size": tick_size, "lot_size": lot_size, "subsample": config["subsample"],
-                "state_interval_ms": config["state_interval_ms"], "rows": states.rows, "updates": rows,
-                "sources": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
-                "counters": counters | {"crossed_ms": int(book.memory[CROSSED_NS]) // 10**6},
-            }  # fmt: skip
-            states.close()
-            check_states(partial, meta)
-            (partial / "meta.json").write_text(json.dumps(meta, indent=1))
-    finally:
-        progress.close()
+    with new_folder(folder) as partial:
+        parsed = None
+        if executor is not None and config["subsample"] == 1 and open_alike(feed, files):
+            parsed = parse_apart(config, feed, files, partial, executor)
+        if parsed is None and executor is not None:
+            parsed = executor.submit(parse_files, config, feed, files, partial).result()
+        elif parsed is None:
+            parsed = parse_files(config, feed, files, partial)
+        counters = parsed["counters"]
+        if parsed["rows"] == 0:
+            raise InputError(
+                f"{files[0].parent} holds no complete state of depth {config['depth']} in {parsed['updates']:,} rows "
+                f"({counters['thin_states']:,} thin, {counters['crossed_states']:,} crossed): lower --depth or look at "
+                "the files"
+            )
+        if not parsed["any_trade"]:
+            (partial / "traded.npy").unlink()
+        meta = {
+            "format_version": FORMAT_VERSION, "pair": pair, "feed": feed, "depth": config["depth"],
+            "tick_size": parsed["tick_size"], "lot_size": parsed["lot_size"], "subsample": config["subsample"],
+            "state_interval_ms": config["state_interval_ms"], "rows": parsed["rows"], "updates": parsed["updates"],
+            "sources": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
+            "counters": counters | {"crossed_ms": parsed["crossed_ns"] // 10**6},
+        }  # fmt: skip
+        check_states(partial, meta)
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1))
     return report(pair, meta, folder, time.perf_counter() - began)
+
+
+def parse_files(config: dict, feed: str, files: list[Path], folder: Path, given: tuple | None = None) -> dict:
+    """Parse files as one stream into arrays in `folder`; return what meta.json and `find_joint` need of it.
+
+    `given`: tick size and lot size; None: found in the first million rows, after which the forecast is made.
+    """
+    folder.mkdir(exist_ok=True)
+    name = folder.name.removeprefix(".").removesuffix(".partial")
+    batches: Iterator[Batch] = read_ahead(FEEDS[feed].read(files))
+    first_batches, *units = infer_units(batches, config["tick_size"]) if given is None else ([], *given)
+    opening = read_opening(config, FEEDS[feed].read(files), given) if given else None
+    states, rows, forecast_due = StateWriter(folder, config["depth"]), 0, bool(first_batches)
+    book = make_book(config, units[1], states.append)
+    total_bytes = sum(file.stat().st_size for file in files)
+    with tqdm(total=total_bytes, unit="B", unit_scale=True, desc=name, disable=None) as progress:
+        done_bytes = dict.fromkeys(map(str, files), 0)
+        for batch in chain_freeing(first_batches, batches):
+            apply_batch(book, batch, *units)
+            rows += len(batch.time_ns)
+            done_bytes[batch.file] = batch.file_bytes
+            progress.update(sum(done_bytes.values()) - progress.n)
+            if forecast_due and not first_batches:
+                forecast_due = False
+                share = sum(done_bytes.values()) / total_bytes
+                found = states.rows + int(book.memory[ROWS])
+                progress.write(f"{name}: {forecast(found, config['depth'], share, folder, states.rows)}")
+        book.finish()
+    states.close()
+    starts = np.load(folder / "segment_starts.npy")
+    return {
+        "tick_size": units[0], "lot_size": units[1], "rows": states.rows, "updates": rows,
+        "counters": dict(zip(COUNTERS, book.counters.tolist(), strict=True)),
+        "crossed_ns": int(book.memory[CROSSED_NS]), "any_trade": states.any_trade, "opening": opening,
+        "second_start": int(starts[1]) if len(starts) > 1 else None,
+        "end": describe_book(book) | {"time": int(batch.time_ns[-1]), "kind": int(batch.update_type[-1])},
+    }  # fmt: skip
+
+
+def make_book(config: dict, lot_size: float, flush: Callable[[list[np.ndarray]], None]) -> OrderBook:
+    return OrderBook(config["depth"], lot_size, flush, config["subsample"], config["state_interval_ms"],
+                     config["max_crossed_ms"], config["max_gap_seconds"], config["max_clock_step_ms"])  # fmt: skip
 
 
 def list_files(folder: Path) -> list[Path]:
     """The recorded files of a pair in name order (licences, notes and hidden files are none)."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
-                   and file.suffix not in (".md", ".txt") and file.name != "LICENSE")  # fmt: skip
-    if not files:
-        raise InputError(f"{folder} holds no files: put the pair's recorded updates there")
-    return files
-
-
-def read_ahead(batches: Iterator[Batch], depth: int = 4) -> Iterator[Batch]:
-    """Run a reader in a thread of its own, at most `depth` batches ahead; its error is raised here."""
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def fill() -> None:
-        try:
-            for batch in batches:
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    threading.Thread(target=fill, daemon=True).start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
+    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
+                  and file.suffix not in (".md", ".txt") and file.name != "LICENSE")  # fmt: skip
 
 
 def infer_units(batches: Iterator[Batch], tick_size: float | None) -> tuple[list[Batch], float, float]:
@@ -242,14 +261,24 @@ def apply_batch(book: OrderBook, batch: Batch, tick_size: float, lot_size: float
 
 def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: str) -> np.ndarray:
     """Return int64 multiples of `unit`; InputError naming file and row where a value is none."""
-    scaled = values * round(1 / unit) if unit < 1 else values / unit
-    units = np.rint(scaled)
-    off = np.abs(scaled - units) > np.maximum(0.01, np.abs(scaled) * 1e-15)
-    if off.any() or (np.abs(units) > MAX_EXACT).any():
-        row = int(np.argmax(off | (np.abs(units) > MAX_EXACT)))
+    units, row = count_units(values, round(1 / unit) if unit < 1 else 0, unit)
+    if row >= 0:
         raise InputError(f"{batch.locate(row)}: {name} {float(values[row])!r} is no exact multiple of "
                          f"{unit:g}: it needs {remedy}")  # fmt: skip
-    return units.astype(np.int64)
+    return units
+
+
+@compiled
+def count_units(values, per_one, unit):
+    """Return int64 (n,), values in units (`per_one` to 1 where that is a fraction), and the first row that is none."""
+    units, bad = np.empty(len(values), np.int64), -1
+    for row in range(len(values)):
+        scaled = values[row] * per_one if per_one else values[row] / unit
+        whole = np.rint(scaled)
+        if not (abs(scaled - whole) <= max(0.01, abs(scaled) * 1e-15) and abs(whole) <= MAX_EXACT) and bad < 0:
+            bad = row
+        units[row] = np.int64(whole)
+    return units, bad
 
 
 def chain_freeing(first: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
@@ -262,7 +291,7 @@ class StateWriter:
     """Streams the kernel's output rows to the book's files."""
 
     def __init__(self, folder: Path, depth: int):
-        self.folder, self.half, self.rows, self.forecast = folder, depth // 2, 0, ""
+        self.half, self.rows = depth // 2, 0
         self.writers = {
             "price_ticks": ArrayWriter(folder / "price_ticks.npy", np.int32, (depth,)),
             "sizes": ArrayWriter(folder / "sizes.npy", np.float32, (depth,)),
@@ -285,20 +314,150 @@ class StateWriter:
     def close(self) -> None:
         for writer in self.writers.values():
             writer.close()
-        if not self.any_trade:
-            (self.folder / "traded.npy").unlink()
 
 
-def forecast(rows: int, depth: int, share_read: float, folder: Path) -> str:
-    """Extrapolate rows and bytes from the input read so far; InputError where the disk cannot hold them."""
+def forecast(rows: int, depth: int, share_read: float, folder: Path, written: int = 0) -> str:
+    """Extrapolate rows and bytes from the input read so far; InputError where the disk cannot hold them.
+
+    `written`: how many of the `rows` are on the disk already.
+    """
     expected = int(rows / share_read)
     size = expected * (8 * depth + 20)
-    free = shutil.disk_usage(folder.parent).free + rows * (8 * depth + 20)
+    free = shutil.disk_usage(folder.parent).free + written * (8 * depth + 20)
     if size > free:
         raise InputError(f"about {expected:,} states of depth {depth} will take {size / 1e9:,.1f} GB and "
                          f"{folder.parent} has {free / 1e9:,.1f} GB: set --state_interval_ms=100, --subsample or a "
                          "smaller --depth")  # fmt: skip
     return f"about {expected:,} states, {size / 1e9:,.2f} GB expected"
+
+
+# ----------------------------------------------------------------------- files of one pair that are parsed side by side
+
+
+def open_alike(feed: str, files: list[Path]) -> bool:
+    """Whether there are several files, and each opens with a snapshot of the same kind."""
+    opening = FEEDS[feed].opening
+    if opening is None or len(files) < 2:
+        return False
+    kinds = {opening(read_head(file)) for file in files}
+    return len(kinds) == 1 and None not in kinds
+
+
+def parse_apart(config: dict, feed: str, files: list[Path], partial: Path, executor: Executor) -> dict | None:
+    """Parse each file as a task of its own and join the parts; None where one stream would have given other bytes."""
+    batches = read_ahead(FEEDS[feed].read(files))
+    first, *units = infer_units(batches, config["tick_size"])
+    states: list[int] = []
+    book = make_book(config, units[1], lambda out: states.append(len(out[0])))
+    read_bytes = sum({batch.file: batch.file_bytes for batch in first}.values())
+    for batch in chain_freeing(first, iter(())):
+        apply_batch(book, batch, *units)
+    book.finish()
+    share = read_bytes / sum(file.stat().st_size for file in files)
+    name = partial.name.removeprefix(".").removesuffix(".partial")
+    print(f"{name}: {forecast(sum(states), config['depth'], share, partial)}; {len(files)} files apart")
+    folders = [partial / f"{name}.{index}" for index in range(len(files))]
+    tasks = [executor.submit(parse_files, config, feed, [file], folder, tuple(units))
+             for file, folder in zip(files, folders, strict=True)]  # fmt: skip
+    try:
+        parts = [task.result() for task in tasks]
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        wait(tasks)
+        raise
+    joints = [find_joint(config, *pair) for pair in itertools.pairwise(parts)]
+    if None in joints:
+        for folder in folders:
+            shutil.rmtree(folder)
+        return None
+    return join_parts(config["depth"], parts, folders, joints, partial)
+
+
+def read_opening(config: dict, batches: Iterator[Batch], units: tuple) -> dict | None:
+    """The book after a file's first message, that message's time and the next one's; None where there is none."""
+    book = make_book(config, units[1], lambda out: None)
+    first = None
+    for batch in batches:
+        first = first or batch
+        later = np.flatnonzero(batch.message != first.message[0])
+        count = int(later[0]) if len(later) else len(batch.time_ns)
+        columns: dict[str, Any] = {
+            name: part[:count] for name, part in batch._asdict().items() if isinstance(part, np.ndarray)
+        }
+        apply_batch(book, batch._replace(**columns), *units)
+        if len(later):
+            times = {"time": int(first.time_ns[0]), "next_time": int(batch.time_ns[count])}
+            return describe_book(book) | times
+    return None
+
+
+def describe_book(book: OrderBook) -> dict:
+    """The kernel's memory, and the best levels of a state's depth: bids' ticks and lots, asks' ticks and lots."""
+    levels = [array.tolist() for side in (BID, ASK) for array in book.levels(side, book.half)]
+    return {"memory": book.memory.tolist(), "levels": levels}
+
+
+def find_joint(config: dict, before: dict, after: dict) -> tuple[bool, bool] | None:
+    """Whether a segment begins between two parts, and whether the latter's first state replaces the former's last.
+
+    The latter was parsed from nothing. Past its opening snapshot the kernel carries nothing from before it, save in the
+    cases that give None: then only one stream gives the right bytes.
+    """
+    end, opening = before["end"], after["opening"]
+    if opening is None or 0 in (before["rows"], after["rows"]):
+        return None
+    bids, asks, half = opening["levels"][0], opening["levels"][2], config["depth"] // 2
+    memory, last_time, interval = end["memory"], end["memory"][TIME], config["state_interval_ms"] * 10**6
+    clamped = max(opening["time"], last_time)
+    unwritten = memory[TRADED] - (memory[TRADED_WRITTEN] if interval else 0)
+    if (
+        min(len(bids), len(asks)) < half or bids[0] >= asks[0]  # no state
+        or end["kind"] == SNAPSHOT or opening["time"] == end["time"]  # perhaps one message over both files
+        or opening["next_time"] <= last_time  # time would be clamped, or refused
+        or memory[CROSSED_SINCE] != NEVER or unwritten or opening["memory"][TRADED]
+    ):  # fmt: skip
+        return None
+    held_back = max(0, clamped - opening["time"])
+    if held_back and after["second_start"] == 1:  # the silence that begins it would be shorter
+        return None
+    empty = not (end["levels"][0] or end["levels"][2])
+    new_segment = bool(memory[NEW_SEGMENT]) or clamped - memory[LAST_VALID] > config["max_gap_seconds"] * 10**9
+    new_segment = new_segment or (not empty and end["levels"] != opening["levels"])
+    if not interval:
+        return new_segment, False
+    next_interval = opening["next_time"] // interval
+    if (next_interval == clamped // interval) != (next_interval == opening["time"] // interval):
+        return None
+    replaces = not new_segment and clamped // interval == memory[INTERVAL]
+    return None if replaces and next_interval == clamped // interval else (new_segment, replaces)
+
+
+def join_parts(depth: int, parts: list[dict], folders: list[Path], joints: list, partial: Path) -> dict:
+    """Append part after part to the arrays in `partial`, each deleted when it is copied."""
+    whole = StateWriter(partial, depth)
+    last_traded, last_begins = 0.0, False
+    for index, (part, folder) in enumerate(zip(parts, folders, strict=True)):
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in whole.writers}
+        starts = np.array(arrays.pop("segment_starts"))
+        if index:
+            begins, replaces = joints[index - 1]
+            arrays["timestamps"][0] = max(arrays["timestamps"][0], parts[index - 1]["end"]["memory"][TIME])
+            if replaces:
+                arrays["traded"][0], begins = last_traded, last_begins
+            starts = starts if begins else starts[1:]
+        last_traded, last_begins = arrays["traded"][-1], part["rows"] - 1 in starts
+        rows = part["rows"] - (index < len(joints) and joints[index][1])
+        for name, array in arrays.items():
+            for begin in range(0, rows, ROWS_TO_COPY):
+                whole.writers[name].append(array[begin : min(begin + ROWS_TO_COPY, rows)])
+        whole.writers["segment_starts"].append(whole.rows + starts[starts < rows])
+        whole.rows += rows
+        shutil.rmtree(folder)
+    whole.close()
+    summed = {name: sum(part[name] for part in parts) for name in ("updates", "crossed_ns", "any_trade")}
+    counters = {name: sum(part["counters"][name] for part in parts) for name in COUNTERS}
+    return parts[0] | summed | {"rows": whole.rows, "counters": counters}
 
 
 def check_states(folder: Path, meta: dict) -> None:

@@ -22,15 +22,13 @@ if __name__ == "__main__":
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import ROOT, ROW, report
+from benchmarks.report import ROW, report, watch
 from exploration_main import CHUNK_ROWS, STATISTICS, chunk_statistics
 from lob.files import ArrayWriter, Book, identity, new_table, open_book
 
@@ -87,18 +85,6 @@ def write_book(folder: Path, rows: int, depth: int) -> Book:
     meta = {"format_version": 1, "depth": depth, "tick_size": 0.01, "rows": rows}
     (folder / "meta.json").write_text(json.dumps(meta))
     return open_book(folder)
-
-
-def watch(*command: str) -> tuple[float, float]:
-    """Run a script; return its seconds and the most anonymous memory it held, in MB."""
-    began, most = time.perf_counter(), 0
-    with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            most = max([most, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))])
-            time.sleep(0.01)
-    assert process.returncode == 0, f"{command} failed"
-    return time.perf_counter() - began, most / 1024
 
 
 def measure_files(folder: Path, rows: int) -> list[tuple]:

@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -63,6 +64,18 @@ def describe_result(benchmark: str, rows: Sequence[dict[str, Any]], device: str 
         "versions": describe_versions(),
         "rows": complete,
     }
+
+
+def watch(*command: str) -> tuple[float, float]:
+    """Run a script; return its seconds and the most anonymous memory it held, in MB."""
+    began, most = time.perf_counter(), 0
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            most = max([most, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))])
+            time.sleep(0.01)
+    assert process.returncode == 0, f"{command} failed"
+    return time.perf_counter() - began, most / 1024
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,8 +1,7 @@
 """The order book: update rows in, one complete state a message out. Exact integers, one numba kernel for all feeds.
 
-Prices are ticks and sizes lots, int64. Each side is a sorted run inside a larger array, so that a change near the best
-price moves few elements and the visible levels of a state are four straight copies. Order-by-order feeds keep their
-orders in a hash table beside it. The whole book is kept, however far from the mid an order rests.
+Prices are ticks and sizes lots, int64. The sides are sorted arrays (`lob/levels.py`); order-by-order feeds keep their
+orders in a hash table beside them. The whole book is kept, however far from the mid an order rests.
 
 What each update means (every exception is counted, see `COUNTERS`):
 
@@ -17,11 +16,24 @@ What each update means (every exception is counted, see `COUNTERS`):
 """
 
 import numpy as np
-from numba import njit
 
 from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
+from lob.levels import (
+    ASK,
+    BID,
+    borrow,
+    change_level,
+    compiled,
+    empty_sides,
+    grown_sides,
+    inlined,
+    keep_depth,
+    level_lots,
+    remove_level,
+    same_depth,
+    write_state,
+)
 
-BID, ASK = 0, 1
 COUNTERS = (
     "messages",  # completed messages; each leaves the book in a state
     "states",  # of these, complete and uncrossed: candidates for a row
@@ -46,107 +58,7 @@ NEVER = np.iinfo(np.int64).min
 DONE, OUTPUT_FULL, GROW_LEVELS, GROW_ORDERS, CLOCK_BACK, NOT_INT32 = range(6)
 
 
-@njit(cache=True, nogil=True)
-def find_level(ticks, begin, end, price, from_end):
-    """Index of the first of the ascending ticks[begin:end] that is >= price, searched from the best price outward."""
-    if from_end:
-        step, high = 1, end
-        low = end - 1
-        while low >= begin and ticks[low] >= price:
-            high = low
-            low -= step
-            step *= 2
-        low = max(low + 1, begin) if low >= begin else begin
-    else:
-        step, low = 1, begin
-        high = begin
-        while high < end and ticks[high] < price:
-            low = high + 1
-            high += step
-            step *= 2
-        high = min(high, end)
-    while low < high:
-        middle = (low + high) >> 1
-        if ticks[middle] < price:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@njit(cache=True, nogil=True)
-def remove_level(side, index, bounds, ticks, lots, changed, ticks32, sizes32):
-    begin, end = bounds[side, 0], bounds[side, 1]
-    if index - begin < end - 1 - index:
-        for i in range(index, begin, -1):
-            ticks[side, i] = ticks[side, i - 1]
-            lots[side, i] = lots[side, i - 1]
-            changed[side, i] = changed[side, i - 1]
-            ticks32[side, i] = ticks32[side, i - 1]
-            sizes32[side, i] = sizes32[side, i - 1]
-        bounds[side, 0] = begin + 1
-    else:
-        for i in range(index, end - 1):
-            ticks[side, i] = ticks[side, i + 1]
-            lots[side, i] = lots[side, i + 1]
-            changed[side, i] = changed[side, i + 1]
-            ticks32[side, i] = ticks32[side, i + 1]
-            sizes32[side, i] = sizes32[side, i + 1]
-        bounds[side, 1] = end - 1
-
-
-@njit(cache=True, nogil=True)
-def insert_level(side, index, bounds, ticks, lots, changed, ticks32, sizes32):
-    """Make room for a level before `index` and return where it is."""
-    begin, end = bounds[side, 0], bounds[side, 1]
-    if (index - begin < end - index and begin > 0) or end == ticks.shape[1]:
-        for i in range(begin, index):
-            ticks[side, i - 1] = ticks[side, i]
-            lots[side, i - 1] = lots[side, i]
-            changed[side, i - 1] = changed[side, i]
-            ticks32[side, i - 1] = ticks32[side, i]
-            sizes32[side, i - 1] = sizes32[side, i]
-        bounds[side, 0] = begin - 1
-        return index - 1
-    for i in range(end, index, -1):
-        ticks[side, i] = ticks[side, i - 1]
-        lots[side, i] = lots[side, i - 1]
-        changed[side, i] = changed[side, i - 1]
-        ticks32[side, i] = ticks32[side, i - 1]
-        sizes32[side, i] = sizes32[side, i - 1]
-    bounds[side, 1] = end + 1
-    return index
-
-
-@njit(cache=True, nogil=True)
-def change_level(side, price, size, absolute, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32):
-    """Set a level's lots or add to them (negative: take away); return False where a level to shrink is not there."""
-    row = ticks[side]
-    index = find_level(row, bounds[side, 0], bounds[side, 1], price, side == BID)
-    found = index < bounds[side, 1] and row[index] == price
-    total = size if absolute or not found else lots[side, index] + size
-    if total <= 0:
-        if not found:
-            return size == 0 and not absolute
-        remove_level(side, index, bounds, ticks, lots, changed, ticks32, sizes32)
-        return True
-    if not found:
-        index = insert_level(side, index, bounds, ticks, lots, changed, ticks32, sizes32)
-        ticks[side, index] = price
-        ticks32[side, index] = min(max(price, -2147483648), 2147483647)
-    lots[side, index] = total
-    sizes32[side, index] = total * lot_size
-    changed[side, index] = time
-    return True
-
-
-@njit(cache=True, nogil=True)
-def level_lots(side, price, bounds, ticks, lots):
-    index = find_level(ticks[side], bounds[side, 0], bounds[side, 1], price, side == BID)
-    return lots[side, index] if index < bounds[side, 1] and ticks[side, index] == price else 0
-
-
-@njit(cache=True, nogil=True)
+@compiled
 def order_slot(orders, order_id):
     """Where an order is in the table (open addressing, linear probing), or the free slot where it would go."""
     cut = orders.shape[0] - 1
@@ -156,7 +68,7 @@ def order_slot(orders, order_id):
     return slot
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def forget_order(orders, slot):
     """Free a slot and close the hole behind it, so that no tombstones gather."""
     cut = orders.shape[0] - 1
@@ -173,14 +85,14 @@ def forget_order(orders, slot):
         probe = (probe + 1) & cut
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def rehash_orders(old, new):
     for i in range(old.shape[0]):
         if old[i, 3] != 0:
             new[order_slot(new, old[i, 0])] = old[i]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def forget_orders_at(orders, memory, side, price):
     """Forget every order that rests at an evicted level."""
     slot = 0
@@ -192,18 +104,16 @@ def forget_orders_at(orders, memory, side, price):
             slot += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def apply_order(kind, side, price, size, order_id, time, lot_size, orders, memory, counters, levels):
     """Apply one row of an order-by-order feed to the table of orders and to the levels."""
-    bounds, ticks, lots, changed, ticks32, sizes32 = levels
     slot = order_slot(orders, order_id)
     known = orders[slot, 3] != 0
     if kind in (ADD, SET, SNAPSHOT):
         if known:
             if kind != SET:
                 counters[DUPLICATES] += 1
-            change_level(orders[slot, 3] - 1, orders[slot, 1], -orders[slot, 2], False, time, lot_size,
-                         bounds, ticks, lots, changed, ticks32, sizes32)  # fmt: skip
+            change_level(orders[slot, 3] - 1, orders[slot, 1], -orders[slot, 2], False, time, lot_size, levels)
         else:
             if kind == SET:
                 counters[UNKNOWN] += 1
@@ -212,7 +122,7 @@ def apply_order(kind, side, price, size, order_id, time, lot_size, orders, memor
         orders[slot, 1] = price
         orders[slot, 2] = size
         orders[slot, 3] = side + 1
-        change_level(side, price, size, False, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32)
+        change_level(side, price, size, False, time, lot_size, levels)
     elif not known:
         counters[UNKNOWN] += 1
     else:
@@ -220,35 +130,33 @@ def apply_order(kind, side, price, size, order_id, time, lot_size, orders, memor
         if left < 0:
             counters[OVERDRAWN] += 1
             left = 0
-        change_level(orders[slot, 3] - 1, orders[slot, 1], left - orders[slot, 2], False, time, lot_size,
-                     bounds, ticks, lots, changed, ticks32, sizes32)  # fmt: skip
+        change_level(orders[slot, 3] - 1, orders[slot, 1], left - orders[slot, 2], False, time, lot_size, levels)
         orders[slot, 2] = left
         if left == 0:
             forget_order(orders, slot)
             memory[ORDERS] -= 1
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def apply_level(kind, side, price, size, time, lot_size, counters, levels):
     """Apply one row of a by-level feed."""
-    bounds, ticks, lots, changed, ticks32, sizes32 = levels
     if kind == ADD:
-        change_level(side, price, size, False, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32)
+        change_level(side, price, size, False, time, lot_size, levels)
     elif kind in (SET, SNAPSHOT, DELETE):
         new = 0 if kind == DELETE else size
-        if not change_level(side, price, new, True, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32):
+        if not change_level(side, price, new, True, time, lot_size, levels):
             counters[UNKNOWN] += 1
     else:
-        there = level_lots(side, price, bounds, ticks, lots)
+        there = level_lots(side, price, levels)
         if there == 0:
             counters[UNKNOWN] += 1
             return
         if size > there:
             counters[OVERDRAWN] += 1
-        change_level(side, price, -size, False, time, lot_size, bounds, ticks, lots, changed, ticks32, sizes32)
+        change_level(side, price, -size, False, time, lot_size, levels)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def clear_book(bounds, ticks, orders, memory):
     for side in range(2):
         bounds[side, 0] = bounds[side, 1] = ticks.shape[1] // 2
@@ -257,10 +165,10 @@ def clear_book(bounds, ticks, orders, memory):
         memory[ORDERS] = 0
 
 
-@njit(cache=True, nogil=True)
-def evict_ghost(memory, counters, orders, max_crossed_ns, lot_size, levels):
+@inlined
+def evict_ghost(memory, counters, orders, max_crossed_ns, levels):
     """Track how long the book has been crossed; past the limit remove, of the two best levels, the longer unchanged."""
-    bounds, ticks, lots, changed, ticks32, sizes32 = levels
+    bounds, ticks, _, changed = levels[:4]
     if bounds[BID, 0] == bounds[BID, 1] or bounds[ASK, 0] == bounds[ASK, 1]:
         memory[CROSSED_SINCE] = NEVER
         return
@@ -272,69 +180,25 @@ def evict_ghost(memory, counters, orders, max_crossed_ns, lot_size, levels):
     elif memory[TIME] - memory[CROSSED_SINCE] > max_crossed_ns:
         side, index = (BID, bid) if changed[BID, bid] < changed[ASK, ask] else (ASK, ask)
         forget_orders_at(orders, memory, side, ticks[side, index])
-        remove_level(side, index, bounds, ticks, lots, changed, ticks32, sizes32)
+        remove_level(side, index, levels)
         counters[GHOSTS] += 1
         crossed = bounds[BID, 0] < bounds[BID, 1] and bounds[ASK, 0] < bounds[ASK, 1]
         crossed = crossed and ticks[BID, bounds[BID, 1] - 1] >= ticks[ASK, bounds[ASK, 0]]
         memory[CROSSED_SINCE] = memory[TIME] if crossed else NEVER
 
 
-@njit(cache=True, nogil=True)
-def same_depth(half, levels, kept_ticks, kept_lots):
-    """Whether the best `half` levels a side are those kept before a snapshot."""
-    bounds, ticks, lots = levels[0], levels[1], levels[2]
-    for side in range(2):
-        count = bounds[side, 1] - bounds[side, 0]
-        if count < half:
-            return False
-        first = bounds[BID, 1] - half if side == BID else bounds[ASK, 0]
-        for i in range(half):
-            if kept_ticks[side, i] != ticks[side, first + i] or kept_lots[side, i] != lots[side, first + i]:
-                return False
-    return True
-
-
-@njit(cache=True, nogil=True)
-def keep_depth(half, levels, kept_ticks, kept_lots):
-    """Keep the best `half` levels a side; return False where there are not that many."""
-    bounds, ticks, lots = levels[0], levels[1], levels[2]
-    for side in range(2):
-        if bounds[side, 1] - bounds[side, 0] < half:
-            return False
-        first = bounds[BID, 1] - half if side == BID else bounds[ASK, 0]
-        kept_ticks[side] = ticks[side, first : first + half]
-        kept_lots[side] = lots[side, first : first + half]
-    return True
-
-
-@njit(cache=True, nogil=True)
-def write_state(row, half, levels, out_ticks, out_sizes):
-    """Copy the best `half` levels a side into an output row; False where a price does not fit int32."""
-    bounds, ticks, ticks32, sizes32 = levels[0], levels[1], levels[4], levels[5]
-    low, best_ask = bounds[BID, 1] - half, bounds[ASK, 0]
-    if ticks[BID, low] < -2147483648 or ticks[ASK, best_ask + half - 1] > 2147483647:
-        return False
-    for i in range(half):
-        out_ticks[row, i] = ticks32[BID, low + i]
-        out_sizes[row, i] = sizes32[BID, low + i]
-    for i in range(half):
-        out_ticks[row, half + i] = ticks32[ASK, best_ask + i]
-        out_sizes[row, half + i] = sizes32[ASK, best_ask + i]
-    return True
-
-
-@njit(cache=True, nogil=True)
-def end_message(half, subsample, interval_ns, max_crossed_ns, max_gap_ns, lot_size, orders, memory, counters, levels,
-                kept, out):  # fmt: skip
+@inlined
+def end_message(limits, orders, memory, counters, levels, kept, out):
     """Judge the book after a whole message and write it where it is a state that was asked for; False: not int32."""
+    half, subsample, interval_ns, max_crossed_ns, max_gap_ns, _, lot_size = limits
     bounds = levels[0]
     out_ticks, out_sizes, out_times, out_traded, out_starts = out
     counters[MESSAGES] += 1
     if memory[COMPARE] == 1:
         memory[COMPARE] = 0
-        if not same_depth(half, levels, kept[0], kept[1]):
+        if not same_depth(half, levels, kept):
             memory[NEW_SEGMENT] = 1
-    evict_ghost(memory, counters, orders, max_crossed_ns, lot_size, levels)
+    evict_ghost(memory, counters, orders, max_crossed_ns, levels)
     if bounds[BID, 1] - bounds[BID, 0] < half or bounds[ASK, 1] - bounds[ASK, 0] < half:
         counters[THIN] += 1
         return True
@@ -354,7 +218,7 @@ def end_message(half, subsample, interval_ns, max_crossed_ns, max_gap_ns, lot_si
         memory[TRADED] -= memory[TRADED_WRITTEN]
         memory[ROWS] += 1
     memory[SEEN] += 1
-    if (memory[SEEN] - 1) % subsample != 0:
+    if subsample > 1 and (memory[SEEN] - 1) % subsample != 0:
         return True
     row = memory[ROWS]
     if not write_state(row, half, levels, out_ticks, out_sizes):
@@ -374,15 +238,16 @@ def end_message(half, subsample, interval_ns, max_crossed_ns, max_gap_ns, lot_si
     return True
 
 
-@njit(cache=True, nogil=True)
-def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, half, subsample, interval_ns,
-               max_crossed_ns, max_gap_ns, max_clock_step_ns, lot_size, orders, memory, counters, levels, kept,
-               out):  # fmt: skip
+@compiled
+def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, limits, orders, memory, counters,
+               levels, kept, out):  # fmt: skip
     """Apply rows `start`... to the book; return the row it stopped before and why (DONE: all are applied).
 
     times, messages, prices (ticks), sizes (lots), order_ids: int64 (n,), order_ids empty for a by-level feed; kinds:
     uint8 (n,); is_buy: bool (n,). A message ends when a row of the next one, or `flush_message`, comes.
     """
+    orders, memory, counters, levels, kept, out = borrow((orders, memory, counters, levels, kept, out))  # type: ignore[call-arg]
+    half, max_clock_step_ns, lot_size = limits[0], limits[5], limits[6]
     bounds, ticks = levels[0], levels[1]
     capacity = levels[1].shape[1]
     by_order = len(order_ids) > 0
@@ -392,8 +257,7 @@ def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, 
             if memory[OPEN] == 1:
                 if memory[ROWS] + 2 > len(out[2]):
                     return i, OUTPUT_FULL
-                if not end_message(half, subsample, interval_ns, max_crossed_ns, max_gap_ns, lot_size, orders,
-                                   memory, counters, levels, kept, out):  # fmt: skip
+                if not end_message(limits, orders, memory, counters, levels, kept, out):
                     return i, NOT_INT32
                 memory[OPEN] = 0
             time = times[i]
@@ -414,7 +278,7 @@ def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, 
                 counters[SNAPSHOTS] += 1
                 if bounds[BID, 0] < bounds[BID, 1] or bounds[ASK, 0] < bounds[ASK, 1]:
                     memory[COMPARE] = 1
-                    if not keep_depth(half, levels, kept[0], kept[1]):
+                    if not keep_depth(half, levels, kept):
                         memory[NEW_SEGMENT] = 1
                 clear_book(bounds, ticks, orders, memory)
                 memory[IN_SNAPSHOT] = 1
@@ -463,7 +327,7 @@ class OrderBook:
         self.memory[NEW_SEGMENT] = 1
         self.counters = np.zeros(len(COUNTERS), dtype=np.int64)
         self.orders = np.zeros((1 << 12, 4), dtype=np.int64)  # id, price, lots, side + 1 (0: free)
-        self.side_arrays = self.empty_sides(1 << 12)
+        self.side_arrays = empty_sides(1 << 12)
         self.kept = (np.zeros((2, self.half), dtype=np.int64), np.zeros((2, self.half), dtype=np.int64))
         self.out = (
             np.empty((capacity, depth), np.int32),
@@ -474,25 +338,24 @@ class OrderBook:
         )
         self.order_ids = np.empty(0, dtype=np.int64)
 
-    @staticmethod
-    def empty_sides(capacity):
-        bounds = np.full((2, 2), capacity // 2, dtype=np.int64)
-        dtypes = (np.int64, np.int64, np.int64, np.int32, np.float32)  # ticks, lots, last change, and what is written
-        return bounds, *(np.zeros((2, capacity), dtype=dtype) for dtype in dtypes)
+    def arrays(self):
+        """What the kernel works on besides the rows."""
+        return self.orders, self.memory, self.counters, self.side_arrays, self.kept, self.out
 
     def apply(self, times, messages, kinds, is_buy, prices, sizes, order_ids=None):
         """Apply rows; ValueError(row, reason) for one that cannot be: CLOCK_BACK, or NOT_INT32 (the state before)."""
         ids = self.order_ids if order_ids is None else order_ids
         row = 0
         while True:
-            row, status = apply_rows(times, messages, kinds, is_buy, prices, sizes, ids, row, *self.limits, self.orders,
-                                     self.memory, self.counters, self.side_arrays, self.kept, self.out)  # fmt: skip
+            row, status = apply_rows(
+                times, messages, kinds, is_buy, prices, sizes, ids, row, self.limits, *self.arrays()
+            )
             if status == DONE:
                 return
             if status == OUTPUT_FULL:
                 self.write_out()
             elif status == GROW_LEVELS:
-                self.side_arrays = self.grown_sides()
+                self.side_arrays = grown_sides(self.side_arrays)
             elif status == GROW_ORDERS:
                 old, self.orders = self.orders, np.zeros((2 * len(self.orders), 4), dtype=np.int64)
                 rehash_orders(old, self.orders)
@@ -504,9 +367,7 @@ class OrderBook:
         if self.memory[ROWS] + 2 > len(self.out[2]):
             self.write_out()
         if self.memory[OPEN] == 1:
-            half, subsample, interval, crossed, gap, _, lot = self.limits
-            if not end_message(half, subsample, interval, crossed, gap, lot, self.orders, self.memory, self.counters,
-                               self.side_arrays, self.kept, self.out):  # fmt: skip
+            if not end_message(self.limits, *self.arrays()):
                 raise ValueError(0, NOT_INT32)
             self.memory[OPEN] = 0
         self.memory[ROWS] += self.memory[PENDING]
@@ -522,21 +383,6 @@ class OrderBook:
                 for array in self.out:
                     array[0] = array[rows]
             self.memory[ROWS] = 0
-
-    def grown_sides(self):
-        """Return the sides recentred in arrays with room for at least four times the levels there are."""
-        bounds, *arrays = self.side_arrays
-        capacity = arrays[0].shape[1]
-        while capacity < 4 * int((bounds[:, 1] - bounds[:, 0]).max()):
-            capacity *= 2
-        new_bounds, *grown = self.empty_sides(capacity)
-        for side in (BID, ASK):
-            begin, end = bounds[side]
-            new_begin = (capacity - (end - begin)) // 2
-            new_bounds[side] = new_begin, new_begin + end - begin
-            for old, new in zip(arrays, grown, strict=True):
-                new[side, new_begin : new_begin + end - begin] = old[side, begin:end]
-        return new_bounds, *grown
 
     def levels(self, side, count):
         """Best `count` levels (or fewer) of BID or ASK, best first: int64 price in ticks and size in lots."""

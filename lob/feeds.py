@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from lob.config import InputError
-from lob.recordings import open_decompressed, read_csv, read_head, read_lines, read_npy_chunks
+from lob.recordings import read_csv, read_head, read_lines, read_npy_chunks
 
 ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)  # update types; GAP (a row of its own): continuity was lost
 
@@ -52,27 +52,43 @@ class Batch(NamedTuple):
 
 
 Reader = Callable[[list[Path]], Iterator[Batch]]
-FEEDS: dict[str, tuple[Callable[[bytes], bool], Reader]] = {}  # name -> recognise(head), reader
 
 
-def feed(recognise: Callable[[bytes], bool]) -> Callable[[Reader], Reader]:
-    """Make `read_<name>` known as feed <name>."""
+class Feed(NamedTuple):
+    recognise: Callable[[bytes], bool]  # whether a file is of this feed, by its head: the first 64 KiB, decompressed
+    read: Reader
+    opening: Callable[[bytes], str | None] | None  # the kind of snapshot that a file opens with; None: with none
+
+
+FEEDS: dict[str, Feed] = {}
+
+
+def feed(
+    recognise: Callable[[bytes], bool], opening: Callable[[bytes], str | None] | None = None
+) -> Callable[[Reader], Reader]:
+    """Make `read_<name>` known as feed <name>; files whose `opening` is alike may be parsed side by side."""
 
     def register(reader: Reader) -> Reader:
-        FEEDS[reader.__name__.removeprefix("read_")] = (recognise, reader)
+        FEEDS[reader.__name__.removeprefix("read_")] = Feed(recognise, reader, opening)
         return reader
 
     return register
 
 
+def first_row(head: bytes) -> tuple[str, dict[str, str]]:
+    """Return the header and the first row by column of a CSV file's head."""
+    header, row, *_ = (line.strip().replace('"', "") for line in f"{head.decode(errors='replace')}\n\n".split("\n"))
+    delimiter = ";" if ";" in header else ","
+    return header, dict(zip(header.split(delimiter), row.split(delimiter), strict=False))
+
+
 def find_feed(file: Path) -> str:
     """Name the feed of a file by its first 64 KiB; InputError where no reader knows it."""
-    with open_decompressed(file) as (handle, _):
-        head = read_head(handle, file)
+    head = read_head(file)
     if not head:
         raise InputError(f"{file} is empty: remove it or fetch it again")
-    for name, (recognise, _) in FEEDS.items():
-        if recognise(head):
+    for name, known in FEEDS.items():
+        if known.recognise(head):
             return name
     first = head.split(b"\n", 1)[0][:120].decode(errors="replace")
     raise InputError(f"{file} is of no known feed ({', '.join(FEEDS)}); it begins with {first!r}: see "
@@ -107,7 +123,12 @@ def is_coinapi(head: bytes) -> bool:
     return head.startswith((b"time_exchange", b'"time_exchange')) or b"update_type" in head.split(b"\n", 1)[0]
 
 
-@feed(is_coinapi)
+def coinapi_opening(head: bytes) -> str | None:
+    header, row = first_row(head)
+    return header if row.get("update_type") == "SNAPSHOT" else None
+
+
+@feed(is_coinapi, coinapi_opening)
 def read_coinapi(files: list[Path]) -> Iterator[Batch]:
     """CoinAPI flat files `limitbook_full`: `;` or `,` between columns named in the header, in any order.
 
@@ -125,17 +146,15 @@ def read_coinapi(files: list[Path]) -> Iterator[Batch]:
 
 def read_coinapi_file(file: Path) -> Iterator[Batch]:
     """Yield one file's rows, message numbers left zero."""
-    with open_decompressed(file) as (handle, _):
-        head = read_head(handle, file)
+    head = read_head(file)
     if b"\n" not in head:
         raise InputError(f"{file} holds no rows: remove it or fetch it again")
-    header = head.split(b"\n", 1)[0].strip().decode(errors="replace").replace('"', "")
+    header, first = first_row(head)
     delimiter = ";" if ";" in header else ","
     names = header.split(delimiter)
     missing = [name for name in COINAPI_COLUMNS if name not in names]
     if missing:
         raise InputError(f"{file}: the header lacks {', '.join(missing)}; it is {header!r}")
-    first = dict(zip(names, head.split(b"\n")[1].decode(errors="replace").strip().split(delimiter), strict=False))
     by_time = ":" in first.get("time_exchange", "")[:3]
     types: dict[str, pa.DataType] = {"entry_px": pa.float64(), "entry_sx": pa.float64(), "is_buy": pa.string()}
     types["time_exchange"] = pa.time64("ns") if by_time else pa.timestamp("ns")
@@ -144,7 +163,7 @@ def read_coinapi_file(file: Path) -> Iterator[Batch]:
     types["update_type"] = types["is_buy"] = pa.dictionary(pa.int32(), pa.string())
     wanted = list(COINAPI_COLUMNS)
     if "order_id" in names:
-        types["order_id"] = pa.int64() if first.get("order_id", "").strip('"').isdigit() else pa.string()
+        types["order_id"] = pa.int64() if first.get("order_id", "").isdigit() else pa.string()
         wanted.append("order_id")
     options = csv.ConvertOptions(column_types=types, include_columns=wanted, strings_can_be_null=False)
     yield from coinapi_batches(file, delimiter, options, path_date_ns(file) if by_time else 0)
@@ -237,7 +256,12 @@ def is_tardis(head: bytes) -> bool:
     return {b"local_timestamp", b"is_snapshot", b"side", b"price", b"amount"} <= set(names)
 
 
-@feed(is_tardis)
+def tardis_opening(head: bytes) -> str | None:
+    _, row = first_row(head)
+    return row.get("symbol") if row.get("is_snapshot") == "true" else None
+
+
+@feed(is_tardis, tardis_opening)
 def read_tardis(files: list[Path]) -> Iterator[Batch]:
     """Tardis.dev CSV files `incremental_book_L2` of one symbol (https://docs.tardis.dev, "CSV data types").
 
@@ -322,7 +346,7 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
                     elif b'"lastUpdateId"' in text:
                         stream.snapshot = parse_json(text)
                         stream.take_snapshot(line)
-                if stream.rows:
+                if stream.heads:
                     yield stream.make_batch(file, file_bytes)
         except OSError as error:
             raise InputError(f"{file}, after line {line}: cannot be decompressed ({error}): fetch it again") from None
@@ -348,16 +372,12 @@ class BinanceStream:
         self.begun, self.known, self.counted = False, False, False  # was the book known; is it; was its loss told
         self.snapshot: dict[str, Any] | None = None  # waits for the message that bridges it
         # A snapshot stands in the file up to some seconds after its time: the lines since then are needed once more.
-        self.recent: deque[tuple[int, bytes]] = deque(maxlen=1000)
-        self.clear_rows()
-
-    def clear_rows(self) -> None:
-        self.rows = 0
-        self.texts: list[str] = []  # price, size, price, size...
-        self.heads: list[tuple[int, int, int, int, int, int]] = []  # time, message, type, line, bids, asks
+        self.recent: deque[dict[str, Any]] = deque(maxlen=1000)
+        self.levels: list[bytes] = []  # ["price","size"],["price","size"]... of bids, of asks, of bids...
+        self.heads: list[tuple[int, int, int, int]] = []  # time, message, type, line
 
     def take_depth(self, text: bytes, line: int) -> None:
-        depth = parse_json(text)
+        depth = parse_depth(text)
         if depth["s"] != self.symbol:
             if self.symbol is not None:
                 raise ValueError(f"of {depth['s']} among those of {self.symbol}")
@@ -371,7 +391,7 @@ class BinanceStream:
         elif len(self.recent) == self.recent.maxlen and not self.known:
             self.lose_book(depth, line)
         self.last = depth["u"]
-        self.recent.append((depth["u"], text))
+        self.recent.append(depth)
         if self.known:
             self.message += 1
             self.put_rows(SET, depth, depth["b"], depth["a"], line)
@@ -386,11 +406,12 @@ class BinanceStream:
         if self.snapshot is None or self.last is None or self.last < self.snapshot["lastUpdateId"] + self.spot:
             return
         snapshot, self.snapshot = self.snapshot, None
-        later = [parse_json(text) for u, text in self.recent if u >= snapshot["lastUpdateId"] + self.spot]
+        later = [depth for depth in self.recent if depth["u"] >= snapshot["lastUpdateId"] + self.spot]
         if (later[0]["U"] - 1 if self.spot else later[0]["pu"]) > snapshot["lastUpdateId"]:
             return  # older than the lines kept
         self.message += not self.known
-        self.put_rows(SNAPSHOT, later[-1] if self.known else later[0], snapshot["bids"], snapshot["asks"], line)
+        bids, asks = (orjson.dumps(snapshot[side])[1:-1] for side in ("bids", "asks"))
+        self.put_rows(SNAPSHOT, later[-1] if self.known else later[0], bids, asks, line)
         for index, depth in enumerate(later):
             self.message += index > 0 and not self.known
             self.put_rows(SET, later[-1] if self.known else depth, depth["b"], depth["a"], line)
@@ -400,36 +421,77 @@ class BinanceStream:
         """Tell once, by a GAP row, that messages are missing until the next snapshot."""
         if not self.counted:
             self.message += 1
-            self.put_rows(GAP, depth, [["0", "0"]], [], line)
+            self.put_rows(GAP, depth, b"[0,0]", b"", line)
         self.known, self.counted = False, True
 
-    def put_rows(self, kind: int, depth: dict[str, Any], bids: list, asks: list, line: int) -> None:
-        self.texts.extend(chain.from_iterable(bids))
-        self.texts.extend(chain.from_iterable(asks))
-        self.rows += len(bids) + len(asks)
-        if len(self.texts) != 2 * self.rows:
-            raise ValueError("a level is a price and a size")
-        self.heads.append((depth.get("T", depth["E"]), self.message, kind, line, len(bids), len(asks)))
+    def put_rows(self, kind: int, depth: dict[str, Any], bids: bytes, asks: bytes, line: int) -> None:
+        self.levels += (bids, asks)
+        self.heads.append((depth["T"] if "T" in depth else depth["E"], self.message, kind, line))
 
     def make_batch(self, file: Path, file_bytes: int) -> Batch:
-        """Turn the rows gathered into a batch; InputError naming the line of a price or size that is no number."""
+        """Turn the rows gathered into a batch; InputError naming the line of a level that is not two numbers."""
+        text = b"," + b",".join(
+            filter(None, self.levels)
+        )  # ,["1.5","2"],["1.6","3"] becomes the lines ,1.5,2 and ,1.6,3
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("]"))
+        lengths = np.fromiter(map(len, self.levels), np.int64, len(self.levels))
+        sides = np.diff(np.searchsorted(ends, np.cumsum(lengths + (lengths > 0))), prepend=0)
+        heads, counts = np.fromiter(chain.from_iterable(self.heads), np.int64).reshape(-1, 4), sides[::2] + sides[1::2]
+        time, message, kind, lines = (np.repeat(column, counts) for column in heads.T)
+        is_buy = np.repeat(np.tile([True, False], len(heads)), sides)
         try:
-            texts = pa.array(self.texts, pa.string(), from_pandas=False)
-            numbers = texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):  # what is no number becomes NaN, and check_sizes names it
-            numbers = pd.to_numeric(pd.Series(self.texts, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
-        heads = np.array(self.heads, dtype=np.int64)
-        time, message, kind, lines = (np.repeat(heads[:, i], heads[:, 4] + heads[:, 5]) for i in range(4))
-        is_buy = np.repeat(np.tile([True, False], len(heads)), heads[:, 4:].ravel())
-        self.clear_rows()
+            table = csv.read_csv(pa.BufferReader(text.translate(LEVEL_LINES, b'["')), *LEVEL_OPTIONS)
+            price, size = (table.column(name).to_numpy() for name in ("price", "size"))
+        except pa.ArrowInvalid:
+            price = size = np.empty(0)
+        if len(price) != len(time):
+            price, size = self.read_levels(file)
+        self.levels, self.heads = [], []
         batch = Batch(
-            to_ns(time), message, kind.astype(np.uint8), is_buy, numbers[::2], numbers[1::2], None, str(file),
-            int(heads[0, 3]), file_bytes, lines,
+            to_ns(time), message, kind.astype(np.uint8), is_buy, price, size, None, str(file), int(heads[0, 3]),
+            file_bytes, lines,
         )  # fmt: skip
         check_sizes(batch)
         return batch
 
+    def read_levels(self, file: Path) -> np.ndarray:
+        """Return float64 (2, n), prices and sizes, level by level; what is no number becomes NaN."""
+        rows: list[list] = []
+        for index, side in enumerate(self.levels):
+            try:
+                levels = orjson.loads(b"[" + side + b"]")
+            except ValueError:
+                levels = [side]
+            if any(not isinstance(level, list) or len(level) != 2 for level in levels):
+                line = self.heads[index // 2][3]
+                raise InputError(f"{file}, line {line}: no whole Binance message (a level is no pair): drop the line")
+            rows += levels
+        numbers = pd.to_numeric(pd.Series(chain.from_iterable(rows), dtype=object), errors="coerce")
+        return numbers.to_numpy(dtype=np.float64).reshape(-1, 2).T
+
+
+LEVEL_LINES = bytes.maketrans(b"]", b"\n")
+LEVEL_OPTIONS = (
+    csv.ReadOptions(column_names=["nothing", "price", "size"]), csv.ParseOptions(quote_char=False),
+    csv.ConvertOptions(column_types={"nothing": pa.null(), "price": pa.float64(), "size": pa.float64()},
+                       null_values=[""]),
+)  # fmt: skip
+
+
+def parse_depth(text: bytes) -> dict[str, Any]:
+    """Parse a depthUpdate; its levels b and a stay text, as JSON without the outer brackets: objects take the time."""
+    head, has_bids, levels = text.partition(b'"b":[')
+    bids, has_asks, levels = levels.partition(b'],"a":[')
+    asks, _, tail = levels.rpartition(b"]")
+    if has_bids and has_asks and b":" not in asks:
+        depth = parse_json(head + b'"b":0' + tail)
+        depth["b"], depth["a"] = bids, asks
+    else:
+        depth = parse_json(text)
+        depth["b"], depth["a"] = (orjson.dumps(depth[side])[1:-1] for side in "ba")
+    return depth
+
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    message = orjson.loads(text[text.index(b" ") + 1 :])
+    message = orjson.loads(text.partition(b" ")[2])
     return message.get("data", message)

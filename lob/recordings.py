@@ -5,15 +5,19 @@ Every fault is an InputError with the file, the row and the remedy.
 
 import contextlib
 import io
+import queue
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
 from lob.config import InputError
+
+Item = TypeVar("Item")
 
 
 @contextlib.contextmanager
@@ -30,9 +34,11 @@ def open_decompressed(file: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile
                 yield stream, raw
 
 
-def read_head(handle: pa.NativeFile, file: Path, size: int = 1 << 16) -> bytes:
+def read_head(file: Path, size: int = 1 << 16) -> bytes:
+    """Return the first bytes of a file, decompressed; InputError where it cannot be read."""
     try:
-        return handle.read(size)
+        with open_decompressed(file) as (handle, _):
+            return handle.read(size)
     except OSError as error:
         raise InputError(f"{file} cannot be decompressed ({error}): fetch it again") from None
 
@@ -109,12 +115,50 @@ def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarra
         raise InputError(f"{file} is no whole NumPy array ({error}): write it again with numpy.save") from None
 
 
+def read_ahead(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
+    """Run a generator in a thread of its own, at most `depth` items ahead; its error is raised here."""
+    ready: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def fill() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=fill, daemon=True).start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+
+
 def read_lines(file: Path) -> Iterator[tuple[list[bytes], int]]:
-    """Yield a file's lines in lists of about 4 MiB, with the file bytes read."""
+    """Yield a file's lines in lists of about 1 MiB, with the file bytes read."""
+    rest, file_bytes = b"", 0
+    for block, file_bytes in read_ahead(read_blocks(file)):
+        *lines, rest = (rest + block).split(b"\n")
+        yield lines, file_bytes
+    if rest:
+        yield [rest], file_bytes
+
+
+def read_blocks(file: Path) -> Iterator[tuple[bytes, int]]:
     with open_decompressed(file) as (handle, raw):
-        rest = b""
-        while block := handle.read(1 << 22):
-            *lines, rest = (rest + block).split(b"\n")
-            yield lines, raw.tell()
-        if rest:
-            yield [rest], raw.tell()
+        while block := handle.read(1 << 20):
+            yield block, raw.tell()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -177,6 +178,28 @@ def test_a_truncated_gzip_among_good_files_keeps_the_old_output_and_the_other_pa
     assert "20260503.csv.gz, after row" in done.stderr
     assert contents(tmp_path / "book_states" / "A_B") == before
     assert open_book(tmp_path / "book_states" / "C_D").rows > 1000
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fills_keeps_the_old_output_and_the_other_pairs(tmp_path, workers):
+    """A file may grow to 50 kB here: A_B's states are larger, C_D's are not."""
+    put(tmp_path, cut_of_sample(8_000))
+    assert parse(tmp_path).returncode == 0
+    before = contents(tmp_path / "book_states" / "A_B")
+    put(tmp_path, cut_of_sample(20_000))
+    put(tmp_path, HEADER + OPENING.replace("100", "99") * 2, pair="C_D")
+    command = [sys.executable, "data_parser.py", f"--data_dir={tmp_path}", f"--workers={workers}", "--depth=4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit_files)
+    assert done.returncode == 1
+    assert "A_B: [Errno 27] File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert contents(tmp_path / "book_states" / "A_B") == before
+    assert open_book(tmp_path / "book_states" / "C_D").rows == 1
+    assert sorted(path.name for path in (tmp_path / "book_states").iterdir()) == ["A_B", "C_D"]
 
 
 def test_twice_the_same_bytes_also_by_worker_processes(tmp_path):

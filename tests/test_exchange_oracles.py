@@ -44,7 +44,7 @@ def test_binance_best_levels_equal_book_ticker(recorded, pattern: str) -> None:
     assert {find_feed(file) for file in files} == {"binance"}
     written = []
     book = OrderBook(2, 1e-8, lambda out: written.append([array.copy() for array in out]))
-    for batch in FEEDS["binance"][1](files):
+    for batch in FEEDS["binance"].read(files):
         ticks, lots = (
             np.rint(values * scale).astype(np.int64) for values, scale in ((batch.price, 1e2), (batch.size, 1e8))
         )

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from conftest import ROOT
 from reference_book import ReferenceBook
 
 import data_parser
+from lob import feeds
 from lob.config import InputError
 from lob.feeds import FEEDS, SET, SNAPSHOT, find_feed
 from lob.files import open_book
@@ -162,7 +164,7 @@ def test_npy_array_of_many_chunks_is_one_stream(tmp_path) -> None:
                       np.ones(300_000)], axis=1)  # fmt: skip
     file = tmp_path / "1.npy"
     np.save(file, array)
-    batches = list(FEEDS["npy"][1]([file]))
+    batches = list(FEEDS["npy"].read([file]))
     message = np.concatenate([batch.message for batch in batches])
     assert len(batches) == 2
     np.testing.assert_array_equal(message - message[0], np.repeat(np.arange(60_000), 5))
@@ -221,6 +223,11 @@ def write_snapshot(message: int, story: list[Message], part: int = 0, most: int 
                   for side, prices in ((0, reference.prices[0][::-1]), (1, reference.prices[1])))  # fmt: skip
     update = 100 * message + part
     return f"{START_MS}000001 " + json.dumps({"lastUpdateId": update, "bids": bids, "asks": asks})
+
+
+def compact(line: str) -> str:
+    """A line without spaces in its JSON, as Binance sends it: read by the faster way."""
+    return line.replace(", ", ",").replace(": ", ":")
 
 
 def write_lines(folder: Path, lines: list[str], name: str = "1.gz") -> Path:
@@ -311,6 +318,11 @@ def test_binance_faults_name_file_and_line(tmp_path) -> None:
         (good[40].replace('.', 'x'), "line 41: price nan and size nan must be numbers"),
         (good[40].replace('"a": ', '"a": [["1.0"]], "z": '), "line 41: no whole Binance message"),
         (good[40].replace('"a": ', '"a": [["99.05", "1"]], "z": '), "line 41: price 99.05 is no exact multiple of 0.1"),
+        (compact(good[40]).replace('"a":[[', '"a":[["1.0"],['), "line 41: no whole Binance message (a level is"),
+        (compact(good[40]).replace('"a":[[', '"a":[["1.0",],['), "line 41: price 1.0 and size nan must be numbers"),
+        (compact(good[40]).replace('"a":[[', '"a":[{"1.0":2},['), "line 41: no whole Binance message"),
+        (compact(good[40]).replace('"a":[[', '"a":[["x","1"],['), "line 41: price nan and size 1.0 must be numbers"),
+        (compact(good[40]).replace('"a":[', '"a":[["99.05","1"]],"z":['), "line 41: price 99.05 is no exact multiple"),
     ):  # fmt: skip
         write_lines(tmp_path, [*good[:40], wrong, *good[41:]])
         line = refuse(tmp_path, tick_size=0.1)
@@ -326,3 +338,29 @@ def test_binance_numbers_that_are_no_text_are_read_too(tmp_path) -> None:
     lines = [write_snapshot(0, story, 1), *(write_depth(message, story, spot=True) for message in range(1, 20))]
     write_lines(tmp_path, [re.sub(r'"([0-9.]+)"', r"\1", line) for line in lines])
     assert parse(tmp_path) == tell_states(story, first=1)
+
+
+# ------------------------------------------------------------------------------------------------- the README's example
+
+
+def test_the_exchange_that_the_readme_adds_is_read(tmp_path) -> None:
+    code = re.search(
+        r"## Adding an exchange.*?```python\n(.*?)```", (ROOT / "training_data" / "README.md").read_text(), re.S
+    )
+    assert code
+    try:
+        exec(code[1], vars(feeds).copy())
+        story = tell_story()
+        for name, part in (("1.gz", story[:250]), ("2.gz", story[250:])):
+            lines = []
+            for time_ms, kind, levels in part:
+                sides = {side: [price_level(*level[1:]) for level in levels if level[0] == buy]
+                         for side, buy in (("b", True), ("a", False))}  # fmt: skip
+                message = {"topic": "orderbook.500.BTCUSDT", "type": "snapshot" if kind == SNAPSHOT else "delta",
+                           "ts": time_ms, "data": {"s": "BTCUSDT", **sides, "u": 1, "seq": 2}}  # fmt: skip
+                lines.append(json.dumps(message, separators=(",", ":")))
+            file = write_lines(tmp_path, lines, name)
+        assert find_feed(file) == "bybit"
+        assert parse(tmp_path) == tell_states(story)
+    finally:
+        FEEDS.pop("bybit", None)

@@ -1,0 +1,186 @@
+"""The parser's kernel and the window statistics beside packages that do a part of the same, on the same input.
+
+    python -m benchmarks.bench_peers
+    python -m benchmarks.bench_peers --write=True
+
+order-book (a C extension): its sorted sides, changed from Python; a state is its `to_dict` of the best levels.
+hftbacktest: its two market depths in Rust, driven from numba by its backtest; a state is read level by level (hash map)
+or copied from the array of the prices around (ROI vector). pandas: rolling means and deviations of five statistics.
+Each is skipped by name where it is not installed. Prints a table and one JSON line.
+"""
+
+config = {
+    "updates": 500_000,  # of the synthetic stream of bench_parser.py
+    "rows": 1_000_000,  # states whose windows are described
+    "temporal_dim": 256,  # states a window
+    "write": False,  # keep the result in benchmarks/results/peers.json
+}
+
+from lob.config import load_config, run
+
+if __name__ == "__main__":
+    config = load_config(config, __file__)
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+from numba import njit
+
+from benchmarks.bench_parser import DEPTH, LEVELS, Columns, best_of, make_updates
+from benchmarks.report import ROW, report
+from exploration_main import CHUNK_ROWS, chunk_statistics
+from lob.book import ASK, BID, OrderBook
+from lob.files import Book
+
+HALF = DEPTH // 2
+
+
+def main(config: dict) -> None:
+    columns = make_updates(config["updates"])
+    rows, best = measure_ours(columns)
+    for name, measure in (("order_book", measure_order_book), ("hftbacktest", measure_hftbacktest)):
+        try:
+            package = importlib.import_module(name)
+        except ImportError:
+            print(f"{name} is not installed: its cases are skipped (pip install -r requirements-dev.txt)")
+            continue
+        rows += measure(package, columns, best)
+    rows += measure_pandas(config["rows"], config["temporal_dim"])
+    report("peers", [dict(zip(ROW, row, strict=True)) for row in rows], write=config["write"])
+
+
+def rate_rows(case: str, columns: Columns, seconds: list[float], notes: tuple[str, str]) -> list[tuple]:
+    metrics = ("updates_per_second", "updates_with_state_per_second")
+    return [(case, metric, len(columns[0]) / taken, "1/s", note)
+            for metric, taken, note in zip(metrics, seconds, notes, strict=True)]  # fmt: skip
+
+
+def measure_ours(columns: Columns) -> tuple[list[tuple], tuple[int, int]]:
+    """The kernel, with states of 2 and of 96 levels; also the best prices that are left, which peers must find."""
+    books: list[OrderBook] = []
+
+    def apply_all(depth: int) -> None:
+        books[:] = [OrderBook(depth, 1e-5, lambda out: None)]
+        books[0].apply(*columns)
+
+    apply_all(2)
+    seconds = best_of(3, lambda: apply_all(2), lambda: apply_all(DEPTH))
+    best = int(books[0].levels(BID, 1)[0][0]), int(books[0].levels(ASK, 1)[0][0])
+    return rate_rows("ours", columns, seconds, ("best levels after each", f"{DEPTH} levels after each")), best
+
+
+def measure_order_book(package: ModuleType, columns: Columns, best: tuple[int, int]) -> list[tuple]:
+    rows = list(zip(*(column.tolist() for column in columns[3:]), strict=True))
+    books: list = []
+
+    def apply_rows(count: int, with_states: bool) -> None:
+        books[:] = [package.OrderBook(max_depth=HALF)]
+        sides = books[0].asks, books[0].bids
+        for row, (is_buy, price, size) in enumerate(rows[:count]):
+            side = sides[is_buy]
+            if size:
+                side[price] = size
+            elif price in side:
+                del side[price]
+            if with_states and row >= 2 * LEVELS:
+                books[0].to_dict()
+
+    few = len(rows) // 20  # a state takes it long
+    state_seconds = best_of(2, lambda: apply_rows(few, True))[0] * len(rows) / few
+    seconds = best_of(2, lambda: apply_rows(len(rows), False))[0]
+    found = books[0].bids.index(0)[0], books[0].asks.index(0)[0]
+    assert found == best, f"order-book ends with {found}, ours with {best}"
+    return rate_rows("order_book", columns, [seconds, state_seconds],
+                     ("nothing read", f"to_dict of {DEPTH} levels after each"))  # fmt: skip
+
+
+def measure_hftbacktest(package: ModuleType, columns: Columns, best: tuple[int, int]) -> list[tuple]:
+    time_ns, _, _, is_buy, price, size = columns
+    events = np.zeros(len(price), package.types.event_dtype)
+    events["ev"] = np.where(is_buy, package.BUY_EVENT, package.SELL_EVENT) | package.LOCAL_EVENT | package.DEPTH_EVENT
+    events["exch_ts"] = events["local_ts"] = time_ns
+    events["px"], events["qty"] = price / 100, size / 10**5
+    low, high = float(price.min() - 100) / 100, float(price.max() + 100) / 100
+    rows = []
+    for name in ("HashMapMarketDepth", "ROIVectorMarketDepth"):
+        taken = []
+        for levels in (1, HALF):
+            found = np.zeros(2, np.int64)
+
+            def replay(name: str = name, levels: int = levels, found: np.ndarray = found) -> None:
+                asset = package.BacktestAsset().data(events).linear_asset(1.0).constant_order_latency(0, 0)
+                asset = asset.risk_adverse_queue_model().no_partial_fill_exchange().trading_value_fee_model(0.0, 0.0)
+                asset = asset.tick_size(0.01).lot_size(1e-5)
+                if name.startswith("ROI"):
+                    asset = asset.roi_lb(low).roi_ub(high)
+                backtest = getattr(package, f"{name}Backtest")([asset])
+                follow(backtest, levels, np.zeros((2, levels)), found)
+                backtest.close()
+
+            replay()
+            taken += best_of(2, replay)
+            assert tuple(found) == best, f"hftbacktest ends with {found}, ours with {best}"
+        rows += rate_rows(f"hftbacktest_{name}", columns, taken,
+                          ("best levels after each", f"{DEPTH} levels after each, tick by tick"))  # fmt: skip
+    return rows
+
+
+@njit
+def follow(backtest, levels, sizes, found):
+    """Step through the feed; after each event read the best `levels` a side, as a strategy would."""
+    while backtest.wait_next_feed(False, 10**15) == 2:
+        depth = backtest.depth(0)
+        found[0], found[1] = depth.best_bid_tick, depth.best_ask_tick
+        for side in range(2):
+            tick, count, step = found[side], 0, -1 if side == 0 else 1
+            for _ in range(100_000):
+                size = depth.bid_qty_at_tick(tick) if side == 0 else depth.ask_qty_at_tick(tick)
+                if size > 0:
+                    sizes[side, count] = size
+                    count += 1
+                    if count == levels:
+                        break
+                tick += step
+    found[0], found[1] = backtest.depth(0).best_bid_tick, backtest.depth(0).best_ask_tick
+
+
+def measure_pandas(rows: int, length: int) -> list[tuple]:
+    """Five statistics by pandas.rolling beside all eleven of exploration_main.py, from the same arrays."""
+    rng = np.random.default_rng(0)
+    bid = 7_800_000 + np.cumsum(rng.integers(-1, 2, rows))
+    top = np.stack([bid, bid + rng.integers(1, 4, rows)], axis=1).astype(np.int32)
+    sizes = rng.random((rows, 2), dtype=np.float32) + 1
+    book = Book(Path("memory"), {"depth": 2, "tick_size": 0.01}, top, sizes, np.arange(rows) * 10**7,
+                np.zeros(1, np.int64), top, sizes[:, 0].copy())  # fmt: skip
+    ours: list[np.ndarray] = []
+    theirs: list[pd.Series] = []
+
+    def describe() -> None:
+        ours[:] = [chunk_statistics(book, first, min(first + CHUNK_ROWS + length - 1, rows), length)
+                   for first in range(0, rows - length + 1, CHUNK_ROWS)]  # fmt: skip
+
+    def roll() -> None:
+        mid = pd.Series(top.sum(axis=1) / 2.0)
+        returns, spread = mid.pct_change(), pd.Series(top[:, 1] - top[:, 0]) / mid
+        imbalance = pd.Series((sizes[:, 0] - sizes[:, 1]) / sizes.sum(axis=1))
+        ticks = returns.rolling(length - 1)
+        theirs[:] = [mid.pct_change(length - 1), spread.rolling(length).mean(), ticks.std(ddof=0), ticks.mean(),
+                     imbalance.rolling(length).mean()]  # fmt: skip
+
+    describe()
+    seconds, pandas_seconds = best_of(3, describe, roll)
+    deviation = np.concatenate([part["std_tick_returns_bps"] for part in ours]) / 1e4
+    difference = float(np.abs(theirs[2].to_numpy()[length - 1 :] / deviation - 1).max())
+    windows, note = rows - length + 1, f"temporal_dim {length}, {rows:,} states"
+    return [
+        ("ours", "windows_per_second", windows / seconds, "1/s", f"11 statistics, {note}"),
+        ("pandas", "windows_per_second", windows / pandas_seconds, "1/s", f"5 statistics by rolling, {note}"),
+        ("pandas", "largest_relative_difference", difference, "", "of the deviation of tick returns from ours"),
+    ]
+
+
+if __name__ == "__main__":
+    run(main, config)

@@ -1,0 +1,65 @@
+"""Fetch a day of order book updates from tardis.dev: the first day of each month is free, of every exchange.
+
+    python training_data/download_tardis.py --exchange=binance-futures --symbol=BTCUSDT --date=2024-08-01
+
+Writes `training_data/raw/<SYMBOL>/<date>.csv.gz` (`incremental_book_L2`), which data_parser.py reads; later days go
+beside it. Needs the package tardis-dev; other days than the first of a month need a key in TARDIS_API_KEY.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+config = {
+    "exchange": "binance-futures",  # as tardis.dev names it
+    "symbol": "BTCUSDT",  # as the exchange writes it
+    "date": "2024-08-01",  # a UTC day, YYYY-MM-DD
+    "data_dir": "training_data",  # the file goes into raw/<SYMBOL>/ below it
+    "endpoint": "https://datasets.tardis.dev/v1",  # where the files are served
+}
+
+from lob.config import InputError, load_config, run
+
+if __name__ == "__main__":
+    config = load_config(config, __file__)
+
+import os
+import re
+import urllib.error
+from datetime import date, timedelta
+
+
+def main(config: dict) -> None:
+    try:
+        day = date.fromisoformat(config["date"])
+    except ValueError:
+        raise InputError(f"date = {config['date']!r} is no day: write it as 2024-08-01") from None
+    try:
+        from tardis_dev import download_datasets
+    except ImportError:
+        raise InputError(
+            "downloading needs the package tardis-dev: pip install -c constraints.txt tardis-dev"
+        ) from None
+    folder = Path(config["data_dir"]) / "raw" / re.sub(r"[^\w.-]", "-", config["symbol"].upper())
+    file = folder / f"{day}.csv.gz"
+    if file.exists():
+        print(f"{file} is already there")
+        return
+    try:
+        download_datasets(
+            config["exchange"], ["incremental_book_L2"], [config["symbol"]], str(day), str(day + timedelta(days=1)),
+            api_key=os.environ.get("TARDIS_API_KEY", ""), download_dir=str(folder), endpoint=config["endpoint"],
+            get_filename=lambda *_: file.name,
+        )  # fmt: skip
+    except urllib.error.HTTPError as error:
+        raise InputError(f"tardis.dev has no {config['exchange']} {config['symbol']} of {day} for you ({error.code}: "
+                         f"{str(error.msg).strip()[:200]}): without a key in TARDIS_API_KEY only the first day of a "
+                         "month is served") from None  # fmt: skip
+    print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB; next: python data_parser.py --data_dir={config['data_dir']} "
+          f"--pairs=\"['{folder.name}']\"")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main, config)
