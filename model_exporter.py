@@ -12,9 +12,9 @@ Each part takes windows that end now, price_ticks int64 (B, T, L) and sizes floa
   (B,). As TorchScript it also has the methods `embed(price_ticks, sizes)` and `heads(embedding, state)`.
 
 Files are `exports/<run>/<part>[_bf16][_cuda].pt` (TorchScript) and `.onnx`, each with a `.json` that says what its own
-metadata says: inputs, outputs, units, checkpoint. A bf16 file's encoder computes in bf16, but in ONNX, whose CPU kernels
-have no bf16 products, only its weights are stored so. A file whose outputs differ from the checkpoint's on real windows
-by more than the tolerance is deleted, with exit status 1.
+metadata says: inputs, outputs, units, checkpoint. A bf16 file's layers multiply in bf16 and add in fp32; in ONNX, whose
+CPU kernels have no bf16 products, only their weights are stored so. A file whose outputs differ from the checkpoint's on
+real windows by more than the tolerance is deleted, with exit status 1.
 """
 
 config = {
@@ -77,7 +77,7 @@ from lob.windows import gather_windows, segment_ranges, window_ends
 
 PARTS = ("encoder", "reconstruction", "actor_critic")
 FORMATS = {"torchscript": ".pt", "onnx": ".onnx"}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = ("fp32", "bf16")
 ACTIONS = ("sell", "hold", "buy")
 # Run without this repository, as a user's program does: two batch sizes, then the time of one window on one thread.
 FRESH_PROCESS = """
@@ -112,6 +112,13 @@ numpy.savez(found, *outputs, milliseconds=1e3 * numpy.median(times[5:]))
 """
 
 
+class Bf16Linear(nn.Linear):
+    """A product in bf16 that is added to float32: the sum over many layers would lose what single ones keep."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
 class Tokens(nn.Module):
     """What the encoder is fed for windows with nothing hidden: the normalisation inside a graph."""
 
@@ -135,8 +142,7 @@ class WindowEncoder(nn.Module):
         self.tokens, self.encoder, self.pooling = Tokens(encoder.config), encoder, pooling
 
     def forward(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        tokens = self.tokens(price_ticks, sizes).to(self.encoder.embed.weight.dtype)
-        hidden = self.encoder.encode(tokens).float()
+        hidden = self.encoder.encode(self.tokens(price_ticks, sizes))
         if self.pooling == "last":
             return hidden[:, -1]
         return hidden.mean(dim=1) if self.pooling == "mean" else hidden
@@ -151,8 +157,7 @@ class Reconstruction(nn.Module):
 
     def forward(self, price_ticks: Tensor, sizes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         tokens, base, _, parameters = build_inputs(price_ticks, sizes, mask, self.encoder.config)
-        values = self.encoder(tokens.to(self.encoder.embed.weight.dtype), base)
-        return invert(values, parameters, self.encoder.config.normalization)
+        return invert(self.encoder(tokens, base), parameters, self.encoder.config.normalization)
 
 
 class ActorCritic(nn.Module):
@@ -276,16 +281,15 @@ def variants(config: dict) -> list[tuple[str, str, str]]:
 def make_part(
     part: str, encoder: BookEncoder, config: dict, precision: str = "fp32", device: str = "cpu"
 ) -> nn.Module:
-    """Return a part around a copy of the encoder, whose parameters alone take the precision."""
+    """Return a part around a copy of the encoder, whose layers alone take the precision."""
     encoder = copy.deepcopy(encoder).requires_grad_(False)
-    for parameter in encoder.parameters():
-        parameter.data = parameter.data.to(PRECISIONS[precision])
+    for module in encoder.layers.modules() if precision == "bf16" else ():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16).__class__ = Bf16Linear
     if part == "actor_critic":
-        module: nn.Module = ActorCritic(encoder, config).train(config["training_mode"])
-    else:
-        module = WindowEncoder(encoder, config["pooling"]) if part == "encoder" else Reconstruction(encoder)
-        module.eval()
-    return module.to(device)
+        return ActorCritic(encoder, config).train(config["training_mode"]).to(device)
+    made = WindowEncoder(encoder, config["pooling"]) if part == "encoder" else Reconstruction(encoder)
+    return made.eval().to(device)
 
 
 def open_books(config: dict, encoder: EncoderConfig) -> list[Book]:
