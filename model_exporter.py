@@ -13,8 +13,8 @@ Each part takes windows that end now, price_ticks int64 (B, T, L) and sizes floa
 
 Files are `exports/<run>/<part>[_bf16][_cuda].pt` (TorchScript) and `.onnx`, each with a `.json` that says what its own
 metadata says: inputs, outputs, units, checkpoint. A bf16 file's layers multiply in bf16 and add in fp32; in ONNX, whose
-CPU kernels have no bf16 products, only their weights are stored so. A file whose outputs differ from the checkpoint's on
-real windows by more than the tolerance is deleted, with exit status 1.
+CPU kernels have no bf16 products, only their weights are stored so. A file whose outputs differ from the checkpoint's
+on real windows by more than the tolerance is deleted, with exit status 1.
 """
 
 config = {
@@ -69,16 +69,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lob.checkpoints import find_checkpoint, load_model
-from lob.encoder import BookEncoder, EncoderConfig, build_inputs, count_parameters
+from lob.encoder import BookEncoder, EncoderConfig, count_parameters
 from lob.files import FORMAT_VERSION, Book, find_pairs, identity, new_file, new_table, open_book
-from lob.normalisation import invert
+from lob.policy import ACTIONS, ActorCritic, Reconstruction, WindowEncoder, in_bf16
 from lob.window_store import WindowStore
 from lob.windows import gather_windows, segment_ranges, window_ends
 
 PARTS = ("encoder", "reconstruction", "actor_critic")
 FORMATS = {"torchscript": ".pt", "onnx": ".onnx"}
-PRECISIONS = ("fp32", "bf16")
-ACTIONS = ("sell", "hold", "buy")
 # Run without this repository, as a user's program does: two batch sizes, then the time of one window on one thread.
 FRESH_PROCESS = """
 import sys, time, numpy
@@ -112,102 +110,6 @@ numpy.savez(found, *outputs, milliseconds=1e3 * numpy.median(times[5:]))
 """
 
 
-class Bf16Linear(nn.Linear):
-    """A product in bf16 that is added to float32: the sum over many layers would lose what single ones keep."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
-class Tokens(nn.Module):
-    """What the encoder is fed for windows with nothing hidden: the normalisation inside a graph."""
-
-    def __init__(self, config: EncoderConfig):
-        super().__init__()
-        self.config = config
-
-    def forward(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        return build_inputs(price_ticks, sizes, None, self.config)[0]
-
-
-class WindowEncoder(nn.Module):
-    """Windows that end now -> one embedding each, float32; with pooling 'all' one of every state, (B, T, D).
-
-    Otherwise it is taken at the window's end alone: in a bidirectional encoder those of earlier states hold their
-    future.
-    """
-
-    def __init__(self, encoder: BookEncoder, pooling: str):
-        super().__init__()
-        self.tokens, self.encoder, self.pooling = Tokens(encoder.config), encoder, pooling
-
-    def forward(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        hidden = self.encoder.encode(self.tokens(price_ticks, sizes))
-        if self.pooling == "last":
-            return hidden[:, -1]
-        return hidden.mean(dim=1) if self.pooling == "mean" else hidden
-
-
-class Reconstruction(nn.Module):
-    """Windows and a mask -> the predicted price in ticks and size of every entry."""
-
-    def __init__(self, encoder: BookEncoder):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, price_ticks: Tensor, sizes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        tokens, base, _, parameters = build_inputs(price_ticks, sizes, mask, self.encoder.config)
-        return invert(self.encoder(tokens, base), parameters, self.encoder.config.normalization)
-
-
-class ActorCritic(nn.Module):
-    """Windows and the agent's own state -> logits of sell, hold and buy, (B, 3), and value, (B,).
-
-    The state passes a head of its own, beside the embedding; policy and value heads take both. Without `trainable`
-    the encoder's parameters want no gradient and its dropout is off in training mode too.
-    """
-
-    def __init__(self, encoder: BookEncoder, config: dict):
-        super().__init__()
-        torch.manual_seed(config["seed"])
-        self.trainable: bool = config["trainable"]
-        self.state_features: int = config["state_features"]
-        self.window = WindowEncoder(encoder, config["pooling"]).requires_grad_(self.trainable)
-        if not self.trainable:
-            for layer in encoder.layers:
-                layer.dropout = 0.0
-        widths = [self.state_features, *config["state_widths"]]
-        joint = encoder.config.width + widths[-1]
-        self.state_head = dense(widths, nn.Tanh())
-        self.policy_head = dense([joint, *config["policy_widths"], len(ACTIONS)])
-        self.value_head = dense([joint, *config["value_widths"], 1])
-        nn.init.orthogonal_(self.policy_head[-1].weight, 0.01)  # so that the first policy is near uniform
-
-    def forward(self, price_ticks: Tensor, sizes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self.heads(self.embed(price_ticks, sizes), state)
-
-    @torch.jit.export
-    def embed(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        embedding = self.window(price_ticks, sizes)
-        return embedding if self.trainable else embedding.detach()
-
-    @torch.jit.export
-    def heads(self, embedding: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """For embeddings that were written once: what is left to compute of a policy with a frozen encoder."""
-        both = torch.cat([embedding, self.state_head(state)], dim=1)
-        return self.policy_head(both), self.value_head(both).squeeze(1)
-
-
-def dense(widths: list[int], *last: nn.Module) -> nn.Sequential:
-    """Linear layers with tanh between them and orthogonal weights (gain sqrt 2), PPO's usual ones."""
-    layers: list[nn.Module] = []
-    for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
-        layers += ([nn.Tanh()] if number else []) + [nn.Linear(before, after)]
-        nn.init.orthogonal_(layers[-1].weight, 2**0.5)
-        nn.init.zeros_(layers[-1].bias)
-    return nn.Sequential(*layers, *last)
-
-
 def main(config: dict) -> int:
     check_config(config)
     path = find_checkpoint(config["runs_dir"], config["model_path"])
@@ -219,30 +121,32 @@ def main(config: dict) -> int:
     inputs = check_inputs(config, encoder.config) if config["formats"] else {}
     books = open_books(config, encoder.config) if config["embeddings"] else []
     if inputs:
-        print(f"{path} (step {origin['step']:,}) -> {folder}\n{'file':<28}{'bytes':>12}{'difference':>12}{'batch 1':>12}")
+        print(f"{path} (step {origin['step']:,}) -> {folder}")
+        print(f"{'file':<28}{'bytes':>12}{'difference':>12}{'batch 1':>12}")
     for part in config["parts"] if inputs else ():
         expected = outputs_of(make_part(part, encoder, config), inputs[part])
         for format_, precision, device in variants(config):
             file = folder / (part + ("_bf16" if precision == "bf16" else "") + ("_cuda" if device == "cuda" else "")
                              + FORMATS[format_])  # fmt: skip
             module = make_part(part, encoder, config, precision, device)
-            facts = describe(part, encoder.config, config) | {"precision": precision, "device": device} | origin
-            write(file, module, inputs[part], facts, precision)
-            difference, milliseconds = compare(file, expected, inputs[part], device)
+            facts = describe(part, encoder.config, config, precision, device) | origin
+            write(file, module, inputs[part], facts)
+            found, milliseconds = compare(file, expected, inputs[part], device)
             tolerance = config["tolerance" if precision == "fp32" else "tolerance_bf16"]
-            if not difference <= tolerance:
+            if not found <= tolerance:
                 file.unlink()
                 file.with_suffix(file.suffix + ".json").unlink()
-                raise CheckFailed(f"{file} differed from the checkpoint by {difference:.1e}, more than "
+                raise CheckFailed(f"{file} differed from the checkpoint by {found:.1e}, more than "
                                   f"{tolerance:g}, and was deleted")  # fmt: skip
-            print(f"{file.name:<28}{file.stat().st_size:>12,}{difference:>12.1e}{milliseconds:>9.2f} ms", flush=True)
+            print(f"{file.name:<28}{file.stat().st_size:>12,}{found:>12.1e}{milliseconds:>9.2f} ms", flush=True)
     for book in books:
         write_embeddings(book, encoder, config, origin)
     return 0
 
 
 def check_config(config: dict) -> None:
-    for key, known in (("parts", PARTS), ("formats", FORMATS), ("precisions", PRECISIONS), ("devices", ("cpu", "cuda"))):
+    known_values = {"parts": PARTS, "formats": FORMATS, "precisions": ("fp32", "bf16"), "devices": ("cpu", "cuda")}
+    for key, known in known_values.items():
         unknown = [value for value in config[key] or () if value not in known]
         if unknown or (config[key] == [] and key != "formats"):
             raise InputError(f"{key} = {config[key]} must be some of {', '.join(known)}")
@@ -266,7 +170,7 @@ def check_encoder(config: dict, encoder: EncoderConfig) -> None:
     if config["pooling"] == "all" and not (encoder.causal and encoder.normalization == "book"):
         raise InputError("pooling = 'all', but this encoder's embeddings of earlier states contain their future: train "
                          "one with --causal=True --normalization=book, or set --pooling=last")  # fmt: skip
-    if {"onnx"} & set(config["formats"]) and 4 * count_parameters(encoder) > 2**31 and "fp32" in config["precisions"]:
+    if "onnx" in config["formats"] and 4 * count_parameters(encoder) > 2**31 and "fp32" in config["precisions"]:
         raise InputError("an ONNX file holds at most 2 GB: set --precisions=\"['bf16']\" or "
                          "--formats=\"['torchscript']\"")  # fmt: skip
 
@@ -278,14 +182,9 @@ def variants(config: dict) -> list[tuple[str, str, str]]:
             for device in (devices if format_ == "torchscript" else ["cpu"])]  # fmt: skip
 
 
-def make_part(
-    part: str, encoder: BookEncoder, config: dict, precision: str = "fp32", device: str = "cpu"
-) -> nn.Module:
+def make_part(part: str, encoder: BookEncoder, config: dict, precision: str = "fp32", device: str = "cpu") -> nn.Module:
     """Return a part around a copy of the encoder, whose layers alone take the precision."""
-    encoder = copy.deepcopy(encoder).requires_grad_(False)
-    for module in encoder.layers.modules() if precision == "bf16" else ():
-        if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16).__class__ = Bf16Linear
+    encoder = (copy.deepcopy(encoder) if precision == "fp32" else in_bf16(encoder)).requires_grad_(False)
     if part == "actor_critic":
         return ActorCritic(encoder, config).train(config["training_mode"]).to(device)
     made = WindowEncoder(encoder, config["pooling"]) if part == "encoder" else Reconstruction(encoder)
@@ -322,7 +221,7 @@ def check_inputs(config: dict, encoder: EncoderConfig) -> dict[str, tuple[Tensor
                      f"{count} windows of {states}: set --data_dir")  # fmt: skip
 
 
-def describe(part: str, encoder: EncoderConfig, config: dict) -> dict[str, Any]:
+def describe(part: str, encoder: EncoderConfig, config: dict, precision: str, device: str) -> dict[str, Any]:
     """What a caller must know: it goes into the file and into the `.json` beside it."""
     window = ["B", encoder.temporal_dim, encoder.depth]
 
@@ -331,7 +230,7 @@ def describe(part: str, encoder: EncoderConfig, config: dict) -> dict[str, Any]:
 
     order = f"along the last axis {encoder.depth // 2} bids, deepest to best, then asks, best to deepest"
     inputs = {
-        "price_ticks": field("int64", window, f"price in ticks of the book; states in time order, the last is now; {order}"),
+        "price_ticks": field("int64", window, f"price in ticks; states in time order, the last is now; {order}"),
         "sizes": field("float32", window, "resting size at each price in the base currency, above 0"),
     }  # fmt: skip
     outputs = {"embedding": field("float32", ["B", encoder.width], f"{config['pooling']} of the window that ends now")}
@@ -345,11 +244,11 @@ def describe(part: str, encoder: EncoderConfig, config: dict) -> dict[str, Any]:
         inputs["state"] = field("float32", ["B", config["state_features"]], "the agent's own state, scaled to about 1")
         outputs = {"logits": field("float32", ["B", len(ACTIONS)], f"of {', '.join(ACTIONS)}"),
                    "value": field("float32", ["B"], "of the window and state")}  # fmt: skip
-    return {"format_version": FORMAT_VERSION, "part": part, "inputs": inputs, "outputs": outputs,
-            "encoder": vars(encoder)}  # fmt: skip
+    return {"format_version": FORMAT_VERSION, "part": part, "precision": precision, "device": device,
+            "inputs": inputs, "outputs": outputs, "encoder": vars(encoder)}  # fmt: skip
 
 
-def write(file: Path, module: nn.Module, inputs: tuple[Tensor, ...], facts: dict[str, Any], precision: str) -> None:
+def write(file: Path, module: nn.Module, inputs: tuple[Tensor, ...], facts: dict[str, Any]) -> None:
     """Write the module in the format that the file's ending names, and its description; batch sizes stay free."""
     text = json.dumps(facts, indent=1)
     example = tuple(x[:2].to(next(module.parameters()).device) for x in inputs)
@@ -361,9 +260,9 @@ def write(file: Path, module: nn.Module, inputs: tuple[Tensor, ...], facts: dict
             with new_file(file) as handle:
                 torch.jit.save(program, handle, _extra_files={"metadata.json": text})
         else:
-            content = to_onnx(module.float().eval(), example, list(facts["inputs"]), list(facts["outputs"]), text, precision)
+            model = to_onnx(module.float().eval(), example, facts)
             with new_file(file) as handle:
-                handle.write(content)
+                handle.write(model.SerializeToString())
     with new_file(about) as handle:
         handle.write(text.encode())
 
@@ -377,14 +276,14 @@ def to_torchscript(module: nn.Module, example: tuple[Tensor, ...]) -> torch.jit.
     return torch.jit.script(module)
 
 
-def to_onnx(
-    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], text: str, precision: str
-) -> bytes:
+def to_onnx(module: nn.Module, example: tuple[Tensor, ...], facts: dict[str, Any]) -> Any:
     import onnx
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18
 
     def running(better: Callable) -> Callable:
-        """ONNX has no cummax: doubling steps of the maximum of an entry and one before it; nobody reads the indices."""
+        """ONNX has no cummax: doubling steps of the better of an entry and one before it; nobody reads the indices."""
 
         def translate(x: Any, dim: int) -> tuple[Any, Any]:
             steps, length = 1, x.shape[dim]
@@ -399,18 +298,18 @@ def to_onnx(
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     aten, batch = torch.ops.aten, torch.export.Dim("batch")
     program = torch.onnx.export(
-        module, example, dynamo=True, opset_version=18, input_names=inputs, output_names=outputs, verbose=False,
-        dynamic_shapes=tuple({0: batch} for _ in inputs),
+        module, example, dynamo=True, opset_version=18, verbose=False, input_names=list(facts["inputs"]),
+        output_names=list(facts["outputs"]), dynamic_shapes=tuple({0: batch} for _ in example),
         custom_translation_table={aten.cummax.default: running(op.Max), aten.cummin.default: running(op.Min)},
     )  # fmt: skip
     assert program is not None
     model = program.model_proto
-    if precision == "bf16":
+    if facts["precision"] == "bf16":
         store_weights_in_bf16(model.graph)
     for item in (*model.graph.node, *model.graph.value_info):
         del item.metadata_props[:]  # this machine's paths
-    onnx.helper.set_model_props(model, {"metadata.json": text})
-    return model.SerializeToString()
+    onnx.helper.set_model_props(model, {"metadata.json": json.dumps(facts, indent=1)})
+    return model
 
 
 def store_weights_in_bf16(graph: Any) -> None:
@@ -436,10 +335,7 @@ def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[np.ndarray
 
 
 def compare(file: Path, expected: list[np.ndarray], inputs: tuple[Tensor, ...], device: str) -> tuple[float, float]:
-    """Largest |difference| / |reference| of the file's outputs in a fresh process, and its median time of a window, ms.
-
-    Prices count from their window's mean: a share of 7,831,845 ticks would pass an error of dozens.
-    """
+    """Largest `difference` of the file's outputs in a fresh process, and its median time of a window, ms."""
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
         np.savez(given, *[x.numpy() for x in inputs])
@@ -449,12 +345,17 @@ def compare(file: Path, expected: list[np.ndarray], inputs: tuple[Tensor, ...], 
             print(f"{file} does not run: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             return float("inf"), float("nan")
         outputs = np.load(found)
-        worst = 0.0
-        for index, reference in enumerate(expected):
-            level = reference.mean(axis=(1, 2), keepdims=True) if reference.dtype == np.float64 else 0.0
-            difference = np.linalg.norm(outputs[f"arr_{index}"] - reference) / np.linalg.norm(reference - level)
-            worst = max(worst, float(difference)) if difference <= float("inf") else float("inf")
-        return worst, float(outputs["milliseconds"])
+        differences = [difference(outputs[f"arr_{index}"], reference) for index, reference in enumerate(expected)]
+        return float(np.max(differences)), float(outputs["milliseconds"])
+
+
+def difference(found: np.ndarray, reference: np.ndarray) -> float:
+    """|found - reference| / |reference|, NaN where an entry is.
+
+    Prices count from their window's mean: a share of 7,831,845 ticks would pass an error of dozens.
+    """
+    level = reference.mean(axis=(1, 2), keepdims=True) if reference.dtype == np.float64 else 0.0
+    return float(np.linalg.norm(found - reference) / np.linalg.norm(reference - level))
 
 
 def write_embeddings(book: Book, encoder: BookEncoder, config: dict, origin: dict[str, Any]) -> None:
@@ -470,8 +371,8 @@ def write_embeddings(book: Book, encoder: BookEncoder, config: dict, origin: dic
     if not windows:
         raise InputError(f"{book.path} has no run of {states} states without a gap: set --pairs")
     if 4 * width * windows > free:
-        raise InputError(f"embeddings of {book.pair} take {4 * width * windows / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are "
-                         "free: raise --embedding_stride")  # fmt: skip
+        raise InputError(f"embeddings of {book.pair} will take {4 * width * windows / 1e9:,.1f} GB, free are "
+                         f"{free / 1e9:,.1f} GB: raise --embedding_stride")  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = make_part("encoder", encoder, config, device=device)
     batches = (np.asarray(ends[first : first + config["batch_size"]]) - states

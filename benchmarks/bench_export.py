@@ -46,10 +46,10 @@ def main(config: dict) -> None:
         encoder = BookEncoder(encoder_config(preset, depth=config["depth"], temporal_dim=config["temporal_dim"])).eval()
         for format_, precision, device in model_exporter.variants(settings):
             module = model_exporter.make_part("encoder", encoder, settings, precision, device)
-            facts = model_exporter.describe("encoder", encoder.config, settings)
+            facts = model_exporter.describe("encoder", encoder.config, settings, precision, device)
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / f"encoder{model_exporter.FORMATS[format_]}"
-                model_exporter.write(file, module, windows, facts, precision)
+                model_exporter.write(file, module, windows, facts)
                 rows += measure(f"{preset}/{format_}_{precision}_{device}", file, windows, device, config)
     report("export", [dict(zip(ROW, row, strict=True)) for row in rows], write=config["write"])
 
@@ -79,9 +79,9 @@ def load(file: Path, device: str, threads: int) -> Callable[[tuple[Tensor, Tenso
 def measure(case: str, file: Path, windows: tuple[Tensor, Tensor], device: str, config: dict) -> list[tuple]:
     call, times = load(file, device, 1), []
     for number in range(config["runs"] + 10):
-        one = tuple(x[number % len(x)][None] for x in windows)
+        window = tuple(x[number % len(x)][None] for x in windows)
         began = time.perf_counter()
-        call(one)
+        call(window)
         times.append(time.perf_counter() - began)
     p50, p99 = np.percentile(times[10:], [50, 99]) * 1e3
     call = load(file, device, CORES)
@@ -93,9 +93,9 @@ def measure(case: str, file: Path, windows: tuple[Tensor, Tensor], device: str, 
     for _ in range(config["batches"]):
         call(windows)
     rate = config["batches"] * len(windows[0]) / (time.perf_counter() - began)
-    note = (f"random weights, {config['depth']} levels, {config['temporal_dim']} states; p50 and p99 of one window"
-            f"{', copied to the GPU and back' if device == 'cuda' else ' on one thread'}; windows per second in batches "
-            f"of {config['batch_size']}{'' if device == 'cuda' else f' on {CORES} cores'}")  # fmt: skip
+    one, all_ = (", copied to the GPU and back", "") if device == "cuda" else (" on one thread", f" on {CORES} cores")
+    note = (f"random weights, {config['depth']} levels, {config['temporal_dim']} states; p50 and p99 of one window{one}"
+            f"; windows per second in batches of {config['batch_size']}{all_}")  # fmt: skip
     return [(case, "p50_ms", p50, "ms", note), (case, "p99_ms", p99, "ms", note),
             (case, "windows_per_second", rate, "1/s", note)]  # fmt: skip
 

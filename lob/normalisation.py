@@ -94,9 +94,7 @@ def state_mids(offset: Tensor, known: Tensor) -> Tensor:
     return mids.unsqueeze(2)
 
 
-def fit(
-    price_ticks: Tensor, sizes: Tensor, mask: Tensor, scheme: str, causal: bool = False
-) -> dict[str, Tensor]:
+def fit(price_ticks: Tensor, sizes: Tensor, mask: Tensor, scheme: str, causal: bool = False) -> dict[str, Tensor]:
     """Return the parameters of `scheme` for each window, from its visible values alone.
 
     price_ticks: int (B, T, L); sizes: float (B, T, L), > 0; mask: bool (B, T, L, 2). With `causal`, those of 'book'

@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, write_book
 
 import model_exporter
+from benchmarks import bench_export
 from lob.checkpoints import load_model, save_checkpoint
 from lob.config import CheckFailed, InputError, run
 from lob.encoder import PRESETS, BookEncoder, EncoderConfig, build_inputs, encoder_config
@@ -195,15 +196,13 @@ def test_a_file_that_differs_or_does_not_run_is_deleted_with_status_1(sampled, t
     assert "no such library" in capsys.readouterr().err
 
 
-def test_a_wrong_price_is_noticed_to_a_fraction_of_a_tick(sampled, exported):
+def test_a_wrong_price_is_noticed_to_a_fraction_of_a_tick(sampled):
     """A share of the price itself would let dozens of ticks pass."""
-    price_ticks, sizes = some_windows(sampled, 4)
-    inputs = (price_ticks, sizes, torch.rand(4, STATES, DEPTH, 2) < 0.3)
-    expected = run_file(exported / "reconstruction.pt", inputs)
-    file = exported / "reconstruction.pt"
-    assert model_exporter.compare(file, expected, inputs, "cpu")[0] < 1e-6
-    assert model_exporter.compare(file, [expected[0] + 0.01, expected[1]], inputs, "cpu")[0] > 1e-5
-    assert model_exporter.compare(file, [expected[0], expected[1] * np.nan], inputs, "cpu")[0] == np.inf
+    price_ticks, sizes = (x.numpy() for x in some_windows(sampled, 4))
+    assert model_exporter.difference(price_ticks + 0.01, price_ticks.astype(np.float64)) > 1e-5
+    assert model_exporter.difference(sizes * np.float32(1.001), sizes) == pytest.approx(1e-3, rel=1e-2)
+    sizes_with_nan = np.where(sizes == sizes.max(), np.nan, sizes)
+    assert np.isnan(model_exporter.difference(sizes_with_nan, sizes))
 
 
 class Hostile:
@@ -266,9 +265,21 @@ def test_what_this_machine_cannot_write_is_said_before_any_work(monkeypatch):
 
 def test_the_shell_gets_the_status(sampled, tmp_path):
     command = [sys.executable, "model_exporter.py", f"--data_dir={sampled}", f"--runs_dir={tmp_path}"]
-    for words, status in ((["--pooling=first"], 2), (["--parts=encoder"], 2), ([], 2), (["--help"], 0)):
+    for words in (["--pooling=first"], []):
         done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr.count("\n")) == (status, 1 if status else 0), done.stderr
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+def test_the_benchmark_ends_with_one_line_of_json(monkeypatch, capsys):
+    files = [("torchscript", "fp32", "cpu"), ("torchscript", "bf16", "cpu")]
+    monkeypatch.setattr(model_exporter, "variants", lambda config: files)
+    quick = {"presets": ["tiny_transformer"], "depth": 16, "temporal_dim": 32, "runs": 5, "batch_size": 8}
+    bench_export.main({**bench_export.config, **quick})
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["benchmark"] == "export"
+    found = {(row["case"], row["metric"]) for row in result["rows"] if row["value"] > 0}
+    assert found == {(f"tiny_transformer/{'_'.join(file)}", metric) for file in files
+                     for metric in ("p50_ms", "p99_ms", "windows_per_second")}  # fmt: skip
 
 
 def ppo_losses(policy: torch.jit.ScriptModule, price_ticks: torch.Tensor, sizes: torch.Tensor) -> list[float]:
