@@ -53,13 +53,11 @@ import copy
 import hashlib
 import importlib.util
 import json
-import logging
 import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +69,7 @@ from tqdm import tqdm
 from lob.checkpoints import find_checkpoint, load_model
 from lob.encoder import BookEncoder, EncoderConfig, count_parameters
 from lob.files import FORMAT_VERSION, Book, find_pairs, identity, new_file, new_table, open_book
+from lob.onnx_program import to_onnx
 from lob.policy import ACTIONS, ActorCritic, Reconstruction, WindowEncoder, in_bf16
 from lob.window_store import WindowStore
 from lob.windows import gather_windows, segment_ranges, window_ends
@@ -274,58 +273,6 @@ def to_torchscript(module: nn.Module, example: tuple[Tensor, ...]) -> torch.jit.
             return torch.jit.trace(module, example, check_trace=False)
     module.window.tokens = torch.jit.trace(module.window.tokens, example[:2], check_trace=False)
     return torch.jit.script(module)
-
-
-def to_onnx(module: nn.Module, example: tuple[Tensor, ...], facts: dict[str, Any]) -> Any:
-    import onnx
-    from onnxscript import opset18
-
-    op: Any = opset18
-
-    def running(better: Callable) -> Callable:
-        """ONNX has no cummax: doubling steps of the better of an entry and one before it; nobody reads the indices."""
-
-        def translate(x: Any, dim: int) -> tuple[Any, Any]:
-            steps, length = 1, x.shape[dim]
-            while steps < length:
-                early, late = op.Slice(x, [0], [length - steps], [dim]), op.Slice(x, [steps], [length], [dim])
-                x = op.Concat(op.Slice(x, [0], [steps], [dim]), better(early, late), axis=dim)
-                steps *= 2
-            return x, x
-
-        return translate
-
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    aten, batch = torch.ops.aten, torch.export.Dim("batch")
-    program = torch.onnx.export(
-        module, example, dynamo=True, opset_version=18, verbose=False, input_names=list(facts["inputs"]),
-        output_names=list(facts["outputs"]), dynamic_shapes=tuple({0: batch} for _ in example),
-        custom_translation_table={aten.cummax.default: running(op.Max), aten.cummin.default: running(op.Min)},
-    )  # fmt: skip
-    assert program is not None
-    model = program.model_proto
-    if facts["precision"] == "bf16":
-        store_weights_in_bf16(model.graph)
-    for item in (*model.graph.node, *model.graph.value_info):
-        del item.metadata_props[:]  # this machine's paths
-    onnx.helper.set_model_props(model, {"metadata.json": json.dumps(facts, indent=1)})
-    return model
-
-
-def store_weights_in_bf16(graph: Any) -> None:
-    """Halve the matrices of an ONNX graph that bf16 holds exactly; casts in front of the graph widen them again."""
-    import onnx
-
-    for number, weight in enumerate(list(graph.initializer)):
-        array = onnx.numpy_helper.to_array(weight)
-        short = torch.from_numpy(array.copy()).bfloat16() if array.dtype == np.float32 and array.ndim == 2 else None
-        if short is None or not np.array_equal(short.float().numpy(), array):
-            continue
-        raw, name = short.view(torch.int16).numpy().tobytes(), f"{weight.name}_bf16"
-        stored = onnx.helper.make_tensor(name, onnx.TensorProto.BFLOAT16, array.shape, raw, raw=True)
-        graph.node.insert(number, onnx.helper.make_node("Cast", [name], [weight.name], to=onnx.TensorProto.FLOAT))
-        graph.initializer.remove(weight)
-        graph.initializer.append(stored)
 
 
 def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[np.ndarray]:

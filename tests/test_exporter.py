@@ -20,6 +20,7 @@ from lob.config import CheckFailed, InputError, run
 from lob.encoder import PRESETS, BookEncoder, EncoderConfig, build_inputs, encoder_config
 from lob.files import identity, open_book, open_table
 from lob.normalisation import invert
+from lob.onnx_program import to_onnx
 from lob.windows import gather_windows, window_ends
 
 STATES, DEPTH = 32, 16
@@ -194,6 +195,36 @@ def test_a_file_that_differs_or_does_not_run_is_deleted_with_status_1(sampled, t
             export(sampled, tmp_path, parts=["encoder"], formats=["torchscript"], tolerance=tolerance)
         assert list((tmp_path / "exports" / "a_run").iterdir()) == []
     assert "no such library" in capsys.readouterr().err
+
+
+class Scans(torch.nn.Module):
+    """What lob.normalisation and lob.ladder do and ONNX lacks."""
+
+    def forward(self, x: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        place = torch.sort(x, dim=1, stable=True)[1]
+        ordered = torch.sort(x, dim=2)[0]
+        return torch.cummax(x, 1)[0], torch.cummin(x, dim=2)[0], place, torch.searchsorted(ordered, values)
+
+
+@pytest.mark.parametrize("levels", [8, 33])
+def test_translated_scans_sorts_and_searches_agree_with_torch(tmp_path, levels):
+    generator = torch.Generator().manual_seed(levels)
+    x, values = (torch.randint(-5, 6, (5, 50, n), generator=generator) for n in (levels, 3))  # full of ties
+    facts = {"inputs": ["x", "values"], "outputs": list("abcd"), "precision": "fp32"}
+    (tmp_path / "scans.onnx").write_bytes(to_onnx(Scans().eval(), (x[:2], values[:2]), facts).SerializeToString())
+    for found, expected in zip(run_file(tmp_path / "scans.onnx", (x, values)), Scans()(x, values), strict=True):
+        np.testing.assert_array_equal(found, expected.numpy())
+
+
+def test_what_torch_cannot_translate_is_one_line():
+    class Bessel(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.i0(x)
+
+    facts = {"inputs": ["x"], "outputs": ["y"], "precision": "fp32"}
+    with pytest.raises(CheckFailed, match=r"has no ONNX for this part .*i0") as failed:
+        to_onnx(Bessel().eval(), (torch.rand(2, 3),), facts)
+    assert "\n" not in str(failed.value)
 
 
 def test_a_wrong_price_is_noticed_to_a_fraction_of_a_tick(sampled):
