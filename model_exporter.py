@@ -37,7 +37,7 @@ config = {
     "seed": 0,  # of actor_critic's first weights
     "embeddings": False,  # write training_data/embeddings/<PAIR>.npy: a row a window
     "embedding_stride": 1,  # states from one embedded window to the next
-    "batch_size": 64,  # windows embedded at a time
+    "batch_size": None,  # windows embedded at a time; None: 16 on a CPU (they stay in its cache), 256 on a GPU
     "check_windows": 16,  # real windows on which file and checkpoint are compared
     "tolerance": 1e-5,  # largest |difference| / |reference| of an fp32 file
     "tolerance_bf16": 2e-2,  # and of a bf16 one
@@ -46,8 +46,10 @@ config = {
 from lob.config import CheckFailed, InputError, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"model_path": str, "pairs": list, "devices": list},
-                         choices={"pooling": ("last", "mean", "all")})  # fmt: skip
+    config = load_config(
+        config, __file__, optional={"model_path": str, "pairs": list, "devices": list, "batch_size": int},
+        choices={"pooling": ("last", "mean", "all")},
+    )  # fmt: skip
 
 import copy
 import hashlib
@@ -157,8 +159,10 @@ def check_config(config: dict) -> None:
                          "pip install onnx onnxscript onnxruntime, or set --formats=\"['torchscript']\"")  # fmt: skip
     if config["pooling"] == "all" and (config["embeddings"] or "actor_critic" in config["parts"]):
         raise InputError("pooling = 'all' is of the encoder alone: set --parts=\"['encoder']\" and --embeddings=False")
+    if not config["formats"] and not config["embeddings"]:
+        raise InputError("formats = [] and embeddings = False leave nothing to do: set one of them")
     for key, least in (("check_windows", 2), ("embedding_stride", 1), ("batch_size", 1), ("state_features", 1)):
-        if config[key] < least:
+        if config[key] is not None and config[key] < least:
             raise InputError(f"{key} = {config[key]} must be at least {least}")
     for key in ("state_widths", "policy_widths", "value_widths"):
         if not all(type(width) is int and width > 0 for width in config[key]):
@@ -321,9 +325,10 @@ def write_embeddings(book: Book, encoder: BookEncoder, config: dict, origin: dic
         raise InputError(f"embeddings of {book.pair} will take {4 * width * windows / 1e9:,.1f} GB, free are "
                          f"{free / 1e9:,.1f} GB: raise --embedding_stride")  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    count = config["batch_size"] or (256 if device == "cuda" else 16)
     module = make_part("encoder", encoder, config, device=device)
-    batches = (np.asarray(ends[first : first + config["batch_size"]]) - states
-               for ends in ranges for first in range(0, len(ends), config["batch_size"]))  # fmt: skip
+    batches = (np.asarray(ends[first : first + count]) - states
+               for ends in ranges for first in range(0, len(ends), count))  # fmt: skip
     parameters = {"temporal_dim": states, "pooling": config["pooling"], "stride": stride}
     made_from = {"book": identity(book), **origin}
     with (

@@ -270,6 +270,7 @@ def test_users_mistakes_get_one_line(sampled, tmp_path, capsys):
         ({"policy_widths": [64, 0]}, "must be a list of widths"),
         ({"check_windows": 1}, "must be at least 2"),
         ({"embedding_stride": 0}, "must be at least 1"),
+        ({"formats": []}, "nothing to do"),
     ]
     if not torch.cuda.is_available():
         cases.append(({"devices": ["cpu", "cuda"]}, "torch finds no CUDA device"))
@@ -311,6 +312,26 @@ def test_the_benchmark_ends_with_one_line_of_json(monkeypatch, capsys):
     found = {(row["case"], row["metric"]) for row in result["rows"] if row["value"] > 0}
     assert found == {(f"tiny_transformer/{'_'.join(file)}", metric) for file in files
                      for metric in ("p50_ms", "p99_ms", "windows_per_second")}  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_files_for_the_gpu_pass_their_check_and_embeddings_are_made_there(sampled, tmp_path):
+    write_book(tmp_path, rows=400, depth=DEPTH)
+    path = checkpoint(tmp_path)
+    folder = export(tmp_path, tmp_path, devices=["cpu", "cuda"], formats=["torchscript"], precisions=["fp32", "bf16"],
+                    embeddings=True, trainable=True)  # fmt: skip
+    assert len(list(folder.glob("*.pt"))) == 12
+    rows, _ = open_table(tmp_path / "embeddings" / "BTC_USD.npy", "model_exporter.py", None, stride=1)
+    book, (model, _) = open_book(tmp_path / "book_states" / "BTC_USD"), load_model(path)
+    price_ticks, sizes = (torch.from_numpy(x) for x in gather_windows(book, np.arange(STATES, 401), STATES))
+    with torch.inference_mode():
+        expected = model.encode(build_inputs(price_ticks, sizes, None, model.config)[0])[:, -1].numpy()
+    assert close(np.array(rows), expected, "fp32")
+    learner = torch.jit.load(str(folder / "actor_critic_cuda.pt"))
+    logits, value = learner(price_ticks[:4].long().cuda(), sizes[:4].cuda(), torch.zeros(4, 4, device="cuda"))
+    (logits.square().sum() + value.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in learner.parameters() if p.grad is not None)
 
 
 def ppo_losses(policy: torch.jit.ScriptModule, price_ticks: torch.Tensor, sizes: torch.Tensor) -> list[float]:
