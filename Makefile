@@ -10,11 +10,13 @@ SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=10 --ba
 .PHONY: pipeline test bench tables
 
 .venv/installed: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("needs Python 3.11 to 3.13, " \
+	  f"$(PYTHON) is {sys.version.split()[0]}: set another one, such as  make PYTHON=python3.12 pipeline")'
 	$(PYTHON) -m venv .venv
 	$(PIP) -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt examples/requirements.txt
 	$(PIP) -r requirements-dev.txt
 	touch $@
 
@@ -41,7 +43,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 # every CPU benchmark, its JSON under benchmarks/results/, and the README's tables made from them
 bench: .venv/installed-dev

@@ -368,10 +368,10 @@ def save_sample(
     print(f"  normalised entropy of conditions in training: {facts['entropy_before']:.3f} before, "
           f"{facts['entropy_after']:.3f} after ({config['strata']})")  # fmt: skip
     before, after = pair.rows[:: -(-len(pair.rows) // 200_000)], pair.rows[places]
-    print(f"  {'':<24}{'before: 1 %':>12}{'median':>10}{'99 %':>10}{'after: 1 %':>14}{'median':>10}{'99 %':>10}")
+    print(f"  {'':<22}{'before: 1 %':>12}{'median':>12}{'99 %':>12}{'after: 1 %':>14}{'median':>12}{'99 %':>12}")
     for name in SCORED:
         numbers = [*np.quantile(before[name], [0.01, 0.5, 0.99]), *np.quantile(after[name], [0.01, 0.5, 0.99])]
-        print(f"  {name:<24}" + "".join(f"{n:>{w}.4g}" for n, w in zip(numbers, (12, 10, 10, 14, 10, 10), strict=True)))
+        print(f"  {name:<22}" + "".join(f"{n:>{w}.4g}" for n, w in zip(numbers, (12, 12, 12, 14, 12, 12), strict=True)))
     if config["plots"]:
         import matplotlib
 

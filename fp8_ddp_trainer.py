@@ -55,7 +55,7 @@ config = {
     "load_model": False,  # begin with the weights of model_path
     "model_path": None,  # a checkpoint
     "keep_checkpoints": 3,  # step checkpoints that are kept
-    "checkpoint_minutes": 30.0,  # save at least this often, besides every epoch
+    "checkpoint_minutes": 30.0,  # save at least this often, besides after epochs (seldomer where it takes long)
     "validate_steps": 0,  # validate every so many optimizer steps too; 0: at the end of each epoch
     "log_steps": 20,  # optimizer steps between two log entries
     "histogram_steps": 0,  # optimizer steps between two sets of gradient histograms; 0: none
@@ -78,6 +78,7 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ from lob.checkpoints import (
 from lob.dataset import Dataset, open_dataset
 from lob.encoder import count_parameters, encoder_config, flops_per_window
 from lob.masking import make_mask
-from lob.optimisation import make_optimizer, one_cycle
+from lob.optimisation import make_optimizer, one_cycle, scale_gradients
 from lob.precision import check_dimensions, choose_precision
 from lob.ranks import StopSignal, Team, join_team, launch
 from lob.run_log import Progress, RunLog, find_run, new_run
@@ -106,6 +107,8 @@ from lob.sampling import Sampler
 from lob.step import FiniteCheck, MicroStep, NonFinite, Passes, windows_a_pass
 from lob.te_encoder import build_encoder, load_plain_state
 from lob.window_store import WindowStore
+
+SAVE_SPACING = 9  # seconds of training for each that the last save took, so that a slow disk costs a tenth of the time
 
 
 def main(config: dict) -> int:
@@ -146,12 +149,20 @@ def check_config(config: dict) -> dict:
     if config["max_gpus"] is not None and config["max_gpus"] < 1:
         raise InputError(f"max_gpus = {config['max_gpus']} must be at least 1, or None for all")
     encoder_config(config["model_size"])
-    if not config["azure"]:
-        return config
-    root = Path(config["azure_data_root"])
-    if not root.is_dir():
-        raise InputError(f"azure = True, but there is no folder {root}: mount the data disk or set --azure_data_root")
-    return config | {"data_dir": str(root / config["data_dir"]), "runs_dir": str(root / config["runs_dir"])}
+    if config["azure"]:
+        root = Path(config["azure_data_root"])
+        if not root.is_dir():
+            raise InputError(
+                f"azure = True, but there is no folder {root}: mount the data disk or set --azure_data_root"
+            )
+        config = config | {"data_dir": str(root / config["data_dir"]), "runs_dir": str(root / config["runs_dir"])}
+    runs = Path(config["runs_dir"]).absolute()
+    there = next(folder for folder in (runs, *runs.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f"runs_dir = {config['runs_dir']} can't be written: {there} is no folder that you may write to"
+        )
+    return config
 
 
 def check_data(config: dict, data: Dataset) -> None:
@@ -231,6 +242,8 @@ class Session:
             self.optimizer, factor=config["lr_decay_factor"], patience=config["lr_decay_patience"]
         )
         self.finite = FiniteCheck(self.optimizer, team.device)
+        self.best: tuple[dict[str, Tensor], dict[str, Any]] | None = None  # not yet written
+        self.saved_at, self.saved_step, self.save_seconds = time.perf_counter(), 0, 0.0
         self.progress = Progress(**self.saved.get("progress", {}))
         self.epoch_sums = tensors.pop("epoch_sums", torch.zeros(2, dtype=torch.float64)).to(team.device)
         fp8_state: dict[str, Tensor] = {}
@@ -244,8 +257,9 @@ class Session:
         store = WindowStore(self.data.books, config["temporal_dim"], team.device, config["num_workers"])
         values = 2 * config["temporal_dim"] * config["depth_dim"]
         self.nominal = config["mask_perc"] * values * windows / team.world  # hidden values of a rank's step, expected
+        graph = config["compile"] and team.device.type == "cuda" and team.world == 1
         self.passes = Passes(MicroStep(self.ddp, *task), MicroStep(self.model, *task), store, size, self.nominal,
-                             config["compile"] and team.world == 1, fp8_state)  # fmt: skip
+                             graph, self.passes_a_step == 1, fp8_state)  # fmt: skip
 
     def describe(self) -> str:
         config, sampler, progress, team = self.config, self.sampler, self.progress, self.team
@@ -276,7 +290,6 @@ class Session:
         log.count_time(progress, training=False)
         if progress.step == 0:
             self.validate()
-        saved = time.perf_counter()
         while progress.epoch < config["epochs"] and not self.is_stale():
             batches = sampler.training(
                 progress.epoch, progress.step_in_epoch, team.rank, team.world, self.passes_a_step
@@ -287,22 +300,15 @@ class Session:
                        disable=None if log.active else True)  # fmt: skip
             while progress.step_in_epoch < sampler.steps_an_epoch:
                 lr = self.begin_step()
-                sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # of loss and of hidden values
-                for number in range(self.passes_a_step):
-                    last = number == self.passes_a_step - 1 or team.world == 1
-                    with contextlib.nullcontext() if last else self.ddp.no_sync():
-                        sums += next(passes)
-                loss_sum, count, stopping = team.total(*sums, float(stop.received))
-                norm, stopped = self.update(loss_sum, count.clamp(min=1), stopping)
+                loss, norm, stopped = self.take_step(passes, stop.received)
                 bar.update(sampler.windows_a_step)
                 if progress.step % config["log_steps"] == 0:
-                    log.step(progress, float(loss_sum / count), lr, float(norm), self.passes.store.wait_seconds)
+                    log.step(progress, float(loss), lr, float(norm), self.passes.store.wait_seconds)
                 epoch_ends = progress.step_in_epoch == sampler.steps_an_epoch
                 if config["validate_steps"] and progress.step % config["validate_steps"] == 0 and not epoch_ends:
                     self.validate()
-                if stopped or time.perf_counter() - saved > config["checkpoint_minutes"] * 60:
+                if stopped or self.unsaved_seconds() > config["checkpoint_minutes"] * 60:
                     self.save()
-                    saved = time.perf_counter()
                 if stopped:
                     log.print(f"stopped by SIGTERM at step {progress.step:,}; go on with --resume=True")
                     return
@@ -311,6 +317,8 @@ class Session:
         if self.is_stale():
             patience = config["early_stopping_patience"]
             log.print(f"stopped early: no better validation loss for {patience} epochs")
+        if self.saved_step < progress.step:
+            self.save()
         self.test()
 
     def is_stale(self) -> bool:
@@ -326,26 +334,36 @@ class Session:
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
         return self.optimizer.param_groups[0]["lr"]
 
-    def update(self, loss_sum: Tensor, count: Tensor, stopping: Tensor) -> tuple[Tensor, bool]:
-        """Make the gradients those of the mean over all ranks' hidden values, clip them and take an optimizer step.
+    def take_step(self, passes: Iterator[Tensor], stop: bool = False) -> tuple[Tensor, Tensor, bool]:
+        """Run a step's passes, make the gradients those of the mean over all ranks' hidden values, clip and update.
 
-        Return the gradient's norm before clipping and whether a rank was asked to stop (on a GPU: a step ago).
+        Return the loss, the gradient's norm before clipping, and whether a rank was asked to stop (on a GPU: a step
+        ago). The host waits for nothing of this step.
         """
-        progress, parameters = self.progress, list(self.model.parameters())
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        torch._foreach_mul_(gradients, (self.nominal * self.team.world / count).float())
-        norm = nn.utils.clip_grad_norm_(parameters, self.config["max_grad_norm"])
+        progress, team = self.progress, self.team
+        sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # of loss and of hidden values
+        for number in range(self.passes_a_step):
+            last = number == self.passes_a_step - 1 or team.world == 1
+            with contextlib.nullcontext() if last else self.ddp.no_sync():
+                sums += next(passes)
+        loss_sum, count, stopping = team.total(*sums, float(stop))
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        to_mean = (self.nominal * team.world / count.clamp(min=1)).float()
+        norm = nn.utils.get_total_norm(gradients) * to_mean
+        clip = (self.config["max_grad_norm"] / (norm + 1e-6)).clamp(max=1)
+        scale_gradients(self.optimizer, gradients, to_mean * clip)
+        loss = loss_sum / count.clamp(min=1)
         place = (progress.epoch, progress.step_in_epoch, progress.step + 1)
-        stopped = self.finite.watch(loss_sum / count, norm, stopping, place)
+        stopped = self.finite.watch(loss, norm, stopping, place)
+        self.optimizer.step()
         if self.config["histogram_steps"] and (progress.step + 1) % self.config["histogram_steps"] == 0:
             self.log.histograms(self.model, progress.step + 1)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=self.passes.graphed is None)
+        self.passes.clear_gradients()
         self.epoch_sums += torch.stack([loss_sum, count])
         progress.step += 1
         progress.step_in_epoch += 1
         progress.windows_seen += self.sampler.windows_a_step
-        return norm, stopped
+        return loss, norm, stopped
 
     def evaluate(self, split: int) -> tuple[float, float]:
         """Loss over the hidden values of a split's windows, and that of linear interpolation in time; on all ranks."""
@@ -362,7 +380,11 @@ class Session:
         self.log.validation(progress, loss)
         if loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = loss, progress.epoch + (progress.step_in_epoch > 0)
-            self.save("best.safetensors")
+            if self.team.rank == 0:
+                self.best = (
+                    {name: x.to("cpu", copy=True) for name, x in training_state(self.model).items()},
+                    self.meta(),
+                )
         return loss
 
     def end_epoch(self) -> None:
@@ -382,29 +404,45 @@ class Session:
         self.log.picture(progress, *self.passes.reconstruct(sampler.held_out(1, 1)[0]))
         self.epoch_sums.zero_()
         self.log.count_time(self.progress, training=False)
-        self.save()
+        if self.unsaved_seconds() > SAVE_SPACING * self.save_seconds:
+            self.save()
 
-    def save(self, name: str | None = None, more: dict[str, Tensor] | None = None) -> None:
-        """Write a checkpoint: of this step with all that a resumed run needs, or `name`: the weights and `more`."""
+    def unsaved_seconds(self) -> float:
+        return time.perf_counter() - self.saved_at
+
+    def save(self) -> None:
+        """Write the best weights, where they are new, and a checkpoint with all that a resumed run needs."""
         self.log.count_time(self.progress, training=True)
+        began = time.perf_counter()
         if self.team.rank == 0:
-            tensors = training_state(self.model, self.optimizer, full=name is None) | (more or {})
-            tensors["epoch_sums"] = self.epoch_sums
-            meta = {"encoder": asdict(self.encoder), "config": self.config, "progress": asdict(self.progress),
-                    "lr": self.optimizer.param_groups[0]["lr"], "plateau": self.plateau.state_dict(),
-                    "windows_a_step": self.sampler.windows_a_step, "data": self.identity,
-                    "metrics_bytes": self.log.metrics_bytes()}  # fmt: skip
-            save_checkpoint(self.checkpoints / (name or f"step_{self.progress.step:08d}.safetensors"), tensors, meta)
+            self.write(f"step_{self.progress.step:08d}.safetensors", {})
             for old in sorted(self.checkpoints.glob("step_*.safetensors"))[: -self.config["keep_checkpoints"]]:
                 old.unlink()
+        self.saved_at, self.saved_step = time.perf_counter(), self.progress.step
+        self.save_seconds = self.saved_at - began
         self.log.count_time(self.progress, training=False)
+
+    def write(self, name: str, more: dict[str, Tensor]) -> None:
+        if self.best:
+            save_checkpoint(self.checkpoints / "best.safetensors", *self.best)
+            self.best = None
+        tensors = training_state(self.model, self.optimizer) | {"epoch_sums": self.epoch_sums} | more
+        save_checkpoint(self.checkpoints / name, tensors, self.meta())
+
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint says of itself, beside its tensors."""
+        return {"encoder": asdict(self.encoder), "config": self.config, "progress": asdict(self.progress),
+                "lr": self.optimizer.param_groups[0]["lr"], "plateau": self.plateau.state_dict(),
+                "windows_a_step": self.sampler.windows_a_step, "data": self.identity,
+                "metrics_bytes": self.log.metrics_bytes()}  # fmt: skip
 
     def save_failure(self, epoch: int, batch: int, step: int) -> str:
         """Keep the weights that a failed step met and the windows of all ranks in it; say where."""
         windows = next(self.sampler.training(epoch, batch))
         name = f"nonfinite_step_{step:08d}.safetensors"
-        self.save(name, {"batch.pair_index": torch.from_numpy(windows.pair_index), "batch.keys": windows.keys,
-                         "batch.end_rows": torch.from_numpy(windows.end_rows)})  # fmt: skip
+        if self.team.rank == 0:
+            self.write(name, {"batch.pair_index": torch.from_numpy(windows.pair_index), "batch.keys": windows.keys,
+                                  "batch.end_rows": torch.from_numpy(windows.end_rows)})  # fmt: skip
         return f"the weights before it and its windows are in {self.checkpoints / name}"
 
     def test(self) -> None:

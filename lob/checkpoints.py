@@ -22,7 +22,7 @@ from torch import Tensor
 from lob.config import InputError
 from lob.encoder import BookEncoder, EncoderConfig
 from lob.files import FORMAT_VERSION, new_file
-from lob.te_encoder import fp8_state, from_plain, load_plain_state, plain_name, plain_state, to_plain
+from lob.te_encoder import fp8_state, load_plain_state, plain_name, plain_state
 
 
 def save_checkpoint(file: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -95,17 +95,17 @@ def load_weights(file: str | Path, model: BookEncoder) -> None:
     load_plain_state(model, tensors)
 
 
-def training_state(model: BookEncoder, optimizer: torch.optim.Optimizer, full: bool) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint: the weights, and with `full` the optimizer's moments and FP8's scales.
+def training_state(model: BookEncoder, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint: the weights, and with an optimizer its moments and FP8's scales.
 
-    The moments have the plain names and layout too, so a run can go on with either encoder.
+    The moments have the plain names too, so a run can go on with either encoder.
     """
     tensors = {f"model.{name}": tensor for name, tensor in plain_state(model).items()}
-    if full:
+    if optimizer is not None:
         for name, parameter in model.named_parameters():
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer.{plain_name(name)}.{key}"] = to_plain(name, value, model.config)
+                    tensors[f"optimizer.{plain_name(name)}.{key}"] = value
         tensors |= {f"fp8.{name}": tensor for name, tensor in fp8_state(model).items()}
     return tensors
 
@@ -113,7 +113,7 @@ def training_state(model: BookEncoder, optimizer: torch.optim.Optimizer, full: b
 def load_training_state(
     model: BookEncoder, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], lr: float
 ) -> dict[str, Tensor]:
-    """Put back what `training_state` with `full` returned, but FP8's scales: these are returned for load_fp8_state."""
+    """Put back what `training_state` returned, but FP8's scales: these are returned for load_fp8_state."""
     part: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "fp8": {}}
     for name, tensor in tensors.items():
         prefix, _, rest = name.partition(".")
@@ -123,8 +123,7 @@ def load_training_state(
         prefix = f"{plain_name(name)}."
         state = {key.removeprefix(prefix): value for key, value in part["optimizer"].items() if key.startswith(prefix)}
         if state:
-            optimizer.state[parameter] = {key: from_plain(name, value.to(parameter.device), model.config)
-                                          for key, value in state.items()}  # fmt: skip
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
     for group in optimizer.param_groups:
         group["lr"] = lr
     return part["fp8"]

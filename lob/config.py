@@ -76,17 +76,14 @@ def parse_override(word: str, defaults: Mapping[str, Any]) -> tuple[str, Any]:
 
 def check_value(key: str, value: Any, default: Any, optional: type | tuple[type, ...]) -> None:
     """Raise InputError unless `value` has the type of `default`, or `optional`'s where the default is None."""
-    if default is None:
-        if value is None or (isinstance(value, optional) and not (isinstance(value, bool) and optional is not bool)):
-            return
-        wanted = (
-            " or ".join(t.__name__ for t in (optional if isinstance(optional, tuple) else (optional,))) + " or None"
-        )
-    else:
-        same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
-        if same or (isinstance(default, float) and type(value) is int):
-            return
-        wanted = type(default).__name__
+    kinds: tuple[type, ...] = optional if isinstance(optional, tuple) else (optional,)
+    if default is not None:
+        kinds = (type(default),)
+    if (default is None and value is None) or (type(value) is bool and bool in kinds):
+        return
+    if (isinstance(value, kinds) and type(value) is not bool) or (float in kinds and type(value) is int):
+        return
+    wanted = " or ".join(kind.__name__ for kind in kinds) + (" or None" if default is None else "")
     raise InputError(f"{key} = {value!r} is of type {type(value).__name__}, not {wanted}")
 
 

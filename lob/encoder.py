@@ -7,7 +7,7 @@ of Transformer Engine layers; checkpoints hold the names used here.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,8 +76,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (y * cos[:, None, :] + turned * sin[:, None, :]).to(x.dtype)
 
 
+def attend(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, causal: bool, dropout: float) -> Tensor:
+    """Attention of all queries, all keys, all values (B, T, 3D) with rotary positions, (B, T, D)."""
+    batch, states, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    q, k, v = qkv.view(batch, states, 3, heads, width // heads).unbind(2)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    attended = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout, is_causal=causal
+    )
+    return attended.transpose(1, 2).reshape(batch, states, width)
+
+
 class EncoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), as `te.TransformerLayer` with tanh GELU and biases."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), with tanh GELU and biases."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -92,14 +103,8 @@ class EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(config.ffn_width, config.width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        batch, states, width = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(batch, states, 3, self.heads, width // self.heads).unbind(2)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout, is_causal=self.causal
-        )
-        attended = self.proj(attended.transpose(1, 2).reshape(batch, states, width))
+        attended = self.proj(attend(self.qkv(self.norm1(x)), cos, sin, self.heads, self.causal, dropout))
         x = x + F.dropout(attended, self.dropout, self.training)
         hidden = self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
         return x + F.dropout(hidden, self.dropout, self.training)
@@ -198,7 +203,3 @@ def flops_per_window(config: EncoderConfig) -> float:
     """Model FLOPs of a training step a window: 6 parameters T + 12 layers T^2 D, no recomputation counted."""
     states = config.temporal_dim
     return 6.0 * count_parameters(config) * states + 12.0 * config.layers * states * states * config.width
-
-
-def config_to_dict(config: EncoderConfig) -> dict[str, Any]:
-    return asdict(config)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def make_optimizer(name: str, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -12,6 +12,14 @@ def make_optimizer(name: str, model: nn.Module, lr: float) -> torch.optim.Optimi
     parameters = list(model.parameters())
     momentum = {"momentum": 0.9} if name == "sgd" else {}
     return makers[name](parameters, lr=lr, fused=parameters[0].is_cuda, **momentum)
+
+
+def scale_gradients(optimizer: torch.optim.Optimizer, gradients: list[Tensor], factor: Tensor) -> None:
+    """Multiply gradients by `factor`; a fused optimizer does so within its step, without another pass over them."""
+    if optimizer.defaults["fused"]:
+        optimizer.grad_scale = 1 / factor  # type: ignore[attr-defined] # as GradScaler tells fused optimizers
+    else:
+        torch._foreach_mul_(gradients, factor)
 
 
 def one_cycle(step: int, steps: int, peak: float) -> float:

@@ -8,7 +8,7 @@ import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lob.files import Book, new_file
 
@@ -172,6 +172,8 @@ def draw_distributions(rows: np.ndarray, pair: str) -> plt.Figure:
             axis.hist(values, bins=70, range=central_range(values), weights=share, color=BLUE)
             axis.axvline(np.median(values), color=RED, lw=1.2)
             axis.set(xlabel=LABELS[name], yscale="log")
+            low, high = axis.get_ylim()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda percent, _: f"{percent:g} %"))
             axis.yaxis.set_minor_formatter(NullFormatter())
         for axis in list(axes.flat)[len(names) :]:

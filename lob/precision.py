@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lob.config import InputError
 from lob.encoder import EncoderConfig
 
-PRECISIONS = ("auto", "fastest", "fp8", "bf16", "fp32")
 RECIPES = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0)}  # name -> compute capability it needs
 FP8_PAYS_FROM_WIDTH = 768  # measured on an H100: below it plain compiled bf16 is as fast or faster
+
+# cuDNN's attention took 0.40 ms where FlashAttention 2 took 0.51 (H100, 192 windows, 8 heads of width 24, both ways).
+ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,16 @@ class Precision:
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """What a forward pass runs under: nothing for fp32, torch's bf16 autocast, and TE's FP8 autocast inside it."""
-        if self.name == "fp32":
-            yield
-            return
-        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16):
+        with contextlib.ExitStack() as stack:
+            if torch.cuda.is_available():
+                stack.enter_context(sdpa_kernel(ATTENTION, set_priority=True))
+            if self.name != "fp32":
+                stack.enter_context(torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16))
             if self.name == "fp8":
                 from lob.te_encoder import fp8_autocast
 
-                with fp8_autocast(self.recipe):
-                    yield
-            else:
-                yield
+                stack.enter_context(fp8_autocast(self.recipe))
+            yield
 
 
 def choose_precision(requested: str, fp8_recipe: str, width: int, device: torch.device) -> Precision:

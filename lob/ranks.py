@@ -1,5 +1,6 @@
 """Processes that train together: how they start, agree, stop on SIGTERM, and end when one of them fails."""
 
+import builtins
 import contextlib
 import os
 import signal
@@ -100,4 +101,6 @@ def launch(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
         for expected in (InputError, CheckFailed):
             if kind == f"{expected.__module__}.{expected.__name__}":
                 raise expected(text) from None
+        if issubclass(getattr(builtins, kind, Exception), OSError):  # a full disk, say
+            raise CheckFailed(text) from None
         raise

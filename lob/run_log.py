@@ -227,7 +227,9 @@ class RunLog:
             for axis, image, title in zip(
                 axes[field], (values, shown, filled), ("truth", "visible", "ours"), strict=True
             ):
-                axis.imshow(image[..., field].T, aspect="auto", origin="lower", vmin=low, vmax=high, cmap="magma")
+                axis.imshow(
+                    image[..., field].T.numpy(), aspect="auto", origin="lower", vmin=low, vmax=high, cmap="magma"
+                )
                 axis.set(title=f"{name}, {title}", xlabel="state", ylabel="level")
         self.board.add_figure("reconstruction", figure, progress.step)
         plt.close(figure)

@@ -1,13 +1,13 @@
 """One pass of training or evaluation: gather windows, hide values, predict them, and add to the gradients or losses.
 
-On a GPU that holds the states the whole micro-step is one CUDA graph: forty narrow layers are some thousand kernels,
-and launching them one by one takes several times as long as running them.
+On a GPU the whole micro-step is one CUDA graph: forty narrow layers are some thousand kernels, and launching them one
+by one takes several times as long as running them.
 """
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -65,50 +65,60 @@ class MicroStep:
 
 
 class GraphedStep:
-    """A MicroStep on a resident store, captured as one CUDA graph for a fixed batch and nominal count.
+    """A MicroStep captured as one CUDA graph, for inputs of fixed shapes and a fixed nominal count.
 
-    The parameters' gradients live in place: zero them, never drop them. The passes before the capture also give FP8's
-    delayed scaling its first scales: without them the first steps' gradients underflow (their norm is 1.7, not 4.0).
+    windows: turns all inputs but the last, on the device, into price_ticks and sizes; the last is the keys. Each call
+    adds to the parameters' gradients, which live in place (zero them, never drop them), or overwrites them where
+    `only`: the call is the only one of its optimizer step. The passes before the capture also give FP8's delayed
+    scaling its first scales: without them the first steps' gradients underflow (their norm is 1.7, not 4.0).
     """
 
-    def __init__(self, step: MicroStep, gather: Callable[[Tensor], tuple[Tensor, Tensor]], batch_size: int,
-                 nominal: float, parameters: list[nn.Parameter]):  # fmt: skip
-        device = parameters[0].device
-        self.start_rows = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self.keys = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    def __init__(self, step: MicroStep, windows: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor],
+                 nominal: float, only: bool):  # fmt: skip
+        parameters = list(step.model.parameters())
+        self.inputs = [x.to(parameters[0].device, copy=True) for x in inputs]
+        *data, keys = self.inputs
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_PASSES):
-                step(*gather(self.start_rows), self.keys, nominal)
+                step(*windows(*data), keys, nominal)
         torch.cuda.current_stream().wait_stream(side)
+        if only:
+            for parameter in parameters:
+                parameter.grad = None
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.loss, self.count = step(*gather(self.start_rows), self.keys, nominal)
+            self.loss, self.count = step(*windows(*data), keys, nominal)
         for parameter in parameters:
             assert parameter.grad is not None
             parameter.grad.zero_()
 
-    def __call__(self, start_rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        self.start_rows.copy_(start_rows, non_blocking=True)
-        self.keys.copy_(keys, non_blocking=True)
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given, non_blocking=True)
         self.graph.replay()
         return self.loss, self.count
 
 
 class Passes:
-    """Runs a model's passes over batches of windows: as one CUDA graph where `graph` and the states are on the GPU.
+    """Runs a model's passes over batches of windows, each as one CUDA graph where `graph`.
 
-    step: trains (its model may be DDP's); plain: the same without DDP, for evaluation; nominal: see MicroStep;
-    fp8_state: the scales of a resumed run.
+    step: trains (its model may be DDP's); plain: the same without DDP, for evaluation; nominal: see MicroStep; only:
+    an optimizer step is one pass; fp8_state: the scales of a resumed run.
     """
 
     def __init__(self, step: MicroStep, plain: MicroStep, store: WindowStore, size: int, nominal: float, graph: bool,
-                 fp8_state: dict[str, Tensor]):  # fmt: skip
+                 only: bool, fp8_state: dict[str, Tensor]):  # fmt: skip
         self.step, self.plain, self.store, self.size, self.nominal = step, plain, store, size, nominal
-        self.graph, self.fp8_state = graph and store.resident, fp8_state
+        self.graph, self.only, self.fp8_state = graph, only, fp8_state
         self.graphed: GraphedStep | None = None
         self.warm = step.precision.name != "fp8"
+
+    def clear_gradients(self) -> None:
+        """Make room for the next step's gradients."""
+        if self.graphed is None or not self.only:
+            self.plain.model.zero_grad(set_to_none=self.graphed is None)
 
     def load(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield price_ticks, sizes (B, T, L) and keys of each batch on the device."""
@@ -117,17 +127,22 @@ class Passes:
         for batch, (price_ticks, sizes) in zip(now, self.store.batches(starts), strict=True):
             yield price_ticks, sizes, batch.keys.to(self.store.device, non_blocking=True)
 
+    def rows(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield start rows and keys of each batch, for a store that gathers them on the device."""
+        for batch in batches:
+            yield torch.from_numpy(self.store.start_rows(batch.pair_index, batch.end_rows)), batch.keys
+
     def run(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """Yield summed loss and count, float64 (2,), of each batch when asked for; its gradient is added then."""
         batches = iter(batches)
         if self.graph:
-            if self.graphed is None:
-                parameters = list(self.step.model.parameters())
-                self.graphed = GraphedStep(self.step, self.store.gather, self.size, self.nominal, parameters)
-                self.restore_fp8()
-            for batch in batches:
-                rows = torch.from_numpy(self.store.start_rows(batch.pair_index, batch.end_rows))
-                yield torch.stack([part.double() for part in self.graphed(rows, batch.keys)])
+            resident = self.store.resident
+            for inputs in self.rows(batches) if resident else self.load(batches):
+                if self.graphed is None:
+                    gather = self.store.gather if resident else lambda *windows: windows
+                    self.graphed = GraphedStep(self.step, gather, inputs, self.nominal, self.only)
+                    self.restore_fp8()
+                yield torch.stack([part.double() for part in self.graphed(*inputs)])
         else:
             if not self.warm and (first := next(batches, None)):
                 self.warm_up(first)
@@ -155,7 +170,8 @@ class Passes:
         waited = self.store.wait_seconds
         sums = torch.zeros(3, dtype=torch.float64, device=self.store.device)
         for windows in self.load(batches):
-            prediction, values, mask = self.plain.predict(*windows)
+            with torch.compiler.set_stance("force_eager"):  # a last batch of odd size is not worth a compilation
+                prediction, values, mask = self.plain.predict(*windows)
             loss, count = masked_loss(prediction, values, mask, self.plain.loss)
             linear, _ = masked_loss(interpolate_time(values, ~mask), values, mask, self.plain.loss)
             sums += torch.stack([loss.double(), linear.double(), count.double()])
@@ -168,7 +184,8 @@ class Passes:
         """Values, mask and prediction, each (T, L, F) on the CPU, of a batch's first window."""
         self.plain.model.eval()
         (windows,) = self.load([batch])
-        prediction, values, mask = self.plain.predict(*windows)
+        with torch.compiler.set_stance("force_eager"):
+            prediction, values, mask = self.plain.predict(*windows)
         self.plain.model.train()
         return [values[0].cpu(), mask[0].cpu(), prediction[0].float().cpu()]
 
@@ -213,8 +230,7 @@ class FiniteCheck:
         self.numbers.copy_(numbers, non_blocking=True)
         self.copied.record()
         self.place = place
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined] # as GradScaler tells fused optimizers
-        self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined] # as GradScaler does
         return asked
 
     def check(self) -> bool:

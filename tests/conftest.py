@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Two test processes share two cores: more threads in each only wait for one another. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT.parent / "shared" / "real"
 

@@ -124,6 +124,7 @@ def test_divergence_is_dated(tmp_path, capsys, no_pictures):
     assert not [line for line in warnings if "falling: " in line and ("diverged" in line or "train loss" in line)]
     assert [line for line in warnings if line.startswith("warning: diverging: diverged in epoch 3, step 2")]
     assert "warning: broken: train loss nan at step 160, epoch 2" in warnings
+    assert "diverged" not in analyse(tmp_path, capsys, smoothing=5, divergence_factor=50.0)[0]
 
 
 def test_plateau_is_dated_from_the_last_gain(tmp_path, capsys, no_pictures):

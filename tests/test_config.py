@@ -22,13 +22,14 @@ config = {
     "use_scheduler": True,  # on or off
     "pairs": None,  # list of pairs; None: all
     "tick_size": None,  # in the quote currency; None: found
+    "limit": None,  # a float; None: no limit
     "split_ratios": [
         0.7,
         0.3,
     ],  # over three lines
 }
 '''
-OPTIONAL = {"pairs": list, "tick_size": (int, float)}
+OPTIONAL = {"pairs": list, "tick_size": (int, float), "limit": float}
 CHOICES = {"loss": ("mse", "mae", "huber")}
 
 
@@ -46,9 +47,9 @@ def load(script: Path, *words: str) -> dict:
 
 def test_overrides_are_literals_of_the_defaults_type(script):
     config = load(script, "--depth=48", "--lr=1", "--loss=mae", "--use_scheduler=False", "--pairs=['A','B']",
-                  "--tick_size=0.5", "--split_ratios=[1, 2]", "--model_name=2024")  # fmt: skip
+                  "--tick_size=0.5", "--limit=1", "--split_ratios=[1, 2]", "--model_name=2024")  # fmt: skip
     assert config == {"depth": 48, "lr": 1.0, "loss": "mae", "use_scheduler": False, "pairs": ["A", "B"],
-                      "tick_size": 0.5, "split_ratios": [1, 2], "model_name": "2024"}  # fmt: skip
+                      "tick_size": 0.5, "limit": 1, "split_ratios": [1, 2], "model_name": "2024"}  # fmt: skip
     assert type(config["lr"]) is float
     assert load(script)["pairs"] is None
     assert load(script, "--pairs=None")["pairs"] is None
@@ -68,6 +69,8 @@ def test_overrides_are_literals_of_the_defaults_type(script):
         ("--use_scheduler=1", ["use_scheduler = 1", "not bool"]),
         ("--pairs=BTC_USD", ["pairs = 'BTC_USD'", "not list or None"]),
         ("--tick_size=True", ["tick_size = True", "not int or float or None"]),
+        ("--limit=True", ["limit = True", "not float or None"]),
+        ("--limit=much", ["limit = 'much'", "not float or None"]),
         ("--split_ratios=0.7", ["split_ratios = 0.7", "not list"]),
         ("--loss=msee", ["loss = 'msee'", "'huber'", "did you mean 'mse'?"]),
         ("--depth", ["'--depth'", "--key=value"]),
@@ -89,24 +92,24 @@ def test_help_lists_every_key_with_default_and_comment(script):
     assert text.startswith("Does nothing.")
     lines = {line.split("=")[0].strip(): line for line in text.splitlines() if line.startswith("  --")}
     assert set(lines) == {"--depth", "--lr", "--loss", "--model_name", "--use_scheduler", "--pairs", "--tick_size",
-                          "--split_ratios"}  # fmt: skip
+                          "--limit", "--split_ratios"}  # fmt: skip
     assert "--depth=96" in lines["--depth"] and lines["--depth"].endswith("levels")
     assert lines["--lr"].endswith('step size, "#" in a comment is kept')
     assert "over three lines" in text
 
 
-@pytest.mark.parametrize("name", ["exploration_main.py", "create_balanced_dataset.py"])
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("*.py")))
 def test_help_and_a_misspelt_key_answer_before_the_heavy_imports(name):
     """Within a second, since nothing slow is loaded."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", name, "--help"], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.returncode == 0 and "--temporal_dim=256" in done.stdout
+    assert done.returncode == 0 and "--data_dir='training_data'" in done.stdout.replace('"', "'")
     loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "lob" in loaded and not loaded & {"numpy", "numba", "pandas", "pyarrow", "matplotlib", "torch", "tqdm"}
-    wrong = subprocess.run([sys.executable, name, "--temporaldim=3"], cwd=ROOT, capture_output=True, text=True)
+    wrong = subprocess.run([sys.executable, name, "--datadir=3"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
-    assert "did you mean 'temporal_dim'?" in wrong.stderr
+    assert "did you mean 'data_dir'?" in wrong.stderr
 
 
 def raised(error: BaseException | None):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, write_book
+from test_te_names import engine_shapes
 
 from lob.encoder import PRESETS, BookEncoder, build_inputs, encoder_config
 from lob.masking import make_mask, window_keys
@@ -84,6 +85,14 @@ def test_fp8_is_close_to_bf16(preset, recipe):
     with torch.inference_mode(), BF16.autocast():
         expected = plain.encode(tokens)
     assert cosine(hidden, expected) > 0.99
+
+
+def test_transformer_engine_has_the_keys_that_the_cpu_tests_assume():
+    config = encoder_config("tiny_transformer")
+    found = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in TELayer(config).state_dict().items()}
+    expected = engine_shapes(config.width, config.ffn_width)
+    assert found.keys() == expected.keys()
+    assert all(found[key] == shape for key, shape in expected.items() if not key.endswith("_extra_state"))
 
 
 def test_fp8_state_comes_back():

@@ -1,0 +1,202 @@
+"""Training speed of the trainer's own loop on real windows, beside the chip's limits.
+
+    python -m benchmarks.bench_training --write=True          one GPU; with two also their ratio (minutes)
+    python -m benchmarks.bench_training --quick=True          any machine: a tiny model, a few steps
+
+Needs the books and samples of the first three scripts. A case builds the trainer's session and takes its steps: windows
+are gathered, hidden and normalised, the optimizer included, no validation. Prints a table and one JSON line.
+"""
+
+config = {
+    "data_dir": "training_data",  # folder that holds book_states/ and balanced_samples/
+    "cases": None,  # names of the cases to run; None: all that this machine can
+    "seconds": 6.0,  # least time that a case is measured for
+    "same_loss_steps": 200,  # optimizer steps after which the fast and the eager path are compared
+    "same_loss_seeds": 3,  # of how many runs each
+    "quick": False,  # a tiny model on whatever machine this is
+    "write": False,  # keep the result in benchmarks/results/training.json
+}
+
+from lob.config import InputError, load_config, run
+
+if __name__ == "__main__":
+    config = load_config(config, __file__, optional={"cases": list})
+
+import gc
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fp8_ddp_trainer
+import lob.window_store
+from benchmarks.report import report
+from lob.encoder import flops_per_window
+from lob.ranks import join_team, launch
+
+DEEP, WIDE = {"model_size": "deep_narrow_transformer"}, {"model_size": "wide_transformer"}
+LARGE = {"batch_size": 512, "accumulation_steps": 1}
+WIDE_LARGE = {"batch_size": 192, "accumulation_steps": 1}
+QUICK = {"model_size": "tiny_transformer", "batch_size": 8, "accumulation_steps": 2}
+# Case -> what differs from the trainer's defaults (48 windows x 4); `streaming`: windows come from files, not the GPU.
+CASES: dict[str, dict[str, Any]] = {
+    "deep_narrow_as_configured": {**DEEP, "precision": "fp8"},
+    "deep_narrow_best": {**DEEP, **LARGE, "precision": "bf16"},
+    "deep_narrow_fp8_large": {**DEEP, **LARGE, "precision": "fp8"},
+    "deep_narrow_streaming": {**DEEP, "precision": "bf16", "streaming": True},
+    "deep_narrow_eager": {**DEEP, "precision": "fp8", "compile": False},
+    "wide_fp8": {**WIDE, **WIDE_LARGE, "precision": "fp8"},
+    "wide_bf16": {**WIDE, **WIDE_LARGE, "precision": "bf16"},
+}
+SCALED = ("deep_narrow_best", "wide_fp8")  # measured on two GPUs as well
+
+
+def main(config: dict) -> None:
+    gpus = torch.cuda.device_count()
+    cases = {"quick": QUICK} if config["quick"] or not gpus else CASES
+    for name in config["cases"] or ():
+        if name not in CASES:
+            raise InputError(f"cases: {name!r} is none of {', '.join(CASES)}")
+    chosen = [name for name in cases if config["cases"] is None or name in config["cases"]]
+    rows, rates = measure_limits() if gpus else [], {}
+    for name in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure_case(0, 1, None, config, cases[name], Path(folder) / "result.json")
+        rates[name] = found["windows_per_second"]
+        rows += to_rows(name, found, rows)
+        print(f"{name}: {found['windows_per_second']:,.0f} windows/s, {found['model_tflops']:,.0f} TFLOP/s", flush=True)
+    for name in SCALED if gpus > 1 else ():
+        if name in chosen:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "result.json"
+                launch(measure_case, 2, config, cases[name], file)
+                ratio = json.loads(file.read_text())["windows_per_second"] / rates[name]
+            rows.append({"case": "two_gpu_scaling", "metric": "ratio", "value": ratio, "unit": "", "note": name})
+    if config["same_loss_seeds"] and config["cases"] is None:
+        rows += compare_losses(config, QUICK if config["quick"] or not gpus else {**DEEP, "accumulation_steps": 1})
+    report("training", rows, config["write"])
+
+
+def session_config(config: dict, case: dict[str, Any]) -> dict[str, Any]:
+    """The trainer's config of a case: its defaults, with a learning rate cycle so long that it hardly moves."""
+    changes = {key: value for key, value in case.items() if key != "streaming"}
+    return {**fp8_ddp_trainer.config, "data_dir": config["data_dir"], "epochs": 1000, **changes}
+
+
+def endless(session: Any) -> Iterator[Tensor]:
+    """The session's passes over epoch after epoch."""
+    sampler, team = session.sampler, session.team
+    epochs = (sampler.training(epoch, 0, team.rank, team.world, session.passes_a_step) for epoch in itertools.count())
+    return session.passes.run(itertools.chain.from_iterable(epochs))
+
+
+def measure_case(rank: int, world: int, port: int | None, config: dict, case: dict[str, Any], file: Path) -> dict:
+    """Time a case's steps on this rank; the first one writes what it found to `file` and returns it."""
+    share = lob.window_store.RESIDENT_SHARE
+    lob.window_store.RESIDENT_SHARE = 0.0 if case.get("streaming") else share
+    with join_team(rank, world, "nccl", port) as team:
+        session = fp8_ddp_trainer.Session(session_config(config, case), team, file.parent)
+        passes, store, on_gpu = endless(session), session.passes.store, team.device.type == "cuda"
+        for _ in range(3):
+            session.take_step(passes)
+        if on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        steps, began, waited = 0, time.perf_counter(), store.wait_seconds
+        while True:  # the ranks must take the same number of steps
+            for _ in range(4):
+                session.begin_step()
+                loss, *_ = session.take_step(passes)
+                steps += 1
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - began
+            if team.agree(seconds) >= config["seconds"]:
+                break
+        rate = steps * session.sampler.windows_a_step / seconds
+        found = {
+            "windows_per_second": rate,
+            "model_tflops": rate * flops_per_window(session.encoder) / 1e12,
+            "data_wait_share": (store.wait_seconds - waited) / seconds,
+            "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
+            "train_loss": float(loss),
+        }
+        note = f"{session.sampler.windows_a_step} windows a step in {session.passes_a_step} pass(es) on {world} rank(s)"
+        if rank == 0:
+            file.write_text(json.dumps({**found, "note": f"{note}, {session.precision.name}, {steps} steps"}))
+    del session, passes, store
+    gc.collect()
+    torch.compiler.reset()
+    if on_gpu:
+        torch.cuda.empty_cache()
+    lob.window_store.RESIDENT_SHARE = share
+    return json.loads(file.read_text()) if rank == 0 else {}
+
+
+def to_rows(name: str, found: dict[str, Any], limits: list[dict]) -> list[dict]:
+    """Rows of a case; the matrix rate measured in the same run gives its utilisation."""
+    units = {"windows_per_second": "1/s", "model_tflops": "TFLOP/s", "peak_memory_gb": "GB"}
+    rows = [{"case": name, "metric": key, "value": value, "unit": units.get(key, ""), "note": found["note"]}
+            for key, value in found.items() if key != "note"]  # fmt: skip
+    rate = next((row["value"] for row in limits if row["metric"] == "bf16_tflops"), None)
+    if rate:
+        rows.append({"case": name, "metric": "share_of_bf16_matrix_rate", "value": found["model_tflops"] / rate,
+                     "unit": "", "note": "model FLOPs, no recomputation counted"})  # fmt: skip
+    return rows
+
+
+def measure_limits() -> list[dict]:
+    """The GPU's matrix rates (8192 cubed) and the rate of a device copy, read and written bytes counted."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    half = torch.randn(2**30, device="cuda", dtype=torch.bfloat16)
+    into, one = torch.empty_like(half), torch.ones((), device="cuda")
+    work = {"bf16_tflops": (lambda: a @ a, 2 * 8192**3 / 1e12, "TFLOP/s"),
+            "copy_gb_per_second": (lambda: into.copy_(half), 4 * 2**30 / 1e9, "GB/s")}  # fmt: skip
+    if torch.cuda.get_device_capability() >= (8, 9):
+        b = a.to(torch.float8_e4m3fn)
+        scaled = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16, "use_fast_accum": True}
+        work["fp8_tflops"] = (lambda: torch._scaled_mm(b, b.T, **scaled), 2 * 8192**3 / 1e12, "TFLOP/s")
+    rows = []
+    for metric, (call, amount, unit) in work.items():
+        times = []
+        for _ in range(20):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            call()
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        rows.append({"case": "limits", "metric": metric, "value": amount / float(np.median(times)), "unit": unit})
+    return rows
+
+
+def compare_losses(config: dict, case: dict[str, Any]) -> list[dict]:
+    """The train loss after `same_loss_steps` (mean of the last tenth), fast path over eager path, for each seed."""
+    rows = []
+    for seed in range(config["same_loss_seeds"]):
+        ends = []
+        for compiled in (True, False):
+            with join_team(0, 1, "nccl", None) as team:
+                words = session_config(config, {**case, "compile": compiled, "seed": seed, "precision": "auto"})
+                session = fp8_ddp_trainer.Session(words, team, Path("."))
+                passes, losses = endless(session), []
+                for _ in range(config["same_loss_steps"]):
+                    session.begin_step()
+                    losses.append(session.take_step(passes)[0])
+                ends.append(float(torch.stack(losses)[-max(1, len(losses) // 10) :].mean()))
+                note = f"{session.precision.name}, {len(losses)} steps, eager {ends[-1]:.6f}"
+            del session, passes
+            gc.collect()
+        rows.append({"case": "same_loss", "metric": f"fast_over_eager_seed_{seed}", "value": ends[0] / ends[1],
+                     "unit": "", "note": note})  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    run(main, config)

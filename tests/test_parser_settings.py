@@ -1,0 +1,44 @@
+"""data_parser.py's limits, set in its config, reach the book."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data_parser import HEADER, OPENING, put, row
+
+import data_parser
+from lob.config import InputError
+
+
+def parse(folder: Path, text: str, **changes) -> tuple[dict, int]:
+    """Parse one file in this process; return the counters and the number of segments."""
+    put(folder, HEADER + OPENING + text)
+    assert data_parser.main({**data_parser.config, "data_dir": str(folder), "depth": 4, "workers": 1, **changes}) == 0
+    book = folder / "book_states" / "A_B"
+    counters = json.loads((book / "meta.json").read_text())["counters"]
+    return counters, len(np.load(book / "segment_starts.npy"))
+
+
+def test_a_longer_silence_than_the_limit_ends_a_segment(tmp_path):
+    text = row("01.0", "SET", 1, "99.50", "7", 10) + row("10.0", "SET", 1, "99.50", "8", 10)
+    assert [parse(tmp_path, text, max_gap_seconds=limit)[1] for limit in (5.0, 60.0)] == [2, 1]
+
+
+def test_a_ghost_is_evicted_after_the_limit(tmp_path):
+    text = "".join(row(f"0{s}.0", "ADD", 1, "101.50" if s == 1 else "98.50", "1", 40 + s) for s in range(1, 5))
+    found = [parse(tmp_path, text, max_crossed_ms=limit)[0]["ghosts_evicted"] for limit in (500, 60_000)]
+    assert found == [1, 0]
+
+
+def test_a_clock_may_go_back_by_the_limit(tmp_path):
+    text = row("05.0", "SET", 1, "99.50", "7", 10) + row("04.5", "SET", 1, "99.50", "8", 10)
+    assert parse(tmp_path, text, max_clock_step_ms=500)[0]["clock_steps_back"] == 1
+    with pytest.raises(InputError, match="max_clock_step_ms"):
+        parse(tmp_path, text, max_clock_step_ms=499)
+
+
+def test_a_feed_that_is_forced_is_the_one_that_reads(tmp_path):
+    assert parse(tmp_path, "", feed="coinapi")[0]["snapshots"] == 1
+    with pytest.raises(InputError):
+        parse(tmp_path, "", feed="tardis")

@@ -1,0 +1,299 @@
+"""Each setting of fp8_ddp_trainer.py by its effect, in this process; what TensorBoard holds; apply_mask."""
+
+import math
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_trainer import losses, metrics, weights
+
+import fp8_ddp_trainer
+from fp8_ddp_trainer import Session, apply_mask, check_config, main
+from lob.config import InputError
+from lob.encoder import PRESETS, BookEncoder, encoder_config
+from lob.optimisation import make_optimizer, one_cycle
+from lob.precision import Precision, check_dimensions, choose_precision
+from lob.ranks import Team
+from lob.run_log import new_run
+from lob.te_encoder import plain_state
+
+SMALL = {"model_size": "tiny_transformer", "depth_dim": 16, "temporal_dim": 32, "batch_size": 16,
+         "accumulation_steps": 2, "epochs": 1, "log_steps": 1, "max_lr": 3e-3}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def kept_signals():
+    """A run in this process takes SIGTERM; give it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def settings(data: Path, runs: Path, **changes) -> dict:
+    return {**fp8_ddp_trainer.config, **SMALL, "data_dir": str(data), "runs_dir": str(runs), **changes}
+
+
+def train(data: Path, runs: Path, **changes) -> Path:
+    """Train in this process; return the run's folder."""
+    config = settings(data, runs, **changes)
+    folder = new_run(config)
+    assert main(config) == 0
+    return folder
+
+
+def session(data: Path, runs: Path, **changes) -> Session:
+    config = settings(data, runs, **changes)
+    return Session(config, Team(0, 1, torch.device("cpu")), runs / "run")
+
+
+def test_apply_mask_hides_a_share_and_marks_it():
+    inputs = torch.randn(8, 64, 16, 2)
+    torch.manual_seed(0)
+    masked, mask = apply_mask(inputs)
+    assert mask.dtype == torch.bool and mask.shape == inputs.shape
+    assert float(mask.float().mean()) == pytest.approx(0.15, abs=0.01)
+    assert (masked[mask] == 0).all() and torch.equal(masked[~mask], inputs[~mask])
+    masked, mask = apply_mask(inputs, 0.4, -7.5, "cpu")
+    assert float(mask.float().mean()) == pytest.approx(0.4, abs=0.01) and (masked[mask] == -7.5).all()
+    keys = torch.arange(8)
+    again = [apply_mask(inputs, 0.25, mode="span", keys=keys)[1] for _ in range(2)]
+    assert torch.equal(*again) and (again[0].flatten(2).float().std(dim=2) == 0).all()
+
+
+@pytest.fixture(scope="module")
+def logged(sampled, tmp_path_factory) -> tuple[Path, EventAccumulator]:
+    run = train(sampled, tmp_path_factory.mktemp("logged"), epochs=2, validate_steps=9, histogram_steps=10, log_steps=4)
+    board = EventAccumulator(str(run), size_guidance={"scalars": 0, "histograms": 0, "images": 0})
+    board.Reload()
+    return run, board
+
+
+def test_tensorboard_holds_what_metrics_csv_holds(logged):
+    run, board = logged
+    for tag in ("step/train_loss", "step/learning_rate", "step/gradient_norm", "step/windows_per_second",
+                "step/data_wait_share", "epoch/train_loss", "epoch/validation_loss", "epoch/learning_rate",
+                "epoch/windows_per_second", "validation/validation_loss", "test/validation_loss"):  # fmt: skip
+        kind, column = tag.split("/")
+        rows = [(int(row["step"]), float(row[column])) for row in metrics(run, kind)]
+        found = [(event.step, event.value) for event in board.Scalars(tag)]
+        assert len(found) > 0 and [step for step, _ in found] == [step for step, _ in rows], tag
+        np.testing.assert_allclose([value for _, value in found], [value for _, value in rows], rtol=1e-6)
+
+
+def test_intervals_are_kept(logged):
+    run, board = logged
+    last = int(metrics(run, "epoch")[-1]["step"])
+    steps = [int(row["step"]) for row in metrics(run, "step")]
+    assert steps == list(range(4, last + 1, 4))
+    validated = {int(row["step"]) for row in metrics(run, "validation")}
+    assert validated == {0, last // 2, last} | set(range(9, last, 9))
+    gradients = [tag for tag in board.Tags()["histograms"] if tag.startswith("gradients/")]
+    assert len(gradients) == len(list(BookEncoder(encoder_config("tiny_transformer")).parameters()))
+    for tag in gradients:
+        assert [event.step for event in board.Histograms(tag)] == list(range(10, last + 1, 10))
+
+
+def test_tensorboard_shows_pictures_config_and_hparams(logged):
+    run, board = logged
+    epochs = [int(row["step"]) for row in metrics(run, "epoch")]
+    pictures = board.Images("reconstruction")
+    assert [event.step for event in pictures] == epochs and pictures[0].width > 600
+    assert pictures[0].encoded_image_string != pictures[1].encoded_image_string
+    text = board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "mask_perc = 0.25" in text and "model_size = 'tiny_transformer'" in text
+    plugins = board.summary_metadata["_hparams_/session_start_info"].plugin_data
+    assert plugins.plugin_name == "hparams" and b"mask_perc" in plugins.content
+
+
+LOSS = {  # of the difference between prediction and target; torch's defaults: delta = beta = 1
+    "mse": lambda e: e**2,
+    "mae": abs,
+    "huber": lambda e: np.where(abs(e) < 1, e**2 / 2, abs(e) - 0.5),
+    "smoothl1": lambda e: np.where(abs(e) < 1, e**2 / 2, abs(e) - 0.5),
+}
+
+
+@pytest.mark.parametrize("loss", LOSS)
+def test_losses_are_means_over_hidden_values(sampled, tmp_path, loss):
+    """The loss and the gradient of the head's bias, from predictions and masks alone."""
+    made = session(sampled, tmp_path, loss=loss, fill="none")
+    batch = next(made.sampler.training(0, 0, passes=2))
+    ((price_ticks, sizes, keys),) = made.passes.load([batch])
+    prediction, values, mask = (t.detach().numpy() for t in made.passes.plain.predict(price_ticks, sizes, keys))
+    found = next(made.passes.run(iter([batch]))).numpy()
+    error = (prediction - values).astype(np.float64)
+    np.testing.assert_allclose(found, [LOSS[loss](error)[mask].sum(), mask.sum()], rtol=1e-5)
+    slope = (LOSS[loss](error + 1e-5) - LOSS[loss](error - 1e-5)) / 2e-5
+    expected = (slope * mask).sum(axis=(0, 1)).ravel() / made.nominal
+    np.testing.assert_allclose(made.model.head.bias.grad.numpy(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_accumulation_takes_the_step_of_one_large_batch(sampled, tmp_path):
+    """Two micro-steps of 16 windows take the step of one of 32."""
+    runs = [train(sampled, tmp_path, batch_size=size, accumulation_steps=count) for size, count in ((16, 2), (32, 1))]
+    np.testing.assert_allclose(losses(runs[0]), losses(runs[1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_optimizers_take_the_published_steps(name):
+    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019, decay 0.01), SGD with momentum 0.9."""
+    model, rng, lr = torch.nn.Linear(3, 1), np.random.default_rng(0), 0.05
+    optimizer = make_optimizer(name, model, lr)
+    weight = model.weight.detach().numpy().astype(np.float64)
+    first = second = np.zeros_like(weight)
+    for step in range(1, 6):
+        gradient = rng.normal(size=weight.shape)
+        model.weight.grad, model.bias.grad = torch.tensor(gradient, dtype=torch.float32), torch.zeros(1)
+        optimizer.step()
+        if name == "sgd":
+            first = 0.9 * first + gradient
+            weight = weight - lr * first
+        else:
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            weight = weight * (1 - lr * 0.01 * (name == "adamw"))
+            weight = weight - lr * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=1e-5)
+
+
+def test_the_optimizer_named_is_the_one_that_steps(sampled, tmp_path):
+    kinds = {name: type(session(sampled, tmp_path, optimizer=name).optimizer) for name in ("adamw", "adam", "sgd")}
+    assert kinds == {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+@pytest.mark.parametrize("steps", [10, 97, 1000])
+def test_onecycle_is_torchs(steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    for step in range(steps):
+        assert one_cycle(step, steps, 3e-3) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9, abs=1e-15)
+        optimizer.step()
+        schedule.step()
+
+
+def test_a_step_moves_the_weights_by_the_clipped_gradient(sampled, tmp_path):
+    """Plain gradient descent: the first step has the length lr x min(norm, max_grad_norm)."""
+    changes = {"optimizer": "sgd", "use_scheduler": False, "lr": 0.5, "batch_size": 600}
+    begin = plain_state(session(sampled, tmp_path, **changes).model)
+    for limit in (1e-4, 1e3):
+        run = train(sampled, tmp_path, max_grad_norm=limit, **changes)
+        assert len(losses(run)) == 1
+        norm, end = float(metrics(run, "step")[0]["gradient_norm"]), weights(run)
+        moved = sum(float((end[f"model.{name}"] - tensor).double().square().sum()) for name, tensor in begin.items())
+        assert 1e-3 < norm < 1e2
+        assert moved**0.5 == pytest.approx(0.5 * min(norm, limit), rel=1e-3)
+
+
+def test_presets_are_those_that_users_know():
+    shapes = {name: (p["layers"], p["width"], p["ffn_width"], p["heads"]) for name, p in PRESETS.items()}
+    assert shapes["deep_narrow_transformer"] == (40, 192, 1536, 8)
+    assert shapes["wide_transformer"] == (12, 2048, 8192, 16)
+    with torch.device("meta"):
+        counts = {name: sum(p.numel() for p in BookEncoder(encoder_config(name)).parameters()) for name in PRESETS}
+    assert 29e6 < counts["deep_narrow_transformer"] < 31e6
+    assert counts["tiny_transformer"] < counts["deep_narrow_transformer"] < counts["medium_transformer"]
+    assert counts["medium_transformer"] < counts["wide_transformer"]
+
+
+def test_settings_reach_the_model_and_the_data(sampled, tmp_path):
+    changes = {"dropout": 0.2, "causal": True, "fill": "none", "normalization": "minmax", "num_workers": 2,
+               "model_size": "tiny_transformer", "lr": 0.7}  # fmt: skip
+    made = session(sampled, tmp_path, **changes)
+    used = made.model.config
+    assert (used.dropout, used.causal, used.fill, used.normalization) == (0.2, True, "none", "minmax")
+    assert made.model.layers[0].dropout == 0.2 and made.optimizer.param_groups[0]["lr"] == 0.7
+    assert made.passes.store.num_workers == 2
+    assert made.sampler.windows_a_step == 32 and made.passes_a_step == 2 and made.passes.size == 16
+
+
+def test_masks_follow_mode_share_and_seed(sampled, tmp_path):
+    found = {}
+    for seed, mode, share in ((0, "entry", 0.25), (1, "entry", 0.25), (0, "tail", 0.25), (0, "entry", 0.6)):
+        made = session(sampled, tmp_path, seed=seed, mask_mode=mode, mask_perc=share)
+        ((price_ticks, sizes, keys),) = made.passes.load(made.sampler.held_out(1, 64)[:1])
+        mask = made.passes.plain.predict(price_ticks, sizes, keys)[2]
+        assert float(mask.float().mean()) == pytest.approx(share, abs=0.01)
+        found[seed, mode, share] = mask
+    assert not torch.equal(found[0, "entry", 0.25], found[1, "entry", 0.25])
+    tail = found[0, "tail", 0.25]
+    assert tail[:, -8:].all() and not tail[:, :-8].any()
+
+
+def test_seeds_give_other_weights_and_orders(sampled, tmp_path):
+    first, same, other = (session(sampled, tmp_path, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.model.embed.weight, same.model.embed.weight)
+    assert not torch.equal(first.model.embed.weight, other.model.embed.weight)
+    orders = [made.sampler.draw_order(0)[0] for made in (first, same, other)]
+    assert np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[0], orders[2])
+    assert not np.array_equal(orders[0], first.sampler.draw_order(1)[0])
+
+
+def test_azure_moves_data_and_runs_to_the_data_disk(sampled, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "training_data").symlink_to(sampled)
+    config = settings(sampled, tmp_path, azure=True, azure_data_root=str(tmp_path / "disk"))
+    assert main(config | {"data_dir": "training_data", "runs_dir": "runs", "model_name": "there"}) == 0
+    assert (tmp_path / "disk" / "runs" / "there" / "checkpoints" / "best.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "requested", "expected", "reason"),
+    [
+        ("NVIDIA A100-SXM4-80GB", (8, 0), "auto", "bf16", "needs compute capability 8.9 or newer"),
+        ("NVIDIA A100-SXM4-80GB", (8, 0), "fastest", "bf16", "A100"),
+        ("NVIDIA L4", (8, 9), "bf16", "bf16", "asked for"),
+        ("NVIDIA H100 80GB HBM3", (9, 0), "auto", "fp8", "the GPU has FP8"),
+        ("NVIDIA H100 80GB HBM3", (9, 0), "fastest", "bf16", "measured faster"),
+        ("NVIDIA A100-SXM4-80GB", (8, 0), "fp8", None, "compute capability 8.9 or newer"),
+    ],
+)
+def test_precision_follows_the_gpu(monkeypatch, name, capability, requested, expected, reason):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("lob.te_encoder.te_obstacle", lambda: "")
+    choose = (requested, "delayed", 192, torch.device("cuda"))
+    if expected is None:
+        with pytest.raises(InputError, match=reason):
+            choose_precision(*choose)
+        return
+    precision = choose_precision(*choose)
+    assert precision.name == expected
+    assert reason in precision.reason and name in precision.reason
+
+
+@pytest.mark.parametrize("runs", ["file", "file/deeper"])
+def test_a_runs_dir_that_cannot_be_written_is_refused_before_work(sampled, tmp_path, runs):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match="runs_dir = "):
+        main(settings(sampled, tmp_path / runs))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("epochs", 0), ("mask_perc", 1.0), ("lr_decay_factor", 1.0), ("dropout", 1.0), ("dropout", math.nan),
+     ("max_lr", math.inf), ("lr", 0.0), ("max_gpus", 0), ("checkpoint_minutes", -1.0), ("model_size", "huge")],
+)  # fmt: skip
+def test_impossible_values_are_refused_by_name(key, value):
+    with pytest.raises(InputError, match=key):
+        check_config({**fp8_ddp_trainer.config, key: value})
+
+
+def test_fp8_takes_dimensions_of_multiples_of_16_alone():
+    fp8, good = Precision("fp8", "delayed", ""), encoder_config("deep_narrow_transformer")
+    check_dimensions(good, 3, fp8)
+    wrong: list[tuple[dict, int, str]] = [
+        ({"width": 200, "heads": 4}, 16, "width = 200"),
+        ({"ffn_width": 1000}, 16, "ffn_width = 1000"),
+        ({"temporal_dim": 100}, 3, "batch_size x temporal_dim = 300"),
+    ]
+    for changes, size, said in wrong:
+        config = replace(good, **changes)
+        with pytest.raises(InputError, match=f"{said} must be a multiple of 16"):
+            check_dimensions(config, size, fp8)
+        check_dimensions(config, size, Precision("bf16", "", ""))
+    with pytest.raises(InputError, match="even multiple"):
+        check_dimensions(replace(good, heads=7), 16, Precision("fp32", "", ""))
