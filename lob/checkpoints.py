@@ -64,7 +64,10 @@ def find_checkpoint(runs_dir: str | Path, model_path: str | None) -> Path:
 def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[BookEncoder, dict[str, Any]]:
     """Build the plain encoder of a checkpoint, in evaluation mode, and return it with the checkpoint's metadata."""
     tensors, meta = load_checkpoint(file, "model.")
-    model = BookEncoder(EncoderConfig(**meta["encoder"]))
+    try:
+        model = BookEncoder(EncoderConfig(**meta["encoder"]))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file} names no encoder of this version ({error}): train again") from None
     wrong = {name: tuple(t.shape) for name, t in model.state_dict().items()
              if name not in tensors or tensors[name].shape != t.shape}  # fmt: skip
     if wrong or len(tensors) != len(model.state_dict()):

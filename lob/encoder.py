@@ -174,24 +174,28 @@ def fill_hidden(
 
 
 def build_inputs(
-    price_ticks: Tensor, sizes: Tensor, mask: Tensor, config: EncoderConfig
+    price_ticks: Tensor, sizes: Tensor, mask: Tensor | None, config: EncoderConfig
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Turn windows into what the encoder takes: tokens (B, T, C), base (B, T, L, F), values, parameters.
 
-    price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden. `values` are the
-    targets, normalised by `parameters`. A hidden value is zero in the tokens and its mask bit one, so that it differs
-    from a true zero; nothing in tokens or base depends on a hidden value.
+    price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden, or None: nothing is,
+    and the fill, which then equals the values, is not computed. `values` are the targets, normalised by `parameters`. A
+    hidden value is zero in the tokens and its mask bit one, so that it differs from a true zero; nothing in tokens or
+    base depends on a hidden value. With `causal` and nothing hidden, no token depends on a later state.
     """
-    parameters = fit(price_ticks, sizes, mask, config.normalization)
+    filled = mask is not None or config.fill == "none"
+    if mask is None:
+        mask = torch.zeros(sizes.shape, dtype=torch.bool, device=sizes.device).unsqueeze(3).expand(-1, -1, -1, 2)
+    parameters = fit(price_ticks, sizes, mask, config.normalization, config.causal)
     values = transform(price_ticks, sizes, parameters, config.normalization)
-    base = fill_hidden(price_ticks, sizes, values, mask, parameters, config)
+    base = fill_hidden(price_ticks, sizes, values, mask, parameters, config) if filled else values
     batch, states = values.shape[:2]
     channels = [values.masked_fill(mask, 0.0).flatten(2), mask.flatten(2).to(values.dtype)]
     if config.fill != "none":
         channels.append(base.flatten(2))
     if config.normalization == "book":
         mid = parameters["mid"]
-        channels.append(signed_log(mid - mid[:, -1:]) / 4.0)
+        channels.append(signed_log(mid - (mid[:, :1] if config.causal else mid[:, -1:])) / 4.0)
     used = sum(channel.shape[2] for channel in channels)
     channels.append(values.new_zeros(batch, states, config.input_width - used))
     return torch.cat(channels, dim=2), base, values, parameters

@@ -3,6 +3,7 @@
 training_data/book_states/<PAIR>/        a book: arrays of N states and meta.json       (`open_book`)
 training_data/window_statistics/<PAIR>.npy + .json     one row a window                 (`open_table`)
 training_data/balanced_samples/<PAIR>.npy + .json      one row a sampled window         (`open_table`)
+training_data/embeddings/<PAIR>.npy + .json            one row a window, D wide         (`open_table`)
 """
 
 import contextlib
@@ -142,14 +143,16 @@ def identity(book: Book) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def new_table(file: Path, dtype: Any, parameters: Mapping[str, Any], made_from: Any) -> Iterator["TableWriter"]:
-    """Stream a structured array and its `.json` to `file`; both take their places when the block ends well.
+def new_table(
+    file: Path, dtype: Any, parameters: Mapping[str, Any], made_from: Any, row_shape: tuple[int, ...] = ()
+) -> Iterator["TableWriter"]:
+    """Stream an array of rows and its `.json` to `file`; both take their places when the block ends well.
 
     The old `.json` goes first and the new one comes last, so that a kill in between leaves no pair that disagrees.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial, about = file.with_name(f".{file.name}.partial"), file.with_suffix(".json")
-    writer = TableWriter(partial, dtype)
+    writer = TableWriter(partial, dtype, row_shape)
     try:
         yield writer
         writer.close()
@@ -181,7 +184,7 @@ def open_table(file: Path, made_by: str, made_from: Any, **parameters: Any) -> t
     """
     meta = read_meta(file.with_suffix(".json"), made_by)
     rows = load_array(file)
-    if rows.shape != (meta["rows"],):
+    if rows.shape[:1] != (meta["rows"],):
         raise InputError(f"{file} has {len(rows)} rows, its .json says {meta['rows']}: run {made_by} again")
     if made_from is not None and meta["made_from"] != made_from:
         raise InputError(f"{file} was made from another book than the one now there: run {made_by} again")
@@ -258,6 +261,6 @@ class ArrayWriter:
 class TableWriter(ArrayWriter):
     """An ArrayWriter whose `.json` also gets the entries of `extra`."""
 
-    def __init__(self, file: Path, dtype: Any):
-        super().__init__(file, dtype)
+    def __init__(self, file: Path, dtype: Any, row_shape: tuple[int, ...] = ()):
+        super().__init__(file, dtype, row_shape)
         self.extra: dict[str, Any] = {}

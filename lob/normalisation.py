@@ -6,6 +6,7 @@ Nothing here reads a hidden value to make a parameter, so what the network is gi
 Schemes (`normalization`):
 - 'book': price as signed log of the distance in ticks from the state's mid, log1p(|d|) sign(d) / 4; size as
   (log(size) - mean of the window's visible log sizes) / 2. The mid is linear in time where a best price is hidden.
+  Where `causal`, the mean is over the states up to each one.
 - 'minmax': price divided by the level's first visible price, sizes as they are, each min-max scaled over the window's
   visible values: the scheme of the published reference, for comparison.
 """
@@ -50,6 +51,12 @@ def masked_mean(x: Tensor, known: Tensor) -> Tensor:
     return total / known.sum(dim=(1, 2), keepdim=True).clamp(min=1)
 
 
+def running_mean(x: Tensor, known: Tensor) -> Tensor:
+    """Mean of `x` (B, T, L) over the known entries of each state and those before it, (B, T, 1); 0 where none is."""
+    total = torch.where(known, x, torch.zeros_like(x)).sum(dim=2, keepdim=True).cumsum(dim=1)
+    return total / known.sum(dim=2, keepdim=True).cumsum(dim=1).clamp(min=1)
+
+
 def masked_range(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Least known value of each window and the range above it, both (B, 1, 1); 1 for a window of equal values."""
     low = torch.where(known, x, torch.full_like(x, float("inf"))).amin(dim=(1, 2), keepdim=True)
@@ -87,10 +94,11 @@ def state_mids(offset: Tensor, known: Tensor) -> Tensor:
     return mids.unsqueeze(2)
 
 
-def fit(price_ticks: Tensor, sizes: Tensor, mask: Tensor, scheme: str) -> dict[str, Tensor]:
+def fit(price_ticks: Tensor, sizes: Tensor, mask: Tensor, scheme: str, causal: bool = False) -> dict[str, Tensor]:
     """Return the parameters of `scheme` for each window, from its visible values alone.
 
-    price_ticks: int (B, T, L); sizes: float (B, T, L), > 0; mask: bool (B, T, L, 2).
+    price_ticks: int (B, T, L); sizes: float (B, T, L), > 0; mask: bool (B, T, L, 2). With `causal`, those of 'book'
+    are a state's own where nothing is hidden: no later state has a part in them.
     """
     price_ticks = price_ticks.to(torch.int64)
     known_price, known_size = ~mask[..., 0], ~mask[..., 1]
@@ -98,10 +106,11 @@ def fit(price_ticks: Tensor, sizes: Tensor, mask: Tensor, scheme: str) -> dict[s
     if scheme == "book":
         anchor = anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
         offset = (price_ticks - anchor).float()
+        log_sizes = torch.log(sizes.float().clamp(min=1e-30))
         return {
             "anchor_ticks": anchor,
             "mid": state_mids(offset, known_price),
-            "size_centre": masked_mean(torch.log(sizes.float().clamp(min=1e-30)), known_size),
+            "size_centre": running_mean(log_sizes, known_size) if causal else masked_mean(log_sizes, known_size),
         }
     ratio = (price_ticks - anchor).float() / anchor.float().abs().clamp(min=1.0)
     price_low, price_range = masked_range(ratio, known_price)

@@ -153,17 +153,32 @@ def test_rotation_makes_scores_depend_on_distance_alone():
 def test_causal_embeddings_do_not_see_later_states():
     price_ticks, sizes = windows()
     changed = price_ticks.clone(), sizes.clone()
+    changed[0][:, 40:] += 5
     changed[1][:, 40:] *= 3
     for causal, same in ((True, True), (False, False)):
         config = encoder_config("tiny_transformer", depth=16, temporal_dim=64, causal=causal)
         torch.manual_seed(0)
         model = BookEncoder(config).eval()
-        tokens = [build_inputs(*pair, torch.zeros(3, 64, 16, 2, dtype=torch.bool), config)[0]
-                  for pair in ((price_ticks, sizes), changed)]  # fmt: skip
-        tokens[1][:, :40] = tokens[0][:, :40]  # the scale of the window is not the question here
         with torch.inference_mode():
-            before, after = (model.encode(t)[:, :40] for t in tokens)
+            before, after = (model.encode(build_inputs(*pair, None, config)[0])[:, :40]
+                             for pair in ((price_ticks, sizes), changed))  # fmt: skip
         assert torch.equal(before, after) is same
+
+
+@pytest.mark.parametrize("fill", ["none", "linear", "ladder"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_no_mask_is_a_mask_that_hides_nothing(fill, causal):
+    price_ticks, sizes = windows()
+    config = encoder_config("tiny_transformer", depth=16, temporal_dim=64, fill=fill, causal=causal)
+    given = (build_inputs(price_ticks, sizes, mask, config)
+             for mask in (None, torch.zeros(3, 64, 16, 2, dtype=torch.bool)))  # fmt: skip
+    for found, expected in zip(*given, strict=True):
+        if isinstance(found, torch.Tensor):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 if fill == "ladder" else 0)
+    mean = torch.log(sizes[:, :5]).mean(dim=(1, 2)).unsqueeze(1)
+    centre = build_inputs(price_ticks, sizes, None, config)[3]["size_centre"]
+    if causal:
+        torch.testing.assert_close(centre[:, 4], mean)
 
 
 @pytest.mark.parametrize("fill", ["none", "linear", "ladder"])
