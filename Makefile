@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=10 --batch_size=16 --accumulation_steps=1 \
   --max_lr=4e-3
 
-.PHONY: pipeline test bench prove tables
+.PHONY: pipeline test bench bench-gpu prove tables
 
 .venv/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("needs Python 3.11 to 3.13, " \
@@ -47,7 +47,12 @@ test: .venv/installed-dev
 
 # every CPU benchmark, its JSON under benchmarks/results/, and the README's tables made from them
 bench: .venv/installed-dev
-	for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --write=True; done
+	for name in parser windows peers export; do $(BIN)/python -m benchmarks.bench_$$name --write=True; done
+	$(MAKE) tables
+
+# the same on a machine with NVIDIA GPUs: training speed, and FP8 beside bf16
+bench-gpu: .venv/installed-dev
+	for name in training runs; do $(BIN)/python -m benchmarks.bench_$$name --write=True; done
 	$(MAKE) tables
 
 # the encoder's worth over seeds (PROVE: keys of benchmarks/prove.py, such as the data), and the README's tables

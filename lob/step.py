@@ -191,14 +191,19 @@ class Passes:
 
     def measure_rate(self, batch: Batch) -> float:
         """Windows/s of training passes over a growing part of a batch, until one takes half a second."""
-        windows, seconds = 1, 0.0
-        while seconds < 0.5 and (windows < len(batch.keys) or not seconds):
-            windows = min(2 * windows, len(batch.keys))
+
+        def time_pass(windows: int) -> float:
             began = time.perf_counter()
             part = Batch(batch.pair_index[:windows], batch.end_rows[:windows], batch.keys[:windows])
             for loaded in self.load([part]):
                 self.plain(*loaded, self.nominal)
-            seconds = time.perf_counter() - began
+            return time.perf_counter() - began
+
+        time_pass(1)  # loads and allocates what those that count find there
+        windows, seconds = 1, time_pass(1)
+        while seconds < 0.5 and windows < len(batch.keys):
+            windows = min(2 * windows, len(batch.keys))
+            seconds = time_pass(windows)
         self.plain.model.zero_grad()
         return windows / seconds
 
