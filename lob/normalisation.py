@@ -46,8 +46,11 @@ def signed_exp(x: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, known: Tensor) -> Tensor:
-    """Mean of `x` (B, T, L) over the known entries of each window, (B, 1, 1); 0 where none is known."""
-    total = torch.where(known, x, torch.zeros_like(x)).sum(dim=(1, 2), keepdim=True)
+    """Mean of `x` (B, T, L) over the known entries of each window, (B, 1, 1); 0 where none is known.
+
+    Summed by state first: in one run over 25,000 entries a runtime that adds them in turn loses a digit and a half.
+    """
+    total = torch.where(known, x, torch.zeros_like(x)).sum(dim=2, keepdim=True).sum(dim=1, keepdim=True)
     return total / known.sum(dim=(1, 2), keepdim=True).clamp(min=1)
 
 
