@@ -5,8 +5,8 @@
 
 Needs parsed books and a balanced sample made with these `split_ratios`. Trains with the trainer's defaults and
 `recipe`, scores every seed with inference_testing.py, takes medians over seeds and with `write` keeps them in
-benchmarks/results/representation.json.
-Where there is a GPU with FP8 each seed is also trained in bf16, and the paired losses are compared.
+benchmarks/results/representation.json. Where there is a GPU with FP8 each seed is also trained in bf16, and the paired
+losses are compared. With `runs` it takes what is there: runs that inference_testing.py has scored.
 """
 
 config = {
@@ -17,6 +17,7 @@ config = {
     "recipe": {},  # keys of fp8_ddp_trainer.py that differ from its defaults
     "scoring": {},  # keys of inference_testing.py that differ from its defaults
     "seeds": 5,  # training runs
+    "runs": None,  # list of folders of scored runs, in place of training
     "headline": None,  # pair of the summary line; None: the first one that is scored
     "runs_dir": "runs/prove",  # folder of the runs
     "write": False,  # keep the result in benchmarks/results/representation.json
@@ -25,7 +26,7 @@ config = {
 from lob.config import InputError, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"pairs": list, "unseen": list, "headline": str})
+    config = load_config(config, __file__, optional={"pairs": list, "unseen": list, "headline": str, "runs": list})
 
 import csv
 import json
@@ -55,13 +56,15 @@ def main(config: dict) -> int:
     scored = [*trained, *(config["unseen"] or [])]
     fp8 = torch.cuda.is_available() and not fp8_obstacle("delayed", torch.cuda.get_device_capability())
     reports, losses = [], []
-    for seed in range(config["seeds"]):
+    for folder in config["runs"] or []:
+        reports.append(read_report(Path(folder)))
+    for seed in range(config["seeds"]) if config["runs"] is None else ():
         runs = [train(config, seed, precision, trained) for precision in (("fp8", "bf16") if fp8 else ("auto",))]
         losses.append([read_test_loss(folder) for folder in runs])
         reports.append(score(config, runs[0], scored))
     rows = [
         {"case": case, "metric": metric, "value": float(np.median(values)), "unit": "",
-         "note": f"median of {config['seeds']} seeds; " + ("never trained on" if case.split("/")[0] not in trained else
+         "note": f"median of {len(reports)} runs; " + ("never trained on" if case.split("/")[0] not in trained else
                                                              "trained on earlier dates")}
         for (case, metric), values in collect(reports).items()
     ]  # fmt: skip
@@ -95,6 +98,12 @@ def read_test_loss(folder: Path) -> float:
 def score(config: dict, folder: Path, pairs: list[str]) -> list[dict]:
     keys = {"model_path": folder / "checkpoints" / "best.safetensors", "data_dir": config["data_dir"], "pairs": pairs}
     call("inference_testing.py", keys | config["scoring"])
+    return read_report(folder)
+
+
+def read_report(folder: Path) -> list[dict]:
+    if not (folder / "report.json").exists():
+        raise InputError(f"{folder} has no report.json: run inference_testing.py on it first")
     return json.loads((folder / "report.json").read_text())["rows"]
 
 
@@ -124,8 +133,8 @@ def summarise(pair: str, cells: dict, checksums: str, shared_states: int, losses
     line = (f"exchange checksums {checksums}; states shared by train and test {shared_states}; "
             f"{pair} log-size error in patches: {errors} ({cells.get((case, 'blocks'), 0):.0f} blocks of time); "
             f"FP8 against bf16: ")  # fmt: skip
-    if len(losses[0]) < 2:
-        return line + "not measured, no GPU with FP8"
+    if not losses or len(losses[0]) < 2:
+        return line + "not measured"
     ratio = np.array([fp8 / bf16 - 1 for fp8, bf16 in losses])
     half = student_t(len(ratio) - 1) * ratio.std(ddof=1) / np.sqrt(len(ratio)) if len(ratio) > 1 else np.inf
     within = "equivalent" if abs(ratio.mean()) + half < 0.01 else "not shown to be equivalent"

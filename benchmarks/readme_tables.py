@@ -5,7 +5,7 @@
 
 A block stands between `<!-- begin:KIND ARGUMENT -->` and `<!-- end -->`. Kinds: `config SCRIPT` (keys, defaults and
 comments of its dict), `results BENCHMARK` (benchmarks/results/BENCHMARK.json, a line a case and a column a metric),
-`sentence BENCHMARK CASE` (that case's metrics in words) and `disk` (what a year takes).
+`sentence BENCHMARK CASE [METRIC,...]` (that case's metrics in words) and `disk` (what a year takes).
 """
 
 import json
@@ -86,11 +86,13 @@ def results_table(benchmark: str) -> list[str]:
     return [*lines, "", *(f"{note.rstrip('.')}.  " for note in notes), describe_conditions(result)]
 
 
-def result_sentence(benchmark: str, case: str) -> list[str]:
+def result_sentence(benchmark: str, case: str, metrics: str = "") -> list[str]:
+    """A case's metrics in words: all of them, or those named with commas between, in that order."""
     result = read_result(benchmark)
-    rows = [row for row in result["rows"] if row["case"] == case] if result else []
-    if result is None or not rows:
+    found = {row["metric"]: row for row in result["rows"] if row["case"] == case} if result else {}
+    if result is None or not found:
         return [f"*Not measured yet: `benchmarks/results/{benchmark}.json` has no case {case}.*"]
+    rows = [found[metric] for metric in metrics.split(",") if metric in found] if metrics else list(found.values())
     values = [
         f"{row['metric'].replace('_', ' ')} **{format_value(row['value'])}** {row['unit']}".rstrip() for row in rows
     ]
