@@ -1,8 +1,8 @@
 """Binance's raw recordings as arrays: lines as the exchange sends them by one numba kernel, all others by orjson.
 
-A line is `<local time> <JSON>`. The kernel takes depth messages without white space, escapes or bare decimals, with
-their keys in any order, alone or under "data". What it does not know it leaves, line by line, to `parse_depth`, which
-gives the same arrays.
+A line is `<local time> <JSON>`. The kernel takes depth messages without escapes or bare decimals, with at most a space
+after a comma or colon, their keys in any order, alone or under "data". What it does not know it leaves, line by line, to
+`parse_depth`, which gives the same arrays.
 """
 
 from collections.abc import Iterator
@@ -159,12 +159,13 @@ def read_levels(data, at, levels, count):
     if data[at + 1] == CLOSE:
         return count, at + 2
     while data[at] != CLOSE:  # at the opening bracket, or a comma
-        if data[at + 1] != OPEN:
+        at += 1 + (data[at + 1] == SPACE)
+        if data[at] != OPEN:
             return count, -1
-        price, at = read_decimal(data, at + 2)
+        price, at = read_decimal(data, at + 1)
         if at < 0 or data[at] != COMMA:
             return count, -1
-        size, at = read_decimal(data, at + 1)
+        size, at = read_decimal(data, at + 1 + (data[at + 1] == SPACE))
         if at < 0 or data[at] != CLOSE or (data[at + 1] != COMMA and data[at + 1] != CLOSE):
             return count, -1
         levels[0, count], levels[1, count] = price, size
@@ -193,26 +194,27 @@ def read_line(data, at, symbol, spot, head, levels, first):
     if data[at - 1] != SPACE or data[at] != OPEN_OBJECT:
         return first, -1, False
     while objects:  # at an opening bracket or a comma
-        begin = at + 2
-        if data[at + 1] != QUOTE:
+        at += 1 + (data[at + 1] == SPACE)
+        begin = at + 1
+        if data[at] != QUOTE:
             return first, -1, False
-        at = skip_string(data, at + 1)
+        at = skip_string(data, at)
         length = at - 1 - begin
         if at < 0 or data[at] != COLON or length > LONGEST_KEY:
             return first, -1, False
-        at += 1
+        at += 1 + (data[at + 1] == SPACE)
         key = np.int64(0)
         if length <= 2 and not (in_data and objects == 1):
             for place in range(begin, begin + length):
                 key = key << 8 | np.int64(data[place])
         used = key in (EVENT, TRANSACTION, SYMBOL, FIRST_ID, LAST_ID, PREVIOUS_ID, BID_LEVELS, ASK_LEVELS)
-        begin = at
-        if equals(data, begin - 2 - length, begin - 2, DATA):
+        if equals(data, begin, begin + length, DATA):
             if data[at] != OPEN_OBJECT or in_data:
                 return first, -1, False
             objects, in_data, same_symbol, count = 2, True, False, first
             bids = asks = event = transaction = first_id = last_id = previous_id = -1
             continue
+        begin = at
         if data[at] == QUOTE:
             at = skip_string(data, at)
             is_depth |= equals(data, begin + 1, at - 1, DEPTH_UPDATE)

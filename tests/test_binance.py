@@ -21,12 +21,12 @@ EXTRA = (
 )  # fmt: skip
 EDITS = (
     (",", ", "), (":", ": "), ("}", " }"), ('"u"', r'"\\u0075"'), ('"([0-9.]+)"', r"\1"), ('"E":', '"E":0'),
-    ("$", "\r"), ('"E":', '"E":-'), ('"E":', '"T":1,"E":'), ('"b":', '"b":[],"b":'), ('"a":', '"a":[["5","6"]],"z":'),
-    ("}$", ""),
+    ("$", "\r"), (" ?([,:]) ?", r"\1 "), ('"E":', '"E":-'), ('"E":', '"T":1,"E":'), ('"b":', '"b":[],"b":'),
+    ('"a":', '"a":[["5","6"]],"z":'), ("}$", ""), ("^", " "), ('"', ""), ("[][{}:,]", ""), ("T", "E"), ('"', "\u00e9"),
     ('"s":"BTC', '"s":"ETH'), ('"U":', '"V":'), ('"pu":', '"pv":'), ('"depthUpdate"', '"trade"'), ("]]", "],]"),
     ("]]", "]"), (r"\[\[", "[[["), ('","', '","1","'), ('"E"', "E"), ("^[0-9]+", "1.5"), ("^[0-9]+ ", ""), ("}$", "}}"),
     ('"b":', '"b":1,"c":'), ('"data"', '"date"'), ("$", " x"), ("$", ",{}"), ('"a":', '"a" :'), ("[0-9]", ""),
-    ("[0-9]", "77777777777777777777"), ('"', ""), ("[][{}:,]", ""), ("T", "E"), ('"', "\u00e9"), ("^", " "),
+    ("[0-9]", "77777777777777777777"),
 )  # fmt: skip
 
 
@@ -109,6 +109,8 @@ def test_the_kernel_reads_what_is_usual(tmp_path) -> None:
     """Python's float() is the reference. No line is left to orjson where the symbol is known."""
     for seed in range(300):
         lines = write_recording(random.Random(seed), oddities=False)
+        if seed % 2:
+            lines = [line.replace(",", ", ").replace(":", ": ") for line in lines]
         columns = compare(tmp_path, lines)
         messages = [json.loads(line.partition(" ")[2]) for line in lines[1:]]
         levels = [level for message in messages for side in "ba" for level in message.get("data", message)[side]]
