@@ -1,8 +1,8 @@
 """Binance's raw recordings as arrays: lines as the exchange sends them by one numba kernel, all others by orjson.
 
 A line is `<local time> <JSON>`. The kernel takes depth messages without escapes or bare decimals, with at most a space
-after a comma or colon, their keys in any order, alone or under "data". What it does not know it leaves, line by line, to
-`parse_depth`, which gives the same arrays.
+after a comma or colon, their keys in any order, alone or under "data". What it does not know it leaves, line by line,
+to `parse_depth`, which gives the same arrays.
 """
 
 from collections.abc import Iterator

@@ -408,8 +408,8 @@ class BinanceStream:
     def take_depths(self, depths: Depths) -> None:
         """Take messages at once where each follows the one before it and no snapshot waits, else one by one."""
         heads = depths.heads
-        follows = np.array_equal(heads[:, PREVIOUS], np.append(self.last or 0, heads[:-1, LAST]))
-        if follows and self.known and self.snapshot is None:
+        several = len(heads) > 1 and self.known and self.snapshot is None
+        if several and np.array_equal(heads[:, PREVIOUS], np.append(self.last, heads[:-1, LAST])):  # type: ignore[arg-type]
             self.keep(depths)
             self.put_rows(SET, depths, self.message + 1 + np.arange(len(heads)))
         else:
