@@ -55,7 +55,7 @@ from lob.book import (
     NEW_SEGMENT,
     ROWS,
     TIME,
-    TRADED,  # fmt: skip
+    TRADED,
     TRADED_WRITTEN,
     OrderBook,
 )
