@@ -137,9 +137,11 @@ def read_digits(data, at, number, digits):
 @inlined
 def read_decimal(data, at):
     """Read a text like "61737.60" into the nearest float64: a quotient of two numbers that are exact is."""
+    if data[at] != QUOTE:
+        return 0.0, -1
     begin = at + 1
     mantissa, whole_digits, at = read_digits(data, begin, np.int64(0), 0)
-    if data[begin - 1] != QUOTE or at != begin + whole_digits or whole_digits == 0:
+    if at != begin + whole_digits or whole_digits == 0:
         return 0.0, -1
     digits = whole_digits
     if data[at] == POINT:

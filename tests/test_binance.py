@@ -61,6 +61,8 @@ def write_recording(rng: random.Random, oddities: bool) -> list[str]:
         line = f"172316125629800{update:04d} {text}"
         if odd and rng.random() < 0.5:
             line = re.sub(*rng.choice(EDITS), line, count=rng.randint(0, 2))
+        if odd and rng.random() < 0.1:
+            line = line[: rng.randrange(len(line))]
         lines += [line] * (1 + (odd and rng.random() < 0.2))
     return lines
 
@@ -119,6 +121,21 @@ def test_the_kernel_reads_what_is_usual(tmp_path) -> None:
         scanner = LineScanner()
         scanner.symbol, scanner.spot = b"BTCUSDT", '"pu"' not in lines[1]
         assert not any(isinstance(found, bytes) for found in scanner.scan("\n".join([*lines[1:], ""]).encode()))
+
+
+@pytest.mark.parametrize("space", ["", " "])
+def test_a_line_cut_anywhere_is_left(space) -> None:
+    """Run by tests/test_bounds.py too: at a block's end no byte past the newline may be read."""
+    line = '1 {"stream":"x","data":{"e":"depthUpdate","T":1,"s":"A","u":2,"pu":1,"b":[["1.0","2"],["3","4"]],"a":[]}}'
+    line = line.replace(",", "," + space).replace(":", ":" + space)
+    for end in range(len(line)):
+        scanner = LineScanner()
+        scanner.symbol = b"A"
+        cut = f"{line[:end]}\n".encode()
+        assert list(scanner.scan(cut)) == [cut]
+    (whole,) = scanner.scan(f"{line}\n".encode())
+    assert whole.heads.tolist() == [[2, 1, 2, 1, 2, 0]]
+    assert whole.levels.tolist() == [[1, 3], [2, 4]]
 
 
 def test_any_decimal_becomes_the_nearest_float64(tmp_path) -> None:
