@@ -479,10 +479,10 @@ class BinanceStream:
         self.rows = []
         heads, (price, size) = join_depths(list(parts))
         sides = heads[:, [BIDS, ASKS]]
-        times, message, lines = (np.repeat(column, sides.sum(axis=1))
-                                 for column in (heads[:, TIME], np.concatenate(numbers), heads[:, LINE]))  # fmt: skip
+        columns = to_ns(heads[:, TIME]), np.concatenate(numbers), heads[:, LINE]
+        time_ns, message, lines = (np.repeat(column, sides.sum(axis=1)) for column in columns)
         batch = Batch(
-            to_ns(times), message, np.repeat(np.array(kinds, np.uint8), [part.levels.shape[1] for part in parts]),
+            time_ns, message, np.repeat(np.array(kinds, np.uint8), [part.levels.shape[1] for part in parts]),
             np.repeat(np.tile([True, False], len(heads)), sides.ravel()), price, size, None, str(file),
             int(heads[0, LINE]), file_bytes, lines,
         )  # fmt: skip
