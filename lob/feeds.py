@@ -8,18 +8,31 @@ first 64 KiB (decompressed) whether a file is of this feed; it is called with th
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
+from lob.binance import (
+    ASKS,
+    BIDS,
+    LAST,
+    LINE,
+    NO_SYMBOL,
+    PREVIOUS,
+    TIME,
+    Depths,
+    LineScanner,
+    join_depths,
+    make_depth,
+    parse_depth,
+    parse_json,
+)
 from lob.config import InputError
-from lob.recordings import read_csv, read_head, read_lines, read_npy_chunks
+from lob.recordings import read_csv, read_head, read_line_blocks, read_npy_chunks
 
 ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)  # update types; GAP (a row of its own): continuity was lost
 
@@ -325,6 +338,8 @@ def read_npy(files: list[Path]) -> Iterator[Batch]:
 
 # --------------------------------------------------------------------------------------------- Binance raw recordings
 
+MOST_RECENT = 1000  # messages kept for a snapshot to come
+
 
 @feed(lambda head: re.match(rb'\d{10,19} \{"(stream|e|u|lastUpdateId)"', head) is not None)
 def read_binance(files: list[Path]) -> Iterator[Batch]:
@@ -334,24 +349,29 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
     transaction time T or, on spot, the event time E; sizes are absolute, 0 removes the level. A snapshot is no state:
     its rows belong to the message that bridges it. The files are one stream.
     """
-    stream = BinanceStream()
+    stream, scanner = BinanceStream(), LineScanner()
     for file in files:
-        line = 0
+        scanner.line = 0
         try:
-            for lines, file_bytes in read_lines(file):
-                for text in lines:
-                    line += 1
-                    if b'"depthUpdate"' in text:
-                        stream.take_depth(text, line)
-                    elif b'"lastUpdateId"' in text:
-                        stream.snapshot = parse_json(text)
-                        stream.take_snapshot(line)
-                if stream.heads:
+            for block, file_bytes in read_line_blocks(file):
+                for found in scanner.scan(block):
+                    if isinstance(found, Depths):
+                        stream.take_depths(found)
+                    elif b'"depthUpdate"' in found:
+                        stream.take_depth(parse_json(found), scanner)
+                    elif b'"lastUpdateId"' in found:
+                        stream.snapshot = parse_json(found)
+                        stream.take_snapshot(scanner.line)
+                if any(part.levels.size for part, *_ in stream.rows):
                     yield stream.make_batch(file, file_bytes)
         except OSError as error:
-            raise InputError(f"{file}, after line {line}: cannot be decompressed ({error}): fetch it again") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file}, line {line}: no whole Binance message ({error!r}): drop the line") from None
+            raise InputError(
+                f"{file}, after line {scanner.line}: cannot be decompressed ({error}): fetch it again"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise InputError(
+                f"{file}, line {scanner.line}: no whole Binance message ({error!r}): drop the line"
+            ) from None
     if not stream.begun:
         raise InputError(f"{files[0].parent} holds no REST depth snapshot that its depthUpdate messages continue, so "
                          "the book is never known: record one (GET depth?limit=1000) after the stream")  # fmt: skip
@@ -366,36 +386,57 @@ class BinanceStream:
 
     def __init__(self) -> None:
         self.message = 0
-        self.symbol: str | None = None
         self.last: int | None = None  # u of the last message
         self.spot = False
         self.begun, self.known, self.counted = False, False, False  # was the book known; is it; was its loss told
         self.snapshot: dict[str, Any] | None = None  # waits for the message that bridges it
         # A snapshot stands in the file up to some seconds after its time: the lines since then are needed once more.
-        self.recent: deque[dict[str, Any]] = deque(maxlen=1000)
-        self.levels: list[bytes] = []  # ["price","size"],["price","size"]... of bids, of asks, of bids...
-        self.heads: list[tuple[int, int, int, int]] = []  # time, message, type, line
+        self.recent: deque[Depths] = deque()
+        self.kept = 0  # messages in them
+        self.rows: list[tuple[Depths, np.ndarray, int]] = []  # of the next batch: with number of each, type
 
-    def take_depth(self, text: bytes, line: int) -> None:
-        depth = parse_depth(text)
-        if depth["s"] != self.symbol:
-            if self.symbol is not None:
-                raise ValueError(f"of {depth['s']} among those of {self.symbol}")
-            self.symbol = depth["s"]
+    def take_depth(self, depth: dict[str, Any], scanner: LineScanner) -> None:
+        """Take a message that the kernel left; the first one tells the kernel which it may take."""
+        symbol = depth["s"].encode()
+        if scanner.symbol == NO_SYMBOL:
             self.spot = "pu" not in depth
-        if self.last is not None and (depth["U"] != self.last + 1 if self.spot else depth["pu"] != self.last):
-            if depth["u"] <= self.last:
+            scanner.symbol, scanner.spot = symbol, self.spot
+        if symbol != scanner.symbol:
+            raise ValueError(f"of {depth['s']} among those of {scanner.symbol.decode()}")
+        self.take_depths(parse_depth(depth, scanner.line, self.spot))
+
+    def take_depths(self, depths: Depths) -> None:
+        """Take messages at once where each follows the one before it and no snapshot waits, else one by one."""
+        heads = depths.heads
+        several = len(heads) > 1 and self.known and self.snapshot is None
+        if several and np.array_equal(heads[:, PREVIOUS], np.append(self.last, heads[:-1, LAST])):  # type: ignore[arg-type]
+            self.keep(depths)
+            self.put_rows(SET, depths, self.message + 1 + np.arange(len(heads)))
+        else:
+            for row in range(len(heads)):
+                self.take_message(depths.part(row, row + 1))
+
+    def take_message(self, depth: Depths) -> None:
+        line, _, last, previous, *_ = depth.heads[0].tolist()
+        if self.last is not None and previous != self.last:
+            if last <= self.last:
                 return  # delivered twice: the book holds it
             self.recent.clear()
-            self.lose_book(depth, line)
-        elif len(self.recent) == self.recent.maxlen and not self.known:
-            self.lose_book(depth, line)
-        self.last = depth["u"]
-        self.recent.append(depth)
+            self.kept = 0
+            self.lose_book(depth)
+        elif self.kept >= MOST_RECENT and not self.known:
+            self.lose_book(depth)
+        self.keep(depth)
         if self.known:
-            self.message += 1
-            self.put_rows(SET, depth, depth["b"], depth["a"], line)
+            self.put_rows(SET, depth, np.array([self.message + 1]))
         self.take_snapshot(line)
+
+    def keep(self, depths: Depths) -> None:
+        self.last = int(depths.heads[-1, LAST])
+        self.recent.append(depths)
+        self.kept += len(depths.heads)
+        while self.kept - len(self.recent[0].heads) >= MOST_RECENT:
+            self.kept -= len(self.recent.popleft().heads)
 
     def take_snapshot(self, line: int) -> None:
         """Where the stream has reached the waiting snapshot, put its rows and those of the messages after it.
@@ -406,92 +447,44 @@ class BinanceStream:
         if self.snapshot is None or self.last is None or self.last < self.snapshot["lastUpdateId"] + self.spot:
             return
         snapshot, self.snapshot = self.snapshot, None
-        later = [depth for depth in self.recent if depth["u"] >= snapshot["lastUpdateId"] + self.spot]
-        if (later[0]["U"] - 1 if self.spot else later[0]["pu"]) > snapshot["lastUpdateId"]:
+        update = snapshot["lastUpdateId"]
+        later = join_depths(list(self.recent)).part(-MOST_RECENT)
+        later = later.part(int(np.searchsorted(later.heads[:, LAST], update + self.spot)))
+        if later.heads[0, PREVIOUS] > update:
             return  # older than the lines kept
-        self.message += not self.known
-        bids, asks = (orjson.dumps(snapshot[side])[1:-1] for side in ("bids", "asks"))
-        self.put_rows(SNAPSHOT, later[-1] if self.known else later[0], bids, asks, line)
-        for index, depth in enumerate(later):
-            self.message += index > 0 and not self.known
-            self.put_rows(SET, later[-1] if self.known else depth, depth["b"], depth["a"], line)
+        heads = later.heads.copy()
+        heads[:, LINE] = line
+        numbers = self.message + 1 + np.arange(len(heads))
+        if self.known:
+            heads[:, TIME], numbers = heads[-1, TIME], np.full(len(heads), self.message)
+        whole = make_depth(line, int(heads[0, TIME]), update, update, snapshot["bids"], snapshot["asks"])
+        self.put_rows(SNAPSHOT, whole, numbers[:1])
+        self.put_rows(SET, later._replace(heads=heads), numbers)
         self.begun, self.known, self.counted = True, True, False
 
-    def lose_book(self, depth: dict[str, Any], line: int) -> None:
+    def lose_book(self, depth: Depths) -> None:
         """Tell once, by a GAP row, that messages are missing until the next snapshot."""
         if not self.counted:
-            self.message += 1
-            self.put_rows(GAP, depth, b"[0,0]", b"", line)
+            line, time, *_ = depth.heads[0].tolist()
+            self.put_rows(GAP, make_depth(line, time, 0, 0, [[0, 0]], []), np.array([self.message + 1]))
         self.known, self.counted = False, True
 
-    def put_rows(self, kind: int, depth: dict[str, Any], bids: bytes, asks: bytes, line: int) -> None:
-        self.levels += (bids, asks)
-        self.heads.append((depth["T"] if "T" in depth else depth["E"], self.message, kind, line))
+    def put_rows(self, kind: int, depths: Depths, messages: np.ndarray) -> None:
+        self.rows.append((depths, messages, kind))
+        self.message = int(messages[-1])
 
     def make_batch(self, file: Path, file_bytes: int) -> Batch:
-        """Turn the rows gathered into a batch; InputError naming the line of a level that is not two numbers."""
-        text = b"," + b",".join(
-            filter(None, self.levels)
-        )  # ,["1.5","2"],["1.6","3"] becomes the lines ,1.5,2 and ,1.6,3
-        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("]"))
-        lengths = np.fromiter(map(len, self.levels), np.int64, len(self.levels))
-        sides = np.diff(np.searchsorted(ends, np.cumsum(lengths + (lengths > 0))), prepend=0)
-        heads, counts = np.fromiter(chain.from_iterable(self.heads), np.int64).reshape(-1, 4), sides[::2] + sides[1::2]
-        time, message, kind, lines = (np.repeat(column, counts) for column in heads.T)
-        is_buy = np.repeat(np.tile([True, False], len(heads)), sides)
-        try:
-            table = csv.read_csv(pa.BufferReader(text.translate(LEVEL_LINES, b'["')), *LEVEL_OPTIONS)
-            price, size = (table.column(name).to_numpy() for name in ("price", "size"))
-        except pa.ArrowInvalid:
-            price = size = np.empty(0)
-        if len(price) != len(time):
-            price, size = self.read_levels(file)
-        self.levels, self.heads = [], []
+        """Turn the messages gathered into a batch; InputError naming the line of a level that is not two numbers."""
+        parts, numbers, kinds = zip(*self.rows, strict=True)
+        self.rows = []
+        heads, (price, size) = join_depths(list(parts))
+        sides = heads[:, [BIDS, ASKS]]
+        columns = to_ns(heads[:, TIME]), np.concatenate(numbers), heads[:, LINE]
+        time_ns, message, lines = (np.repeat(column, sides.sum(axis=1)) for column in columns)
         batch = Batch(
-            to_ns(time), message, kind.astype(np.uint8), is_buy, price, size, None, str(file), int(heads[0, 3]),
-            file_bytes, lines,
+            time_ns, message, np.repeat(np.array(kinds, np.uint8), [part.levels.shape[1] for part in parts]),
+            np.repeat(np.tile([True, False], len(heads)), sides.ravel()), price, size, None, str(file),
+            int(heads[0, LINE]), file_bytes, lines,
         )  # fmt: skip
         check_sizes(batch)
         return batch
-
-    def read_levels(self, file: Path) -> np.ndarray:
-        """Return float64 (2, n), prices and sizes, level by level; what is no number becomes NaN."""
-        rows: list[list] = []
-        for index, side in enumerate(self.levels):
-            try:
-                levels = orjson.loads(b"[" + side + b"]")
-            except ValueError:
-                levels = [side]
-            if any(not isinstance(level, list) or len(level) != 2 for level in levels):
-                line = self.heads[index // 2][3]
-                raise InputError(f"{file}, line {line}: no whole Binance message (a level is no pair): drop the line")
-            rows += levels
-        numbers = pd.to_numeric(pd.Series(chain.from_iterable(rows), dtype=object), errors="coerce")
-        return numbers.to_numpy(dtype=np.float64).reshape(-1, 2).T
-
-
-LEVEL_LINES = bytes.maketrans(b"]", b"\n")
-LEVEL_OPTIONS = (
-    csv.ReadOptions(column_names=["nothing", "price", "size"]), csv.ParseOptions(quote_char=False),
-    csv.ConvertOptions(column_types={"nothing": pa.null(), "price": pa.float64(), "size": pa.float64()},
-                       null_values=[""]),
-)  # fmt: skip
-
-
-def parse_depth(text: bytes) -> dict[str, Any]:
-    """Parse a depthUpdate; its levels b and a stay text, as JSON without the outer brackets: objects take the time."""
-    head, has_bids, levels = text.partition(b'"b":[')
-    bids, has_asks, levels = levels.partition(b'],"a":[')
-    asks, _, tail = levels.rpartition(b"]")
-    if has_bids and has_asks and b":" not in asks:
-        depth = parse_json(head + b'"b":0' + tail)
-        depth["b"], depth["a"] = bids, asks
-    else:
-        depth = parse_json(text)
-        depth["b"], depth["a"] = (orjson.dumps(depth[side])[1:-1] for side in "ba")
-    return depth
-
-
-def parse_json(text: bytes) -> dict[str, Any]:
-    message = orjson.loads(text.partition(b" ")[2])
-    return message.get("data", message)

@@ -150,12 +150,21 @@ def read_ahead(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
 
 def read_lines(file: Path) -> Iterator[tuple[list[bytes], int]]:
     """Yield a file's lines in lists of about 1 MiB, with the file bytes read."""
+    for block, file_bytes in read_line_blocks(file):
+        yield block.split(b"\n")[:-1], file_bytes
+
+
+def read_line_blocks(file: Path) -> Iterator[tuple[bytes, int]]:
+    """Yield whole lines, the last one too with a newline, in blocks of about 1 MiB, with the file bytes read."""
     rest, file_bytes = b"", 0
     for block, file_bytes in read_ahead(read_blocks(file)):
-        *lines, rest = (rest + block).split(b"\n")
-        yield lines, file_bytes
+        end = block.rfind(b"\n") + 1
+        if end:
+            yield rest + memoryview(block)[:end], file_bytes
+            rest = b""
+        rest += block[end:]
     if rest:
-        yield [rest], file_bytes
+        yield rest + b"\n", file_bytes
 
 
 def read_blocks(file: Path) -> Iterator[tuple[bytes, int]]:

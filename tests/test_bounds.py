@@ -1,4 +1,4 @@
-"""The kernel's tests again with numba's bounds check, which compiles anew only into a cache of its own."""
+"""The kernels' tests again with numba's bounds check, which compiles anew only into a cache of its own."""
 
 import os
 import subprocess
@@ -23,9 +23,9 @@ def run_checked(cache, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *words], cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
 
 
-def test_the_kernel_reads_and_writes_inside_its_arrays(tmp_path) -> None:
-    """One process: the kernel compiles once. The planted read out of bounds proves that the check is on."""
-    tests = ["tests/test_book.py", "tests/test_book_properties.py", "-k", "not whole_sample"]
+def test_the_kernels_read_and_write_inside_their_arrays(tmp_path) -> None:
+    """One process: each kernel compiles once. The planted read out of bounds proves that the check is on."""
+    tests = ["tests/test_book.py", "tests/test_book_properties.py", "tests/test_binance.py", "-k", "not whole_sample"]
     done = run_checked(tmp_path, "-m", "pytest", "-p", "no:cacheprovider", *tests)
     assert done.returncode == 0, done.stdout[-3000:]
     planted = run_checked(tmp_path, "-c", PLANTED)
