@@ -46,6 +46,9 @@ METRICS = ("error", "best_untrained_error", "ridge_error", "linear_time_error", 
            "skill_ridge", "difference_untrained_low", "difference_untrained_high", "difference_ridge_low",
            "difference_ridge_high", "blocks")  # fmt: skip
 
+PROBE_METRICS = ("hand_made", "pca", "random", "ours", "hand_made_10pct", "ours_10pct", "over_hand_made_low",
+                 "over_hand_made_high", "over_random_low", "over_random_high", "blocks")  # fmt: skip
+
 
 def main(config: dict) -> int:
     data = open_dataset(
@@ -108,12 +111,12 @@ def read_report(folder: Path) -> list[dict]:
 
 
 def collect(reports: list[list[dict]]) -> dict[tuple[str, str], list[float]]:
-    """Values over seeds of the cases that the README tables: DESIGN's metrics, and all of the probes."""
+    """Values over seeds of the cases and metrics that the README tables."""
     found: dict[tuple[str, str], list[float]] = {}
     for rows in reports:
         for row in rows:
             case = row["case"].split("/")
-            if case[1] == "probe" or (len(case) == 3 and row["metric"] in METRICS):
+            if len(case) == 3 and row["metric"] in (PROBE_METRICS if case[1] == "probe" else METRICS):
                 found.setdefault((row["case"], row["metric"]), []).append(row["value"])
     return found
 

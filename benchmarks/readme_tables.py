@@ -65,25 +65,38 @@ def describe_conditions(result: dict[str, Any]) -> str:
 
 
 def results_table(benchmark: str) -> list[str]:
-    """A line a case and a column a metric, then the notes and the conditions."""
+    """A line a case and a column a metric, a table for cases that share metrics; then the notes and the conditions."""
     result = read_result(benchmark)
     if result is None:
         return [f"*Not measured yet: there is no `benchmarks/results/{benchmark}.json`.*"]
     cells = {(row["case"], row["metric"]): row for row in result["rows"]}
-    cases, metrics = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-    units = {metric: {row["unit"] for row in result["rows"] if row["metric"] == metric} for metric in metrics}
-    head = [f"{metric.replace('_', ' ')}{' (' + ' or '.join(units[metric]) + ')' if any(units[metric]) else ''}"
-            for metric in metrics]  # fmt: skip
-    lines = [format_row(["case", *head]), format_row(["---", *["---:"] * len(metrics)])]
-    for case in cases:
-        values = [cells[case, metric]["value"] if (case, metric) in cells else None for metric in metrics]
-        lines.append(format_row([case, *("" if value is None else format_value(value) for value in values)]))
-    having: dict[str, list[str]] = {}
+    groups: list[tuple[list[str], list[str]]] = []  # cases and metrics
+    for case in dict.fromkeys(case for case, _ in cells):
+        mine = [metric for name, metric in cells if name == case]
+        cases, metrics = next((group for group in groups if set(mine) & set(group[1])), ([], []))
+        if not cases:
+            groups.append((cases, metrics))
+        cases.append(case)
+        metrics += [metric for metric in mine if metric not in metrics]
+    lines = [line for group in groups for line in [*format_group(cells, *group), ""]]
+    count, having = sum(len(cases) for cases, _ in groups), dict[str, list[str]]()
     for row in result["rows"]:
         if row["note"] and row["case"] not in having.setdefault(row["note"], []):
             having[row["note"]].append(row["case"])
-    notes = [note if len(names) == len(cases) else f"{', '.join(names)}: {note}" for note, names in having.items()]
-    return [*lines, "", *(f"{note.rstrip('.')}.  " for note in notes), describe_conditions(result)]
+    notes = [note if len(names) == count else f"{', '.join(names)}: {note}" for note, names in having.items()]
+    return [*lines, *(f"{note.rstrip('.')}.  " for note in notes), describe_conditions(result)]
+
+
+def format_group(cells: dict[tuple[str, str], dict[str, Any]], cases: list[str], metrics: list[str]) -> list[str]:
+    head = []
+    for metric in metrics:
+        units = {cells[case, metric]["unit"] for case in cases if (case, metric) in cells} - {""}
+        head.append(metric.replace("_", " ") + (f" ({' or '.join(sorted(units))})" if units else ""))
+    lines = [format_row(["case", *head]), format_row(["---", *["---:"] * len(metrics)])]
+    for case in cases:
+        values = [format_value(cells[case, metric]["value"]) if (case, metric) in cells else "" for metric in metrics]
+        lines.append(format_row([case, *values]))
+    return lines
 
 
 def result_sentence(benchmark: str, case: str, metrics: str = "") -> list[str]:
@@ -96,7 +109,7 @@ def result_sentence(benchmark: str, case: str, metrics: str = "") -> list[str]:
     values = [
         f"{row['metric'].replace('_', ' ')} **{format_value(row['value'])}** {row['unit']}".rstrip() for row in rows
     ]
-    return [f"{case}: {', '.join(values)}. {describe_conditions(result)}"]
+    return [f"{case}: {', '.join(values)}. `{result['command']}`, {result['date']}, {result['device']}."]
 
 
 def disk_table() -> list[str]:

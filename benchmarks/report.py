@@ -89,8 +89,8 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def format_value(value: float) -> str:
-    """Return a number with four significant digits, or all of its whole part: 0.01234, 12.34, 1,234,567."""
-    if value == 0 or abs(value) >= 1000:
+    """Return a number with four significant digits, or all of its whole part: 0.01234, 12.34, 9, 1,234,567."""
+    if value == int(value) or abs(value) >= 1000:
         return f"{value:,.0f}"
     if abs(value) < 1e-4:
         return f"{value:.3e}"
