@@ -65,7 +65,7 @@ def describe_conditions(result: dict[str, Any]) -> str:
 
 
 def results_table(benchmark: str) -> list[str]:
-    """A line a case and a column a metric, a table for cases that share metrics; then the notes and the conditions."""
+    """A line a case and a column a metric, a table for cases of much the same metrics; then notes and conditions."""
     result = read_result(benchmark)
     if result is None:
         return [f"*Not measured yet: there is no `benchmarks/results/{benchmark}.json`.*"]
@@ -73,7 +73,8 @@ def results_table(benchmark: str) -> list[str]:
     groups: list[tuple[list[str], list[str]]] = []  # cases and metrics
     for case in dict.fromkeys(case for case, _ in cells):
         mine = [metric for name, metric in cells if name == case]
-        cases, metrics = next((group for group in groups if set(mine) & set(group[1])), ([], []))
+        alike = (group for group in groups if 2 * len({*mine} & {*group[1]}) >= min(len(mine), len(group[1])))
+        cases, metrics = next(alike, ([], []))
         if not cases:
             groups.append((cases, metrics))
         cases.append(case)
