@@ -30,12 +30,14 @@ LONGEST_KEY = 10  # a longer one may be lastUpdateId
 
 
 class Depths(NamedTuple):
-    """Consecutive depth messages."""
+    """Consecutive depth messages.
 
-    heads: (
-        np.ndarray
-    )  # int64 (n, 6): line, time as sent, last update, the one before the first, number of bids, of asks
-    levels: np.ndarray  # float64 (2, m), prices and sizes: bids and asks of the first message, of the second...
+    heads: int64 (n, 6): line, time as sent, last update, the one before the first, number of bids, of asks; levels:
+    float64 (2, m), prices and sizes: bids and asks of the first message, of the second...
+    """
+
+    heads: np.ndarray
+    levels: np.ndarray
 
     def part(self, begin: int, end: int | None = None) -> "Depths":
         stops = np.append(0, np.cumsum(self.heads[:, BIDS] + self.heads[:, ASKS]))
