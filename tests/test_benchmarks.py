@@ -1,0 +1,52 @@
+"""The benchmarks of training run on any machine, in a small form, and end with the JSON line of their results."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, write_book
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the benchmarks themselves are run")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A small book of 96 levels and its sample of windows of 256 states, as the trainer's defaults want them."""
+    folder = tmp_path_factory.mktemp("data")
+    write_book(folder, rows=12_000)
+    for script in ("exploration_main.py", "create_balanced_dataset.py"):
+        words = ["--windows=40", "--strata=quantile", "--min_stride=1"] if script.startswith("create") else []
+        subprocess.run([sys.executable, script, f"--data_dir={folder}", "--plots=False", *words], cwd=ROOT, check=True,
+                       capture_output=True)  # fmt: skip
+    return folder
+
+
+def bench(name: str, data: Path, *words: str) -> dict[tuple[str, str], float]:
+    """Run a benchmark; return its values by case and metric."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", f"--data_dir={data}", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    return {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
+
+
+def test_training_speed_is_measured_in_the_trainers_own_steps(data):
+    found = bench("bench_training", data, "--quick=True", "--seconds=0.1", "--same_loss_steps=2", "--same_loss_seeds=1")
+    assert found["quick", "windows_per_second"] > 0 and found["quick", "model_tflops"] > 0
+    assert 0 <= found["quick", "data_wait_share"] < 1
+    assert found["same_loss", "fast_over_eager_seed_0"] == 1  # on a CPU both paths are the same
+
+
+def test_whole_runs_are_compared_and_not_run_twice(data, tmp_path):
+    words = ["--model_size=tiny_transformer", "--batch_size=4", "--epochs=1", "--seeds=1", f"--runs_dir={tmp_path}"]
+    words.append("--precisions=['fp32', 'auto']")
+    found = bench("bench_runs", data, *words)
+    assert found["fp32_over_auto", "mean_ratio"] == 1  # without a GPU auto is fp32
+    assert found["epoch 1", "validation_loss_fp32"] == found["fp32_seed_0", "validation_loss"] > 0
+    runs = sorted(path.name for path in tmp_path.iterdir())
+    written = [(tmp_path / name / "metrics.csv").stat().st_mtime_ns for name in runs]
+    assert bench("bench_runs", data, *words) == found
+    assert [(tmp_path / name / "metrics.csv").stat().st_mtime_ns for name in runs] == written
