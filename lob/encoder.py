@@ -18,7 +18,6 @@ from lob.config import InputError, nearest
 from lob.ladder import find_ladder, linear_time
 from lob.normalisation import fit, interpolate_time, signed_log, transform
 
-FILLS = ("none", "linear", "ladder")
 INPUT_MULTIPLE = 16  # FP8 matrix products want every dimension to be a multiple of 16
 
 
