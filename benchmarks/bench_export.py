@@ -8,12 +8,13 @@ a program that trades, and a batch has all cores; TorchScript also runs on the G
 
 config = {
     "presets": ["tiny_transformer", "deep_narrow_transformer"],  # model sizes of lob/encoder.py
+    "devices": ["cpu"],  # cpu, cuda or both (ONNX files run on the CPU)
     "depth": 96,  # levels of a state
     "temporal_dim": 256,  # states of a window
     "runs": 200,  # single windows that are timed
     "batch_size": 256,  # windows of the throughput's batch
     "batches": 1,  # of these batches, after a small one
-    "write": False,  # keep the result in benchmarks/results/export.json
+    "write": False,  # keep the result in benchmarks/results/export.json, export_cuda.json where devices is ["cuda"]
 }
 
 from lob.config import load_config, run
@@ -39,19 +40,22 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 def main(config: dict) -> None:
-    rows, settings = [], {**model_exporter.config, "precisions": ["fp32", "bf16"]}
+    rows, settings = [], {**model_exporter.config, "precisions": ["fp32", "bf16"], "devices": config["devices"]}
     windows = random_windows(config["batch_size"], config["temporal_dim"], config["depth"])
     for preset in config["presets"]:
         torch.manual_seed(0)
         encoder = BookEncoder(encoder_config(preset, depth=config["depth"], temporal_dim=config["temporal_dim"])).eval()
         for format_, precision, device in model_exporter.variants(settings):
+            if device not in config["devices"]:
+                continue
             module = model_exporter.make_part("encoder", encoder, settings, precision, device)
             facts = model_exporter.describe("encoder", encoder.config, settings, precision, device)
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / f"encoder{model_exporter.FORMATS[format_]}"
                 model_exporter.write(file, module, windows, facts)
                 rows += measure(f"{preset}/{format_}_{precision}_{device}", file, windows, device, config)
-    report("export", [dict(zip(ROW, row, strict=True)) for row in rows], write=config["write"])
+    name = "export_cuda" if config["devices"] == ["cuda"] else "export"
+    report(name, [dict(zip(ROW, row, strict=True)) for row in rows], write=config["write"])
 
 
 def random_windows(count: int, states: int, depth: int) -> tuple[Tensor, Tensor]:
