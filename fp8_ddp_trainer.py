@@ -19,14 +19,15 @@ config = {
     "num_workers": 4,  # threads that copy windows where the states don't fit on the GPU
     # model
     "model_name": "pretrained_ddp",  # name of the run's folder
-    "model_size": "deep_narrow_transformer",  # tiny, medium, deep_narrow or wide _transformer
+    "model_size": "deep_narrow_transformer",  # cell, tiny, medium, deep_narrow or wide _transformer
     "normalization": "book",  # book (log ticks from the mid, log size) or minmax (the reference's, per window)
     "fill": "linear",  # what stands in for hidden values and is corrected by the head: linear (in time), ladder or none
     "causal": False,  # attend to earlier states only
     "dropout": 0.0,  # in attention and after each block
     # task
-    "mask_mode": "entry",  # entry, level, span, span64, patch, tail, or mix of the last three
+    "mask_mode": "entry",  # entry, level, span, span64, patch, tail, or mix (see lob/masking.py)
     "mask_perc": 0.25,  # share of the values that are hidden
+    "mirror": False,  # exchange bids and asks in half the training windows
     "loss": "mse",  # mse, mae, huber or smoothl1, over hidden values
     # optimisation
     "epochs": 10,  # passes over the training windows
@@ -258,7 +259,7 @@ class Session:
         values = 2 * config["temporal_dim"] * config["depth_dim"]
         self.nominal = config["mask_perc"] * values * windows / team.world  # hidden values of a rank's step, expected
         graph = config["compile"] and team.device.type == "cuda" and team.world == 1
-        self.passes = Passes(MicroStep(self.ddp, *task), MicroStep(self.model, *task), store, size, self.nominal,
+        self.passes = Passes(MicroStep(self.ddp, *task, config["mirror"]), MicroStep(self.model, *task), store, size, self.nominal,
                              graph, self.passes_a_step == 1, fp8_state)  # fmt: skip
 
     def describe(self) -> str:

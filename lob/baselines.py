@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lob.ladder import Ladder, find_ladder
-from lob.normalisation import fit, interpolate_time, transform
+from lob.normalisation import fit, interpolate_time, nearest_known, transform
 
 COLUMNS = ("price_ticks", "log_size", "minmax_price", "minmax_size")
 BOOSTING_ENTRIES = 50_000  # hidden values that gradient boosting is fitted on, of each column
@@ -104,20 +104,17 @@ def never_known(known: Tensor) -> Tensor:
 
 def carry_last(values: Tensor, known: Tensor) -> Tensor:
     """The last known value at or before each state; before the first one, the first one."""
-    time = torch.arange(values.shape[1], device=values.device).view(1, -1, 1, 1)
-    before = torch.cummax(torch.where(known[..., :2], time, -1), dim=1)[0].repeat(1, 1, 1, 2)
+    before = nearest_known(known[..., :2])[0].repeat(1, 1, 1, 2)
     first = known.to(torch.int8).argmax(dim=1, keepdim=True)
     return torch.gather(values, 1, torch.where(before >= 0, before, first))
 
 
 def neighbours(values: Tensor, known: Tensor, otherwise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """The nearest known values before and after along axis 1, `otherwise` where there is none, and log1p of how far."""
-    steps, fields = values.shape[1], known[..., :2]  # the other two columns are the same fields
+    steps = values.shape[1]
     at = torch.arange(steps, device=values.device).view(1, steps, 1, 1)
-    before = torch.cummax(torch.where(fields, at, -1), dim=1)[0]
-    after = torch.cummin(torch.where(fields, at, steps).flip([1]), dim=1)[0].flip([1])
     found, far = [], []
-    for place in (x.repeat(1, 1, 1, 2) for x in (before, after)):
+    for place in (x.repeat(1, 1, 1, 2) for x in nearest_known(known[..., :2])):  # the other columns: the same fields
         there = (place >= 0) & (place < steps)
         found.append(torch.where(there, values.gather(1, place.clamp(0, steps - 1)), otherwise))
         far.append(torch.where(there, (place - at).abs(), steps).float().log1p())

@@ -5,6 +5,7 @@ on queries and keys, pre-norm layers, tanh GELU, a linear head back to L*F. `lob
 of Transformer Engine layers; checkpoints hold the names used here.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lob.cells import CHANNELS, CellDecoder, CellStem
 from lob.config import InputError, nearest
-from lob.ladder import find_ladder, linear_time
+from lob.ladder import Ladder, find_ladder, linear_time
 from lob.normalisation import fit, interpolate_time, signed_log, transform
 
 INPUT_MULTIPLE = 16  # FP8 matrix products want every dimension to be a multiple of 16
@@ -31,6 +33,7 @@ class EncoderConfig:
     layers: int = 2
     heads: int = 4
     ffn_width: int = 128
+    cell_width: int = 0  # C of a convolutional stem and decoder (lob/cells.py); 0: linear ones
     dropout: float = 0.0
     normalization: str = "book"
     fill: str = "linear"  # what stands in for hidden values, and what the head's output is added to
@@ -38,7 +41,12 @@ class EncoderConfig:
 
     @property
     def input_width(self) -> int:
-        """C: values and mask bits, the fill where there is one and the mid's path, padded to a multiple of 16."""
+        """C: values and mask bits, the fill where there is one and the mid's path, padded to a multiple of 16.
+
+        For a convolutional stem: the channels of every cell.
+        """
+        if self.cell_width:
+            return self.depth * CHANNELS
         channels = self.depth * 2 * (2 if self.fill == "none" else 3) + (self.normalization == "book")
         return -(-channels // INPUT_MULTIPLE) * INPUT_MULTIPLE
 
@@ -47,6 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny_transformer": {"width": 64, "layers": 2, "heads": 4, "ffn_width": 256},
     "medium_transformer": {"width": 768, "layers": 12, "heads": 12, "ffn_width": 3072},
     "deep_narrow_transformer": {"width": 192, "layers": 40, "heads": 8, "ffn_width": 1536},
+    "cell_transformer": {"width": 768, "layers": 4, "heads": 12, "ffn_width": 3072, "cell_width": 48},
     "wide_transformer": {"width": 2048, "layers": 12, "heads": 16, "ffn_width": 8192},
 }
 
@@ -116,10 +125,14 @@ class BookEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, make_layer: Callable[[EncoderConfig], nn.Module] = EncoderLayer):
         super().__init__()
         self.config = config
-        self.embed = nn.Linear(config.input_width, config.width)
+        if config.cell_width:
+            shape = (config.depth, config.cell_width, config.width, config.causal)
+            self.stem, self.decoder = CellStem(*shape), CellDecoder(*shape)
+        else:
+            self.embed = nn.Linear(config.input_width, config.width)
+            self.head = nn.Linear(config.width, config.depth * 2)
         self.layers = nn.ModuleList([make_layer(config) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(config.width)
-        self.head = nn.Linear(config.width, config.depth * 2)
         cos, sin = rotary_angles(config.temporal_dim, config.width // config.heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -131,27 +144,33 @@ class BookEncoder(nn.Module):
         Where a fill exists the head starts at zero, so that training starts at the fill's error.
         """
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and not name.startswith(("stem", "decoder")):
                 scale = math.sqrt(2 * self.config.layers) if name.endswith(("proj", "fc2")) else 1.0
                 nn.init.normal_(module.weight, std=0.02 / scale)
                 nn.init.zeros_(module.bias)
-        if self.config.fill != "none":
+        if self.config.fill != "none" and not self.config.cell_width:
             nn.init.zeros_(self.head.weight)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Hidden states (B, T, D) of tokens (B, T, C). Unless causal, a state's hidden vector holds its future."""
-        x = self.embed(tokens)
+    def attend(self, x: Tensor) -> Tensor:
+        """The layers, (B, T, D) to (B, T, D)."""
         for layer in self.layers:
             x = layer(x, self.cos, self.sin)
         return self.norm(x)
 
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Hidden states (B, T, D) of tokens (B, T, C). Unless causal, a state's hidden vector holds its future."""
+        return self.attend(self.stem(tokens)[1] if self.config.cell_width else self.embed(tokens))
+
     def forward(self, tokens: Tensor, base: Tensor) -> Tensor:
-        """Predicted values, float32 (B, T, L, F): what the head adds to `base` (B, T, L, F)."""
+        """Predicted values, float32 (B, T, L, F): what head or decoder add to `base` (B, T, L, F)."""
+        if self.config.cell_width:
+            cells, x = self.stem(tokens)
+            return base + self.decoder(tokens, cells, self.attend(x))
         return base + self.head(self.encode(tokens)).float().view(base.shape)
 
 
 def fill_hidden(
-    price_ticks: Tensor,
+    ladder: Ladder | None,
     sizes: Tensor,
     values: Tensor,
     mask: Tensor,
@@ -161,8 +180,7 @@ def fill_hidden(
     """Return what stands in for hidden values before any learning, float32 (B, T, L, F), zero for fill 'none'."""
     if config.fill == "linear":
         return interpolate_time(values, ~mask)
-    if config.fill == "ladder":
-        ladder = find_ladder(price_ticks, mask)
+    if ladder is not None:
         anchor = parameters["anchor_ticks"]
         if config.normalization == "minmax":  # one anchor a level
             anchor = anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
@@ -183,31 +201,82 @@ def build_inputs(
     base depends on a hidden value. With `causal` and nothing hidden, no token depends on a later state.
     """
     filled = mask is not None or config.fill == "none"
+    ladder = None
+    if config.cell_width or (filled and config.fill == "ladder"):
+        ladder = find_ladder(price_ticks, mask)
     if mask is None:
         mask = torch.zeros(sizes.shape, dtype=torch.bool, device=sizes.device).unsqueeze(3).expand(-1, -1, -1, 2)
     parameters = fit(price_ticks, sizes, mask, config.normalization, config.causal)
     values = transform(price_ticks, sizes, parameters, config.normalization)
-    base = fill_hidden(price_ticks, sizes, values, mask, parameters, config) if filled else values
+    base = fill_hidden(ladder, sizes, values, mask, parameters, config) if filled else values
     batch, states = values.shape[:2]
-    channels = [values.masked_fill(mask, 0.0).flatten(2), mask.flatten(2).to(values.dtype)]
+    visible = values.masked_fill(mask, 0.0)
+    path = values.new_zeros(batch, states, 1)
+    if config.normalization == "book":
+        mid = parameters["mid"]
+        path = signed_log(mid - (mid[:, :1] if config.causal else mid[:, -1:])) / 4.0
+    if ladder is not None and config.cell_width:
+        return cell_channels(visible, mask, base, ladder, path, config.causal).flatten(2), base, values, parameters
+    channels = [visible.flatten(2), mask.flatten(2).to(values.dtype)]
     if config.fill != "none":
         channels.append(base.flatten(2))
     if config.normalization == "book":
-        mid = parameters["mid"]
-        channels.append(signed_log(mid - (mid[:, :1] if config.causal else mid[:, -1:])) / 4.0)
+        channels.append(path)
     used = sum(channel.shape[2] for channel in channels)
     channels.append(values.new_zeros(batch, states, config.input_width - used))
     return torch.cat(channels, dim=2), base, values, parameters
 
 
+def cell_channels(
+    visible: Tensor, mask: Tensor, base: Tensor, ladder: Ladder, path: Tensor, causal: bool
+) -> Tensor:
+    """Return what a convolutional stem is told of each cell, float32 (B, T, L, CHANNELS).
+
+    Visible values, mask bits, the fill; whether price and size are known or found; the sizes last and next seen at the
+    same price less the fill, and log1p of how many states away; linear interpolation in time and the level's mean size
+    less the fill; the mid's path (B, T, 1). With `causal` nothing of later states and no mean.
+    """
+    size = base[..., 1]
+    levels, own = size.shape[2], torch.arange(size[0].numel(), device=size.device).view(size.shape[1:])
+    left, right = ladder.neighbours(visible[..., 1])
+    far = [torch.log1p(((own - at).abs() // levels).to(size.dtype)) / 4.0 for at in (ladder.before, ladder.after)]
+    nothing = torch.zeros_like(size)
+    left, right = (torch.where(ladder.carried, x - size, nothing) for x in (left, right))
+    known = ~mask
+    mean = visible[..., 1].sum(1, keepdim=True) / known[..., 1].sum(1, keepdim=True).clamp(min=1) - size
+    in_time = linear_time(visible, known) - base
+    if causal:
+        earlier = ladder.before < own
+        left, far = torch.where(earlier, left, nothing), [torch.where(earlier, far[0], nothing), nothing]
+        right, mean, in_time = nothing, nothing, torch.zeros_like(in_time)
+    return torch.stack(
+        [
+            *visible.unbind(3), *mask.to(size.dtype).unbind(3), *base.unbind(3), ladder.price_known.to(size.dtype),
+            ladder.size_known.to(size.dtype), left, right, *far, *in_time.unbind(3), path.expand_as(size), mean,
+        ],
+        dim=3,
+    )  # fmt: skip
+
+
 def count_parameters(config: EncoderConfig) -> int:
-    """Parameters of the network, computed without building it."""
-    d, f = config.width, config.ffn_width
-    layer = (3 * d * d + 3 * d) + (d * d + d) + (2 * d * f + f + d) + 4 * d
-    return config.layers * layer + (config.input_width + 1) * d + 2 * d + (d + 1) * config.depth * 2
+    """Parameters of the network."""
+    return sum(parameter.numel() for parameter in unbuilt(config).parameters())
+
+
+@functools.cache
+def unbuilt(config: EncoderConfig) -> BookEncoder:
+    """The network without memory for its parameters."""
+    with torch.device("meta"):
+        return BookEncoder(config)
 
 
 def flops_per_window(config: EncoderConfig) -> float:
-    """Model FLOPs of a training step a window: 6 parameters T + 12 layers T^2 D, no recomputation counted."""
+    """Model FLOPs of a training step a window: 6 parameters T + 12 layers T^2 D, no recomputation counted.
+
+    A parameter of a cell counts once a level.
+    """
     states = config.temporal_dim
-    return 6.0 * count_parameters(config) * states + 12.0 * config.layers * states * states * config.width
+    cells = ("stem.mix", "stem.blocks", "stem.pool", "decoder.join", "decoder.blocks", "decoder.norm", "decoder.head")
+    parameters = sum(parameter.numel() * (config.depth if name.startswith(cells) else 1)
+                     for name, parameter in unbuilt(config).named_parameters())  # fmt: skip
+    return 6.0 * parameters * states + 12.0 * config.layers * states * states * config.width

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lob.normalisation import first_known_price, interpolate_time, state_mids
+from lob.normalisation import first_known_price, interpolate_time, nearest_known, state_mids
 
 NEVER = 2**30  # ticks; stands for a price that is not known
 
@@ -31,21 +31,36 @@ class Ladder:
 
     price: Tensor  # float32 (B, T, L), ticks above the window's anchor (as lob.normalisation's)
     price_known: Tensor  # bool (B, T, L): visible or found
-    size_known: Tensor  # bool (B, T, L): visible or found
-    before: Tensor  # int64 (B, T, L): place t * L + l of the size at this price before; after, where there is none
-    after: Tensor  # int64 (B, T, L)
+    size_visible: Tensor  # bool (B, T, L)
+    carried: Tensor  # bool (B, T, L): this price shows a size in another state
+    before: Tensor  # int64 (B, T, L): place t * L + l of the last size at this price; of the next, where there is none
+    after: Tensor  # int64 (B, T, L): of the next one; of the last, where there is none
     share: Tensor  # float32 (B, T, L): of the time from `before` to `after`
+
+    @property
+    def size_known(self) -> Tensor:
+        """bool (B, T, L): visible or found."""
+        return self.size_visible | self.carried
+
+    def neighbours(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Sizes in any form, (B, T, L), at `before` and at `after`."""
+        flat = values.flatten(1)
+        left, right = (flat.gather(1, at.flatten(1)).view_as(values) for at in (self.before, self.after))
+        return left, right
 
     def fill_sizes(self, values: Tensor, otherwise: Tensor) -> Tensor:
         """Sizes in any form, (B, T, L), with the hidden ones filled; `otherwise`: `linear_time` of them."""
-        flat = values.flatten(1)
-        left, right = (flat.gather(1, at.flatten(1)).view_as(values) for at in (self.before, self.after))
-        carried = left + (right - left) * self.share
-        return torch.where(self.size_known, carried, otherwise)
+        left, right = self.neighbours(values)
+        filled = torch.where(self.carried, left + (right - left) * self.share, otherwise)
+        return torch.where(self.size_visible, values, filled)
 
 
-def find_ladder(price_ticks: Tensor, mask: Tensor) -> Ladder:
-    """Look up what is hidden in windows, price_ticks int (B, T, L)."""
+def find_ladder(price_ticks: Tensor, mask: Tensor | None) -> Ladder:
+    """Look up what is hidden in windows, price_ticks int (B, T, L); nothing is where `mask` is None."""
+    if mask is None:
+        price = (price_ticks - price_ticks[:, :1, :1]).to(torch.int32)
+        visible = torch.ones_like(price, dtype=torch.bool)
+        return Ladder(price.float(), visible, visible, *same_price(price, visible))
     visible_price, visible_size = ~mask[..., 0], ~mask[..., 1]
     anchor = first_known_price(price_ticks.to(torch.int64), visible_price)
     offset = price_ticks - anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
@@ -54,11 +69,11 @@ def find_ladder(price_ticks: Tensor, mask: Tensor) -> Ladder:
     for reach in (1, 2, None, 1, None):
         price = enclosed_prices(price, next_states(price, reach) if reach else next_known(price))
     known = price < NEVER
-    before, after, share, found = same_price(price, known & visible_size)
+    carried, before, after, share = same_price(price, known & visible_size)
     mid = state_mids(offset.float(), visible_price)
     fallback = linear_time(offset.float() - mid, visible_price) + mid
     filled = torch.where(known, price.float(), hold_between(fallback, price))
-    return Ladder(filled, known, found & known, before, after, share)
+    return Ladder(filled, known, visible_size, carried & known, before, after, share)
 
 
 def linear_time(values: Tensor, known: Tensor) -> Tensor:
@@ -78,11 +93,9 @@ def next_states(price: Tensor, reach: int) -> Tensor:
 
 def next_known(price: Tensor) -> Tensor:
     """Each level's known prices at or before and at or after each state, (B, T, 2 L)."""
-    steps, known = price.shape[1], price < NEVER
-    time = torch.arange(steps, device=price.device).view(1, steps, 1)
-    last = torch.cummax(torch.where(known, time, -1), dim=1)[0].clamp(min=0)
-    first = torch.cummin(torch.where(known, time, steps).flip([1]), dim=1)[0].flip([1]).clamp(max=steps - 1)
-    return torch.cat([price.gather(1, last), price.gather(1, first)], dim=2)
+    before, after = nearest_known(price < NEVER)
+    last = torch.arange(price.shape[1], device=price.device)[-1]  # NEVER, where none is at or after
+    return torch.cat([price.gather(1, place) for place in (before.clamp(min=0), torch.minimum(after, last))], dim=2)
 
 
 def enclosed_prices(price: Tensor, ladder: Tensor) -> Tensor:
@@ -93,11 +106,10 @@ def enclosed_prices(price: Tensor, ladder: Tensor) -> Tensor:
     rank = torch.cumsum(F.pad(steps[..., 1:] != steps[..., :-1], (1, 0)).to(torch.int64), dim=2)
     distinct = torch.full_like(steps, NEVER).scatter(2, rank, steps)
     own_rank = torch.searchsorted(distinct, price)
-    level = torch.arange(levels, device=price.device).view(1, 1, levels).expand_as(price)
-    below = torch.cummax(torch.where(known, level, -1), dim=2)[0]
-    above = torch.cummin(torch.where(known, level, levels).flip([2]), dim=2)[0].flip([2])
+    level = torch.arange(levels, device=price.device)
+    below, above = nearest_known(known, 2)
     rank_below = own_rank.gather(2, below.clamp(min=0))
-    rank_above = own_rank.gather(2, above.clamp(max=levels - 1))
+    rank_above = own_rank.gather(2, torch.where(above < levels, above, 0))
     fits = ~known & (below >= 0) & (above < levels) & (rank_above - rank_below == above - below)
     wanted = (rank_below + level - below).clamp(0, steps.shape[2] - 1)
     return torch.where(fits, distinct.gather(2, wanted), price)
@@ -105,34 +117,33 @@ def enclosed_prices(price: Tensor, ladder: Tensor) -> Tensor:
 
 def hold_between(x: Tensor, price: Tensor) -> Tensor:
     """Keep `x` (B, T, L) a tick above the next known price of a lower level and a tick below that of a higher one."""
-    known, levels = price < NEVER, price.shape[2]
-    level = torch.arange(levels, device=price.device).view(1, 1, levels).expand_as(price)
-    below = torch.cummax(torch.where(known, level, -1), dim=2)[0]
-    above = torch.cummin(torch.where(known, level, levels).flip([2]), dim=2)[0].flip([2])
+    levels = price.shape[2]
+    below, above = nearest_known(price < NEVER, 2)
     low = torch.where(below >= 0, price.gather(2, below.clamp(min=0)), -NEVER).float() + 1
-    high = torch.where(above < levels, price.gather(2, above.clamp(max=levels - 1)), NEVER).float() - 1
+    high = torch.where(above < levels, price.gather(2, torch.where(above < levels, above, 0)), NEVER).float() - 1
     return torch.minimum(torch.maximum(x, low), high)
 
 
 def same_price(price: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find the nearest entries of `source`, bool (B, T, L), at each entry's price, at or before and at or after it.
+    """Find the nearest entries of `source`, bool (B, T, L), at each entry's price in the states before and after it.
 
-    Return their places, t * L + l (the other one's where there is none), the share of the time between them that lies
-    before the entry, and whether there is any.
+    Return whether there is any, their places t * L + l (the other one's where there is none, the entry's own without
+    any), and the share of the time between them that lies before the entry.
     """
     batch, steps, levels = price.shape
     count = steps * levels
     ordered, place = torch.sort(price.flatten(1), dim=1, stable=True)  # by price; those of one price by time
-    at = torch.arange(count, device=price.device).view(1, count)
-    usable = source.flatten(1).gather(1, place)
-    before = torch.cummax(torch.where(usable, at, -1), dim=1)[0]
-    after = torch.cummin(torch.where(usable, at, count).flip([1]), dim=1)[0].flip([1])
-    has_before = (before >= 0) & (ordered.gather(1, before.clamp(min=0)) == ordered)
-    has_after = (after < count) & (ordered.gather(1, after.clamp(max=count - 1)) == ordered)
-    before, after = torch.where(has_before, before, after), torch.where(has_after, after, before)
-    left, right = (place.gather(1, x.clamp(0, count - 1)) for x in (before, after))
+    before, after = nearest_known(source.flatten(1).gather(1, place))
+    before, after = F.pad(before[:, :-1], (1, 0), value=-1), F.pad(after[:, 1:], (0, 1), value=count)
+    own = torch.arange(count, device=price.device).expand_as(place)
+    has_before, has_after = before >= 0, after < count
+    before, after = torch.where(has_before, before, own), torch.where(has_after, after, own)
+    has_before = has_before & (ordered.gather(1, before) == ordered)
+    has_after = has_after & (ordered.gather(1, after) == ordered)
+    left = place.gather(1, torch.where(has_before, before, torch.where(has_after, after, own)))
+    right = place.gather(1, torch.where(has_after, after, torch.where(has_before, before, own)))
     time, begin, end = (torch.div(x, levels, rounding_mode="floor") for x in (place, left, right))
     share = (time - begin).float() / (end - begin).clamp(min=1).float()
     found = [torch.empty_like(x).scatter(1, place, x).view(batch, steps, levels)
-             for x in (left, right, share, has_before | has_after)]  # fmt: skip
+             for x in (has_before | has_after, left, right, share)]  # fmt: skip
     return found[0], found[1], found[2], found[3]

@@ -9,7 +9,7 @@ the hidden part of all values, met in expectation (a fraction of a cell is round
 - span64: one span of `share` of the time anywhere (64 states at T = 256 and 0.25), all levels.
 - patch:  cells of 16 states x 8 levels of a grid, both fields.
 - tail:   the last `share` of the states, all levels: nothing after them is visible.
-- mix:    half the windows patch, a quarter span, a quarter tail.
+- mix:    three eighths of the windows patch, a quarter span, a quarter tail, an eighth entry.
 
 Keys come from `window_keys(seed, epoch, samples)`, so a window's mask depends on nothing else: not on the rank, the
 batch or the device. Random bits are splitmix64 (Steele, Lea, Flood, 2014) of key and cell number.
@@ -67,8 +67,9 @@ def make_mask(keys: Tensor, states: int, levels: int, share: float, mode: str) -
         return cells[:, :states, :levels, None].expand(shape)
     if mode == "mix":
         choice = uniform(scramble(keys), 1).view(batch, 1, 1, 1)
-        patch, span, tail = (make_mask(keys, states, levels, share, m) for m in ("patch", "span", "tail"))
-        return torch.where(choice < 0.5, patch, torch.where(choice < 0.75, span, tail))
+        patch, span, tail, entry = (make_mask(keys, states, levels, share, m) for m in ("patch", "span", "tail", "entry"))
+        rest = torch.where(choice < 0.875, tail, entry)
+        return torch.where(choice < 0.375, patch, torch.where(choice < 0.625, span, rest))
     time = torch.arange(states, device=keys.device)[None, :]
     if mode == "span":
         hidden = choose_cells(keys, -(-states // SPAN_STATES), share).repeat_interleave(SPAN_STATES, 1)[:, :states]

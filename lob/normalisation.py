@@ -19,21 +19,33 @@ PRICE_SCALE = 4.0  # log1p of a few hundred to a few thousand ticks, brought to 
 SIZE_SCALE = 2.0  # log sizes of a crypto book have a standard deviation near 2
 
 
+def nearest_known(known: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """Where along `dim` the nearest known entry at or before and at or after each one lies, int64 of `known`'s shape.
+
+    -1 where there is none before, the axis' length where there is none after.
+    """
+    size = known.shape[dim]
+    shape = [1] * known.dim()
+    shape[dim] = size
+    at = torch.arange(size, device=known.device).view(shape).expand_as(known)
+    before = torch.cummax(torch.where(known, at, torch.full_like(at, -1)), dim=dim)[0]
+    after = torch.cummin(torch.where(known, at, torch.full_like(at, size)).flip([dim]), dim=dim)[0].flip([dim])
+    return before, after
+
+
 def interpolate_time(values: Tensor, known: Tensor) -> Tensor:
     """Fill `values` (B, T, ...) where not `known`, linearly in T between the nearest known ones of the same column.
 
     Before the first and after the last known one its value is carried; a column with none known becomes 0.
     """
     steps = values.shape[1]
-    time = torch.arange(steps, device=values.device).view([1, steps] + [1] * (values.dim() - 2)).expand_as(values)
-    before = torch.cummax(torch.where(known, time, torch.full_like(time, -1)), dim=1)[0]
-    after = torch.cummin(torch.where(known, time, torch.full_like(time, steps)).flip([1]), dim=1)[0].flip([1])
+    before, after = nearest_known(known)
     has_before, has_after = before >= 0, after < steps
-    before_or_after = torch.where(has_before, before, after.clamp(max=steps - 1))
-    after_or_before = torch.where(has_after, after, before.clamp(min=0))
-    left = torch.gather(values, 1, before_or_after)
-    right = torch.gather(values, 1, after_or_before)
-    share = (time - before_or_after).to(values.dtype) / (after_or_before - before_or_after).clamp(min=1)
+    before = torch.where(has_before, before, torch.where(has_after, after, torch.zeros_like(after)))
+    after = torch.where(has_after, after, before)
+    left, right = torch.gather(values, 1, before), torch.gather(values, 1, after)
+    time = torch.arange(steps, device=values.device).view([1, steps] + [1] * (values.dim() - 2))
+    share = (time - before).to(values.dtype) / (after - before).clamp(min=1)
     return torch.where(has_before | has_after, left + (right - left) * share, torch.zeros_like(left))
 
 

@@ -19,7 +19,7 @@ from lob.baselines import UNTRAINED, Fitted, Hidden, fill_untrained, hide, to_co
 from lob.encoder import BookEncoder, build_inputs
 from lob.files import Book
 from lob.masking import make_mask, window_keys
-from lob.normalisation import invert
+from lob.normalisation import invert, nearest_known
 from lob.windows import gather_windows
 
 MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
@@ -188,10 +188,11 @@ def profile_errors(task: Task, windows: list[tuple[Book, np.ndarray]], fitted: F
     sums: dict[str, list] = {method: [0.0, 0.0, 0.0, 0.0] for method in methods}
     for hidden in task.hide(windows):
         here = hidden.mask[..., 1]
-        time = torch.arange(task.states, device=here.device).view(1, -1, 1).expand_as(here)
-        before = torch.cummax(torch.where(here, -task.states, time), dim=1)[0]
-        after = torch.cummin(torch.where(here, 2 * task.states, time).flip([1]), dim=1)[0].flip([1])
-        far = torch.minimum(time - before, after - time).clamp(max=task.states - 1)[here]
+        time = torch.arange(task.states, device=here.device).view(1, -1, 1)
+        before, after = nearest_known(~here)
+        nearer = torch.minimum(torch.where(before < 0, task.states, time - before),
+                               torch.where(after == task.states, task.states, after - time))  # fmt: skip
+        far = nearer.clamp(max=task.states - 1)[here]
         level = torch.arange(here.shape[2], device=here.device).expand_as(here)[here]
         filled = fill(hidden, fitted, model)
         for method in methods:

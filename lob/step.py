@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lob.config import CheckFailed
 from lob.encoder import EncoderConfig, build_inputs
-from lob.masking import make_mask
+from lob.masking import make_mask, scramble, uniform
 from lob.normalisation import interpolate_time
 from lob.precision import Precision
 from lob.sampling import Batch
@@ -37,20 +37,30 @@ def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> 
     return torch.where(mask, each, 0.0).sum(), mask.sum()
 
 
+def exchange_sides(price_ticks: Tensor, sizes: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn the windows (B, T, L) of `where`, bool (B, 1), about the middle of their first state: a bid is an ask then."""
+    turned = (price_ticks[:, :1, :1] + price_ticks[:, :1, -1:] - price_ticks).flip(2)
+    where = where.unsqueeze(2)
+    return torch.where(where, turned, price_ticks), torch.where(where, sizes.flip(2), sizes)
+
+
 class MicroStep:
     """`step(windows, keys, nominal)` adds the gradient of (summed loss / nominal) and returns the sum and the count.
 
-    model: the encoder, or DDP around it; windows: price_ticks and sizes (B, T, L); keys: int64 (B,) (lob/masking.py).
+    model: the encoder, or DDP around it; windows: price_ticks and sizes (B, T, L); keys: int64 (B,) (lob/masking.py);
+    mirror: exchange bids and asks in half the windows.
     """
 
     def __init__(self, model: nn.Module, config: EncoderConfig, precision: Precision, loss: str, mask_mode: str,
-                 mask_perc: float):  # fmt: skip
+                 mask_perc: float, mirror: bool = False):  # fmt: skip
         self.model, self.config, self.precision = model, config, precision
-        self.loss, self.mask_mode, self.mask_perc = loss, mask_mode, mask_perc
+        self.loss, self.mask_mode, self.mask_perc, self.mirror = loss, mask_mode, mask_perc, mirror
 
     def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Prediction, targets and mask (B, T, L, F) of windows."""
         _, states, levels = price_ticks.shape
+        if self.mirror:
+            price_ticks, sizes = exchange_sides(price_ticks, sizes, uniform(scramble(~keys), 1) < 0.5)
         mask = make_mask(keys, states, levels, self.mask_perc, self.mask_mode)
         tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, self.config)
         with self.precision.autocast():

@@ -102,15 +102,15 @@ def build_encoder(
 
     Both start from the same weights for the same torch seed. `compiled`: torch.compile the plain layers on a GPU.
     """
-    plain = BookEncoder(config)
-    if precision.name != "fp8":
-        if compiled and device.type == "cuda":
-            for layer in plain.layers:
-                layer.compile(dynamic=False)  # one layer's code serves all
-        return plain.to(device)
-    model = BookEncoder(config, TELayer).to(device)
-    load_plain_state(model, plain.state_dict())
-    return model
+    model = plain = BookEncoder(config)
+    if precision.name == "fp8":
+        model = BookEncoder(config, TELayer)
+        load_plain_state(model.to(device), plain.state_dict())
+    if compiled and device.type == "cuda":
+        own = [] if precision.name == "fp8" else list(model.layers)  # one layer's code serves all
+        for module in own + ([model.stem, model.decoder] if config.cell_width else []):
+            module.compile(dynamic=False)
+    return model.to(device)
 
 
 def plain_name(name: str) -> str:
