@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHANNELS = 16  # inputs a cell, as lob.encoder.cell_channels makes them
-PRICE_KNOWN = 6  # the channel that tells where a price is visible or found
+from lob.normalisation import PRICE_SCALE
+
+CHANNELS = 16  # inputs of a cell, as lob.encoder.cell_channels makes them
 TOKEN_CHANNELS = 16  # of each cell in what goes to a state's token and comes back from it
 STEM_DILATIONS, DECODER_DILATIONS = (1, 2, 4), (1, 2, 4, 8, 1)  # states between a convolution's taps, by block
 
@@ -35,7 +36,7 @@ class CellBlock(nn.Module):
 
 
 class CellStem(nn.Module):
-    """Inputs (B, T, L * CHANNELS) -> cells (B, T, L, C) and tokens (B, T, D)."""
+    """Inputs (B, T, L, CHANNELS) -> cells (B, T, L, C) and tokens (B, T, D)."""
 
     def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
         super().__init__()
@@ -46,19 +47,20 @@ class CellStem(nn.Module):
         self.token = nn.Linear(levels * TOKEN_CHANNELS, width)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        cells = self.mix(inputs.unflatten(2, (-1, CHANNELS))) + self.level
-        cells = self.blocks(cells)
+        cells = self.blocks(self.mix(inputs) + self.level)
         return cells, self.token(self.pool(cells).flatten(2))
 
 
 class CellDecoder(nn.Module):
     """Inputs, cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F).
 
-    A price that is visible or found by the ladder is exact and keeps its value.
+    A price that is visible or found by the ladder is exact and keeps its value; the others change by ticks, which far
+    from the mid are small in the signed log.
     """
 
     def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
         super().__init__()
+        self.levels, self.price_scale = levels, PRICE_SCALE
         self.spread = nn.Linear(width, levels * TOKEN_CHANNELS)
         self.join = nn.Linear(cell_width + TOKEN_CHANNELS, cell_width)
         self.blocks = nn.Sequential(*(CellBlock(cell_width, dilation, causal) for dilation in DECODER_DILATIONS))
@@ -68,8 +70,9 @@ class CellDecoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, inputs: Tensor, cells: Tensor, hidden: Tensor) -> Tensor:
-        states = self.spread(hidden).unflatten(2, (-1, TOKEN_CHANNELS))
+        states = self.spread(hidden).unflatten(2, (self.levels, -1))
         cells = cells + self.join(torch.cat([cells, states.to(cells.dtype)], dim=3))
         change = self.head(self.norm(self.blocks(cells))).float()
-        found = inputs.unflatten(2, (-1, CHANNELS))[..., PRICE_KNOWN]
-        return torch.stack([change[..., 0] * (1 - found), change[..., 1]], dim=3)
+        filled, known = inputs[..., 4], inputs[..., 6]  # of the price
+        tick = torch.exp(-self.price_scale * filled.abs()) / self.price_scale
+        return torch.stack([change[..., 0] * tick * (1 - known), change[..., 1]], dim=3)

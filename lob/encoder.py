@@ -41,12 +41,7 @@ class EncoderConfig:
 
     @property
     def input_width(self) -> int:
-        """C: values and mask bits, the fill where there is one and the mid's path, padded to a multiple of 16.
-
-        For a convolutional stem: the channels of every cell.
-        """
-        if self.cell_width:
-            return self.depth * CHANNELS
+        """C: values and mask bits, the fill where there is one and the mid's path, padded to a multiple of 16."""
         channels = self.depth * 2 * (2 if self.fill == "none" else 3) + (self.normalization == "book")
         return -(-channels // INPUT_MULTIPLE) * INPUT_MULTIPLE
 
@@ -125,6 +120,7 @@ class BookEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, make_layer: Callable[[EncoderConfig], nn.Module] = EncoderLayer):
         super().__init__()
         self.config = config
+        self.stem = self.decoder = self.embed = self.head = None
         if config.cell_width:
             shape = (config.depth, config.cell_width, config.width, config.causal)
             self.stem, self.decoder = CellStem(*shape), CellDecoder(*shape)
@@ -148,7 +144,7 @@ class BookEncoder(nn.Module):
                 scale = math.sqrt(2 * self.config.layers) if name.endswith(("proj", "fc2")) else 1.0
                 nn.init.normal_(module.weight, std=0.02 / scale)
                 nn.init.zeros_(module.bias)
-        if self.config.fill != "none" and not self.config.cell_width:
+        if self.head is not None and self.config.fill != "none":
             nn.init.zeros_(self.head.weight)
 
     def attend(self, x: Tensor) -> Tensor:
@@ -159,11 +155,15 @@ class BookEncoder(nn.Module):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T, C). Unless causal, a state's hidden vector holds its future."""
-        return self.attend(self.stem(tokens)[1] if self.config.cell_width else self.embed(tokens))
+        if self.stem is not None:
+            _, x = self.stem(tokens)
+        else:
+            x = self.embed(tokens)
+        return self.attend(x)
 
     def forward(self, tokens: Tensor, base: Tensor) -> Tensor:
         """Predicted values, float32 (B, T, L, F): what head or decoder add to `base` (B, T, L, F)."""
-        if self.config.cell_width:
+        if self.stem is not None:
             cells, x = self.stem(tokens)
             return base + self.decoder(tokens, cells, self.attend(x))
         return base + self.head(self.encode(tokens)).float().view(base.shape)
@@ -195,6 +195,7 @@ def build_inputs(
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Turn windows into what the encoder takes: tokens (B, T, C), base (B, T, L, F), values, parameters.
 
+    For a convolutional stem the tokens are cells, (B, T, L, CHANNELS).
     price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden, or None: nothing is,
     and the fill, which then equals the values, is not computed. `values` are the targets, normalised by `parameters`. A
     hidden value is zero in the tokens and its mask bit one, so that it differs from a true zero; nothing in tokens or
@@ -216,7 +217,7 @@ def build_inputs(
         mid = parameters["mid"]
         path = signed_log(mid - (mid[:, :1] if config.causal else mid[:, -1:])) / 4.0
     if ladder is not None and config.cell_width:
-        return cell_channels(visible, mask, base, ladder, path, config.causal).flatten(2), base, values, parameters
+        return cell_channels(visible, mask, base, ladder, path, config.causal), base, values, parameters
     channels = [visible.flatten(2), mask.flatten(2).to(values.dtype)]
     if config.fill != "none":
         channels.append(base.flatten(2))
