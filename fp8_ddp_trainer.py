@@ -19,24 +19,25 @@ config = {
     "num_workers": 4,  # threads that copy windows where the states don't fit on the GPU
     # model
     "model_name": "pretrained_ddp",  # name of the run's folder
-    "model_size": "deep_narrow_transformer",  # cell, tiny, medium, deep_narrow or wide _transformer
+    "model_size": "cell_transformer",  # cell, tiny, medium, deep_narrow or wide _transformer
     "normalization": "book",  # book (log ticks from the mid, log size) or minmax (the reference's, per window)
-    "fill": "linear",  # what stands in for hidden values and is corrected by the head: linear (in time), ladder or none
+    "fill": "ladder",  # what stands in for hidden values and is corrected by the head: linear (in time), ladder or none
     "causal": False,  # attend to earlier states only
-    "dropout": 0.0,  # in attention and after each block
+    "dropout": 0.1,  # in attention and after each block
     # task
-    "mask_mode": "entry",  # entry, level, span, span64, patch, tail, or mix (see lob/masking.py)
+    "mask_mode": "mix",  # entry, level, span, span64, patch, tail, or mix (see lob/masking.py)
     "mask_perc": 0.25,  # share of the values that are hidden
-    "mirror": False,  # exchange bids and asks in half the training windows
+    "mirror": True,  # exchange bids and asks in half the training windows
     "loss": "mse",  # mse, mae, huber or smoothl1, over hidden values
     # optimisation
     "epochs": 10,  # passes over the training windows
-    "batch_size": 48,  # windows a GPU and micro-step
-    "accumulation_steps": 4,  # micro-steps an optimizer step
+    "batch_size": 64,  # windows a GPU and micro-step
+    "accumulation_steps": 1,  # micro-steps an optimizer step
     "optimizer": "adamw",  # adamw, adam or sgd
+    "weight_decay": 0.05,  # of adamw
     "lr": 1e-4,  # without a schedule's peak: where plateau decay begins
     "use_scheduler": True,  # OneCycle up to max_lr; False: plateau decay of lr
-    "max_lr": 2.5e-4,  # OneCycle's peak
+    "max_lr": 1e-3,  # OneCycle's peak
     "lr_decay_factor": 0.5,  # plateau decay: factor
     "lr_decay_patience": 5,  # plateau decay: epochs without a better validation loss
     "early_stopping_patience": 15,  # epochs without a better validation loss
@@ -133,7 +134,8 @@ def check_config(config: dict) -> dict:
     """Refuse impossible settings before any work; return the config with azure's folders in place."""
     least = {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "temporal_dim": 2, "log_steps": 1,
              "keep_checkpoints": 1, "validate_steps": 0, "histogram_steps": 0, "early_stopping_patience": 1,
-             "lr_decay_patience": 0, "num_workers": 1, "checkpoint_minutes": 0, "seed": 0, "dropout": 0}  # fmt: skip
+             "lr_decay_patience": 0, "num_workers": 1, "checkpoint_minutes": 0, "seed": 0, "dropout": 0,
+             "weight_decay": 0}  # fmt: skip
     for key, value in least.items():
         if not config[key] >= value:
             raise InputError(f"{key} = {config[key]} must be at least {value}")
@@ -238,7 +240,7 @@ class Session:
         self.model = build_encoder(self.encoder, self.precision, team.device, config["compile"])
         if config["load_model"] and not self.saved:
             load_weights(config["model_path"], self.model)
-        self.optimizer = make_optimizer(config["optimizer"], self.model, config["lr"])
+        self.optimizer = make_optimizer(config["optimizer"], self.model, config["lr"], config["weight_decay"])
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=config["lr_decay_factor"], patience=config["lr_decay_patience"]
         )
@@ -259,8 +261,8 @@ class Session:
         values = 2 * config["temporal_dim"] * config["depth_dim"]
         self.nominal = config["mask_perc"] * values * windows / team.world  # hidden values of a rank's step, expected
         graph = config["compile"] and team.device.type == "cuda" and team.world == 1
-        self.passes = Passes(MicroStep(self.ddp, *task, config["mirror"]), MicroStep(self.model, *task), store, size, self.nominal,
-                             graph, self.passes_a_step == 1, fp8_state)  # fmt: skip
+        training, plain = MicroStep(self.ddp, *task, config["mirror"]), MicroStep(self.model, *task)
+        self.passes = Passes(training, plain, store, size, self.nominal, graph, self.passes_a_step == 1, fp8_state)
 
     def describe(self) -> str:
         config, sampler, progress, team = self.config, self.sampler, self.progress, self.team

@@ -60,8 +60,9 @@ from lob.baselines import Fitted, fit_baselines
 from lob.checkpoints import find_checkpoint, load_model
 from lob.encoder import BookEncoder
 from lob.files import Book, find_pairs, identity, new_file, open_book, open_table
-from lob.latency import BATCHES, WindowEncoder, benchmark, time_encoder
+from lob.latency import BATCHES, benchmark, time_encoder
 from lob.masking import MASKS
+from lob.policy import WindowEncoder
 from lob.run_log import describe_environment
 from lob.scoring import OURS, RIDGE, Task, compare, describe, fill, profile_errors, score, to_rows, window_errors
 from lob.windows import SPLITS, gather_windows, parse_dates, segment_ranges, split_of_windows, split_rows, window_ends
@@ -95,7 +96,8 @@ def main(config: dict) -> int:
         if config["pictures"]:
             print("\n".join(f"picture    {file}" for file in bench.draw(book, run_folder(checkpoint))))
     windows = example_windows(books[0], model.config.temporal_dim, config["batch_size"])
-    speed = time_encoder(f"latency/{device.type}", WindowEncoder(model), windows, config["latency_runs"], device)
+    encode = WindowEncoder(model, "last")
+    speed = time_encoder(f"latency/{device.type}", encode, windows, config["latency_runs"], device)
     print("  ".join(f"{row['metric']} {row['value']:.4g} {row['unit']}" for row in speed))
     write_report(checkpoint, "report", rows + speed, lines, meta, device)
     return 0

@@ -15,7 +15,7 @@ config = {
     "seeds": 3,  # runs of each precision on one GPU
     "epochs": 10,  # of each run
     "model_size": "deep_narrow_transformer",  # as for the trainer
-    "batch_size": 48,  # as for the trainer
+    "batch_size": 48,  # windows a GPU and micro-step, of four
     "compile": True,  # as for the trainer
     "write": False,  # keep the result in benchmarks/results/runs.json
 }
@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.bench_training import REFERENCE
 from benchmarks.report import ROOT, report
 
 
@@ -63,7 +64,7 @@ def start(config: dict, name: str, precision: str, seed: int, gpus: list[int]) -
             return None
         shutil.rmtree(folder)
     words = {key: config[key] for key in ("data_dir", "runs_dir", "epochs", "model_size", "batch_size", "compile")}
-    words |= {"model_name": name, "precision": precision, "seed": seed, "log_steps": 1}
+    words = REFERENCE | words | {"model_name": name, "precision": precision, "seed": seed, "log_steps": 1}
     command = [sys.executable, "fp8_ddp_trainer.py", *(f"--{key}={value}" for key, value in words.items())]
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | visible, stdout=subprocess.PIPE,

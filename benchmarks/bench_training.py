@@ -41,11 +41,15 @@ from benchmarks.report import report
 from lob.encoder import flops_per_window
 from lob.ranks import join_team, launch
 
-DEEP, WIDE = {"model_size": "deep_narrow_transformer"}, {"model_size": "wide_transformer"}
+# The settings of the published reference, whose model these benchmarks train.
+REFERENCE = {"fill": "linear", "mask_mode": "entry", "mirror": False, "dropout": 0.0, "batch_size": 48,
+             "accumulation_steps": 4, "max_lr": 2.5e-4, "weight_decay": 0.01}  # fmt: skip
+DEEP = {**REFERENCE, "model_size": "deep_narrow_transformer"}
+WIDE = {**REFERENCE, "model_size": "wide_transformer"}
 LARGE = {"batch_size": 512, "accumulation_steps": 1}
 WIDE_LARGE = {"batch_size": 192, "accumulation_steps": 1}
-QUICK = {"model_size": "tiny_transformer", "batch_size": 8, "accumulation_steps": 2}
-# Case -> what differs from the trainer's defaults (48 windows x 4); `streaming`: windows come from files, not the GPU.
+QUICK = {**REFERENCE, "model_size": "tiny_transformer", "batch_size": 8, "accumulation_steps": 2}
+# Case -> what differs from the trainer's defaults; `streaming`: windows come from files, not the GPU.
 CASES: dict[str, dict[str, Any]] = {
     "deep_narrow_as_configured": {**DEEP, "precision": "fp8"},
     "deep_narrow_best": {**DEEP, **LARGE, "precision": "bf16"},
@@ -54,6 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
     "deep_narrow_eager": {**DEEP, "precision": "fp8", "compile": False},
     "wide_fp8": {**WIDE, **WIDE_LARGE, "precision": "fp8"},
     "wide_bf16": {**WIDE, **WIDE_LARGE, "precision": "bf16"},
+    "default_recipe": {"precision": "fp8"},
 }
 SCALED = ("deep_narrow_best", "wide_fp8")  # measured on two GPUs as well
 

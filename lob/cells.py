@@ -17,12 +17,11 @@ STEM_DILATIONS, DECODER_DILATIONS = (1, 2, 4), (1, 2, 4, 8, 1)  # states between
 
 
 class CellBlock(nn.Module):
-    """x + conv(gelu(conv(norm(x)))) of cells (B, T, L, C), 3 x 3; it starts as the identity."""
+    """x + conv(gelu(conv(x))) of cells (B, T, L, C), 3 x 3; it starts as the identity."""
 
     def __init__(self, width: int, dilation: int, causal: bool):
         super().__init__()
         self.causal = causal
-        self.norm = nn.LayerNorm(width)
         padding = ((2 if causal else 1) * dilation, 1)
         self.conv1 = nn.Conv2d(width, width, 3, padding=padding, dilation=(dilation, 1))
         self.conv2 = nn.Conv2d(width, width, 3, padding=padding, dilation=(dilation, 1))
@@ -30,8 +29,7 @@ class CellBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         states = x.shape[1]
-        y = self.norm(x).permute(0, 3, 1, 2)
-        y = F.gelu(self.conv1(y)[:, :, :states], approximate="tanh")
+        y = F.gelu(self.conv1(x.permute(0, 3, 1, 2))[:, :, :states], approximate="tanh")
         return x + self.conv2(y)[:, :, :states].permute(0, 2, 3, 1)
 
 

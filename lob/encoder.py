@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lob.cells import CHANNELS, CellDecoder, CellStem
+from lob.cells import CellDecoder, CellStem
 from lob.config import InputError, nearest
 from lob.ladder import Ladder, find_ladder, linear_time
 from lob.normalisation import fit, interpolate_time, signed_log, transform
@@ -50,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny_transformer": {"width": 64, "layers": 2, "heads": 4, "ffn_width": 256},
     "medium_transformer": {"width": 768, "layers": 12, "heads": 12, "ffn_width": 3072},
     "deep_narrow_transformer": {"width": 192, "layers": 40, "heads": 8, "ffn_width": 1536},
-    "cell_transformer": {"width": 768, "layers": 4, "heads": 12, "ffn_width": 3072, "cell_width": 48},
+    "cell_transformer": {"width": 384, "layers": 4, "heads": 6, "ffn_width": 1536, "cell_width": 64},
     "wide_transformer": {"width": 2048, "layers": 12, "heads": 16, "ffn_width": 8192},
 }
 
@@ -120,7 +120,10 @@ class BookEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, make_layer: Callable[[EncoderConfig], nn.Module] = EncoderLayer):
         super().__init__()
         self.config = config
-        self.stem = self.decoder = self.embed = self.head = None
+        self.embed: Any = None
+        self.head: Any = None
+        self.stem: Any = None
+        self.decoder: Any = None
         if config.cell_width:
             shape = (config.depth, config.cell_width, config.width, config.causal)
             self.stem, self.decoder = CellStem(*shape), CellDecoder(*shape)
@@ -228,9 +231,7 @@ def build_inputs(
     return torch.cat(channels, dim=2), base, values, parameters
 
 
-def cell_channels(
-    visible: Tensor, mask: Tensor, base: Tensor, ladder: Ladder, path: Tensor, causal: bool
-) -> Tensor:
+def cell_channels(visible: Tensor, mask: Tensor, base: Tensor, ladder: Ladder, path: Tensor, causal: bool) -> Tensor:
     """Return what a convolutional stem is told of each cell, float32 (B, T, L, CHANNELS).
 
     Visible values, mask bits, the fill; whether price and size are known or found; the sizes last and next seen at the

@@ -6,25 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lob.encoder import BookEncoder, build_inputs
+from lob.encoder import BookEncoder
+from lob.policy import WindowEncoder
 
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64, 256)}
 Encode = Callable[[Tensor, Tensor], Tensor]
-
-
-class WindowEncoder(nn.Module):
-    """Windows that end now, int32 and float32 (B, T, L), to embeddings, float32 (B, D): what a user of it runs."""
-
-    def __init__(self, model: BookEncoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        mask = torch.zeros_like(sizes, dtype=torch.bool).unsqueeze(3).expand(-1, -1, -1, 2)
-        tokens, *_ = build_inputs(price_ticks, sizes, mask, self.model.config)
-        return self.model.encode(tokens.to(self.model.embed.weight.dtype))[:, -1].float()
 
 
 @torch.inference_mode()
@@ -60,11 +48,11 @@ def benchmark(model: BookEncoder, windows: tuple[Tensor, Tensor], runs: int, dev
         for variant, make in VARIANTS.items():
             if variant == "graphed" and name == "cpu":
                 continue
-            module = WindowEncoder(copy.deepcopy(model)).to(device).eval()
+            module = WindowEncoder(copy.deepcopy(model), "last").to(device).eval()
             if name == "cuda":
-                cos, sin = module.model.cos, module.model.sin
+                cos, sin = module.encoder.cos, module.encoder.sin
                 module.bfloat16()
-                module.model.cos, module.model.sin = cos, sin  # angles keep their precision
+                module.encoder.cos, module.encoder.sin = cos, sin  # angles keep their precision
             try:
                 encode = make(module, price[:1].to(device), sizes[:1].to(device))
                 found = time_encoder(f"latency/{name}/{variant}", encode, (price[: batches[-1]], sizes), runs, device,
@@ -78,8 +66,8 @@ def benchmark(model: BookEncoder, windows: tuple[Tensor, Tensor], runs: int, dev
 
 
 def make_compiled(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
-    for layer in module.model.layers:
-        layer.compile()  # one layer's code serves all
+    for part in [module.tokens, *module.encoder.layers]:  # one layer's code serves all
+        part.compile()
     with torch.inference_mode():
         module(price, sizes)
     return module

@@ -67,9 +67,10 @@ def make_mask(keys: Tensor, states: int, levels: int, share: float, mode: str) -
         return cells[:, :states, :levels, None].expand(shape)
     if mode == "mix":
         choice = uniform(scramble(keys), 1).view(batch, 1, 1, 1)
-        patch, span, tail, entry = (make_mask(keys, states, levels, share, m) for m in ("patch", "span", "tail", "entry"))
-        rest = torch.where(choice < 0.875, tail, entry)
-        return torch.where(choice < 0.375, patch, torch.where(choice < 0.625, span, rest))
+        mask = make_mask(keys, states, levels, share, "entry")
+        for upper, other in ((0.875, "tail"), (0.625, "span"), (0.375, "patch")):
+            mask = torch.where(choice < upper, make_mask(keys, states, levels, share, other), mask)
+        return mask
     time = torch.arange(states, device=keys.device)[None, :]
     if mode == "span":
         hidden = choose_cells(keys, -(-states // SPAN_STATES), share).repeat_interleave(SPAN_STATES, 1)[:, :states]

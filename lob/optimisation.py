@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 
-def make_optimizer(name: str, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Return AdamW, Adam or SGD (momentum 0.9), fused on a GPU."""
+def make_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Return AdamW (the only one that decays weights), Adam or SGD (momentum 0.9), fused on a GPU."""
     makers = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     parameters = list(model.parameters())
-    momentum = {"momentum": 0.9} if name == "sgd" else {}
-    return makers[name](parameters, lr=lr, fused=parameters[0].is_cuda, **momentum)
+    own = {"sgd": {"momentum": 0.9}, "adamw": {"weight_decay": weight_decay}}.get(name, {})
+    return makers[name](parameters, lr=lr, fused=parameters[0].is_cuda, **own)
 
 
 def scale_gradients(optimizer: torch.optim.Optimizer, gradients: list[Tensor], factor: Tensor) -> None:

@@ -46,7 +46,7 @@ class WindowEncoder(nn.Module):
         self.tokens, self.encoder, self.pooling = Tokens(encoder.config), encoder, pooling
 
     def forward(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        hidden = self.encoder.encode(self.tokens(price_ticks, sizes))
+        hidden = self.encoder.encode(self.tokens(price_ticks, sizes).to(self.encoder.norm.weight.dtype)).float()
         if self.pooling == "last":
             return hidden[:, -1]
         return hidden.mean(dim=1) if self.pooling == "mean" else hidden

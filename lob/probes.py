@@ -29,7 +29,7 @@ TASKS = ("direction", "move_10", "move_50", "depletion", "widening", "volatility
 FEATURES = ("ours", "hand_made", "pca", "random")
 SHARES = (1.0, 0.1, 0.01)  # of the training labels
 COMPONENTS = 64
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 FEWEST = 20  # labels, and 5 of each class: below them a probe is not fitted or judged
 RESAMPLES = 400
 

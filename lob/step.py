@@ -38,7 +38,7 @@ def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> 
 
 
 def exchange_sides(price_ticks: Tensor, sizes: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn the windows (B, T, L) of `where`, bool (B, 1), about the middle of their first state: a bid is an ask then."""
+    """Turn the windows (B, T, L) of `where`, bool (B, 1), about the middle of their first state: bids become asks."""
     turned = (price_ticks[:, :1, :1] + price_ticks[:, :1, -1:] - price_ticks).flip(2)
     where = where.unsqueeze(2)
     return torch.where(where, turned, price_ticks), torch.where(where, sizes.flip(2), sizes)
@@ -274,11 +274,12 @@ def windows_a_pass(config: EncoderConfig, share: int, batch_size: int, device: t
     """How many of a rank's `share` of a step's windows run as one pass: `batch_size`, or more where a GPU takes it.
 
     The sums stay the same. A layer keeps about ten vectors of the width and two of the feed-forward's a state, in two
-    bytes (109 MB a window for 40 layers of width 192, as measured), the inputs some 60 bytes a value: passes grow to
-    60 % of the GPU's free memory. The share is divided evenly.
+    bytes (109 MB a window for 40 layers of width 192, as measured), the inputs some 60 bytes a value, convolutions
+    about 42 vectors of a cell's width a cell: passes grow to 60 % of the GPU's free memory. The share is divided evenly.
     """
     most = batch_size
     if device.type == "cuda":
         a_state = config.layers * 2 * (10 * config.width + 2 * config.ffn_width) + 60 * 2 * config.depth
+        a_state += 42 * 2 * config.depth * config.cell_width
         most = max(most, int(0.6 * torch.cuda.mem_get_info(device)[0] / (a_state * config.temporal_dim)))
     return max(size for size in range(1, min(most, share) + 1) if share % size == 0)

@@ -19,10 +19,12 @@ from lob.optimisation import make_optimizer, one_cycle
 from lob.precision import Precision, check_dimensions, choose_precision
 from lob.ranks import Team
 from lob.run_log import new_run
+from lob.step import exchange_sides
 from lob.te_encoder import plain_state
 
 SMALL = {"model_size": "tiny_transformer", "depth_dim": 16, "temporal_dim": 32, "batch_size": 16,
-         "accumulation_steps": 2, "epochs": 1, "log_steps": 1, "max_lr": 3e-3}  # fmt: skip
+         "accumulation_steps": 2, "epochs": 1, "log_steps": 1, "max_lr": 3e-3, "dropout": 0.0,
+         "mirror": False}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -140,9 +142,9 @@ def test_accumulation_takes_the_step_of_one_large_batch(sampled, tmp_path):
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_optimizers_take_the_published_steps(name):
-    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019, decay 0.01), SGD with momentum 0.9."""
+    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019, any decay), SGD with momentum 0.9."""
     model, rng, lr = torch.nn.Linear(3, 1), np.random.default_rng(0), 0.05
-    optimizer = make_optimizer(name, model, lr)
+    optimizer = make_optimizer(name, model, lr, weight_decay=0.04)
     weight = model.weight.detach().numpy().astype(np.float64)
     first = second = np.zeros_like(weight)
     for step in range(1, 6):
@@ -154,7 +156,7 @@ def test_optimizers_take_the_published_steps(name):
             weight = weight - lr * first
         else:
             first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-            weight = weight * (1 - lr * 0.01 * (name == "adamw"))
+            weight = weight * (1 - lr * 0.04 * (name == "adamw"))
             weight = weight - lr * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
         np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=1e-5)
 
@@ -297,3 +299,15 @@ def test_fp8_takes_dimensions_of_multiples_of_16_alone():
         check_dimensions(config, size, Precision("bf16", "", ""))
     with pytest.raises(InputError, match="even multiple"):
         check_dimensions(replace(good, heads=7), 16, Precision("fp32", "", ""))
+
+
+def test_mirrored_windows_exchange_bids_and_asks_and_stay_books():
+    price_ticks = torch.tensor([[[90, 97, 99, 102, 105, 111], [90, 96, 99, 103, 105, 111]]]).expand(2, -1, -1)
+    sizes = torch.arange(1.0, 7.0).expand(2, 2, 6)
+    turned, swapped = exchange_sides(price_ticks, sizes, torch.tensor([[False], [True]]))
+    assert turned[0].equal(price_ticks[0]) and swapped[0].equal(sizes[0])
+    assert swapped[1].equal(sizes[1].flip(1))
+    assert turned[1, 0].tolist() == [90, 96, 99, 102, 104, 111]  # distances from one side are those of the other
+    assert (turned.diff(dim=2) > 0).all()
+    again, _ = exchange_sides(turned, swapped, torch.tensor([[False], [True]]))
+    assert again.equal(price_ticks)
