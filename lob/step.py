@@ -275,7 +275,7 @@ def windows_a_pass(config: EncoderConfig, share: int, batch_size: int, device: t
 
     The sums stay the same. A layer keeps about ten vectors of the width and two of the feed-forward's a state, in two
     bytes (109 MB a window for 40 layers of width 192, as measured), the inputs some 60 bytes a value, convolutions
-    about 42 vectors of a cell's width a cell: passes grow to 60 % of the GPU's free memory. The share is divided evenly.
+    about 42 vectors of a cell's width a cell: passes grow to 60 % of the GPU's free memory, the share divided evenly.
     """
     most = batch_size
     if device.type == "cuda":
