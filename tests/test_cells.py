@@ -1,0 +1,123 @@
+"""The convolutional stem and decoder: nothing hidden or later leaks in, exact prices stay, and FLOPs are counted."""
+
+import pytest
+import torch
+from test_ladder import moving_book
+from torch.utils.flop_counter import FlopCounterMode
+
+from lob.encoder import BookEncoder, build_inputs, count_parameters, encoder_config, flops_per_window
+from lob.ladder import find_ladder
+from lob.masking import MASKS, make_mask, window_keys
+from lob.policy import Reconstruction, WindowEncoder
+from lob.te_encoder import load_plain_state, plain_state
+
+STATES, LEVELS = 40, 24
+SMALL = {"depth": LEVELS, "temporal_dim": STATES, "width": 32, "heads": 2, "layers": 2, "ffn_width": 64,
+         "cell_width": 8, "fill": "ladder"}  # fmt: skip
+
+
+def small(**choices):
+    return encoder_config("cell_transformer", **{**SMALL, **choices})
+
+
+def lively(config):
+    """A network whose zeros at the start are gone."""
+    torch.manual_seed(0)
+    model = BookEncoder(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def hidden_windows(mode):
+    price_ticks, sizes = moving_book()
+    return price_ticks, sizes, make_mask(window_keys(0, 0, torch.arange(len(sizes))), STATES, LEVELS, 0.25, mode)
+
+
+@pytest.mark.parametrize("scheme", ["book", "minmax"])
+@pytest.mark.parametrize("mode", MASKS)
+def test_hidden_values_change_no_prediction(mode, scheme):
+    price_ticks, sizes, mask = hidden_windows(mode)
+    config = small(normalization=scheme)
+    model = lively(config)
+    poisoned = price_ticks.masked_fill(mask[..., 0], 123), sizes.masked_fill(mask[..., 1], 1e9)
+    with torch.inference_mode():
+        found, expected = (model(*build_inputs(*given, mask, config)[:2]) for given in (poisoned, (price_ticks, sizes)))
+    assert found.isfinite().all() and found.equal(expected)
+
+
+def test_no_mask_is_a_mask_that_hides_nothing():
+    price_ticks, sizes, mask = hidden_windows("entry")
+    tokens, expected = (build_inputs(price_ticks, sizes, m, small())[0] for m in (None, torch.zeros_like(mask)))
+    torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("causal", "same"), [(True, True), (False, False)])
+def test_causal_embeddings_do_not_see_later_states(causal, same):
+    price_ticks, sizes = moving_book()
+    changed = price_ticks.clone(), sizes.clone()
+    changed[0][:, 30:] += 5
+    changed[1][:, 30:] *= 3
+    config = small(causal=causal)
+    model = lively(config)
+    with torch.inference_mode():
+        before, after = (model.encode(build_inputs(*given, None, config)[0])[:, :30]
+                         for given in ((price_ticks, sizes), changed))  # fmt: skip
+    assert torch.allclose(before, after, rtol=0, atol=1e-5) is same
+
+
+def test_training_starts_at_the_ladder_and_prices_that_it_found_stay():
+    price_ticks, sizes, mask = hidden_windows("patch")
+    tokens, base, *_ = build_inputs(price_ticks, sizes, mask, small())
+    assert BookEncoder(small())(tokens, base).equal(base)
+    with torch.inference_mode():
+        change = lively(small())(tokens, base) - base
+    found = find_ladder(price_ticks, mask).price_known
+    assert (change[..., 0][found] == 0).all()
+    assert (change[..., 0][~found] != 0).any() and (change[..., 1] != 0).all()
+
+
+def test_cells_hold_the_sizes_last_and_next_seen_at_their_price():
+    price_ticks = torch.tensor([[[10, 20, 30, 40], [10, 21, 30, 40], [10, 20, 30, 40]]])
+    sizes = torch.tensor([[[1.0, 2.0, 4.0, 8.0], [1.0, 16.0, 4.0, 8.0], [1.0, 32.0, 64.0, 8.0]]])
+    mask = torch.zeros(1, 3, 4, 2, dtype=torch.bool)
+    mask[0, 1, 2, 1] = True  # the size of price 30 in the middle: 4 before it, 64 after it
+    config = small(depth=4, temporal_dim=3)
+    cells, base, values, _ = build_inputs(price_ticks, sizes, mask, config)
+    left, right = cells[..., 8] + base[..., 1], cells[..., 9] + base[..., 1]
+    assert left[0, 1, 2] == values[0, 0, 2, 1] and right[0, 1, 2] == pytest.approx(float(values[0, 2, 2, 1]))
+    assert left[0, 2, 1] == pytest.approx(float(values[0, 0, 1, 1]))  # price 20, two states ago
+    assert cells[0, 1, 1, 8:12].abs().sum() == 0  # price 21 is there once
+
+
+@pytest.mark.parametrize("preset", ["cell_transformer", "deep_narrow_transformer"])
+def test_flops_are_those_that_torch_counts(preset):
+    config = encoder_config(preset, fill="ladder")
+    with torch.device("meta"):
+        model = BookEncoder(config)
+    assert count_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
+    tokens = torch.empty(build_inputs_shape(config), device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(tokens, torch.empty(1, config.temporal_dim, config.depth, 2, device="meta"))
+    assert flops_per_window(config) == pytest.approx(3 * counter.get_total_flops(), rel=0.02)
+
+
+def build_inputs_shape(config):
+    last = (config.depth, 16) if config.cell_width else (config.input_width,)
+    return (1, config.temporal_dim, *last)
+
+
+def test_weights_go_there_and_back_and_the_network_can_be_scripted_and_traced():
+    price_ticks, sizes, mask = hidden_windows("patch")
+    model, other = lively(small()), BookEncoder(small()).eval()
+    load_plain_state(other, plain_state(model))
+    tokens, base, *_ = build_inputs(price_ticks, sizes, mask, small())
+    with torch.inference_mode():
+        expected = model(tokens, base)
+        assert other(tokens, base).equal(expected)
+        assert torch.jit.script(model)(tokens, base).equal(expected)
+        for module, inputs in ((WindowEncoder(model, "last"), (price_ticks, sizes)),
+                               (Reconstruction(model), (price_ticks, sizes, mask))):  # fmt: skip
+            traced = torch.jit.trace(module, tuple(x[:1] for x in inputs), check_trace=False)
+            torch.testing.assert_close(traced(*inputs), module(*inputs))
