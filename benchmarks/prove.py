@@ -99,7 +99,8 @@ def read_test_loss(folder: Path) -> float:
 
 
 def score(config: dict, folder: Path, pairs: list[str]) -> list[dict]:
-    keys = {"model_path": folder / "checkpoints" / "best.safetensors", "data_dir": config["data_dir"], "pairs": pairs}
+    keys = {"model_path": folder / "checkpoints" / "best.safetensors", "pairs": pairs,
+            "data_dir": config["data_dir"], "fit_data_dir": config["data_dir"]}  # fmt: skip
     call("inference_testing.py", keys | config["scoring"])
     return read_report(folder)
 

@@ -202,7 +202,8 @@ class RunLog:
             self.print(f"test loss  {loss:.6f}; linear interpolation in time {linear:.6f}")
         if self.active:
             keys = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in self.config.items()}
-            self.board.add_hparams(keys, {"test_loss": loss, "best_validation_loss": progress.best_loss}, name=".")
+            losses = {"best_validation_loss": progress.best_loss, "test_loss": loss}
+            self.board.add_hparams(keys, {k: v for k, v in losses.items() if not math.isnan(v)}, name=".")
 
     def histograms(self, model: nn.Module, step: int) -> None:
         if self.active:
