@@ -186,6 +186,15 @@ def skip_word(data, at):
 
 
 @compiled
+def short_key(data, begin, length):
+    """A key of one or two bytes as a number, 0 for a longer one."""
+    key = np.int64(0)
+    for place in range(begin, begin + length * (length <= 2)):
+        key = key << 8 | np.int64(data[place])
+    return key
+
+
+@compiled
 def read_line(data, at, symbol, spot, head, levels, first):
     """Read one line, its levels from `first` on; return the levels' end, the newline's place and if it is a message.
 
@@ -207,10 +216,7 @@ def read_line(data, at, symbol, spot, head, levels, first):
         if at < 0 or data[at] != COLON or length > LONGEST_KEY:
             return first, -1, False
         at += 1 + (data[at + 1] == SPACE)
-        key = np.int64(0)
-        if length <= 2 and not (in_data and objects == 1):
-            for place in range(begin, begin + length):
-                key = key << 8 | np.int64(data[place])
+        key = np.int64(0) if in_data and objects == 1 else short_key(data, begin, length)
         used = key in (EVENT, TRANSACTION, SYMBOL, FIRST_ID, LAST_ID, PREVIOUS_ID, BID_LEVELS, ASK_LEVELS)
         if equals(data, begin, begin + length, DATA):
             if data[at] != OPEN_OBJECT or in_data:
@@ -253,11 +259,9 @@ def read_line(data, at, symbol, spot, head, levels, first):
                 previous_id = number
             else:
                 odd |= used
-        if at < 0:
-            return first, -1, False
-        while objects and data[at] == CLOSE_OBJECT:
+        while at >= 0 and objects and data[at] == CLOSE_OBJECT:
             objects, at = objects - 1, at + 1
-        if objects and data[at] != COMMA:
+        if at < 0 or (objects and data[at] != COMMA):
             return first, -1, False
     at += data[at] == RETURN
     if data[at] != NEWLINE or not is_depth:

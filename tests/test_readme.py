@@ -33,7 +33,7 @@ def test_every_script_has_its_config_table():
 
 
 def test_commands_name_scripts_targets_and_keys_that_exist():
-    commands = re.findall(r"(?:python|python -m|make) [^\n`#|]+", README)
+    commands = re.findall(r"(?:python|python -m|make) [^\n`#|]+", README.replace("\\\n", " "))
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert any(c.startswith("make pipeline") for c in commands)
     for command in commands:
