@@ -151,7 +151,7 @@ def check_config(config: dict) -> dict:
         raise InputError("load_model = True needs model_path: the checkpoint to begin with")
     if config["max_gpus"] is not None and config["max_gpus"] < 1:
         raise InputError(f"max_gpus = {config['max_gpus']} must be at least 1, or None for all")
-    encoder_config(config["model_size"])
+    encoder_config(config["model_size"], fill=config["fill"])
     if config["azure"]:
         root = Path(config["azure_data_root"])
         if not root.is_dir():

@@ -50,18 +50,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny_transformer": {"width": 64, "layers": 2, "heads": 4, "ffn_width": 256},
     "medium_transformer": {"width": 768, "layers": 12, "heads": 12, "ffn_width": 3072},
     "deep_narrow_transformer": {"width": 192, "layers": 40, "heads": 8, "ffn_width": 1536},
-    "cell_transformer": {"width": 384, "layers": 4, "heads": 6, "ffn_width": 1536, "cell_width": 64},
+    "cell_transformer": {"width": 384, "layers": 4, "heads": 6, "ffn_width": 1536, "cell_width": 64, "fill": "ladder"},
     "wide_transformer": {"width": 2048, "layers": 12, "heads": 16, "ffn_width": 8192},
 }
 
 
 def encoder_config(model_size: str, **choices: Any) -> EncoderConfig:
-    """Return the preset `model_size` with `choices` put in; InputError for an unknown one."""
+    """Return the preset `model_size` with `choices` put in; InputError for an unknown one or an impossible choice."""
     if model_size not in PRESETS:
         raise InputError(
             f"unknown model_size {model_size!r}{nearest(model_size, PRESETS)}; known: {', '.join(PRESETS)}"
         )
-    return replace(EncoderConfig(**PRESETS[model_size]), **choices)
+    config = replace(EncoderConfig(**PRESETS[model_size]), **choices)
+    if config.cell_width and config.fill != "ladder":
+        raise InputError(f"fill = {config.fill!r}: {model_size} corrects the ladder's values, set fill to 'ladder'")
+    return config
 
 
 def rotary_angles(states: int, head_width: int) -> tuple[Tensor, Tensor]:

@@ -171,6 +171,7 @@ def test_a_non_finite_loss_ends_the_run_before_the_update(sampled, tmp_path):
         (("--split_ratios=[0.5,0.25,0.25]",), "split_ratios"),
         (("--load_model=True",), "model_path"),
         (("--batch_size=100000",), "lower batch_size"),
+        (("--model_size=cell_transformer", "--fill=linear"), "set fill to 'ladder'"),
         (("--azure=True", "--azure_data_root=/nonexistent"), "mount the data disk"),
     ],
 )
