@@ -6,17 +6,20 @@
 Needs parsed books and a balanced sample made with these `split_ratios`. Trains with the trainer's defaults and
 `recipe`, scores every seed with inference_testing.py, takes medians over seeds and with `write` keeps them in
 benchmarks/results/representation.json. Where there is a GPU with FP8 each seed is also trained in bf16, and the paired
-losses are compared. With `runs` it takes what is there: runs that inference_testing.py has scored.
+losses are compared. With `runs` it takes what is there: runs that inference_testing.py has scored. Each of `ablations`
+is trained and scored once more and kept in benchmarks/results/ablation.json.
 """
 
 config = {
     "data_dir": "training_data",  # folder that holds book_states/ and balanced_samples/
     "pairs": None,  # list of pairs to train on; None: all sampled
+    "scored": None,  # list of the trained pairs to score, such as those with windows in the test split; None: all
     "unseen": None,  # list of pairs that are only scored; None: none
     "split_ratios": [0.7, 0.25, 0.05],  # as the sample was made: three shares, or two ISO dates
     "recipe": {},  # keys of fp8_ddp_trainer.py that differ from its defaults
     "scoring": {},  # keys of inference_testing.py that differ from its defaults
     "seeds": 5,  # training runs
+    "ablations": {},  # names of variants -> keys of the trainer that differ from the recipe; a run each, of seed 0
     "runs": None,  # list of folders of scored runs, in place of training
     "headline": None,  # pair of the summary line; None: the first one that is scored
     "runs_dir": "runs/prove",  # folder of the runs
@@ -26,7 +29,9 @@ config = {
 from lob.config import InputError, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"pairs": list, "unseen": list, "headline": str, "runs": list})
+    config = load_config(
+        config, __file__, optional={"pairs": list, "scored": list, "unseen": list, "headline": str, "runs": list}
+    )
 
 import csv
 import json
@@ -56,13 +61,14 @@ def main(config: dict) -> int:
         | {key: config[key] for key in ("data_dir", "pairs", "split_ratios")}
     )
     trained = [book.pair for book in data.books]
-    scored = [*trained, *(config["unseen"] or [])]
+    scored = [*(config["scored"] or trained), *(config["unseen"] or [])]
     fp8 = torch.cuda.is_available() and not fp8_obstacle("delayed", torch.cuda.get_device_capability())
     reports, losses = [], []
     for folder in config["runs"] or []:
         reports.append(read_report(Path(folder)))
     for seed in range(config["seeds"]) if config["runs"] is None else ():
-        runs = [train(config, seed, precision, trained) for precision in (("fp8", "bf16") if fp8 else ("auto",))]
+        runs = [train(config, f"{precision}_{seed}", seed, precision, trained)
+                for precision in (("fp8", "bf16") if fp8 else ("auto",))]  # fmt: skip
         losses.append([read_test_loss(folder) for folder in runs])
         reports.append(score(config, runs[0], scored))
     rows = [
@@ -75,6 +81,15 @@ def main(config: dict) -> int:
     cells = {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
     headline = config["headline"] or scored[0]
     print(summarise(headline, cells, replay_checksums(), data.shared_states, losses))
+    rows = []
+    for name, change in config["ablations"].items():
+        variant = config | {"recipe": config["recipe"] | change}
+        folder = train(variant, name, 0, "fp8" if fp8 else "auto", trained)
+        rows += [{**row, "case": f"{name}/{row['case']}", "note": f"seed 0; {change}"}
+                 for row in score(config, folder, scored)
+                 if len(row["case"].split("/")) == 3 and row["metric"] in METRICS]  # fmt: skip
+    if rows:
+        report("ablation", rows, write=config["write"])
     return 0
 
 
@@ -85,8 +100,8 @@ def call(script: str, keys: dict) -> None:
         raise InputError(f"{script} stopped with status {done.returncode}: see its message above")
 
 
-def train(config: dict, seed: int, precision: str, pairs: list[str]) -> Path:
-    keys = {"model_name": f"{precision}_{seed}", "seed": seed, "precision": precision, "pairs": pairs}
+def train(config: dict, name: str, seed: int, precision: str, pairs: list[str]) -> Path:
+    keys = {"model_name": name, "seed": seed, "precision": precision, "pairs": pairs}
     keys |= {key: config[key] for key in ("data_dir", "split_ratios", "runs_dir")} | config["recipe"]
     call("fp8_ddp_trainer.py", keys)
     return runs_named(keys)[-1]

@@ -50,3 +50,15 @@ def test_whole_runs_are_compared_and_not_run_twice(data, tmp_path):
     written = [(tmp_path / name / "metrics.csv").stat().st_mtime_ns for name in runs]
     assert bench("bench_runs", data, *words) == found
     assert [(tmp_path / name / "metrics.csv").stat().st_mtime_ns for name in runs] == written
+
+
+def test_a_variant_of_the_recipe_is_scored_beside_it(data, tmp_path):
+    recipe = {"model_size": "tiny_transformer", "batch_size": 8, "epochs": 1, "mask_mode": "entry", "max_lr": 1e-12}
+    scoring = {"masks": ["entry"], "windows": 4, "fit_windows": 4, "probe_windows": 0, "pictures": False,
+               "latency_runs": 1}  # fmt: skip
+    words = [f"--recipe={recipe}", f"--scoring={scoring}", "--seeds=1", f"--runs_dir={tmp_path}",
+             "--ablations={'interpolation': {'fill': 'linear'}}"]  # fmt: skip
+    found = bench("prove", data, *words)  # its last line is that of the ablation
+    error, linear, ladder = (found["interpolation/BTC_USD/entry/log_size", metric]
+                             for metric in ("error", "linear_time_error", "ladder_error"))  # fmt: skip
+    assert error == pytest.approx(linear, rel=1e-4) and ladder != pytest.approx(linear, rel=1e-4)
