@@ -132,9 +132,10 @@ class BookEncoder(nn.Module):
             self.stem, self.decoder = CellStem(*shape), CellDecoder(*shape)
         else:
             self.embed = nn.Linear(config.input_width, config.width)
-            self.head = nn.Linear(config.width, config.depth * 2)
         self.layers = nn.ModuleList([make_layer(config) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(config.width)
+        if not config.cell_width:
+            self.head = nn.Linear(config.width, config.depth * 2)
         cos, sin = rotary_angles(config.temporal_dim, config.width // config.heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
