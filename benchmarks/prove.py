@@ -85,9 +85,8 @@ def main(config: dict) -> int:
     for name, change in config["ablations"].items():
         variant = config | {"recipe": config["recipe"] | change}
         folder = train(variant, name, 0, "fp8" if fp8 else "auto", trained)
-        rows += [{**row, "case": f"{name}/{row['case']}", "note": f"seed 0; {change}"}
-                 for row in score(config, folder, scored)
-                 if len(row["case"].split("/")) == 3 and row["metric"] in METRICS]  # fmt: skip
+        rows += [{"case": f"{name}/{case}", "metric": metric, "value": value, "unit": "", "note": f"seed 0; {change}"}
+                 for (case, metric), (value,) in collect([score(config, folder, scored)]).items()]  # fmt: skip
     if rows:
         report("ablation", rows, write=config["write"])
     return 0

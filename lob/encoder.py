@@ -178,6 +178,7 @@ class BookEncoder(nn.Module):
 
 def fill_hidden(
     ladder: Ladder | None,
+    in_time: Tensor,
     sizes: Tensor,
     values: Tensor,
     mask: Tensor,
@@ -191,9 +192,8 @@ def fill_hidden(
         anchor = parameters["anchor_ticks"]
         if config.normalization == "minmax":  # one anchor a level
             anchor = anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
-        in_time = linear_time(values[..., 1], ~mask[..., 1])
         price = transform(ladder.price.double() + anchor, sizes, parameters, config.normalization)[..., 0]
-        return torch.stack([price, ladder.fill_sizes(values[..., 1], in_time)], dim=3)
+        return torch.stack([price, ladder.fill_sizes(values[..., 1], in_time[..., 1])], dim=3)
     return torch.zeros_like(values)
 
 
@@ -216,7 +216,8 @@ def build_inputs(
         mask = torch.zeros(sizes.shape, dtype=torch.bool, device=sizes.device).unsqueeze(3).expand(-1, -1, -1, 2)
     parameters = fit(price_ticks, sizes, mask, config.normalization, config.causal)
     values = transform(price_ticks, sizes, parameters, config.normalization)
-    base = fill_hidden(ladder, sizes, values, mask, parameters, config) if filled else values
+    in_time = linear_time(values, ~mask) if filled and ladder is not None else values
+    base = fill_hidden(ladder, in_time, sizes, values, mask, parameters, config) if filled else values
     batch, states = values.shape[:2]
     visible = values.masked_fill(mask, 0.0)
     path = values.new_zeros(batch, states, 1)
@@ -224,7 +225,7 @@ def build_inputs(
         mid = parameters["mid"]
         path = signed_log(mid - (mid[:, :1] if config.causal else mid[:, -1:])) / 4.0
     if ladder is not None and config.cell_width:
-        return cell_channels(visible, mask, base, ladder, path, config.causal), base, values, parameters
+        return cell_channels(visible, mask, base, in_time, ladder, path, config.causal), base, values, parameters
     channels = [visible.flatten(2), mask.flatten(2).to(values.dtype)]
     if config.fill != "none":
         channels.append(base.flatten(2))
@@ -235,7 +236,9 @@ def build_inputs(
     return torch.cat(channels, dim=2), base, values, parameters
 
 
-def cell_channels(visible: Tensor, mask: Tensor, base: Tensor, ladder: Ladder, path: Tensor, causal: bool) -> Tensor:
+def cell_channels(
+    visible: Tensor, mask: Tensor, base: Tensor, in_time: Tensor, ladder: Ladder, path: Tensor, causal: bool
+) -> Tensor:
     """Return what a convolutional stem is told of each cell, float32 (B, T, L, CHANNELS).
 
     Visible values, mask bits, the fill; whether price and size are known or found; the sizes last and next seen at the
@@ -248,9 +251,8 @@ def cell_channels(visible: Tensor, mask: Tensor, base: Tensor, ladder: Ladder, p
     far = [torch.log1p(((own - at).abs() // levels).to(size.dtype)) / 4.0 for at in (ladder.before, ladder.after)]
     nothing = torch.zeros_like(size)
     left, right = (torch.where(ladder.carried, x - size, nothing) for x in (left, right))
-    known = ~mask
-    mean = visible[..., 1].sum(1, keepdim=True) / known[..., 1].sum(1, keepdim=True).clamp(min=1) - size
-    in_time = linear_time(visible, known) - base
+    mean = visible[..., 1].sum(1, keepdim=True) / (~mask[..., 1]).sum(1, keepdim=True).clamp(min=1) - size
+    in_time = in_time - base
     if causal:
         earlier = ladder.before < own
         left, far = torch.where(earlier, left, nothing), [torch.where(earlier, far[0], nothing), nothing]
