@@ -21,7 +21,6 @@ class CellBlock(nn.Module):
 
     def __init__(self, width: int, dilation: int, causal: bool):
         super().__init__()
-        self.causal = causal
         padding = ((2 if causal else 1) * dilation, 1)
         self.conv1 = nn.Conv2d(width, width, 3, padding=padding, dilation=(dilation, 1))
         self.conv2 = nn.Conv2d(width, width, 3, padding=padding, dilation=(dilation, 1))
