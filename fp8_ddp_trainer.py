@@ -28,6 +28,8 @@ config = {
     "mask_mode": "mix",  # entry, level, span, span64, patch, tail, or mix (see lob/masking.py)
     "mask_perc": 0.25,  # share of the values that are hidden
     "mirror": True,  # exchange bids and asks in half the training windows
+    "slow": 0.6,  # share of the training windows that are replayed 2 to 4 times slower
+    "outlook": 0.1,  # weight of telling what comes next from the last state's vector; 0: not asked
     "loss": "mse",  # mse, mae, huber or smoothl1, over hidden values
     # optimisation
     "epochs": 10,  # passes over the training windows
@@ -76,12 +78,11 @@ if __name__ == "__main__":
         },
     )  # fmt: skip
 
-import contextlib
 import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,12 @@ from lob.dataset import Dataset, open_dataset
 from lob.encoder import count_parameters, encoder_config, flops_per_window
 from lob.masking import make_mask
 from lob.optimisation import make_optimizer, one_cycle, scale_gradients
+from lob.outlook import AHEAD
 from lob.precision import check_dimensions, choose_precision
 from lob.ranks import StopSignal, Team, join_team, launch
 from lob.run_log import Progress, RunLog, find_run, new_run
 from lob.sampling import Sampler
-from lob.step import FiniteCheck, MicroStep, NonFinite, Passes, windows_a_pass
+from lob.step import FiniteCheck, MicroStep, NonFinite, Passes, Task, windows_a_pass
 from lob.te_encoder import build_encoder, load_plain_state
 from lob.window_store import WindowStore
 
@@ -135,7 +137,7 @@ def check_config(config: dict) -> dict:
     least = {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "temporal_dim": 2, "log_steps": 1,
              "keep_checkpoints": 1, "validate_steps": 0, "histogram_steps": 0, "early_stopping_patience": 1,
              "lr_decay_patience": 0, "num_workers": 1, "checkpoint_minutes": 0, "seed": 0, "dropout": 0,
-             "weight_decay": 0}  # fmt: skip
+             "weight_decay": 0, "slow": 0, "outlook": 0}  # fmt: skip
     for key, value in least.items():
         if not config[key] >= value:
             raise InputError(f"{key} = {config[key]} must be at least {value}")
@@ -144,6 +146,11 @@ def check_config(config: dict) -> dict:
             raise InputError(f"{key} = {config[key]} must lie between 0 and 1")
     if not config["dropout"] < 1:
         raise InputError(f"dropout = {config['dropout']} must be less than 1")
+    if not config["slow"] <= 1:
+        raise InputError(f"slow = {config['slow']} must be at most 1")
+    if config["outlook"] and config["temporal_dim"] < 2 * AHEAD:
+        raise InputError(f"outlook = {config['outlook']} needs windows of at least {2 * AHEAD} states, "
+                         f"temporal_dim = {config['temporal_dim']}: set --outlook=0")  # fmt: skip
     for key in ("lr", "max_lr", "max_grad_norm"):
         if not 0 < config[key] < math.inf:
             raise InputError(f"{key} = {config[key]} must be positive")
@@ -224,7 +231,7 @@ class Session:
             raise InputError(f"{found} was trained on other samples than those now in {config['data_dir']}: "
                              "make them again as they were, or start without --resume")  # fmt: skip
         self.encoder = encoder_config(
-            config["model_size"], depth=config["depth_dim"],
+            config["model_size"], depth=config["depth_dim"], outlook=config["outlook"] > 0,
             **{key: config[key] for key in ("temporal_dim", "causal", "dropout", "normalization", "fill")},
         )  # fmt: skip
         windows = self.saved.get("windows_a_step", config["batch_size"] * config["accumulation_steps"] * team.world)
@@ -253,15 +260,13 @@ class Session:
         if self.saved:
             fp8_state = load_training_state(self.model, self.optimizer, tensors, self.saved["lr"])
             self.plateau.load_state_dict(self.saved["plateau"])
-        self.ddp: Any = self.model
-        if team.world > 1:
-            self.ddp = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
-        task = (self.encoder, self.precision, config["loss"], config["mask_mode"], config["mask_perc"])
+        task = Task(config["loss"], config["mask_mode"], config["mask_perc"])
+        varied = replace(task, **{key: config[key] for key in ("mirror", "slow", "outlook")})
         store = WindowStore(self.data.books, config["temporal_dim"], team.device, config["num_workers"])
         values = 2 * config["temporal_dim"] * config["depth_dim"]
-        self.nominal = config["mask_perc"] * values * windows / team.world  # hidden values of a rank's step, expected
-        graph = config["compile"] and team.device.type == "cuda" and team.world == 1
-        training, plain = MicroStep(self.ddp, *task, config["mirror"]), MicroStep(self.model, *task)
+        self.nominal = config["mask_perc"] * values * windows  # hidden values of a step, expected
+        graph = config["compile"] and team.device.type == "cuda"
+        training, plain = (MicroStep(self.model, self.encoder, self.precision, of) for of in (varied, task))
         self.passes = Passes(training, plain, store, size, self.nominal, graph, self.passes_a_step == 1, fp8_state)
 
     def describe(self) -> str:
@@ -345,13 +350,12 @@ class Session:
         """
         progress, team = self.progress, self.team
         sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # of loss and of hidden values
-        for number in range(self.passes_a_step):
-            last = number == self.passes_a_step - 1 or team.world == 1
-            with contextlib.nullcontext() if last else self.ddp.no_sync():
-                sums += next(passes)
+        for _ in range(self.passes_a_step):
+            sums += next(passes)
         loss_sum, count, stopping = team.total(*sums, float(stop))
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        to_mean = (self.nominal * team.world / count.clamp(min=1)).float()
+        team.add_up(gradients)
+        to_mean = (self.nominal / count.clamp(min=1)).float()
         norm = nn.utils.get_total_norm(gradients) * to_mean
         clip = (self.config["max_grad_norm"] / (norm + 1e-6)).clamp(max=1)
         scale_gradients(self.optimizer, gradients, to_mean * clip)

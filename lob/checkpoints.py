@@ -10,7 +10,7 @@ from seed, epoch and step.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,14 @@ def find_checkpoint(runs_dir: str | Path, model_path: str | None) -> Path:
 
 
 def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[BookEncoder, dict[str, Any]]:
-    """Build the plain encoder of a checkpoint, in evaluation mode, and return it with the checkpoint's metadata."""
+    """Build the plain encoder of a checkpoint, in evaluation mode, and return it with the checkpoint's metadata.
+
+    The outlook's head served training alone and is left out.
+    """
     tensors, meta = load_checkpoint(file, "model.")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("outlook.")}
     try:
-        model = BookEncoder(EncoderConfig(**meta["encoder"]))
+        model = BookEncoder(replace(EncoderConfig(**meta["encoder"]), outlook=False))
     except (KeyError, TypeError) as error:
         raise InputError(f"{file} names no encoder of this version ({error}): train again") from None
     wrong = {name: tuple(t.shape) for name, t in model.state_dict().items()

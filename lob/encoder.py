@@ -19,6 +19,7 @@ from lob.cells import CellDecoder, CellStem
 from lob.config import InputError, nearest
 from lob.ladder import Ladder, find_ladder, linear_time
 from lob.normalisation import fit, interpolate_time, signed_log, transform
+from lob.outlook import TARGETS
 
 INPUT_MULTIPLE = 16  # FP8 matrix products want every dimension to be a multiple of 16
 
@@ -38,6 +39,7 @@ class EncoderConfig:
     normalization: str = "book"
     fill: str = "linear"  # what stands in for hidden values, and what the head's output is added to
     causal: bool = False
+    outlook: bool = False  # a head on the last state's vector (lob/outlook.py), for training alone
 
     @property
     def input_width(self) -> int:
@@ -120,6 +122,9 @@ class EncoderLayer(nn.Module):
 class BookEncoder(nn.Module):
     """Tokens (B, T, C) to hidden states (B, T, D) and, through the head, to predicted values (B, T, L, F)."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: EncoderConfig, make_layer: Callable[[EncoderConfig], nn.Module] = EncoderLayer):
         super().__init__()
         self.config = config
@@ -136,6 +141,7 @@ class BookEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         if not config.cell_width:
             self.head = nn.Linear(config.width, config.depth * 2)
+        self.outlook: Any = nn.Linear(config.width, TARGETS) if config.outlook else None
         cos, sin = rotary_angles(config.temporal_dim, config.width // config.heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -156,8 +162,9 @@ class BookEncoder(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """The layers, (B, T, D) to (B, T, D)."""
+        states = x.shape[1]
         for layer in self.layers:
-            x = layer(x, self.cos, self.sin)
+            x = layer(x, self.cos[:states], self.sin[:states])
         return self.norm(x)
 
     def encode(self, tokens: Tensor) -> Tensor:

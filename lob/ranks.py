@@ -45,6 +45,14 @@ class Team:
             dist.all_reduce(sums)
         return sums
 
+    def add_up(self, gradients: list[Tensor]) -> None:
+        """Replace each gradient by its sum over all ranks, once a step, so that passes can be CUDA graphs."""
+        if self.world > 1 and gradients:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            parts = flat.split([gradient.numel() for gradient in gradients])
+            torch._foreach_copy_(gradients, [part.view_as(x) for part, x in zip(parts, gradients, strict=True)])
+
     def agree(self, value: Any) -> Any:
         """Return the first rank's `value` on all ranks."""
         box = [value]

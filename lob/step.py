@@ -8,15 +8,18 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from lob.augmentation import augment
 from lob.config import CheckFailed
-from lob.encoder import EncoderConfig, build_inputs
-from lob.masking import make_mask, scramble, uniform
+from lob.encoder import BookEncoder, EncoderConfig, build_inputs
+from lob.masking import make_mask
 from lob.normalisation import interpolate_time
+from lob.outlook import AHEAD, describe
 from lob.precision import Precision
 from lob.sampling import Batch
 from lob.te_encoder import load_fp8_state
@@ -29,6 +32,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "smoothl1": F.smooth_l1_loss,
 }
 WARM_UP_PASSES = 3
+OUTLOOK_EVERY = 4  # windows, of which one is asked for its outlook too
 
 
 def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> tuple[Tensor, Tensor]:
@@ -37,40 +41,53 @@ def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> 
     return torch.where(mask, each, 0.0).sum(), mask.sum()
 
 
-def exchange_sides(price_ticks: Tensor, sizes: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn the windows (B, T, L) of `where`, bool (B, 1), about the middle of their first state: bids become asks."""
-    turned = (price_ticks[:, :1, :1] + price_ticks[:, :1, -1:] - price_ticks).flip(2)
-    where = where.unsqueeze(2)
-    return torch.where(where, turned, price_ticks), torch.where(where, sizes.flip(2), sizes)
+@dataclass(frozen=True)
+class Task:
+    """What a pass does with its windows: names of loss and mask, the hidden share, and how windows are varied."""
+
+    loss: str
+    mask_mode: str
+    mask_perc: float
+    mirror: bool = False  # exchange bids and asks in half of them
+    slow: float = 0.0  # share that is slowed down
+    outlook: float = 0.0  # weight of the loss of lob/outlook.py
 
 
 class MicroStep:
     """`step(windows, keys, nominal)` adds the gradient of (summed loss / nominal) and returns the sum and the count.
 
-    model: the encoder, or DDP around it; windows: price_ticks and sizes (B, T, L); keys: int64 (B,) (lob/masking.py);
-    mirror: exchange bids and asks in half the windows.
+    windows: price_ticks and sizes (B, T, L); keys: int64 (B,), of the masks (lob/masking.py) and variations.
     """
 
-    def __init__(self, model: nn.Module, config: EncoderConfig, precision: Precision, loss: str, mask_mode: str,
-                 mask_perc: float, mirror: bool = False):  # fmt: skip
-        self.model, self.config, self.precision = model, config, precision
-        self.loss, self.mask_mode, self.mask_perc, self.mirror = loss, mask_mode, mask_perc, mirror
+    def __init__(self, model: BookEncoder, config: EncoderConfig, precision: Precision, task: Task):
+        self.model, self.config, self.precision, self.task = model, config, precision, task
 
     def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Prediction, targets and mask (B, T, L, F) of windows."""
         _, states, levels = price_ticks.shape
-        if self.mirror:
-            price_ticks, sizes = exchange_sides(price_ticks, sizes, uniform(scramble(~keys), 1) < 0.5)
-        mask = make_mask(keys, states, levels, self.mask_perc, self.mask_mode)
+        mask = make_mask(keys, states, levels, self.task.mask_perc, self.task.mask_mode)
         tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, self.config)
         with self.precision.autocast():
             prediction = self.model(tokens, base)
         return prediction, values, mask
 
+    def outlook_loss(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
+        """Squared error, summed over windows, of what the windows' vectors tell `AHEAD` states before their end."""
+        states = price_ticks.shape[1] - AHEAD
+        tokens, *_ = build_inputs(price_ticks[:, :states], sizes[:, :states], None, self.config)
+        with self.precision.autocast():
+            told = self.model.outlook(self.model.encode(tokens)[:, -1])
+        return F.mse_loss(told.float(), describe(price_ticks, sizes), reduction="none").mean(1).sum()
+
     def __call__(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor, nominal: float) -> tuple[Tensor, Tensor]:
+        price_ticks, sizes = augment(price_ticks, sizes, keys, self.task.mirror, self.task.slow)
         prediction, values, mask = self.predict(price_ticks, sizes, keys)
-        loss, count = masked_loss(prediction, values, mask, self.loss)
+        loss, count = masked_loss(prediction, values, mask, self.task.loss)
         (loss / nominal).backward()
+        if self.task.outlook:
+            windows = nominal / (self.task.mask_perc * math.prod(price_ticks.shape[1:]) * 2 * OUTLOOK_EVERY)
+            outlook = self.outlook_loss(price_ticks[::OUTLOOK_EVERY], sizes[::OUTLOOK_EVERY])
+            (self.task.outlook / windows * outlook).backward()
         return loss.detach(), count
 
 
@@ -98,7 +115,7 @@ class GraphedStep:
             for parameter in parameters:
                 parameter.grad = None
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # NCCL's own thread may look at events
             self.loss, self.count = step(*windows(*data), keys, nominal)
         for parameter in parameters:
             assert parameter.grad is not None
@@ -114,7 +131,7 @@ class GraphedStep:
 class Passes:
     """Runs a model's passes over batches of windows, each as one CUDA graph where `graph`.
 
-    step: trains (its model may be DDP's); plain: the same without DDP, for evaluation; nominal: see MicroStep; only:
+    step: trains; plain: the same for evaluation; nominal: see MicroStep; only:
     an optimizer step is one pass; fp8_state: the scales of a resumed run.
     """
 
@@ -182,8 +199,8 @@ class Passes:
         for windows in self.load(batches):
             with torch.compiler.set_stance("force_eager"):  # a last batch of odd size is not worth a compilation
                 prediction, values, mask = self.plain.predict(*windows)
-            loss, count = masked_loss(prediction, values, mask, self.plain.loss)
-            linear, _ = masked_loss(interpolate_time(values, ~mask), values, mask, self.plain.loss)
+            loss, count = masked_loss(prediction, values, mask, self.plain.task.loss)
+            linear, _ = masked_loss(interpolate_time(values, ~mask), values, mask, self.plain.task.loss)
             sums += torch.stack([loss.double(), linear.double(), count.double()])
         self.plain.model.train()
         self.store.wait_seconds = waited

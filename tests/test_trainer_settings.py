@@ -13,18 +13,18 @@ from test_trainer import losses, metrics, weights
 
 import fp8_ddp_trainer
 from fp8_ddp_trainer import Session, apply_mask, check_config, main
+from lob.augmentation import exchange_sides
 from lob.config import InputError
 from lob.encoder import PRESETS, BookEncoder, encoder_config
 from lob.optimisation import make_optimizer, one_cycle
 from lob.precision import Precision, check_dimensions, choose_precision
 from lob.ranks import Team
 from lob.run_log import new_run
-from lob.step import exchange_sides
 from lob.te_encoder import plain_state
 
 SMALL = {"model_size": "tiny_transformer", "depth_dim": 16, "temporal_dim": 32, "batch_size": 16,
          "accumulation_steps": 2, "epochs": 1, "log_steps": 1, "max_lr": 3e-3, "dropout": 0.0,
-         "mirror": False}  # fmt: skip
+         "mirror": False, "slow": 0.0, "outlook": 0.0}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
