@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from tqdm import tqdm
 
 from lob.files import new_file
-from lob.plots import STYLE, save
+from lob.plots import save  # and its style
 
 KINDS = {"step", "validation", "epoch", "test"}
 COUNTS = {"epoch": "int64", "step": "int64", "windows_seen": "int64"}
@@ -59,26 +59,33 @@ PALETTE = ("#2a6f97", "#c1443c", "#3a7d44", "#e09f3e", "#6d597a", "#2a9d8f", "#b
 
 @dataclass
 class Run:
-    """One run: its config, environment, rows of metrics.csv by kind, and the rows of its accuracy report."""
+    """One run: its config, precision, rows of metrics.csv by kind, and the rows of its accuracy report."""
 
     name: str
     config: dict[str, Any]
-    env: dict[str, Any]
+    precision: str  # that it ran in, where env.json names it
     metrics: dict[str, pd.DataFrame]
     report: list[dict[str, Any]]
     changed: float  # when config.json was written, s since the epoch
-    warnings: list[str] = field(default_factory=list)
 
     @property
-    def precision(self) -> str:
-        return str(self.env.get("precision", self.config.get("precision")))
+    def epochs_done(self) -> int:
+        return int(self.metrics["epoch"]["epoch"].max()) if len(self.metrics["epoch"]) else 0
+
+    @property
+    def trained(self) -> pd.DataFrame:
+        """The validations after the first step, those without a loss left out."""
+        return self.metrics["validation"].query("step > 0").dropna(subset="validation_loss")
+
+    @property
+    def best_loss(self) -> float:
+        return float(self.trained["validation_loss"].min())
 
 
 def main(config: dict[str, Any]) -> None:
     check_config(config)
-    folders = find_runs(config)
     runs, damaged = [], []
-    for folder in tqdm(folders, unit="run", desc="reading", disable=None, leave=False):
+    for folder in tqdm(find_runs(config), unit="run", desc="reading", disable=None, leave=False):
         try:
             runs.append(read_run(folder))
         except (OSError, ValueError, KeyError) as error:
@@ -98,35 +105,30 @@ def main(config: dict[str, Any]) -> None:
     different = find_different_keys(runs)
     print(describe_differences(runs, different))
     for r in runs:
-        r.warnings = [*find_divergence(r, config), *find_plateau(r, config), *find_oddities(r, config)]
-        for warning in r.warnings:
+        for warning in find_warnings(r, config):
             print(f"warning: {r.name}: {warning}")
     print(describe_reports(runs), end="")
 
     output = Path(config["output_dir"] or Path(config["runs_dir"]) / "analysis")
-    with new_file(output / "runs.csv") as handle:
+    files = [output / "runs.csv"]
+    with new_file(files[0]) as handle:
         table.to_csv(handle, index=False)
     shown = runs[: len(PALETTE)]
     title = f"{len(shown)} runs" if len(shown) == len(runs) else f"The table's first {len(shown)} of {len(runs)} runs"
-    figures = {
-        "curves": draw_curves(shown, title, config["smoothing"]),
-        "effects": draw_effects(runs, different),
-        "precision": draw_precision(runs),
-    }
-    files = [str(output / "runs.csv")]
-    for name, figure in figures.items():
+    for name, figure in (("curves", draw_curves(shown, title, config["smoothing"])),
+                         ("effects", draw_effects(runs, different)), ("precision", draw_precision(runs))):  # fmt: skip
         file = output / f"{name}.png"
         if figure is None:
             file.unlink(missing_ok=True)  # an older analysis's, of runs that are gone
         else:
-            files.append(str(save(figure, file)))
-    print(f"{len(runs)} runs -> {', '.join(files)}")
+            files.append(save(figure, file))
+    print(f"{len(runs)} runs -> {', '.join(map(str, files))}")
 
 
 def check_config(config: dict[str, Any]) -> None:
-    for key, least in (("smoothing", 1), ("plateau_epochs", 1)):
-        if config[key] < least:
-            raise InputError(f"{key} = {config[key]} must be at least {least}")
+    for key in ("smoothing", "plateau_epochs"):
+        if config[key] < 1:
+            raise InputError(f"{key} = {config[key]} must be at least 1")
     if config["divergence_factor"] <= 1:
         raise InputError(f"divergence_factor = {config['divergence_factor']} must be more than 1")
     if not 0 <= config["plateau_gain"] < 1:
@@ -163,8 +165,8 @@ def read_run(folder: Path) -> Run:
     if not len(rows) or not kinds <= KINDS:
         raise ValueError("metrics.csv holds no rows" if not len(rows) else f"unknown kinds {sorted(kinds - KINDS)}")
     metrics = {kind: rows[rows["kind"] == kind].reset_index(drop=True) for kind in sorted(KINDS)}
-    changed = (folder / "config.json").stat().st_mtime
-    return Run(folder.name, config, env, metrics, report.get("rows", []), changed)
+    return Run(folder.name, config, str(env.get("precision", config.get("precision"))), metrics, report.get("rows", []),
+               (folder / "config.json").stat().st_mtime)  # fmt: skip
 
 
 def make_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -173,14 +175,12 @@ def make_table(runs: Sequence[Run]) -> pd.DataFrame:
     for r in runs:
         step, validation, epoch, test = (r.metrics[kind] for kind in ("step", "validation", "epoch", "test"))
         last = max(r.metrics.values(), key=lambda rows: rows["step"].max() if len(rows) else -1).iloc[-1]
-        trained = validation[validation["step"] > 0]
-        best = trained["validation_loss"].idxmin() if trained["validation_loss"].notna().any() else None
         before = validation.loc[validation["step"] == 0, "validation_loss"]
         rows.append({
             "run": r.name,
             "model_size": r.config.get("model_size", ""),
             "precision": r.precision,
-            "epochs": f"{int(epoch['epoch'].max()) if len(epoch) else 0}/{r.config.get('epochs', '?')}",
+            "epochs": f"{r.epochs_done}/{r.config.get('epochs', '?')}",
             "steps": int(last["step"]),
             "windows_seen": int(last["windows_seen"]),
             "minutes": max(rows["seconds"].max() for rows in r.metrics.values() if len(rows)) / 60,
@@ -188,8 +188,8 @@ def make_table(runs: Sequence[Run]) -> pd.DataFrame:
             "data_wait_share": step["data_wait_share"].median(),
             "train_loss": epoch["train_loss"].iloc[-1] if len(epoch) else np.nan,
             "before_training": before.iloc[0] if len(before) else np.nan,
-            "best_validation": np.nan if best is None else trained.loc[best, "validation_loss"],
-            "best_epoch": 0 if best is None else int(trained.loc[best, "epoch"]),
+            "best_validation": r.best_loss,
+            "best_epoch": r.trained.loc[r.trained["validation_loss"].idxmin(), "epoch"] if len(r.trained) else 0,
             "test": test["validation_loss"].iloc[-1] if len(test) else np.nan,
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -207,12 +207,11 @@ def sort_table(table: pd.DataFrame, runs: Sequence[Run], sort_by: str) -> np.nda
 
 
 def format_table(table: pd.DataFrame) -> str:
-    formats = {"windows_seen": "{:,}", "steps": "{:,}", "minutes": "{:.1f}", "windows_per_second": "{:,.0f}",
-               "data_wait_share": "{:.1%}"}  # fmt: skip
-    formats |= dict.fromkeys(("train_loss", "before_training", "best_validation", "test"), "{:.6f}")
-    text = {name.replace("_", " "): ["-" if pd.isna(value) else formats.get(name, "{}").format(value)
-                                     for value in table[name]] for name in table}  # fmt: skip
-    return pd.DataFrame(text).to_string(index=False)
+    losses = dict.fromkeys(("train_loss", "before_training", "best_validation", "test"), "{:.6f}".format)
+    formats = {"windows_seen": "{:,}".format, "steps": "{:,}".format, "minutes": "{:.1f}".format,
+               "windows_per_second": "{:,.0f}".format, "data_wait_share": "{:.1%}".format}  # fmt: skip
+    header = [name.replace("_", " ") for name in table]
+    return table.to_string(index=False, header=header, formatters=losses | formats, na_rep="-")
 
 
 def find_different_keys(runs: Sequence[Run], keys: Any = ()) -> list[str]:
@@ -238,42 +237,31 @@ def describe_differences(runs: Sequence[Run], different: Sequence[str]) -> str:
 
 
 def smooth(values: Any, entries: int) -> Any:
-    """Exponential average over about so many entries."""
     return values.ewm(span=entries, ignore_na=True).mean()
 
 
-def find_divergence(r: Run, config: dict[str, Any]) -> Iterator[str]:
-    step = r.metrics["step"]
-    broken = step[~np.isfinite(step["train_loss"])]
-    if len(broken):
-        row = broken.iloc[0]
+def find_warnings(r: Run, config: dict[str, Any]) -> Iterator[str]:
+    losses = r.metrics["step"]["train_loss"]
+    finite = np.isfinite(losses)
+    if not finite.all():
+        row = r.metrics["step"].loc[finite.idxmin()]
         yield f"train loss {row['train_loss']} at step {int(row['step']):,}, epoch {int(row['epoch']) + 1}"
-    level = smooth(step["train_loss"].where(np.isfinite(step["train_loss"])), config["smoothing"])
-    level = level[config["smoothing"] :]  # before that it is no average yet
+    level = smooth(losses.where(finite), config["smoothing"])[config["smoothing"] :]  # before that it is no average yet
     over = level > config["divergence_factor"] * level.cummin()
     if over.any():
-        at, least = step.loc[over.idxmax()], level[: over.idxmax()].min()
-        yield (f"diverged in epoch {int(at['epoch']) + 1}, step {int(at['step']):,}: smoothed train loss "
+        row, least = r.metrics["step"].loc[over.idxmax()], level[: over.idxmax()].min()
+        yield (f"diverged in epoch {int(row['epoch']) + 1}, step {int(row['step']):,}: smoothed train loss "
                f"{level[over.idxmax()]:.4g} after {least:.4g}")  # fmt: skip
-
-
-def find_plateau(r: Run, config: dict[str, Any]) -> Iterator[str]:
-    trained = r.metrics["validation"].query("step > 0").dropna(subset="validation_loss")
-    best = trained["validation_loss"].cummin()
-    if not len(best):
-        return
-    near = trained.loc[(best * (1 - config["plateau_gain"]) <= best.iloc[-1]).idxmax()]
-    epochs = int(trained["epoch"].iloc[-1] - near["epoch"])
-    if epochs >= config["plateau_epochs"]:
-        yield (f"plateau from epoch {int(near['epoch'])}: {epochs} more epochs lowered the best validation loss by "
-               f"{1 - best.iloc[-1] / near['validation_loss']:.2%}")  # fmt: skip
-
-
-def find_oddities(r: Run, config: dict[str, Any]) -> Iterator[str]:
-    epoch, wanted = r.metrics["epoch"], r.config.get("epochs", 0)
-    done = int(epoch["epoch"].max()) if len(epoch) else 0
-    if done < wanted and not len(r.metrics["test"]):
-        yield f"unfinished: {done} of {wanted} epochs"
+    if len(r.trained):
+        best = r.trained["validation_loss"].cummin()
+        near = r.trained.loc[(best * (1 - config["plateau_gain"]) <= best.iloc[-1]).idxmax()]
+        epochs = int(r.trained["epoch"].iloc[-1] - near["epoch"])
+        if epochs >= config["plateau_epochs"]:
+            yield (f"plateau from epoch {int(near['epoch'])}: {epochs} more epochs lowered the best validation loss by "
+                   f"{1 - best.iloc[-1] / near['validation_loss']:.2%}")  # fmt: skip
+    wanted = r.config.get("epochs", 0)
+    if r.epochs_done < wanted and not len(r.metrics["test"]):
+        yield f"unfinished: {r.epochs_done} of {wanted} epochs"
     for file in sorted((Path(config["data_dir"]) / "balanced_samples").glob("*.json")):
         if file.stem in (config["pairs"] or [file.stem]) and file.stat().st_mtime > r.changed:
             yield f"trained before {file} was last written: newer runs may have been scored on other windows"
@@ -290,11 +278,6 @@ def describe_reports(runs: Sequence[Run]) -> str:
     return f"accuracy on held-out windows (inference_testing.py):\n{wide.to_string(float_format='{:.5g}'.format)}\n"
 
 
-def thin(rows: Any, points: int = 2000) -> Any:
-    """At most so many rows, evenly spread: a picture has no pixels for more."""
-    return rows.iloc[:: max(1, -(-len(rows) // points))]
-
-
 def scale_axis(axis: plt.Axes) -> None:
     """Draw losses logarithmically where they span more than a factor of 5, with plain numbers at the ticks."""
     if axis.dataLim.minposy * 5 < axis.dataLim.ymax:
@@ -308,30 +291,29 @@ def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
     """Losses, learning rate and gradient norm by optimizer step; validation loss by time and by windows seen."""
     seconds = max(r.metrics["validation"]["seconds"].max() for r in runs)
     unit, name = (3600, "h") if seconds > 7200 else (60, "min") if seconds > 120 else (1, "s")
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplot_mosaic("LL;RN;TW", figsize=(10, 9), height_ratios=[3, 1.5, 2], layout="constrained")
-        for colour, r in zip(PALETTE, runs, strict=False):
-            step, validation = r.metrics["step"].replace([np.inf, -np.inf], np.nan), r.metrics["validation"]
-            few = thin(step)
-            averaged = thin(smooth(step[["train_loss", "gradient_norm"]], max(smoothing, len(step) // 100)))
-            if len(runs) <= 3:
-                axes["L"].plot(few["step"], few["train_loss"], color=colour, lw=0.6, alpha=0.3)
-            axes["L"].plot(few["step"], averaged["train_loss"], color=colour, lw=1.3)
-            axes["R"].plot(few["step"], few["learning_rate"], color=colour, lw=1.3)
-            axes["N"].plot(few["step"], averaged["gradient_norm"], color=colour, lw=1.3)
-            for panel, x, style in (("L", validation["step"], "--o"), ("T", validation["seconds"] / unit, "-o"),
-                                    ("W", validation["windows_seen"], "-o")):  # fmt: skip
-                axes[panel].plot(x, validation["validation_loss"], style, color=colour, ms=3.5, lw=1.1, label=r.name)
-        axes["L"].set(xlabel="optimizer step", ylabel="loss", title=f"{title}: train (smoothed) and validation (dots)")
-        axes["R"].set(xlabel="optimizer step", ylabel="learning rate")
-        axes["N"].set(xlabel="optimizer step", ylabel="gradient norm")
-        axes["T"].set(xlabel=f"time of training ({name})", ylabel="validation loss")
-        axes["W"].set(xlabel="windows seen", ylabel="validation loss")
-        for panel in "LNTW":
+    figure, axes = plt.subplot_mosaic("LL;RN;TW", figsize=(10, 9), height_ratios=[3, 1.5, 2], layout="constrained")
+    for colour, r in zip(PALETTE, runs, strict=False):
+        step, validation = r.metrics["step"].replace([np.inf, -np.inf], np.nan), r.metrics["validation"]
+        few = step.iloc[:: -(-len(step) // 2000) or 1]  # a picture has no pixels for more
+        averaged = smooth(step[["train_loss", "gradient_norm"]], max(smoothing, len(step) // 100)).loc[few.index]
+        if len(runs) <= 3:
+            axes["L"].plot(few["step"], few["train_loss"], color=colour, lw=0.6, alpha=0.3)
+        axes["L"].plot(few["step"], averaged["train_loss"], color=colour, lw=1.3)
+        axes["R"].plot(few["step"], few["learning_rate"], color=colour, lw=1.3)
+        axes["N"].plot(few["step"], averaged["gradient_norm"], color=colour, lw=1.3)
+        for panel, x, style in (("L", validation["step"], "--o"), ("T", validation["seconds"] / unit, "-o"),
+                                ("W", validation["windows_seen"], "-o")):  # fmt: skip
+            axes[panel].plot(x, validation["validation_loss"], style, color=colour, ms=3.5, lw=1.1, label=r.name)
+    axes["L"].set_title(f"{title}: train (smoothed) and validation (dots)")
+    for panel, x, y in (("L", "optimizer step", "loss"), ("R", "optimizer step", "learning rate"),
+                        ("N", "optimizer step", "gradient norm"), ("W", "windows seen", "validation loss"),
+                        ("T", f"time of training ({name})", "validation loss")):  # fmt: skip
+        axes[panel].set(xlabel=x, ylabel=y)
+        if panel != "R":
             scale_axis(axes[panel])
-        for panel in "LRNW":
+        if panel != "T":
             axes[panel].xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes["L"].legend(ncols=2, fontsize=8)
+    axes["L"].legend(ncols=2, fontsize=8)
     return figure
 
 
@@ -344,43 +326,35 @@ def group_runs(runs: Sequence[Run], but: set[str]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def best_loss(r: Run) -> float:
-    return float(r.metrics["validation"].query("step > 0")["validation_loss"].min())
-
-
 def draw_effects(runs: Sequence[Run], different: Sequence[str]) -> plt.Figure | None:
     """Best validation loss against each key in which runs differ while all others but the seed are equal.
 
     A line a setting of the other keys, through the mean over seeds; the values are spread evenly.
     """
-    finished = [r for r in runs if np.isfinite(best_loss(r))]
-    effects: dict[str, list[list[Run]]] = {}
-    for key in [key for key in different if key not in ("seed", "precision", "fp8_recipe")]:
-        groups = [group for group in group_runs(finished, {key, "seed"}) if find_different_keys(group, {key})]
-        if groups:
-            effects[key] = groups
+    finished = [r for r in runs if np.isfinite(r.best_loss)]
+    groups = {key: [group for group in group_runs(finished, {key, "seed"}) if find_different_keys(group, {key})]
+              for key in different if key not in ("seed", "precision", "fp8_recipe")}  # fmt: skip
+    effects = {key: some for key, some in groups.items() if some}
     if not effects:
         return None
     most = sorted(effects, key=lambda key: -sum(map(len, effects[key])))[:9]
     lines, columns = -(-len(most) // 3), min(3, len(most))
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(lines, columns, figsize=(max(6, 3.4 * columns), 3 * lines), squeeze=False,
-                                    layout="constrained")  # fmt: skip
-        for axis in list(axes.flat)[len(most) :]:
-            axis.set_axis_off()
-        for axis, key in zip(axes.flat, most, strict=False):
-            values = sorted({sort_key(r.config.get(key)) for group in effects[key] for r in group})
-            for number, group in enumerate(effects[key]):
-                losses = pd.Series({(r.name, values.index(sort_key(r.config.get(key)))): best_loss(r) for r in group})
-                colour = PALETTE[number % len(PALETTE)]
-                axis.plot(losses.groupby(level=1).mean(), color=colour, lw=1.3)
-                axis.plot(losses.index.get_level_values(1), losses, "o", color=colour, ms=4)
-            axis.set(xlabel=key)
-            axis.set_xticks(range(len(values)), [text for _, text in values])
-            axis.margins(x=0.15)
-            scale_axis(axis)
-        figure.supylabel("best validation loss", fontsize=9)
-        figure.suptitle("One key changed, the others equal (dots: seeds)", fontsize=10, weight="bold")
+    figure, axes = plt.subplots(lines, columns, figsize=(max(6, 3.4 * columns), 3 * lines), squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for axis in axes.flat[len(most) :]:
+        axis.set_axis_off()
+    for axis, key in zip(axes.flat, most, strict=False):
+        values = sorted({sort_key(r.config.get(key)) for group in effects[key] for r in group})
+        for number, group in enumerate(effects[key]):
+            losses = pd.Series({(r.name, values.index(sort_key(r.config.get(key)))): r.best_loss for r in group})
+            colour = PALETTE[number % len(PALETTE)]
+            axis.plot(losses.groupby(level=1).mean(), color=colour, lw=1.3)
+            axis.plot(losses.index.get_level_values(1), losses, "o", color=colour, ms=4)
+        axis.set(xlabel=key, xticks=range(len(values)), xticklabels=[text for _, text in values])
+        axis.margins(x=0.15)
+        scale_axis(axis)
+    figure.supylabel("best validation loss", fontsize=9)
+    figure.suptitle("One key changed, the others equal (dots: seeds)", fontsize=10, weight="bold")
     return figure
 
 
@@ -395,20 +369,18 @@ def draw_precision(runs: Sequence[Run]) -> plt.Figure | None:
              for fp8 in group if fp8.precision == "fp8" for bf16 in group if bf16.precision == "bf16"]  # fmt: skip
     if not pairs:
         return None
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-        for colour, pair in zip(PALETTE, pairs, strict=False):
-            losses = [r.metrics["validation"].set_index("step")["validation_loss"] for r in pair]
-            speed = [r.metrics["epoch"]["windows_per_second"].median() for r in pair]
-            axes[0].plot(losses[0], "-o", color=colour, ms=3.5)
-            axes[0].plot(losses[1], "--", color=colour)
-            axes[1].plot((losses[0] / losses[1] - 1).dropna() * 100, "-o", color=colour, ms=3.5,
-                         label=f"{pair[0].name} / {pair[1].name}, {speed[0] / speed[1]:.2f} x its speed")  # fmt: skip
-        axes[0].set(xlabel="optimizer step", ylabel="validation loss", title="FP8 (lines) and bf16 (dashes)")
-        axes[1].set(xlabel="optimizer step", ylabel="FP8's loss over bf16's (%)", title="difference")
-        axes[1].axhline(0, color="black", lw=0.6)
-        axes[1].legend(fontsize=8)
-        scale_axis(axes[0])
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for colour, pair in zip(PALETTE, pairs, strict=False):
+        losses = [r.metrics["validation"].set_index("step")["validation_loss"] for r in pair]
+        speed = [r.metrics["epoch"]["windows_per_second"].median() for r in pair]
+        axes[0].plot(losses[0], "-o", losses[1], "--", color=colour, ms=3.5)
+        axes[1].plot((losses[0] / losses[1] - 1).dropna() * 100, "-o", color=colour, ms=3.5,
+                     label=f"{pair[0].name} / {pair[1].name}, {speed[0] / speed[1]:.2f} x its speed")  # fmt: skip
+    axes[0].set(xlabel="optimizer step", ylabel="validation loss", title="FP8 (lines) and bf16 (dashes)")
+    axes[1].set(xlabel="optimizer step", ylabel="FP8's loss over bf16's (%)", title="difference")
+    axes[1].axhline(0, color="black", lw=0.6)
+    axes[1].legend(fontsize=8)
+    scale_axis(axes[0])
     return figure
 
 

@@ -2,32 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from lob.files import Book, new_file
 
 BLUE, RED, GREEN, VIOLET, GREY = "#2a6f97", "#c1443c", "#3a7d44", "#6d4c91", "#8d99ae"
 EMPTY, UNSEEN = "#14121f", "#e5e7eb"  # in depth heat maps: no order rests; outside of the recorded levels
 MID = "#4cc9f0"  # the mid on a depth heat map
-STYLE: Any = {
-    "figure.dpi": 110,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "image.cmap": "magma",
-    "axes.axisbelow": True,
-}
+DAY_NS = 86_400e9  # matplotlib's dates are days since the epoch
+plt.rcParams.update({
+    "figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
+    "axes.titleweight": "bold", "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False, "axes.axisbelow": True,
+})  # fmt: skip
 LABELS = {
     "mid_price_change_bps": "mid-price change (bps)",
     "average_spread_bps": "average spread (bps)",
@@ -69,18 +60,12 @@ def set_time_axis(axis: plt.Axes) -> None:
     axis.set_xlabel("exchange time (UTC)")
 
 
-def to_days(timestamps: np.ndarray) -> np.ndarray:
-    """matplotlib's dates of ns since the epoch."""
-    return np.asarray(timestamps) / 86_400e9
-
-
 def central_range(values: np.ndarray, share: float = 0.998) -> tuple[float, float]:
     """Limits that hold the central `share` of the finite values, for axes that outliers don't stretch."""
     low, high = np.quantile(values[np.isfinite(values)], [(1 - share) / 2, (1 + share) / 2])
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value: give it some room
-        room = 0.05 * abs(low) or 1.0
-        return float(low - room), float(high + room)
-    return float(low), float(high)
+    one_value = high - low <= 1e-9 * max(abs(low), abs(high))
+    room = (0.05 * abs(low) or 1.0) if one_value else 0.0
+    return float(low - room), float(high + room)
 
 
 def show_depth(axis: plt.Axes, price_ticks: np.ndarray, sizes: np.ndarray, tick: float, begin: float, end: float):
@@ -105,11 +90,11 @@ def show_depth(axis: plt.Axes, price_ticks: np.ndarray, sizes: np.ndarray, tick:
     level = np.arange(bins)[:, None]
     unseen = (level < cell[:, 0]) | (level > cell[:, -1]) | ~seen
     image = np.ma.array(np.where(image > 0, np.maximum(image, faint), faint / 10), mask=unseen)
-    colours = plt.get_cmap("magma").with_extremes(under=EMPTY, bad=UNSEEN)
-    norm = LogNorm(faint, max(strong, faint * 1.01))
-    prices = (low * tick, (low + bins * step) * tick)
-    mesh = axis.imshow(image, aspect="auto", origin="lower", extent=(begin, end, *prices), norm=norm, cmap=colours,
-                       interpolation="nearest")  # fmt: skip
+    mesh = axis.imshow(
+        image, aspect="auto", origin="lower", extent=(begin, end, low * tick, (low + bins * step) * tick),
+        norm=LogNorm(faint, max(strong, faint * 1.01)), interpolation="nearest",
+        cmap=plt.get_cmap("magma").with_extremes(under=EMPTY, bad=UNSEEN),
+    )  # fmt: skip
     axis.plot(np.linspace(begin, end, len(mid)), mid * tick, color=MID, lw=1.2)
     axis.grid(False)
     axis.ticklabel_format(axis="y", useOffset=False, style="plain")
@@ -124,30 +109,25 @@ def draw_book(book: Book) -> plt.Figure:
     best = np.asarray(top[some], dtype=np.float64)
     mid = best.mean(axis=1)
     grid = np.linspace(int(book.timestamps[0]), int(book.timestamps[-1]), 1001)
-    times = to_days((grid[:-1] + grid[1:]) / 2)
+    times = (grid[:-1] + grid[1:]) / 2 / DAY_NS
     moment = np.clip(np.searchsorted(grid, book.timestamps[some], side="right") - 1, 0, len(times) - 1)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(3, 1, figsize=(10, 8.5), sharex=True, height_ratios=[2, 1, 3], layout="constrained")
-        for axis, values, colour in (
-            (axes[0], mid * tick, BLUE),
-            (axes[1], (best[:, 1] - best[:, 0]) / mid * 1e4, RED),
-        ):
-            low, middle, high = bands(values, moment, len(times), (0, 0.5, 1))
-            axis.fill_between(times, low, high, color=colour, alpha=0.5, lw=0, step="mid")
-            axis.plot(times, middle, color=colour, lw=1)
-        axes[0].set(title=f"{book.pair}: {book.rows:,} states of {book.depth} levels", ylabel="mid price")
-        axes[0].ticklabel_format(axis="y", useOffset=False, style="plain")
-        axes[1].set(ylabel="spread (bps)")
-        rows = np.searchsorted(book.timestamps, grid, side="right") - 1
-        gap = np.isin(rows + 1, book.segment_starts) & (book.timestamps[rows] < grid)  # between two segments
-        prices, sizes = book.price_ticks[rows].astype(np.float64), book.sizes[rows].astype(np.float64)
-        prices[gap] = np.nan
-        mesh = show_depth(axes[2], prices, sizes, tick, *to_days(grid[[0, -1]]))
-        axes[2].set(
-            ylabel="price", title="resting size by price (blue line: mid; grey: outside of the recorded levels)"
-        )
-        figure.colorbar(mesh, ax=axes[2], label="resting size", pad=0.01)
-        set_time_axis(axes[2])
+    figure, axes = plt.subplots(3, 1, figsize=(10, 8.5), sharex=True, height_ratios=[2, 1, 3], layout="constrained")
+    spread = (best[:, 1] - best[:, 0]) / mid * 1e4
+    for axis, values, colour in ((axes[0], mid * tick, BLUE), (axes[1], spread, RED)):
+        low, middle, high = bands(values, moment, len(times), (0, 0.5, 1))
+        axis.fill_between(times, low, high, color=colour, alpha=0.5, lw=0, step="mid")
+        axis.plot(times, middle, color=colour, lw=1)
+    axes[0].set(title=f"{book.pair}: {book.rows:,} states of {book.depth} levels", ylabel="mid price")
+    axes[0].ticklabel_format(axis="y", useOffset=False, style="plain")
+    axes[1].set(ylabel="spread (bps)")
+    rows = np.searchsorted(book.timestamps, grid, side="right") - 1
+    gap = np.isin(rows + 1, book.segment_starts) & (book.timestamps[rows] < grid)  # between two segments
+    prices, sizes = book.price_ticks[rows].astype(np.float64), book.sizes[rows].astype(np.float64)
+    prices[gap] = np.nan
+    mesh = show_depth(axes[2], prices, sizes, tick, *grid[[0, -1]] / DAY_NS)
+    axes[2].set(ylabel="price", title="resting size by price (blue line: mid; grey: outside of the recorded levels)")
+    figure.colorbar(mesh, ax=axes[2], label="resting size", pad=0.01)
+    set_time_axis(axes[2])
     return figure
 
 
@@ -164,21 +144,20 @@ def bands(values: np.ndarray, bin_of: np.ndarray, bins: int, quantiles: Sequence
 def draw_distributions(rows: np.ndarray, pair: str) -> plt.Figure:
     """Share of windows by each statistic, on a log scale: most windows are calm, and the others matter."""
     names = [name for name in LABELS if np.isfinite(rows[name]).any()]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(-(-len(names) // 3), 3, figsize=(10, 8), layout="constrained")
-        for axis, name in zip(axes.flat, names, strict=False):
-            values = rows[name][np.isfinite(rows[name])]
-            share = np.full(len(values), 100 / len(values))
-            axis.hist(values, bins=70, range=central_range(values), weights=share, color=BLUE)
-            axis.axvline(np.median(values), color=RED, lw=1.2)
-            axis.set(xlabel=LABELS[name], yscale="log")
-            low, high = axis.get_ylim()
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda percent, _: f"{percent:g} %"))
-            axis.yaxis.set_minor_formatter(NullFormatter())
-        for axis in list(axes.flat)[len(names) :]:
-            axis.set_axis_off()
-        figure.suptitle(f"{pair}: share of windows by condition (red: median; the outer 0.2 % not drawn)", fontsize=11)
+    figure, axes = plt.subplots(-(-len(names) // 3), 3, figsize=(10, 8), layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=False):
+        values = rows[name][np.isfinite(rows[name])]
+        share = np.full(len(values), 100 / len(values))
+        axis.hist(values, bins=70, range=central_range(values), weights=share, color=BLUE)
+        axis.axvline(np.median(values), color=RED, lw=1.2)
+        axis.set(xlabel=LABELS[name], yscale="log")
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+        axis.yaxis.set_major_formatter("{x:g} %")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    figure.suptitle(f"{pair}: share of windows by condition (red: median; the outer 0.2 % not drawn)", fontsize=11)
     return figure
 
 
@@ -186,54 +165,52 @@ def draw_joint(rows: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
     """Corner plot: each statistic's distribution on the diagonal, the windows by each two of them below it."""
     names = [name for name in names if np.isfinite(rows[name]).any()]
     limits = {name: central_range(rows[name]) for name in names}
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(names), len(names), figsize=(10, 10), sharex="col", layout="constrained")
-        for (i, j), axis in np.ndenumerate(axes):
-            if j > i:
-                axis.set_axis_off()
-                continue
-            across, up = rows[names[j]], rows[names[i]]
-            if i == j:
-                axis.hist(across, bins=50, range=limits[names[j]], color=BLUE, log=True)
-                axis.yaxis.set_major_formatter(NullFormatter())
-            else:
-                counts, x, y = np.histogram2d(across, up, bins=50, range=(limits[names[j]], limits[names[i]]))
-                mesh = axis.pcolormesh(x, y, np.ma.masked_equal(counts, 0).T, cmap="magma_r",
-                                       norm=LogNorm(1, len(rows) / 10), rasterized=True)  # fmt: skip
-            axis.grid(False)
-            axis.tick_params(labelsize=7)
-            if i == len(names) - 1:
-                axis.set_xlabel(LABELS[names[j]].replace(" (", "\n("), fontsize=8)
-            if j == 0 and i > 0:
-                axis.set_ylabel(LABELS[names[i]].replace(" (", "\n("), fontsize=8)
-            elif j > 0 and i != j:
-                axis.tick_params(labelleft=False)
-        figure.colorbar(mesh, ax=axes[:2, -2:], label="windows drawn", location="top", shrink=0.9)
-        figure.suptitle(f"{pair}: joint distribution of window statistics", fontsize=11)
+    figure, axes = plt.subplots(len(names), len(names), figsize=(10, 10), sharex="col", layout="constrained")
+    for (i, j), axis in np.ndenumerate(axes):
+        if j > i:
+            axis.set_axis_off()
+            continue
+        across, up = rows[names[j]], rows[names[i]]
+        if i == j:
+            axis.hist(across, bins=50, range=limits[names[j]], color=BLUE, log=True)
+            axis.yaxis.set_major_formatter(NullFormatter())
+        else:
+            counts, x, y = np.histogram2d(across, up, bins=50, range=(limits[names[j]], limits[names[i]]))
+            mesh = axis.pcolormesh(x, y, np.ma.masked_equal(counts, 0).T, cmap="magma_r",
+                                   norm=LogNorm(1, len(rows) / 10), rasterized=True)  # fmt: skip
+        axis.grid(False)
+        axis.tick_params(labelsize=7)
+        if i == len(names) - 1:
+            axis.set_xlabel(LABELS[names[j]].replace(" (", "\n("), fontsize=8)
+        if j == 0 and i > 0:
+            axis.set_ylabel(LABELS[names[i]].replace(" (", "\n("), fontsize=8)
+        elif j > 0 and i != j:
+            axis.tick_params(labelleft=False)
+    figure.colorbar(mesh, ax=axes[:2, -2:], label="windows drawn", location="top", shrink=0.9)
+    figure.suptitle(f"{pair}: joint distribution of window statistics", fontsize=11)
     return figure
 
 
 def draw_day(book: Book, rows: np.ndarray) -> plt.Figure:
     """Median and 10 to 90 % band of the conditions over the hours: of the day, where there is more than a day."""
-    times = to_days(book.timestamps[rows["end_row"] - 1])
+    times = book.timestamps[rows["end_row"] - 1] / DAY_NS
     over_days = times[-1] - times[0] > 1.25
     clock = times % 1 * 24 if over_days else times
     edges = np.linspace(0, 24, 97) if over_days else np.linspace(times[0], times[-1], 61)
     bin_of = np.clip(np.searchsorted(edges, clock, side="right") - 1, 0, len(edges) - 2)
     panels = ("average_spread_bps", "std_tick_returns_bps", "update_rate_hz", "imbalance_depth")
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(panels), 1, figsize=(10, 8), sharex=True, layout="constrained")
-        for axis, name, colour in zip(axes, panels, (RED, BLUE, GREEN, VIOLET), strict=True):
-            low, middle, high = bands(rows[name], bin_of, len(edges) - 1, (0.1, 0.5, 0.9))
-            axis.stairs(high, edges, baseline=low, color=colour, alpha=0.25, fill=True, lw=0)
-            axis.stairs(middle, edges, baseline=None, color=colour, lw=1.5)
-            axis.set(ylabel=LABELS[name].replace(" (", "\n("))
-        if over_days:
-            axes[-1].set(xlabel="hour of the day (UTC)", xlim=(0, 24), xticks=range(0, 25, 3))
-        else:
-            set_time_axis(axes[-1])
-        when = f"over the day ({times[-1] - times[0]:.1f} days)" if over_days else "over the recording"
-        figure.suptitle(f"{book.pair}: conditions {when} (line: median; band: 10 to 90 %)", fontsize=11)
+    figure, axes = plt.subplots(len(panels), 1, figsize=(10, 8), sharex=True, layout="constrained")
+    for axis, name, colour in zip(axes, panels, (RED, BLUE, GREEN, VIOLET), strict=True):
+        low, middle, high = bands(rows[name], bin_of, len(edges) - 1, (0.1, 0.5, 0.9))
+        axis.stairs(high, edges, baseline=low, color=colour, alpha=0.25, fill=True, lw=0)
+        axis.stairs(middle, edges, baseline=None, color=colour, lw=1.5)
+        axis.set(ylabel=LABELS[name].replace(" (", "\n("))
+    if over_days:
+        axes[-1].set(xlabel="hour of the day (UTC)", xlim=(0, 24), xticks=range(0, 25, 3))
+    else:
+        set_time_axis(axes[-1])
+    when = f"over the day ({times[-1] - times[0]:.1f} days)" if over_days else "over the recording"
+    figure.suptitle(f"{book.pair}: conditions {when} (line: median; band: 10 to 90 %)", fontsize=11)
     return figure
 
 
@@ -272,68 +249,62 @@ def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
     """Depth heat maps of the most extreme windows."""
     length = int(rows["end_row"][0] - book.segment_starts[np.searchsorted(book.segment_starts, rows["end_row"][0]) - 1])
     picks = find_extremes(rows, length)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
-        for axis in list(axes.flat)[len(picks) :]:
-            axis.set_axis_off()
-        for axis, (title, pick) in zip(axes.flat, picks.items(), strict=False):
-            end, name = int(rows["end_row"][pick]), EXTREMES[title][0]
-            prices = book.price_ticks[end - length : end].astype(np.float64)
-            sizes = book.sizes[end - length : end].astype(np.float64)
-            mesh = show_depth(axis, prices, sizes, book.tick_size, 0, length)
-            start = np.datetime_as_string(book.timestamps[end - length].astype("datetime64[ns]"), unit="s")
-            axis.set_title(f"{title}: {LABELS[name]} {rows[name][pick]:.3g}\n{start[:10]} {start[11:]} UTC, "
-                           f"{rows['duration_s'][pick]:.3g} s", fontsize=9)  # fmt: skip
-            axis.set(xlabel="state", ylabel="price")
-            figure.colorbar(mesh, ax=axis, label="resting size", pad=0.01)
-        figure.suptitle(
-            f"{book.pair}: the most extreme windows (blue line: mid; grey: outside of the recorded levels)", fontsize=11
-        )
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
+    for axis in axes.flat[len(picks) :]:
+        axis.set_axis_off()
+    for axis, (title, pick) in zip(axes.flat, picks.items(), strict=False):
+        end, name = int(rows["end_row"][pick]), EXTREMES[title][0]
+        prices = book.price_ticks[end - length : end].astype(np.float64)
+        sizes = book.sizes[end - length : end].astype(np.float64)
+        mesh = show_depth(axis, prices, sizes, book.tick_size, 0, length)
+        start = np.datetime_as_string(book.timestamps[end - length].astype("datetime64[ns]"), unit="s")
+        axis.set_title(f"{title}: {LABELS[name]} {rows[name][pick]:.3g}\n{start[:10]} {start[11:]} UTC, "
+                       f"{rows['duration_s'][pick]:.3g} s", fontsize=9)  # fmt: skip
+        axis.set(xlabel="state", ylabel="price")
+        figure.colorbar(mesh, ax=axis, label="resting size", pad=0.01)
+    figure.suptitle(
+        f"{book.pair}: the most extreme windows (blue line: mid; grey: outside of the recorded levels)", fontsize=11
+    )
     return figure
 
 
 def draw_balance(before: np.ndarray, after: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
     """Each statistic's distribution over all windows and over the balanced sample, on a log scale."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
-        for axis, name in zip(axes.flat, names, strict=False):
-            every = np.asarray(before[name][:: max(1, len(before) // 200_000)])
-            low, high = central_range(every)
-            span = (min(low, after[name].min()), max(high, after[name].max()))
-            for values, colour, label in (
-                (every, GREY, "all windows, outliers included"),
-                (after[name], BLUE, "balanced sample"),
-            ):
-                axis.hist(values, bins=60, range=span, density=True, histtype="step", color=colour, label=label, lw=1.4)
-            axis.set(xlabel=LABELS[name], yscale="log", ylabel="density")
-        axes[0, 0].legend()
-        figure.suptitle(f"{pair}: conditions before and after balancing", fontsize=10)
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=False):
+        every = np.asarray(before[name][:: max(1, len(before) // 200_000)])
+        low, high = central_range(every)
+        span = (min(low, after[name].min()), max(high, after[name].max()))
+        for values, colour, label in ((every, GREY, "all windows, outliers included"),
+                                      (after[name], BLUE, "balanced sample")):  # fmt: skip
+            axis.hist(values, bins=60, range=span, density=True, histtype="step", color=colour, label=label, lw=1.4)
+        axis.set(xlabel=LABELS[name], yscale="log", ylabel="density")
+    axes[0, 0].legend()
+    figure.suptitle(f"{pair}: conditions before and after balancing", fontsize=10)
     return figure
 
 
 def draw_fills(fills: dict[str, tuple[np.ndarray, np.ndarray]], errors: dict[str, str], tick: float, title: str):
     """Depth heat maps of one window by what filled it: name -> price in ticks and sizes, float64 (T, L) each."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(fills), figsize=(3.4 * len(fills), 4.2), sharey=True, layout="constrained")
-        for axis, (name, (prices, sizes)) in zip(axes, fills.items(), strict=True):
-            show_depth(axis, prices, sizes, tick, 0, len(prices))
-            axis.set(title=name, xlabel=f"state\n{errors.get(name, '')}")
-        axes[0].set(ylabel="price")
-        figure.suptitle(title, fontsize=11)
+    figure, axes = plt.subplots(1, len(fills), figsize=(3.4 * len(fills), 4.2), sharey=True, layout="constrained")
+    for axis, (name, (prices, sizes)) in zip(axes, fills.items(), strict=True):
+        show_depth(axis, prices, sizes, tick, 0, len(prices))
+        axis.set(title=name, xlabel=f"state\n{errors.get(name, '')}")
+    axes[0].set_ylabel("price")
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
 def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], title: str) -> plt.Figure:
     """Squared error of log size by level, (L,), and by states to a visible one, (T,): mask -> method -> both."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(profiles), 2, figsize=(10, 3 * len(profiles)), squeeze=False,
-                                    layout="constrained")  # fmt: skip
-        for row, (mask, methods) in zip(axes, profiles.items(), strict=True):
-            for colour, (method, curves) in zip((GREY, BLUE, GREEN, RED), methods.items(), strict=False):
-                for axis, curve in zip(row, curves, strict=True):
-                    axis.plot(curve, color=colour, lw=1.3, label=method)
-            row[0].set(xlabel="level (bids, then asks)", ylabel=f"{mask}: error of log size")
-            row[1].set(xlabel="states to the nearest one that shows the level", ylim=(0, None))
-        axes[0, 0].legend(fontsize=8)
-        figure.suptitle(title, fontsize=11)
+    figure, axes = plt.subplots(len(profiles), 2, figsize=(10, 3 * len(profiles)), squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for row, (mask, methods) in zip(axes, profiles.items(), strict=True):
+        for colour, (method, curves) in zip((GREY, BLUE, GREEN, RED), methods.items(), strict=False):
+            for axis, curve in zip(row, curves, strict=True):
+                axis.plot(curve, color=colour, lw=1.3, label=method)
+        row[0].set(xlabel="level (bids, then asks)", ylabel=f"{mask}: error of log size")
+        row[1].set(xlabel="states to the nearest one that shows the level", ylim=(0, None))
+    axes[0, 0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
     return figure
