@@ -69,6 +69,10 @@ from lob.windows import SPLITS, gather_windows, parse_dates, segment_ranges, spl
 
 Windows = list[tuple[Book, np.ndarray]]  # of each book its end rows
 PROFILED_MASKS = ("patch", "span64", "tail")
+DRAWN_MASKS = {"patch": "patches of 16 states x 8 levels", "span64": "one span of states", "tail": "the last states",
+               "span": "spans of 16 states", "level": "whole levels", "entry": "single values"}  # fmt: skip
+DRAWN_METHODS = {"linear_time": "linear in time", "ladder": "ladder carry: sizes by price",
+                 RIDGE: "ridge regression", OURS: "encoder"}  # fmt: skip
 
 
 def main(config: dict) -> int:
@@ -81,9 +85,8 @@ def main(config: dict) -> int:
     if config["benchmark"]:
         devices = ["cpu", *["cuda"] * torch.cuda.is_available()] if config["device"] == "auto" else [config["device"]]
         windows = example_windows(books[0], model.config.temporal_dim, BATCHES["cuda"][-1])
-        write_report(
-            checkpoint, "latency", benchmark(model, windows, config["latency_runs"], devices), [], meta, device
-        )
+        rows = benchmark(model, windows, config["latency_runs"], devices)
+        write_report(checkpoint, "latency", rows, [], meta, device)
         return 0
     bench = Bench(config, model, meta, books, device)
     rows, lines = [], []
@@ -96,8 +99,9 @@ def main(config: dict) -> int:
         if config["pictures"]:
             print("\n".join(f"picture    {file}" for file in bench.draw(book, run_folder(checkpoint))))
     windows = example_windows(books[0], model.config.temporal_dim, config["batch_size"])
-    encode = WindowEncoder(model, "last")
-    speed = time_encoder(f"latency/{device.type}", encode, windows, config["latency_runs"], device)
+    speed = time_encoder(
+        f"latency/{device.type}", WindowEncoder(model, "last"), windows, config["latency_runs"], device
+    )
     print("  ".join(f"{row['metric']} {row['value']:.4g} {row['unit']}" for row in speed))
     write_report(checkpoint, "report", rows + speed, lines, meta, device)
     return 0
@@ -138,9 +142,7 @@ def open_books(data_dir: str, pairs: list[str] | None, model: BookEncoder) -> li
 
 def spread(ends: np.ndarray, count: int) -> np.ndarray:
     """Up to `count` of the window ends, evenly spaced."""
-    if len(ends) <= count:
-        return ends
-    return ends[np.linspace(0, len(ends) - 1, count).round().astype(np.int64)]
+    return ends[np.linspace(0, len(ends) - 1, min(count, len(ends))).round().astype(np.int64)]
 
 
 class Bench:
@@ -200,7 +202,8 @@ class Bench:
                 here = np.searchsorted(both, ends)
                 mine = {q: {name: values[here] for name, values in methods.items()} for q, methods in errors.items()}
                 found = compare(mine, judged, ends // config["block_states"], config["seed"])
-                rows = to_rows(f"{book.pair}/{mask}", found, suffix)
+                rows = [row for quantity, facts in found.items()
+                        for row in to_rows(f"{book.pair}/{mask}/{quantity}{suffix}", facts)]  # fmt: skip
                 title = f"{book.pair}, mask {mask}{', balanced sample' if suffix else ''}"
                 yield rows, describe(title, len(ends), mine, found)
             if not chosen:
@@ -222,19 +225,18 @@ class Bench:
         if key not in self.fitted:
             if not training and not self.fitted:
                 print("ridge regression left out: no training windows (set --fit_data_dir)")
-            self.fitted[key] = fit_baselines(
-                task.hide(training), task.hide(validation), config["boosting"], config["seed"]
-            )
+            self.fitted[key] = fit_baselines(task.hide(training), task.hide(validation), config["boosting"],
+                                             config["seed"])  # fmt: skip
         return self.fitted[key]
 
     def probe(self, book: Book) -> Iterator[tuple[list[dict], list[str]]]:
         """Fit and score linear probes on frozen features; a line a task."""
         config, count = self.config, self.config["probe_windows"]
+        if not count:
+            return
         splits = [self.windows_to_fit(book, split, size, probes.HORIZON)
                   for split, size in (("train", count), ("validation", count // 2))]  # fmt: skip
         splits.append([(book, spread(self.ends(book, config["split"], probes.HORIZON), count // 2))])
-        if not count:
-            return
         if not all(windows and all(len(ends) for _, ends in windows) for windows in splits):
             yield [], [f"\nprobes of {book.pair} left out: a split has no window with {probes.HORIZON} states after it"]
             return
@@ -249,17 +251,10 @@ class Bench:
             if not facts:
                 yield [], [f"| {task} | too few labels" + " |" * len(head)]
                 continue
-            note = "; ".join(f"over {name}: {facts[f'verdict_{name}']}" for name in names[1:])
-            case = f"{book.pair}/probe/{task}"
-            rows = [
-                {"case": case, "metric": metric, "value": value, "unit": "", "note": note}
-                for metric, value in facts.items()
-                if isinstance(value, int | float) and np.isfinite(value)
-            ]
             cells = [task, *(f"{facts[name]:.3f}" for name in names), f"{facts.get('ours_10pct', np.nan):.3f}",
                      *(f"{facts[f'over_{n}_low']:+.3f} to {facts[f'over_{n}_high']:+.3f}, {facts[f'verdict_{n}']}"
                        for n in names[1:]), str(facts["blocks"])]  # fmt: skip
-            yield rows, [f"| {' | '.join(cells)} |"]
+            yield to_rows(f"{book.pair}/probe/{task}", facts), [f"| {' | '.join(cells)} |"]
 
     @torch.inference_mode()
     def draw(self, book: Book, folder: Path) -> list[Path]:
@@ -269,25 +264,28 @@ class Bench:
         config, ends = self.config, self.ends(book, self.config["split"])
         masks = [mask for mask in PROFILED_MASKS if mask in config["masks"]] or config["masks"][:1]
         tasks = [Task(mask, config["mask_perc"], self.states, config["batch_size"], self.device) for mask in masks]
-        names = ["linear_time", "ladder", RIDGE, OURS]
         some = [(book, spread(ends, config["batch_size"]))]
-        profiles = {task.mask: profile_errors(task, some, self.fit(book, task), self.model, names) for task in tasks}
+        profiles = {DRAWN_MASKS[task.mask]: profile_errors(task, some, self.fit(book, task), self.model, DRAWN_METHODS)
+                    for task in tasks}  # fmt: skip
         hidden = next(iter(tasks[0].hide([(book, ends[[len(ends) // 2]])])))
         filled = fill(hidden, self.fit(book, tasks[0]), self.model)
-        fills = {"truth": hidden.values} | {name: filled[name] for name in names if name in filled}
-        panels, errors = {}, {}
-        for name, columns in fills.items():
+
+        def panel(columns: Tensor) -> tuple[np.ndarray, np.ndarray]:
             columns = torch.where(hidden.known, hidden.values, columns)[0].double().cpu()
-            panels[name] = ((columns[..., 0] + hidden.anchor_ticks[0].cpu()).numpy(), columns[..., 1].exp().numpy())
-            found = window_errors(fills[name], hidden)
-            errors[name] = f"log size {float(found['log_size']):.3g}, offset {float(found['offset']):.3g} ticks"
-        shown = panels["truth"][1] * ~hidden.mask[0, ..., 1].cpu().numpy()
-        panels = {"truth": panels["truth"], "masked": (panels["truth"][0], shown)} | panels
-        title = f"{book.pair}, mask {masks[0]}: resting size by price; errors over what is hidden"
-        del errors["truth"]
+            return (columns[..., 0] + hidden.anchor_ticks[0].cpu()).numpy(), columns[..., 1].exp().numpy()
+
+        price_ticks, sizes = panel(hidden.values)
+        panels = {"truth": (price_ticks, sizes), "masked": (price_ticks, sizes * ~hidden.mask[0, ..., 1].cpu().numpy())}
+        errors = {}
+        for name, label in DRAWN_METHODS.items():
+            if name in filled:
+                panels[label], found = panel(filled[name]), window_errors(filled[name], hidden)
+                errors[label] = (f"squared error of log size {float(found['log_size']):.3g},\n"
+                                 f"of distance from mid {float(found['offset']):.3g} ticks")  # fmt: skip
+        title = f"{book.pair}: resting size by price; hidden: {DRAWN_MASKS[masks[0]]}; errors over what is hidden"
         return [
             save(draw_fills(panels, errors, book.tick_size, title), folder / f"{book.pair}_fills.png"),
-            save(draw_error_profiles(profiles, f"{book.pair}: {config['split']} windows"),
+            save(draw_error_profiles(profiles, f"{book.pair}: errors over hidden sizes, {config['split']} windows"),
                  folder / f"{book.pair}_errors.png"),
         ]  # fmt: skip
 

@@ -114,7 +114,9 @@ def main(config: dict[str, Any]) -> None:
     with new_file(files[0]) as handle:
         table.to_csv(handle, index=False)
     shown = runs[: len(PALETTE)]
-    title = f"{len(shown)} runs" if len(shown) == len(runs) else f"The table's first {len(shown)} of {len(runs)} runs"
+    title = (
+        counted(len(runs), "run") if len(shown) == len(runs) else f"The table's first {len(shown)} of {len(runs)} runs"
+    )
     for name, figure in (("curves", draw_curves(shown, title, config["smoothing"])),
                          ("effects", draw_effects(runs, different)), ("precision", draw_precision(runs))):  # fmt: skip
         file = output / f"{name}.png"
@@ -122,7 +124,11 @@ def main(config: dict[str, Any]) -> None:
             file.unlink(missing_ok=True)  # an older analysis's, of runs that are gone
         else:
             files.append(save(figure, file))
-    print(f"{len(runs)} runs -> {', '.join(map(str, files))}")
+    print(f"{counted(len(runs), 'run')} -> {', '.join(map(str, files))}")
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -257,11 +263,11 @@ def find_warnings(r: Run, config: dict[str, Any]) -> Iterator[str]:
         near = r.trained.loc[(best * (1 - config["plateau_gain"]) <= best.iloc[-1]).idxmax()]
         epochs = int(r.trained["epoch"].iloc[-1] - near["epoch"])
         if epochs >= config["plateau_epochs"]:
-            yield (f"plateau from epoch {int(near['epoch'])}: {epochs} more epochs lowered the best validation loss by "
-                   f"{1 - best.iloc[-1] / near['validation_loss']:.2%}")  # fmt: skip
+            yield (f"plateau from epoch {int(near['epoch'])}: {counted(epochs, 'more epoch')} lowered the best "
+                   f"validation loss by {1 - best.iloc[-1] / near['validation_loss']:.2%}")  # fmt: skip
     wanted = r.config.get("epochs", 0)
     if r.epochs_done < wanted and not len(r.metrics["test"]):
-        yield f"unfinished: {r.epochs_done} of {wanted} epochs"
+        yield f"unfinished: {r.epochs_done} of {counted(wanted, 'epoch')}"
     for file in sorted((Path(config["data_dir"]) / "balanced_samples").glob("*.json")):
         if file.stem in (config["pairs"] or [file.stem]) and file.stat().st_mtime > r.changed:
             yield f"trained before {file} was last written: newer runs may have been scored on other windows"
@@ -304,9 +310,9 @@ def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
         for panel, x, style in (("L", validation["step"], "--o"), ("T", validation["seconds"] / unit, "-o"),
                                 ("W", validation["windows_seen"], "-o")):  # fmt: skip
             axes[panel].plot(x, validation["validation_loss"], style, color=colour, ms=3.5, lw=1.1, label=r.name)
-    axes["L"].set_title(f"{title}: train (smoothed) and validation (dots)")
+    axes["L"].set_title(f"{title}: loss in training (line, smoothed) and in validation (dots)")
     for panel, x, y in (("L", "optimizer step", "loss"), ("R", "optimizer step", "learning rate"),
-                        ("N", "optimizer step", "gradient norm"), ("W", "windows seen", "validation loss"),
+                        ("N", "optimizer step", "gradient norm"), ("W", "training windows seen", "validation loss"),
                         ("T", f"time of training ({name})", "validation loss")):  # fmt: skip
         axes[panel].set(xlabel=x, ylabel=y)
         if panel != "R":
@@ -354,7 +360,9 @@ def draw_effects(runs: Sequence[Run], different: Sequence[str]) -> plt.Figure | 
         axis.margins(x=0.15)
         scale_axis(axis)
     figure.supylabel("best validation loss", fontsize=9)
-    figure.suptitle("One key changed, the others equal (dots: seeds)", fontsize=10, weight="bold")
+    figure.suptitle(
+        "One setting changed, the others equal (a dot a run; line: mean over seeds)", fontsize=10, weight="bold"
+    )
     return figure
 
 
@@ -375,9 +383,9 @@ def draw_precision(runs: Sequence[Run]) -> plt.Figure | None:
         speed = [r.metrics["epoch"]["windows_per_second"].median() for r in pair]
         axes[0].plot(losses[0], "-o", losses[1], "--", color=colour, ms=3.5)
         axes[1].plot((losses[0] / losses[1] - 1).dropna() * 100, "-o", color=colour, ms=3.5,
-                     label=f"{pair[0].name} / {pair[1].name}, {speed[0] / speed[1]:.2f} x its speed")  # fmt: skip
-    axes[0].set(xlabel="optimizer step", ylabel="validation loss", title="FP8 (lines) and bf16 (dashes)")
-    axes[1].set(xlabel="optimizer step", ylabel="FP8's loss over bf16's (%)", title="difference")
+                     label=f"{pair[0].name} over {pair[1].name}, {speed[0] / speed[1]:.2f} x its speed")  # fmt: skip
+    axes[0].set(xlabel="optimizer step", ylabel="validation loss", title="Runs in FP8 (lines) and in bf16 (dashes)")
+    axes[1].set(xlabel="optimizer step", ylabel="FP8's loss over bf16's (%)", title="Their difference")
     axes[1].axhline(0, color="black", lw=0.6)
     axes[1].legend(fontsize=8)
     scale_axis(axes[0])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lob.ladder import Ladder, find_ladder
+from lob.ladder import find_ladder
 from lob.normalisation import fit, interpolate_time, nearest_known, transform
 
 COLUMNS = ("price_ticks", "log_size", "minmax_price", "minmax_size")
@@ -61,18 +61,22 @@ def fill_untrained(hidden: Hidden) -> tuple[dict[str, Tensor], Tensor]:
     """
     known = hidden.known
     values = torch.where(known, hidden.values, 0)
-    across, reached = across_levels(values, known)
-    in_time = interpolate_time(torch.where(known, values, across), known | (reached & never_known(known)))
-    seen = known | never_known(known)
+    across = interpolate_time(values.transpose(1, 2), known.transpose(1, 2)).transpose(1, 2)
+    never, reached = ~known.any(dim=1, keepdim=True), known.any(dim=2, keepdim=True)  # of a level; of a state
+    in_time = interpolate_time(torch.where(known, values, across), known | (reached & never))
+    seen = known | never
     columns = torch.where(known, values, in_time)
-    mean = torch.where(seen, columns, torch.zeros_like(values)).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+    mean = torch.where(seen, columns, 0).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+    last = nearest_known(seen[..., :2])[0].repeat(1, 1, 1, 2)
+    last = torch.where(last >= 0, last, seen.to(torch.int8).argmax(dim=1, keepdim=True))  # else the first one
     ladder = find_ladder(hidden.price_ticks, hidden.mask)
+    log_size, minmax_size = (ladder.fill_sizes(hidden.values[..., k], in_time[..., k]) for k in (1, 3))
     filled = {
-        "level_mean": torch.where(never_known(known), in_time, mean.expand_as(values)),
-        "last_observation": carry_last(columns, seen),
+        "level_mean": torch.where(never, in_time, mean),
+        "last_observation": torch.gather(columns, 1, last),
         "linear_time": in_time,
         "linear_levels": torch.where(reached, across, in_time),
-        "ladder": fill_ladder(hidden, ladder, in_time),
+        "ladder": torch.stack([ladder.price, log_size, ladder.price, minmax_size], dim=3),
     }
     found = torch.stack([ladder.price_known, ladder.size_known] * 2, dim=3)
     return {name: torch.where(known, values, rescale_price(method, hidden)) for name, method in filled.items()}, found
@@ -83,30 +87,6 @@ def rescale_price(columns: Tensor, hidden: Hidden) -> Tensor:
     price_ticks, sizes = columns[..., 0].double() + hidden.anchor_ticks, torch.ones_like(columns[..., 0])
     price = transform(price_ticks, sizes, hidden.minmax, "minmax")[..., :1]
     return torch.cat([columns[..., :2], price, columns[..., 3:]], dim=3)
-
-
-def fill_ladder(hidden: Hidden, ladder: Ladder, in_time: Tensor) -> Tensor:
-    """What the ladder fills, in columns (B, T, L, K)."""
-    log_size, minmax_size = (ladder.fill_sizes(hidden.values[..., k], in_time[..., k]) for k in (1, 3))
-    return torch.stack([ladder.price, log_size, ladder.price, minmax_size], dim=3)
-
-
-def across_levels(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill linearly across the levels of each state (nearest beyond the ends); and where a state has any known."""
-    filled = interpolate_time(values.transpose(1, 2), known.transpose(1, 2)).transpose(1, 2)
-    return filled, known.any(dim=2, keepdim=True).expand_as(known)
-
-
-def never_known(known: Tensor) -> Tensor:
-    """Whether a level is hidden in all states, expanded to (B, T, L, K)."""
-    return ~known.any(dim=1, keepdim=True).expand_as(known)
-
-
-def carry_last(values: Tensor, known: Tensor) -> Tensor:
-    """The last known value at or before each state; before the first one, the first one."""
-    before = nearest_known(known[..., :2])[0].repeat(1, 1, 1, 2)
-    first = known.to(torch.int8).argmax(dim=1, keepdim=True)
-    return torch.gather(values, 1, torch.where(before >= 0, before, first))
 
 
 def neighbours(values: Tensor, known: Tensor, otherwise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -194,8 +174,7 @@ class Fitted:
         for column, table in enumerate(tables):
             here = ~hidden.known[..., column]
             for name, weights in self.weights.items():
-                added = table[:, : FITTED[name]] @ weights[column].to(table.device)
-                results[name][..., column][here] += added
+                results[name][..., column][here] += table[:, : FITTED[name]] @ weights[column].to(table.device)
             if self.boosters:
                 added = torch.from_numpy(self.boosters[column].predict(table.cpu().numpy()).astype(np.float32))
                 results["boosting"][..., column][here] += added.to(table.device)

@@ -22,14 +22,14 @@ plt.rcParams.update({
 LABELS = {
     "mid_price_change_bps": "mid-price change (bps)",
     "average_spread_bps": "average spread (bps)",
-    "std_tick_returns_bps": "deviation of tick returns (bps)",
-    "mean_tick_returns_bps": "mean tick return (bps)",
+    "std_tick_returns_bps": "volatility per state (bps)",
+    "mean_tick_returns_bps": "mean return per state (bps)",
     "realised_volatility_bps": "realised volatility (bps)",
-    "imbalance_best": "imbalance at the best",
-    "imbalance_depth": "imbalance over the depth",
-    "update_rate_hz": "states per second",
-    "duration_s": "duration (s)",
-    "traded_direction": "traded direction",
+    "imbalance_best": "size imbalance, best prices",
+    "imbalance_depth": "size imbalance, all levels",
+    "update_rate_hz": "book states per second",
+    "duration_s": "duration of the window (s)",
+    "traded_direction": "traded size: bought less sold (share)",
 }
 
 
@@ -117,7 +117,7 @@ def draw_book(book: Book) -> plt.Figure:
         low, middle, high = bands(values, moment, len(times), (0, 0.5, 1))
         axis.fill_between(times, low, high, color=colour, alpha=0.5, lw=0, step="mid")
         axis.plot(times, middle, color=colour, lw=1)
-    axes[0].set(title=f"{book.pair}: {book.rows:,} states of {book.depth} levels", ylabel="mid price")
+    axes[0].set(title=f"{book.pair}: {book.rows:,} book states of {book.depth} levels", ylabel="mid price")
     axes[0].ticklabel_format(axis="y", useOffset=False, style="plain")
     axes[1].set(ylabel="spread (bps)")
     rows = np.searchsorted(book.timestamps, grid, side="right") - 1
@@ -157,7 +157,9 @@ def draw_distributions(rows: np.ndarray, pair: str) -> plt.Figure:
         axis.yaxis.set_minor_formatter(NullFormatter())
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
-    figure.suptitle(f"{pair}: share of windows by condition (red: median; the outer 0.2 % not drawn)", fontsize=11)
+    figure.suptitle(
+        f"{pair}: share of windows by market condition (red: median; the outer 0.2 % not drawn)", fontsize=11
+    )
     return figure
 
 
@@ -210,14 +212,14 @@ def draw_day(book: Book, rows: np.ndarray) -> plt.Figure:
     else:
         set_time_axis(axes[-1])
     when = f"over the day ({times[-1] - times[0]:.1f} days)" if over_days else "over the recording"
-    figure.suptitle(f"{book.pair}: conditions {when} (line: median; band: 10 to 90 %)", fontsize=11)
+    figure.suptitle(f"{book.pair}: market conditions {when} (line: median; band: 10 to 90 %)", fontsize=11)
     return figure
 
 
 EXTREMES = {  # title -> statistic, sign
     "largest rise": ("mid_price_change_bps", 1),
     "largest fall": ("mid_price_change_bps", -1),
-    "highest deviation": ("std_tick_returns_bps", 1),
+    "most volatile": ("std_tick_returns_bps", 1),
     "widest spread": ("average_spread_bps", 1),
     "most updates": ("update_rate_hz", 1),
     "most one-sided": ("imbalance_depth", 0),
@@ -260,7 +262,7 @@ def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
         start = np.datetime_as_string(book.timestamps[end - length].astype("datetime64[ns]"), unit="s")
         axis.set_title(f"{title}: {LABELS[name]} {rows[name][pick]:.3g}\n{start[:10]} {start[11:]} UTC, "
                        f"{rows['duration_s'][pick]:.3g} s", fontsize=9)  # fmt: skip
-        axis.set(xlabel="state", ylabel="price")
+        axis.set(xlabel="book state", ylabel="price")
         figure.colorbar(mesh, ax=axis, label="resting size", pad=0.01)
     figure.suptitle(
         f"{book.pair}: the most extreme windows (blue line: mid; grey: outside of the recorded levels)", fontsize=11
@@ -278,9 +280,9 @@ def draw_balance(before: np.ndarray, after: np.ndarray, names: Sequence[str], pa
         for values, colour, label in ((every, GREY, "all windows, outliers included"),
                                       (after[name], BLUE, "balanced sample")):  # fmt: skip
             axis.hist(values, bins=60, range=span, density=True, histtype="step", color=colour, label=label, lw=1.4)
-        axis.set(xlabel=LABELS[name], yscale="log", ylabel="density")
+        axis.set(xlabel=LABELS[name], yscale="log", ylabel="probability density")
     axes[0, 0].legend()
-    figure.suptitle(f"{pair}: conditions before and after balancing", fontsize=10)
+    figure.suptitle(f"{pair}: market conditions of the windows before and after balancing", fontsize=10)
     return figure
 
 
@@ -289,7 +291,7 @@ def draw_fills(fills: dict[str, tuple[np.ndarray, np.ndarray]], errors: dict[str
     figure, axes = plt.subplots(1, len(fills), figsize=(3.4 * len(fills), 4.2), sharey=True, layout="constrained")
     for axis, (name, (prices, sizes)) in zip(axes, fills.items(), strict=True):
         show_depth(axis, prices, sizes, tick, 0, len(prices))
-        axis.set(title=name, xlabel=f"state\n{errors.get(name, '')}")
+        axis.set(title=name, xlabel=f"book state\n{errors.get(name, '')}")
     axes[0].set_ylabel("price")
     figure.suptitle(title, fontsize=11)
     return figure
@@ -303,8 +305,10 @@ def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarr
         for colour, (method, curves) in zip((GREY, BLUE, GREEN, RED), methods.items(), strict=False):
             for axis, curve in zip(row, curves, strict=True):
                 axis.plot(curve, color=colour, lw=1.3, label=method)
-        row[0].set(xlabel="level (bids, then asks)", ylabel=f"{mask}: error of log size")
-        row[1].set(xlabel="states to the nearest one that shows the level", ylim=(0, None))
+        row[0].set(
+            xlabel="level, from the lowest bid to the highest ask", ylabel=f"{mask} hidden:\nsquared error of log size"
+        )
+        row[1].set(xlabel="book states to the nearest one that shows the level", ylim=(0, None))
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
     return figure

@@ -14,14 +14,15 @@ same shape. Training windows end `HORIZON` states before the training split does
 after the cut, so that no label's state is a test window's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lob.encoder import BookEncoder, build_inputs
 from lob.files import Book
+from lob.scoring import verdict
 from lob.windows import gather_windows
 
 HORIZON = 500  # states
@@ -32,6 +33,7 @@ COMPONENTS = 64
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 FEWEST = 20  # labels, and 5 of each class: below them a probe is not fitted or judged
 RESAMPLES = 400
+Probe = Callable[[np.ndarray], np.ndarray]  # features (W, P) -> score (W,)
 
 
 def label_windows(book: Book, ends: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,59 +93,43 @@ def hand_made(book: Book, ends: np.ndarray, states: int) -> np.ndarray:
 def embed(model: BookEncoder, book: Book, ends: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
     """Embeddings of windows that end now, float64 (W, D): the last state's hidden vector, nothing masked."""
     found = [np.empty((0, model.config.width))]
-    for price, sizes in batches(book, ends, model.config.temporal_dim, batch_size, device):
-        tokens, *_ = build_inputs(price, sizes, no_mask(price), model.config)
+    for tokens, *_ in batches(model, book, ends, batch_size, device):
         found.append(model.encode(tokens)[:, -1].double().cpu().numpy())
     return np.concatenate(found)
 
 
 @torch.inference_mode()
-def inputs_for_pca(
-    model: BookEncoder, book: Book, ends: np.ndarray, batch_size: int, device: torch.device
-) -> np.ndarray:
+def inputs_for_pca(model: BookEncoder, book: Book, ends: np.ndarray, batch_size: int,
+                   device: torch.device) -> np.ndarray:  # fmt: skip
     """The encoder's input values: the last state's, and their means over the last 16 states and over the window."""
     found = [np.empty((0, 6 * model.config.depth))]
-    for price, sizes in batches(book, ends, model.config.temporal_dim, batch_size, device):
-        values = build_inputs(price, sizes, no_mask(price), model.config)[2].flatten(2)
+    for inputs in batches(model, book, ends, batch_size, device):
+        values = inputs[2].flatten(2)
         parts = [values[:, -1], values[:, -16:].mean(1), values.mean(1)]
         found.append(torch.cat(parts, dim=1).double().cpu().numpy())
     return np.concatenate(found)
 
 
-def batches(book: Book, ends: np.ndarray, states: int, size: int, device: torch.device):
+def batches(model: BookEncoder, book: Book, ends: np.ndarray, size: int, device: torch.device):
+    """Yield what build_inputs makes of so many windows at a time, nothing masked."""
     for begin in range(0, len(ends), size):
-        yield (torch.from_numpy(x).to(device) for x in gather_windows(book, ends[begin : begin + size], states))
-
-
-def no_mask(price: Tensor) -> Tensor:
-    return torch.zeros((*price.shape, 2), dtype=torch.bool, device=price.device)
-
-
-@dataclass
-class Probe:
-    """A linear function of standardised features."""
-
-    centre: np.ndarray
-    scale: np.ndarray
-    weights: np.ndarray
-    intercept: float
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        return (features - self.centre) / self.scale @ self.weights + self.intercept
+        windows = gather_windows(book, ends[begin : begin + size], model.config.temporal_dim)
+        price, sizes = (torch.from_numpy(x).to(device) for x in windows)
+        yield build_inputs(price, sizes, torch.zeros((*price.shape, 2), dtype=torch.bool, device=device), model.config)
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray, penalty: float, classify: bool) -> Probe:
-    """Ridge regression, or logistic regression by Newton's method (iteratively reweighted least squares)."""
+    """Ridge regression, or logistic regression by Newton's method (iteratively reweighted least squares).
+
+    Both are linear functions of standardised features.
+    """
     centre, scale = features.mean(0), features.std(0)
     scale = np.where(scale > 1e-9, scale, 1.0)
     x = np.concatenate([(features - centre) / scale, np.ones((len(features), 1))], axis=1)
     ridge = np.eye(x.shape[1]) * penalty * len(x)
     ridge[-1, -1] = 1e-9
-    if not classify:
-        weights = np.linalg.solve(x.T @ x + ridge, x.T @ labels)
-        return Probe(centre, scale, weights[:-1], float(weights[-1]))
-    weights = np.zeros(x.shape[1])
-    for _ in range(25):
+    weights = np.zeros(x.shape[1]) if classify else np.linalg.solve(x.T @ x + ridge, x.T @ labels)
+    for _ in range(25 * classify):
         probability = sigmoid(x @ weights)
         gradient = x.T @ (probability - labels) + ridge @ weights
         curvature = np.maximum(probability * (1 - probability), 1e-6)
@@ -151,7 +137,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, penalty: float, classify
         weights -= step * min(1.0, 5.0 / max(np.abs(step).max(), 1e-12))  # damped: separable classes run away
         if np.abs(step).max() < 1e-6:
             break
-    return Probe(centre, scale, weights[:-1], float(weights[-1]))
+    return lambda features: (features - centre) / scale @ weights[:-1] + weights[-1]
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -236,7 +222,7 @@ def probe_task(task: str, sets: list[ProbeSet], seed: int) -> dict[str, float | 
     """Return each kind of features' scores on a task, and the intervals of ours less each; empty: too few labels.
 
     Metrics: AUC (or R2) by the features' name, at 10 and 1 % of the labels with _10pct and _1pct, log-losses with
-    _log_loss; `over_<name>_low` and `_high`: the interval; `verdict_<name>`.
+    _log_loss; `over_<name>_low` and `_high`: the interval; `verdict_<name>`; `note`, all verdicts.
     """
     classify = not task.startswith("volatility")
     here = [np.isfinite(part.labels[task]) for part in sets]
@@ -264,12 +250,11 @@ def probe_task(task: str, sets: list[ProbeSet], seed: int) -> dict[str, float | 
     centre = float(labels[0].mean())
     measure = area_under_curve if classify else lambda score, label: explained(score, label, centre)
     for name in FEATURES[1:]:
-        low, high, blocks = paired_interval(
-            measure, answers["ours"], answers[name], labels[2], sets[2].block[here[2]], seed
-        )
-        facts |= {f"over_{name}_low": low, f"over_{name}_high": high, "blocks": blocks}
-        decided = low > 0 or high < 0
-        facts[f"verdict_{name}"] = ("better" if low > 0 else "worse") if decided else "undecided"
+        low, high, blocks = paired_interval(measure, answers["ours"], answers[name], labels[2], sets[2].block[here[2]],
+                                            seed)  # fmt: skip
+        facts |= {f"over_{name}_low": low, f"over_{name}_high": high, "blocks": blocks,
+                  f"verdict_{name}": verdict(-high, -low)}  # fmt: skip
+    facts["note"] = "; ".join(f"over {name}: {facts[f'verdict_{name}']}" for name in FEATURES[1:])
     return facts
 
 

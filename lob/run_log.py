@@ -226,11 +226,11 @@ class RunLog:
         for field, name in enumerate(("price", "size")):
             low, high = values[..., field].quantile(torch.tensor([0.01, 0.99])).tolist()
             for axis, image, title in zip(
-                axes[field], (values, shown, filled), ("truth", "visible", "ours"), strict=True
+                axes[field], (values, shown, filled), ("truth", "visible", "encoder"), strict=True
             ):
                 axis.imshow(
                     image[..., field].T.numpy(), aspect="auto", origin="lower", vmin=low, vmax=high, cmap="magma"
                 )
-                axis.set(title=f"{name}, {title}", xlabel="state", ylabel="level")
+                axis.set(title=f"{name}, {title}", xlabel="book state", ylabel="level")
         self.board.add_figure("reconstruction", figure, progress.step)
         plt.close(figure)

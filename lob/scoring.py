@@ -10,6 +10,7 @@ Errors are means over the hidden values of a window, then over windows:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,9 +51,8 @@ class Task:
 
 
 @torch.inference_mode()
-def score(
-    task: Task, windows: list[tuple[Book, np.ndarray]], fitted: Fitted | None, model: BookEncoder | None
-) -> Errors:
+def score(task: Task, windows: list[tuple[Book, np.ndarray]], fitted: Fitted | None,
+          model: BookEncoder | None) -> Errors:  # fmt: skip
     """Return errors[quantity][method] of every method (the fitted ones and the model, where given) on windows."""
     found: dict[str, dict[str, list[np.ndarray]]] = {quantity: {} for quantity in QUANTITIES}
     for hidden in task.hide(windows):
@@ -111,11 +111,9 @@ def bootstrap(difference: np.ndarray, block: np.ndarray, seed: int) -> tuple[flo
     return float(low), float(high), len(names)
 
 
-def verdict(low: float, high: float, lower_is_better: bool = True) -> str:
-    """What an interval of (ours - theirs) says."""
-    if low <= 0 <= high:
-        return "undecided"
-    return "better" if (high < 0) == lower_is_better else "worse"
+def verdict(low: float, high: float) -> str:
+    """What an interval of (our error - theirs) says."""
+    return "better" if high < 0 else "worse" if low > 0 else "undecided"
 
 
 def pick_best(chosen: dict[str, np.ndarray], names: list[str]) -> str | None:
@@ -136,41 +134,38 @@ def compare(errors: Errors, chosen: Errors, block: np.ndarray, seed: int) -> dic
             continue
         seen = np.isfinite(ours)
         facts: dict = {"error": ours[seen].mean(), "median_error": np.median(ours[seen])}
-        rivals = {"untrained": untrained, "ridge": RIDGE, "naive": best}
-        for kind, name in rivals.items():
+        for kind, name, error in (("untrained", untrained, "best_untrained_error"), ("ridge", RIDGE, "ridge_error"),
+                                  ("naive", best, "best_naive_error")):  # fmt: skip
             if name not in methods:
                 continue
             theirs = methods[name][seen]
             low, high, blocks = bootstrap(ours[seen] - theirs, block[seen], seed)
             mean = theirs.mean()
             facts |= {
-                {"untrained": "best_untrained_error", "ridge": "ridge_error", "naive": "best_naive_error"}[kind]: mean,
+                error: mean,
                 f"skill_{kind}": 1 - facts["error"] / mean if mean > 0 else np.nan,
                 f"win_rate_{kind}": ((ours[seen] < theirs) + 0.5 * (ours[seen] == theirs)).mean(),
                 f"difference_{kind}_low": low, f"difference_{kind}_high": high,
                 f"verdict_{kind}": verdict(low, high), "blocks": blocks,
             }  # fmt: skip
         each = {f"{name}_error": methods[name][seen].mean() for name in naive}
-        found[quantity] = {**each, **facts, "untrained": untrained, "naive": best}
+        note = f"best untrained: {untrained}; best naive: {best}, {facts['verdict_naive']}"
+        found[quantity] = {**each, **facts, "untrained": untrained, "naive": best, "note": note}
     return found
 
 
-def to_rows(case: str, found: dict[str, dict], suffix: str = "") -> list[dict]:
-    """Rows of the report: case `<pair>/<mask>/<quantity>`, with `suffix`, a metric each."""
-    rows = []
-    for quantity, facts in found.items():
-        note = f"best untrained: {facts['untrained']}; best naive: {facts['naive']}, {facts['verdict_naive']}"
-        name = f"{case}/{quantity}{suffix}"
-        rows += [{"case": name, "metric": metric, "value": float(value), "unit": "", "note": note}
-                 for metric, value in facts.items() if not isinstance(value, str) and np.isfinite(value)]  # fmt: skip
-    return rows
+def to_rows(case: str, facts: dict) -> list[dict]:
+    """A row of the report for each fact that is a finite number, all with the fact `note`."""
+    return [{"case": case, "metric": metric, "value": float(value), "unit": "", "note": facts["note"]}
+            for metric, value in facts.items() if not isinstance(value, str) and np.isfinite(value)]  # fmt: skip
 
 
 def describe(title: str, windows: int, errors: Errors, found: dict[str, dict]) -> list[str]:
     """Lines of a Markdown table: mean error of every method by quantity, and the encoder against the best naive one."""
     methods = list(next(iter(errors.values())))
     head = ["quantity", *methods, "best naive", "skill", "difference (95 %)", "blocks", "verdict", "win rate", "median"]
-    lines = [f"\n### {title}, {windows} windows\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    counted = f"{windows} window{'' if windows == 1 else 's'}"
+    lines = [f"\n### {title}, {counted}\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for quantity, facts in found.items():
         cells = [quantity, *(f"{np.nanmean(errors[quantity][method]):.4g}" for method in methods), facts["naive"],
                  f"{facts['skill_naive']:+.3f}",
@@ -183,24 +178,26 @@ def describe(title: str, windows: int, errors: Errors, found: dict[str, dict]) -
 
 @torch.inference_mode()
 def profile_errors(task: Task, windows: list[tuple[Book, np.ndarray]], fitted: Fitted | None, model: BookEncoder,
-                   methods: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-    """Mean squared error of log size by level, (L,), and by states to the nearest one that shows the level, (T,)."""
-    sums: dict[str, list] = {method: [0.0, 0.0, 0.0, 0.0] for method in methods}
+                   labels: dict[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    """Mean squared error of log size by level, (L,), and by states to the nearest one that shows the level, (T,).
+
+    Methods and results are named by `labels`, method -> label; a method that fills nothing is left out.
+    """
+    sums: dict[str, list[Any]] = {}
     for hidden in task.hide(windows):
         here = hidden.mask[..., 1]
+        levels = here.shape[2]
         time = torch.arange(task.states, device=here.device).view(1, -1, 1)
         before, after = nearest_known(~here)
         nearer = torch.minimum(torch.where(before < 0, task.states, time - before),
                                torch.where(after == task.states, task.states, after - time))  # fmt: skip
         far = nearer.clamp(max=task.states - 1)[here]
-        level = torch.arange(here.shape[2], device=here.device).expand_as(here)[here]
+        level = torch.arange(levels, device=here.device).expand_as(here)[here]
         filled = fill(hidden, fitted, model)
-        for method in methods:
-            if method in filled:
-                square = ((filled[method] - hidden.values)[..., 1][here] ** 2).double()
-                for number, (place, size) in enumerate(((level, here.shape[2]), (far, task.states))):
-                    sums[method][2 * number] += torch.bincount(place, square, size).cpu().numpy()
-                    sums[method][2 * number + 1] += torch.bincount(place, minlength=size).cpu().numpy()
+        for method in labels.keys() & filled.keys():
+            square = ((filled[method] - hidden.values)[..., 1][here] ** 2).double()
+            parts = [torch.bincount(at, weights, size).cpu().numpy()
+                     for at, size in ((level, levels), (far, task.states)) for weights in (square, None)]  # fmt: skip
+            sums[method] = [a + b for a, b in zip(sums.get(method, [0.0] * 4), parts, strict=True)]
     with np.errstate(invalid="ignore"):
-        return {method: (parts[0] / parts[1], parts[2] / parts[3]) for method, parts in sums.items()
-                if not isinstance(parts[0], float)}  # fmt: skip
+        return {label: (sums[m][0] / sums[m][1], sums[m][2] / sums[m][3]) for m, label in labels.items() if m in sums}
