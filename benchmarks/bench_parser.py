@@ -55,7 +55,9 @@ def main(config: dict) -> None:
     with tempfile.TemporaryDirectory(dir=config["work_dir"]) as folder:
         rows += measure_coinapi(Path(folder), columns)
         rows += measure_disk(Path(folder), tuple(column[: config["disk_updates"]] for column in columns))
-        rows += measure_binance(Path(folder), columns)
+        stream = Path(folder) / "stream.gz"
+        write_binance(stream, columns)
+        rows += measure_binance("binance_json", [stream], "synthetic, 40 levels a message")
     rows += measure_recordings(ROOT / config["recordings"])
     report("parser", [dict(zip(ROW, row, strict=True)) for row in rows], write=config["write"])
 
@@ -130,9 +132,8 @@ def write_coinapi(file: Path, columns: Columns) -> None:
             table = pa.table({"time_exchange": clock, "time_coinapi": clock, "update_type": kinds[kind],
                               "is_buy": is_buy.astype(np.int8), "entry_px": price / 100,
                               "entry_sx": size / 10**5})  # fmt: skip
-            csv.write_csv(
-                table, handle, csv.WriteOptions(include_header=begin == 0, delimiter=";", quoting_style="none")
-            )
+            options = csv.WriteOptions(include_header=begin == 0, delimiter=";", quoting_style="none")
+            csv.write_csv(table, handle, options)
 
 
 def parse_discarding(feed: str, files: list[Path]) -> OrderBook:
@@ -173,7 +174,7 @@ def measure_coinapi(folder: Path, columns: Columns) -> list[tuple]:
     return found + measure_days(folder, rows // 2) + measure_memory(folder, file)
 
 
-def measure_days(folder: Path, rows: int, cores: int = 2) -> list[tuple]:
+def measure_days(folder: Path, rows: int) -> list[tuple]:
     """Two days of one pair that open with a snapshot, side by side: the hours that 60 GB of such gzip take."""
     raw = folder / "days" / "raw" / "SYN"
     raw.mkdir(parents=True)
@@ -181,12 +182,10 @@ def measure_days(folder: Path, rows: int, cores: int = 2) -> list[tuple]:
         time_ns, *columns = make_updates(rows, seed=day)
         write_coinapi(raw / f"{20231114 + day}.csv.gz", (time_ns + day * 86_400 * 10**9, *columns))
     size = sum(file.stat().st_size for file in raw.iterdir())
-    seconds, _ = watch(
-        "data_parser.py", f"--data_dir={folder / 'days'}", "--state_interval_ms=1000", f"--workers={cores}"
-    )
+    seconds, _ = watch("data_parser.py", f"--data_dir={folder / 'days'}", "--state_interval_ms=1000", "--workers=2")
     shutil.rmtree(folder / "days")
     rate = size / seconds / 1e6
-    note = f"{rate:.1f} MB/s of gzip on {cores} cores, a state a second; start of Python included"
+    note = f"{rate:.1f} MB/s of gzip on 2 cores, a state a second; start of Python included"
     return [
         ("coinapi_days", "gzip_mb_per_second", rate, "MB/s", f"2 files of one pair side by side, {2 * rows:,} rows"),
         ("coinapi_days", "hours_for_60_gb_2_cores", 60e3 / rate / 3600, "h", note),
@@ -238,18 +237,14 @@ def measure_disk(folder: Path, columns: Columns) -> list[tuple]:
     note = f"{len(columns[0]):,} updates to {size / 1e6:,.0f} MB"
     return [
         ("coinapi_to_disk", "updates_per_second", len(columns[0]) / seconds, "1/s", note),
-        (
-            "coinapi_to_disk",
-            "ratio_to_limit",
-            limit / seconds,
-            "",
-            "of pyarrow's read and a plain write of these bytes",
-        ),
-    ]
+        ("coinapi_to_disk", "ratio_to_limit", limit / seconds, "",
+         "of pyarrow's read and a plain write of these bytes"),
+    ]  # fmt: skip
 
 
-def write_binance(file: Path, columns: Columns, levels: int = 40) -> None:
-    """Write the stream as Binance's: a REST snapshot, then depthUpdate messages of 40 levels (recorded: 15 to 68)."""
+def write_binance(file: Path, columns: Columns) -> None:
+    """Write the stream as Binance's: a REST snapshot, then depthUpdate messages."""
+    levels = 40  # a message; recorded: 15 to 68
     _, _, _, is_buy, price, size = (column.tolist() for column in columns)
     texts = [f'["{ticks / 100:.2f}","{lots / 10**5:.5f}"]' for ticks, lots in zip(price, size, strict=True)]
     with gzip.open(file, "wb", compresslevel=6) as handle:
@@ -266,29 +261,19 @@ def write_binance(file: Path, columns: Columns, levels: int = 40) -> None:
             handle.write(f'{time_ms}000000 {{"stream":"btcusdt@depth@100ms","data":{data}}}\n'.encode())
 
 
-def read_by_orjson(files: list[Path]) -> int:
+def read_by_orjson(files: list[Path]) -> None:
     """What a reader must at least do: gunzip, lines, every line's JSON."""
-    count = 0
     for file in files:
         for lines, _ in read_lines(file):
             for line in lines:
-                count += len(orjson.loads(line[line.index(b" ") :]))
-    return count
+                orjson.loads(line[line.index(b" ") :])
 
 
-def measure_binance(folder: Path, columns: Columns) -> list[tuple]:
+def measure_binance(case: str, files: list[Path], note: str) -> list[tuple]:
     """JSON lines to discarded states, beside gunzip and orjson on every line."""
-    file = folder / "stream.gz"
-    write_binance(file, columns)
-    return compare_binance("binance_json", [file], "synthetic, 40 levels a message")
-
-
-def compare_binance(case: str, files: list[Path], note: str) -> list[tuple]:
-    counters: list[np.ndarray] = []
     rows = sum(len(batch.time_ns) for batch in FEEDS["binance"].read(files))
-    seconds, limit = best_of(3, lambda: counters.append(parse_discarding("binance", files).counters),
-                             lambda: read_by_orjson(files))  # fmt: skip
-    messages = counters[-1][COUNTER["messages"]]
+    messages = parse_discarding("binance", files).counters[COUNTER["messages"]]
+    seconds, limit = best_of(3, lambda: parse_discarding("binance", files), lambda: read_by_orjson(files))
     return [
         (case, "updates_per_second", rows / seconds, "1/s", f"{rows:,} updates in {messages:,} messages; {note}"),
         (case, "messages_per_second", messages / seconds, "1/s", "states discarded, 2 threads"),
@@ -304,7 +289,7 @@ def measure_recordings(folder: Path) -> list[tuple]:
         streams.setdefault(f"{file.parent.name}_{symbol}_{date[:6]}", []).append(file)
     if not streams:
         print(f"no recordings in {folder}: their cases are skipped")
-    return [row for name, files in streams.items() for row in compare_binance(name, files, "recorded")]
+    return [row for name, files in streams.items() for row in measure_binance(name, files, "recorded")]
 
 
 if __name__ == "__main__":

@@ -60,15 +60,15 @@ def rate_rows(case: str, columns: Columns, seconds: list[float], notes: tuple[st
 
 def measure_ours(columns: Columns) -> tuple[list[tuple], tuple[int, int]]:
     """The kernel, with states of 2 and of 96 levels; also the best prices that are left, which peers must find."""
-    books: list[OrderBook] = []
 
-    def apply_all(depth: int) -> None:
-        books[:] = [OrderBook(depth, 1e-5, lambda out: None)]
-        books[0].apply(*columns)
+    def apply_all(depth: int) -> OrderBook:
+        book = OrderBook(depth, 1e-5, lambda out: None)
+        book.apply(*columns)
+        return book
 
-    apply_all(2)
+    book = apply_all(2)
     seconds = best_of(3, lambda: apply_all(2), lambda: apply_all(DEPTH))
-    best = int(books[0].levels(BID, 1)[0][0]), int(books[0].levels(ASK, 1)[0][0])
+    best = int(book.levels(BID, 1)[0][0]), int(book.levels(ASK, 1)[0][0])
     return rate_rows("ours", columns, seconds, ("best levels after each", f"{DEPTH} levels after each")), best
 
 

@@ -50,9 +50,8 @@ def measure_kernel(rows: int) -> list[tuple]:
     top = np.stack([mid, mid + rng.integers(1, 4, rows)], axis=1).astype(np.int32)
     sizes, times = rng.random((rows, 96), dtype=np.float32), np.cumsum(rng.integers(0, 20_000_000, rows))
     meta = {"depth": 96, "tick_size": 0.01}
-    book = Book(
-        Path("memory"), meta, sizes.view(np.int32), sizes, times, np.zeros(1, np.int64), top, sizes[:, 0].copy()
-    )
+    book = Book(Path("memory"), meta, sizes.view(np.int32), sizes, times, np.zeros(1, np.int64), top,
+                sizes[:, 0].copy())  # fmt: skip
     best = {256: np.inf, 1024: np.inf}
     for length in (256, 1024) * 5:
         began = time.perf_counter()
@@ -69,16 +68,19 @@ def measure_kernel(rows: int) -> list[tuple]:
 def write_book(folder: Path, rows: int, depth: int) -> Book:
     """A book on disk, a block at a time; prices are a hole in the file, since `top_of_book` is read instead."""
     folder.mkdir(parents=True)
-    names = {"sizes": (np.float32, (depth,)), "top_of_book": (np.int32, (2,)), "timestamps": (np.int64, ())}
-    writers = {name: ArrayWriter(folder / f"{name}.npy", dtype, shape) for name, (dtype, shape) in names.items()}
+    sizes = ArrayWriter(folder / "sizes.npy", np.float32, (depth,))
+    top, times = (
+        ArrayWriter(folder / "top_of_book.npy", np.int32, (2,)),
+        ArrayWriter(folder / "timestamps.npy", np.int64),
+    )
     rng = np.random.default_rng(0)
     for begin in range(0, rows, BLOCK):
         count = min(BLOCK, rows - begin)
         bid = 7_800_000 + np.cumsum(rng.integers(-1, 2, count))
-        writers["sizes"].append(rng.random((count, depth), dtype=np.float32) + 1)
-        writers["top_of_book"].append(np.stack([bid, bid + rng.integers(1, 4, count)], axis=1).astype(np.int32))
-        writers["timestamps"].append(np.arange(begin, begin + count) * 10_000_000)
-    for writer in writers.values():
+        sizes.append(rng.random((count, depth), dtype=np.float32) + 1)
+        top.append(np.stack([bid, bid + rng.integers(1, 4, count)], axis=1).astype(np.int32))
+        times.append(np.arange(begin, begin + count) * 10_000_000)
+    for writer in (sizes, top, times):
         writer.close()
     np.save(folder / "segment_starts.npy", np.zeros(1, np.int64))
     np.lib.format.open_memmap(folder / "price_ticks.npy", mode="w+", dtype=np.int32, shape=(rows, depth))
@@ -111,7 +113,7 @@ def measure_files(folder: Path, rows: int) -> list[tuple]:
 def measure_sampler(folder: Path, sizes: list[int]) -> list[tuple]:
     """create_balanced_dataset.py on heavy-tailed statistics, one window drawn for every 64 states."""
     rng, block = np.random.default_rng(0), np.zeros(BLOCK, dtype=STATISTICS)
-    for name in STATISTICS.names or ():
+    for name in STATISTICS.names:
         block[name] = rng.standard_t(4, BLOCK)
     found, taken, data = [], [], folder / "sampler"
     for rows in (sizes[0], *sizes):  # the first run compiles, and is not kept
@@ -123,8 +125,8 @@ def measure_sampler(folder: Path, sizes: list[int]) -> list[tuple]:
         seconds, memory = watch("create_balanced_dataset.py", f"--data_dir={data}", "--plots=False")
         shutil.rmtree(data)
         taken.append(seconds)
-        found.append(("sampler", f"seconds_{rows}", seconds, "s", "start of Python included"))
-        found.append(("sampler", f"anonymous_mb_{rows}", memory, "MB", "Python and numba included"))
+        found += [("sampler", f"seconds_{rows}", seconds, "s", "start of Python included"),
+                  ("sampler", f"anonymous_mb_{rows}", memory, "MB", "Python and numba included")]  # fmt: skip
     found, taken = found[2:], taken[1:]
     each = 1e6 * (taken[-1] - taken[0]) / (sizes[-1] - sizes[0])
     return [*found, ("sampler", "seconds_per_million", each, "s", f"growth from {sizes[0]:,} to {sizes[-1]:,}")]

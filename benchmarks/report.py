@@ -3,8 +3,8 @@
     from benchmarks.report import report
     report("parser", [{"case": "kernel", "metric": "updates_per_second", "value": 1e7, "unit": "1/s"}], write=True)
 
-Benchmarks run from the repository root as modules: `python -m benchmarks.parser`. The JSON holds benchmark, command,
-commit, date, device, versions and rows of case, metric, value, unit, note.
+Benchmarks run from the repository root as modules: `python -m benchmarks.bench_parser`. The JSON holds benchmark,
+command, commit, date, device, versions and rows of case, metric, value, unit, note.
 """
 
 import json
@@ -30,23 +30,9 @@ ROW = ("case", "metric", "value", "unit", "note")
 def report(benchmark: str, rows: Sequence[dict[str, Any]], write: bool, device: str | None = None) -> dict[str, Any]:
     """Print `rows` as a table and as one JSON line, the last that is printed; return what the line holds.
 
-    A row has case, metric, a finite value, unit and optionally a note (the conditions, in words). `write` also stores
-    it as benchmarks/results/<benchmark>.json. `device` replaces this process's, where others did the work.
-    """
-    result = describe_result(benchmark, rows, device)
-    print(format_table(result["rows"]))
-    if write:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"{benchmark}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    print(json.dumps(result, allow_nan=False), flush=True)
-    return result
-
-
-def describe_result(benchmark: str, rows: Sequence[dict[str, Any]], device: str | None = None) -> dict[str, Any]:
-    """Return the rows with the command, commit, date, device and versions that they were measured with.
-
-    Values are rounded to six digits; ValueError where a row lacks a key, has an unknown one or a value that is no
-    finite number.
+    A row has case, metric, a finite value (rounded to six digits), unit and optionally a note (the conditions, in
+    words); ValueError where it has not. `write` also stores the JSON as benchmarks/results/<benchmark>.json. `device`
+    replaces this process's, where others did the work.
     """
     complete = []
     for row in rows:
@@ -55,15 +41,21 @@ def describe_result(benchmark: str, rows: Sequence[dict[str, Any]], device: str 
         if not math.isfinite(row["value"]):
             raise ValueError(f"{row['case']}, {row['metric']}: {row['value']} is no result")
         complete.append({**row, "value": float(f"{row['value']:.6g}"), "note": row.get("note", "")})
-    return {
+    result = {
         "benchmark": benchmark,
-        "command": describe_command(),
+        "command": " ".join(["python", *(word.replace(f"{ROOT}/", "") for word in sys.orig_argv[1:])]),
         "commit": describe_commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": device or describe_device(),
         "versions": describe_versions(),
         "rows": complete,
     }
+    print(format_table(complete))
+    if write:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{benchmark}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    print(json.dumps(result, allow_nan=False), flush=True)
+    return result
 
 
 def watch(*command: str) -> tuple[float, float]:
@@ -79,7 +71,6 @@ def watch(*command: str) -> tuple[float, float]:
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return result rows as lines with aligned columns."""
     cells = [ROW, *((r["case"], r["metric"], format_value(r["value"]), r["unit"], r["note"]) for r in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(ROW))]
     return "\n".join(
@@ -95,12 +86,6 @@ def format_value(value: float) -> str:
     if abs(value) < 1e-4:
         return f"{value:.3e}"
     return f"{value:.{3 - math.floor(math.log10(abs(value)))}f}"
-
-
-def describe_command() -> str:
-    """Return the command line of this process, with `python` for the interpreter and paths from the root."""
-    words = [word.replace(f"{ROOT}/", "") for word in sys.orig_argv[1:]]
-    return " ".join(["python", *words])
 
 
 def describe_commit() -> str:

@@ -130,13 +130,8 @@ def fit(price_ticks: Tensor, sizes: Tensor, mask: Tensor, scheme: str, causal: b
     ratio = (price_ticks - anchor).float() / anchor.float().abs().clamp(min=1.0)
     price_low, price_range = masked_range(ratio, known_price)
     size_low, size_range = masked_range(sizes.float(), known_size)
-    return {
-        "anchor_ticks": anchor,
-        "price_low": price_low,
-        "price_range": price_range,
-        "size_low": size_low,
-        "size_range": size_range,
-    }
+    return {"anchor_ticks": anchor, "price_low": price_low, "price_range": price_range, "size_low": size_low,
+            "size_range": size_range}  # fmt: skip
 
 
 def transform(price_ticks: Tensor, sizes: Tensor, parameters: dict[str, Tensor], scheme: str) -> Tensor:

@@ -54,19 +54,19 @@ def runs_named(config: dict[str, Any]) -> list[Path]:
 
 def new_run(config: dict[str, Any]) -> Path:
     """Return the first free folder for a run of this name."""
-    taken = runs_named(config)
-    number = 1 + max((int(path.name.rpartition("-")[2]) if path.name != config["model_name"] else 1 for path in taken),
-                     default=0)  # fmt: skip
-    return Path(config["runs_dir"]) / (config["model_name"] if number == 1 else f"{config['model_name']}-{number}")
+    name, taken = config["model_name"], runs_named(config)
+    if taken:
+        number = 1 if taken[-1].name == name else int(taken[-1].name.rpartition("-")[2])
+        name = f"{name}-{number + 1}"
+    return Path(config["runs_dir"]) / name
 
 
 def find_run(config: dict[str, Any]) -> Path:
     """Return the newest run of this name; InputError where there is none or it was made with another config."""
     runs = runs_named(config)
     if not runs:
-        raise InputError(
-            f"there is no run {config['model_name']!r} in {config['runs_dir']} to resume: leave out --resume"
-        )
+        raise InputError(f"there is no run {config['model_name']!r} in {config['runs_dir']} to resume: "
+                         f"leave out --resume")  # fmt: skip
     changed = [change for key, change in config_changes(runs[-1], config).items() if key not in MAY_CHANGE]
     if changed:
         raise InputError(f"{runs[-1]} was trained with another config: {'; '.join(changed)}: change it back to resume")
@@ -177,21 +177,18 @@ class RunLog:
     def validation(self, progress: Progress, loss: float) -> None:
         self.write("validation", progress, {"validation_loss": loss})
         if progress.step == 0:
-            self.print(
-                f"before     validation loss {loss:.6f}; linear interpolation in time {progress.linear_loss:.6f}"
-            )
+            linear = progress.linear_loss
+            self.print(f"before     validation loss {loss:.6f}; linear interpolation in time {linear:.6f}")
 
-    def epoch(
-        self, progress: Progress, seconds: float, train: float, validation: float, lr: float, rate: float
-    ) -> None:
+    def epoch(self, progress: Progress, seconds: float, train: float, validation: float, lr: float,
+              rate: float) -> None:  # fmt: skip
         scalars = {"train_loss": train, "validation_loss": validation, "learning_rate": lr, "windows_per_second": rate}
         self.write("epoch", progress, scalars)
         if not self.header_printed:
             self.print("epoch  duration (s)   train loss  validation loss  learning rate  windows/s")
             self.header_printed = True
-        self.print(
-            f"{progress.epoch:>5} {seconds:>13.1f} {train:>12.6f} {validation:>16.6f} {lr:>14.2e} {rate:>10,.0f}"
-        )
+        self.print(f"{progress.epoch:>5} {seconds:>13.1f} {train:>12.6f} {validation:>16.6f} {lr:>14.2e} "
+                   f"{rate:>10,.0f}")  # fmt: skip
 
     def test(self, progress: Progress, loss: float, linear: float) -> None:
         """Log the best weights' loss on the test windows (nan where there are none) and end the table of hparams."""
@@ -220,17 +217,14 @@ class RunLog:
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
 
-        shown = torch.where(mask, torch.full_like(values, math.nan), values)
-        filled = torch.where(mask, prediction, values)
+        images = {"truth": values, "visible": torch.where(mask, math.nan, values),
+                  "encoder": torch.where(mask, prediction, values)}  # fmt: skip
         figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained", sharex=True, sharey=True)
         for field, name in enumerate(("price", "size")):
             low, high = values[..., field].quantile(torch.tensor([0.01, 0.99])).tolist()
-            for axis, image, title in zip(
-                axes[field], (values, shown, filled), ("truth", "visible", "encoder"), strict=True
-            ):
-                axis.imshow(
-                    image[..., field].T.numpy(), aspect="auto", origin="lower", vmin=low, vmax=high, cmap="magma"
-                )
+            for axis, (title, image) in zip(axes[field], images.items(), strict=True):
+                axis.imshow(image[..., field].T.numpy(), aspect="auto", origin="lower", vmin=low, vmax=high,
+                            cmap="magma")  # fmt: skip
                 axis.set(title=f"{name}, {title}", xlabel="book state", ylabel="level")
         self.board.add_figure("reconstruction", figure, progress.step)
         plt.close(figure)
