@@ -39,11 +39,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter
 from tqdm import tqdm
 
 from lob.files import new_file
-from lob.plots import save  # and its style
+from lob.plots import PALETTE, save, scale_axis  # and its style
 
 KINDS = {"step", "validation", "epoch", "test"}
 COUNTS = {"epoch": "int64", "step": "int64", "windows_seen": "int64"}
@@ -53,8 +53,6 @@ NAMES = {"model_name", "runs_dir", "resume", "data_dir", "azure_data_root", "mod
 LOSS_KEYS = ("data_dir", "pairs", "split_ratios", "temporal_dim", "depth_dim", "normalization", "mask_mode",
              "mask_perc", "loss")  # fmt: skip # runs that differ in one of these are scored on other values
 REPORT_METRICS = ("error", "skill_untrained", "skill_ridge", "ours", "hand_made", "windows_per_second", "p50")
-PALETTE = ("#2a6f97", "#c1443c", "#3a7d44", "#e09f3e", "#6d597a", "#2a9d8f", "#b56576", "#5c677d", "#8ab17d", "#bc6c25",
-           "#355070", "#8d99ae")  # fmt: skip
 
 
 @dataclass
@@ -67,10 +65,6 @@ class Run:
     metrics: dict[str, pd.DataFrame]
     report: list[dict[str, Any]]
     changed: float  # when config.json was written, s since the epoch
-
-    @property
-    def epochs_done(self) -> int:
-        return int(self.metrics["epoch"]["epoch"].max()) if len(self.metrics["epoch"]) else 0
 
     @property
     def trained(self) -> pd.DataFrame:
@@ -181,19 +175,18 @@ def make_table(runs: Sequence[Run]) -> pd.DataFrame:
     for r in runs:
         step, validation, epoch, test = (r.metrics[kind] for kind in ("step", "validation", "epoch", "test"))
         last = max(r.metrics.values(), key=lambda rows: rows["step"].max() if len(rows) else -1).iloc[-1]
-        before = validation.loc[validation["step"] == 0, "validation_loss"]
         rows.append({
             "run": r.name,
             "model_size": r.config.get("model_size", ""),
             "precision": r.precision,
-            "epochs": f"{r.epochs_done}/{r.config.get('epochs', '?')}",
+            "epochs": f"{max(epoch['epoch'], default=0)}/{r.config.get('epochs', '?')}",
             "steps": int(last["step"]),
             "windows_seen": int(last["windows_seen"]),
             "minutes": max(rows["seconds"].max() for rows in r.metrics.values() if len(rows)) / 60,
             "windows_per_second": (epoch if len(epoch) else step)["windows_per_second"].median(),
             "data_wait_share": step["data_wait_share"].median(),
             "train_loss": epoch["train_loss"].iloc[-1] if len(epoch) else np.nan,
-            "before_training": before.iloc[0] if len(before) else np.nan,
+            "before_training": next(iter(validation.query("step == 0")["validation_loss"]), np.nan),
             "best_validation": r.best_loss,
             "best_epoch": r.trained.loc[r.trained["validation_loss"].idxmin(), "epoch"] if len(r.trained) else 0,
             "test": test["validation_loss"].iloc[-1] if len(test) else np.nan,
@@ -265,9 +258,9 @@ def find_warnings(r: Run, config: dict[str, Any]) -> Iterator[str]:
         if epochs >= config["plateau_epochs"]:
             yield (f"plateau from epoch {int(near['epoch'])}: {counted(epochs, 'more epoch')} lowered the best "
                    f"validation loss by {1 - best.iloc[-1] / near['validation_loss']:.2%}")  # fmt: skip
-    wanted = r.config.get("epochs", 0)
-    if r.epochs_done < wanted and not len(r.metrics["test"]):
-        yield f"unfinished: {r.epochs_done} of {counted(wanted, 'epoch')}"
+    done, wanted = max(r.metrics["epoch"]["epoch"], default=0), r.config.get("epochs", 0)
+    if done < wanted and not len(r.metrics["test"]):
+        yield f"unfinished: {done} of {counted(wanted, 'epoch')}"
     for file in sorted((Path(config["data_dir"]) / "balanced_samples").glob("*.json")):
         if file.stem in (config["pairs"] or [file.stem]) and file.stat().st_mtime > r.changed:
             yield f"trained before {file} was last written: newer runs may have been scored on other windows"
@@ -282,15 +275,6 @@ def describe_reports(runs: Sequence[Run]) -> str:
     wide = pd.Series(cells).unstack(level=2)
     wide.index.names = ["case", "metric"]
     return f"accuracy on held-out windows (inference_testing.py):\n{wide.to_string(float_format='{:.5g}'.format)}\n"
-
-
-def scale_axis(axis: plt.Axes) -> None:
-    """Draw losses logarithmically where they span more than a factor of 5, with plain numbers at the ticks."""
-    if axis.dataLim.minposy * 5 < axis.dataLim.ymax:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
 
 
 def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:

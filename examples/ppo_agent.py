@@ -79,7 +79,9 @@ from lob.windows import SPLITS, gather_windows, split_of_windows, split_rows, wi
 HOLD = 1  # 0 sells, 2 buys
 ACCOUNTS = ("net_bps", "gross_bps", "spread_bps", "fee_bps", "trades")  # net = gross - spread - fee
 LIMITS = (
-    "net of fees and spread, in bps of the position limit's value, summed over the test episodes; gross: before both;",
+    "Policies: hold never trades; imbalance x follows the best sizes where their imbalance exceeds x; random acts by",
+    "chance; PPO frozen learns on the pre-trained encoder's embeddings, PPO scratch trains the same network anew.",
+    "Net of fees and spread, in bps of the position limit's value, summed over the test episodes; gross: before both;",
     "spread: the fills' distances from the decision's mid, moves during latency included; +-: deviation over seeds.",
     "That deviation is not the uncertainty of the market: all policies met the same short period of one recording.",
     "Not shown: queues, an own order's effect on the book, limit orders, other days, other fees, longer trainings.",
@@ -146,9 +148,8 @@ class BookReplay(gymnasium.Env):
     def __init__(self, replay: Replay, period: str, config: dict, source: np.ndarray | EncoderConfig | None = None):
         self.replay, self.episodes = replay, replay.episodes[period]
         self.limit, self.fee_bps = config["position_limit"], config["fee_bps"]
-        self.windows = np.arange(len(replay.ends), dtype=np.float32)[:, None]
-        if isinstance(source, np.ndarray):
-            self.windows = source
+        numbers = np.arange(len(replay.ends), dtype=np.float32)[:, None]
+        self.windows = source if isinstance(source, np.ndarray) else numbers
         self.mid = replay.touch_ticks.sum(axis=1)  # in half ticks, to stay whole
         window = Box(self.windows.min(), self.windows.max(), self.windows.shape[1:], np.float32)
         account = Box(np.array([-1, 0], np.float32), np.array([1, 1], np.float32))
@@ -298,7 +299,8 @@ def describe_test(replay: Replay, book: Book, config: dict) -> str:
     spread = np.diff(replay.touch_ticks[entry], axis=1)[:, 0] / mid[entry] * 1e4
     moves, whole = (np.abs(mid[b] / mid[a] - 1) * 1e4 for a, b in ((entry, entry + 1), spans.T))
     return (
-        f"{book.pair}, {config['split']} period: {len(entry):,} decisions in {len(spans)} episodes, "
+        f"{book.pair}, {config['split']} period: {len(entry):,} decisions in {len(spans)} "
+        f"episode{'' if len(spans) == 1 else 's'}, "
         f"{(times[spans[:, 1]] - times[spans[:, 0]]).sum() / 1e9:.0f} s in all. A round trip costs "
         f"{spread.mean() + 2 * config['fee_bps']:.2f} bps; the mid moves {moves.mean():.2f} bps from one decision to "
         f"the next and {whole.mean():.2f} bps an episode (means of sizes)."
@@ -337,8 +339,8 @@ def main(config: dict) -> int:
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
     encoder, meta = load_model(checkpoint)
     folder = Path(config["data_dir"])
-    names = find_pairs(folder, "book_states", config["pair"] and [config["pair"]], "data_parser.py")
-    book = open_book(folder / "book_states" / names[0])
+    pair, *_ = find_pairs(folder, "book_states", config["pair"] and [config["pair"]], "data_parser.py")
+    book = open_book(folder / "book_states" / pair)
     if book.depth != encoder.config.depth:
         raise InputError(f"{book.path} has depth {book.depth}, the checkpoint wants {encoder.config.depth}: "
                          f"run data_parser.py --depth={encoder.config.depth}")  # fmt: skip
@@ -352,10 +354,10 @@ def main(config: dict) -> int:
     home = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     facts = {"checkpoint": checkpoint.name, "step": meta["progress"]["step"], "test": test, "limits": " ".join(LIMITS),
              "config": config, "rows": rows, "environment": describe_environment()}  # fmt: skip
-    with new_file(home / "ppo_agent.json") as handle:
-        handle.write(json.dumps(facts, indent=1).encode())
-    with new_file(home / "ppo_agent.md") as handle:
-        handle.write("\n".join([f"# PPO with {checkpoint.name} on {book.pair}", *text, ""]).encode())
+    page = "\n".join([f"# PPO with {checkpoint.name} on {book.pair}", *text, ""])
+    for name, content in (("ppo_agent.json", json.dumps(facts, indent=1)), ("ppo_agent.md", page)):
+        with new_file(home / name) as handle:
+            handle.write(content.encode())
     print(f"\nwritten    {home / 'ppo_agent.md'}")
     return 0
 

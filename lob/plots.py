@@ -1,4 +1,4 @@
-"""Pictures of a pair's market conditions, in one style (imported late: matplotlib takes a second)."""
+"""Pictures of a pair's market conditions and of filled windows, in one style (imported late: it takes a second)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +7,15 @@ import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from lob.files import Book, new_file
 
 BLUE, RED, GREEN, VIOLET, GREY = "#2a6f97", "#c1443c", "#3a7d44", "#6d4c91", "#8d99ae"
 EMPTY, UNSEEN = "#14121f", "#e5e7eb"  # in depth heat maps: no order rests; outside of the recorded levels
 MID = "#4cc9f0"  # the mid on a depth heat map
+PALETTE = (BLUE, RED, GREEN, "#e09f3e", "#6d597a", "#2a9d8f", "#b56576", "#5c677d", "#8ab17d", "#bc6c25",
+           "#355070", GREY)  # fmt: skip
 DAY_NS = 86_400e9  # matplotlib's dates are days since the epoch
 plt.rcParams.update({
     "figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
@@ -51,6 +53,15 @@ def save(figure: plt.Figure, file: Path) -> Path:
         figure.savefig(handle, format="png", bbox_inches="tight")
     plt.close(figure)
     return file
+
+
+def scale_axis(axis: plt.Axes) -> None:
+    """Draw losses logarithmically where they span more than a factor of 5, with plain numbers at the ticks."""
+    if axis.dataLim.minposy * 5 < axis.dataLim.ymax:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
 
 
 def set_time_axis(axis: plt.Axes) -> None:
