@@ -17,21 +17,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
-from lob.binance import (
-    ASKS,
-    BIDS,
-    LAST,
-    LINE,
-    NO_SYMBOL,
-    PREVIOUS,
-    TIME,
-    Depths,
-    LineScanner,
-    join_depths,
-    make_depth,
-    parse_depth,
-    parse_json,
-)
+from lob.binance import NO_SYMBOL, Depths, LineScanner, join_depths, make_depth, parse_depth, parse_json
 from lob.config import InputError
 from lob.recordings import read_csv, read_head, read_line_blocks, read_npy_chunks
 
@@ -396,7 +382,7 @@ class BinanceStream:
         """Take messages at once where each follows the one before it and no snapshot waits, else one by one."""
         heads = depths.heads
         several = len(heads) > 1 and self.known and self.snapshot is None
-        if several and np.array_equal(heads[:, PREVIOUS], np.append(self.last, heads[:-1, LAST])):  # type: ignore[arg-type]
+        if several and np.array_equal(heads["previous"], np.append(self.last, heads["last"][:-1])):  # type: ignore[arg-type]
             self.keep(depths)
             self.put_rows(SET, depths, self.message + 1 + np.arange(len(heads)))
         else:
@@ -419,7 +405,7 @@ class BinanceStream:
         self.take_snapshot(line)
 
     def keep(self, depths: Depths) -> None:
-        self.last = int(depths.heads[-1, LAST])
+        self.last = int(depths.heads["last"][-1])
         self.recent.append(depths)
         self.kept += len(depths.heads)
         while self.kept - len(self.recent[0].heads) >= MOST_RECENT:
@@ -436,15 +422,15 @@ class BinanceStream:
         snapshot, self.snapshot = self.snapshot, None
         update = snapshot["lastUpdateId"]
         later = join_depths(list(self.recent)).part(-MOST_RECENT)
-        later = later.part(int(np.searchsorted(later.heads[:, LAST], update + self.spot)))
-        if later.heads[0, PREVIOUS] > update:
+        later = later.part(int(np.searchsorted(later.heads["last"], update + self.spot)))
+        if later.heads["previous"][0] > update:
             return  # older than the lines kept
         heads = later.heads.copy()
-        heads[:, LINE] = line
+        heads["line"] = line
         numbers = self.message + 1 + np.arange(len(heads))
         if self.known:
-            heads[:, TIME], numbers = heads[-1, TIME], np.full(len(heads), self.message)
-        whole = make_depth(line, int(heads[0, TIME]), update, update, snapshot["bids"], snapshot["asks"])
+            heads["time"], numbers = heads["time"][-1], np.full(len(heads), self.message)
+        whole = make_depth(line, int(heads["time"][0]), update, update, snapshot["bids"], snapshot["asks"])
         self.put_rows(SNAPSHOT, whole, numbers[:1])
         self.put_rows(SET, later._replace(heads=heads), numbers)
         self.begun, self.known, self.counted = True, True, False
@@ -465,11 +451,11 @@ class BinanceStream:
         parts, numbers, kinds = zip(*self.rows, strict=True)
         self.rows = []
         heads, (price, size) = join_depths(list(parts))
-        sides = heads[:, [BIDS, ASKS]]
-        columns = to_ns(heads[:, TIME]), np.concatenate(numbers), heads[:, LINE]
+        sides = np.stack([heads["bids"], heads["asks"]], axis=1)
+        columns = to_ns(heads["time"]), np.concatenate(numbers), heads["line"]
         time_ns, message, lines = (np.repeat(column, sides.sum(axis=1)) for column in columns)
         return Batch(
             time_ns, message, np.repeat(np.array(kinds, np.uint8), [part.levels.shape[1] for part in parts]),
             np.repeat(np.tile([True, False], len(heads)), sides.ravel()), price, size, None, str(file),
-            int(heads[0, LINE]), file_bytes, lines,
+            int(heads["line"][0]), file_bytes, lines,
         )  # fmt: skip
