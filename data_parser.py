@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 from lob import book as kernel
 from lob.feeds import FEEDS, SNAPSHOT, Batch, find_feed
-from lob.files import BOOK_ARRAYS, FORMAT_VERSION, ArrayWriter, find_pairs, new_folder
+from lob.files import FORMAT_VERSION, StateWriter, check_states, find_pairs, new_folder
 from lob.levels import ASK, BID, compiled
 from lob.recordings import read_ahead, read_head
 
@@ -143,7 +143,7 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
             "sources": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
             "counters": counters | {"crossed_ms": parsed["crossed_ns"] // 10**6},
         }  # fmt: skip
-        check_states(partial, meta)
+        check_states(partial, parsed["rows"])
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
     return report(pair, meta, folder, time.perf_counter() - began)
 
@@ -175,12 +175,11 @@ def parse_files(config: dict, feed: str, files: list[Path], folder: Path, given:
                 progress.write(f"{name}: {forecast(found, config['depth'], share, folder, states.rows)}")
         book.finish()
     states.close()
-    starts = np.load(folder / "segment_starts.npy")
     return {
         "tick_size": units[0], "lot_size": units[1], "rows": states.rows, "updates": rows,
         "counters": dict(zip(kernel.COUNTERS, book.counters.tolist(), strict=True)),
         "crossed_ns": int(book.memory[kernel.CROSSED_NS]), "any_trade": states.any_trade, "opening": opening,
-        "second_start": int(starts[1]) if len(starts) > 1 else None,
+        "second_begins": 1 in np.load(folder / "segment_starts.npy"),  # whether a segment begins with the second state
         "end": describe_book(book) | {"time": int(batch.time_ns[-1]), "kind": int(batch.update_type[-1])},
     }  # fmt: skip
 
@@ -265,29 +264,6 @@ def chain_freeing(first: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
     while first:
         yield first.pop(0)
     yield from rest
-
-
-class StateWriter:
-    """Streams the kernel's output rows to the book's files."""
-
-    def __init__(self, folder: Path, depth: int):
-        self.half, self.rows, self.any_trade = depth // 2, 0, False
-        shapes = {"price_ticks": (depth,), "sizes": (depth,), "top_of_book": (2,)}
-        self.writers = {name: ArrayWriter(folder / f"{name}.npy", dtype, shapes.get(name, ()))
-                        for name, (dtype, *_) in BOOK_ARRAYS.items()}  # fmt: skip
-
-    def append(self, out: list[np.ndarray]) -> None:
-        price_ticks, _, timestamps, traded, starts = out
-        for name, rows in zip(("price_ticks", "sizes", "timestamps", "traded"), out, strict=False):
-            self.writers[name].append(rows)
-        self.writers["top_of_book"].append(price_ticks[:, self.half - 1 : self.half + 1])
-        self.writers["segment_starts"].append(self.rows + np.flatnonzero(starts))
-        self.any_trade = self.any_trade or bool(traded.any())
-        self.rows += len(timestamps)
-
-    def close(self) -> None:
-        for writer in self.writers.values():
-            writer.close()
 
 
 def forecast(rows: int, depth: int, share_read: float, folder: Path, written: int = 0) -> str:
@@ -386,7 +362,7 @@ def find_joint(config: dict, before: dict, after: dict) -> tuple[bool, bool] | N
     ):  # fmt: skip
         return None
     held_back = max(0, clamped - opening["time"])
-    if held_back and after["second_start"] == 1:  # the silence that begins it would be shorter
+    if held_back and after["second_begins"]:  # the silence before it would be shorter
         return None
     empty = not (end["levels"][0] or end["levels"][2])
     silence = clamped - memory[kernel.LAST_VALID]
@@ -426,18 +402,6 @@ def join_parts(depth: int, parts: list[dict], folders: list[Path], joints: list,
     summed = {name: sum(part[name] for part in parts) for name in ("updates", "crossed_ns", "any_trade")}
     counters = {name: sum(part["counters"][name] for part in parts) for name in kernel.COUNTERS}
     return parts[0] | summed | {"rows": whole.rows, "counters": counters}
-
-
-def check_states(folder: Path, meta: dict) -> None:
-    """Re-read the first and last rows: ascending prices, positive sizes, time in order, the length that meta says."""
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("price_ticks", "sizes", "timestamps")}
-    for rows in (slice(0, 10_000), slice(-10_000, None)):
-        ascending = (np.diff(arrays["price_ticks"][rows].astype(np.int64), axis=1) > 0).all()
-        in_order = (np.diff(arrays["timestamps"][rows]) >= 0).all()
-        if not (ascending and in_order and (arrays["sizes"][rows] > 0).all()):
-            raise CheckFailed(f"self-check failed: {folder.name} holds an impossible state; its old output is kept")
-    if any(len(array) != meta["rows"] for array in arrays.values()):
-        raise CheckFailed(f"self-check failed: {folder.name} is not {meta['rows']} rows long; its old output is kept")
 
 
 def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:
