@@ -88,9 +88,8 @@ def check_config(config: dict) -> None:
         if config[key] is not None and config[key] < least:
             raise InputError(f"{key} = {config[key]} must be at least {least}")
     if config["bins"] > 32_000 or not config["outlier_std"] > 0:
-        raise InputError(
-            f"bins = {config['bins']} must be at most 32,000, outlier_std = {config['outlier_std']} positive"
-        )
+        raise InputError(f"bins = {config['bins']} must be at most 32,000, "
+                         f"outlier_std = {config['outlier_std']} positive")  # fmt: skip
 
 
 def open_pairs(folder: Path, names: list[str], config: dict) -> tuple[list[Pair], np.ndarray]:

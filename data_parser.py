@@ -46,12 +46,10 @@ from tqdm import tqdm
 from lob import book as kernel
 from lob.feeds import FEEDS, SNAPSHOT, Batch, find_feed
 from lob.files import FORMAT_VERSION, StateWriter, check_states, find_pairs, new_folder
-from lob.levels import ASK, BID, compiled
+from lob.levels import ASK, BID
 from lob.recordings import read_ahead, read_head
 
 ROWS_TO_INFER_TICK = 1_000_000
-ROWS_TO_COPY = 1 << 16
-MAX_EXACT = 2**53  # the largest integer that float64 counts exactly to
 
 
 def main(config: dict) -> int:
@@ -129,11 +127,9 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
             parsed = executor.submit(parse_files, *task).result() if executor else parse_files(*task)
         counters = parsed["counters"]
         if parsed["rows"] == 0:
-            raise InputError(
-                f"{raw} holds no complete state of depth {config['depth']} in {parsed['updates']:,} rows "
-                f"({counters['thin_states']:,} thin, {counters['crossed_states']:,} crossed): lower --depth or look at "
-                "the files"
-            )
+            raise InputError(f"{raw} holds no complete state of depth {config['depth']} in {parsed['updates']:,} rows "
+                             f"({counters['thin_states']:,} thin, {counters['crossed_states']:,} crossed): lower "
+                             "--depth or look at the files")  # fmt: skip
         if not parsed["any_trade"]:
             (partial / "traded.npy").unlink()
         meta = {
@@ -208,7 +204,7 @@ def infer_units(batches: Iterator[Batch], tick_size: float | None) -> tuple[list
     if tick_size is None:
         tick_size = largest_power_of_ten([batch.price for batch in first])
     largest = max((float(batch.size.max()) for batch in first if len(batch.size)), default=1.0)
-    exact_digits = int(np.floor(np.log10(MAX_EXACT / max(largest, 1e-9))))
+    exact_digits = int(np.floor(np.log10(kernel.MAX_EXACT / max(largest, 1e-9))))
     lot = min(largest_power_of_ten([batch.size for batch in first]), 1e-8)
     return first, tick_size, max(lot, 10.0**-exact_digits)
 
@@ -240,24 +236,11 @@ def apply_batch(book: kernel.OrderBook, batch: Batch, tick_size: float, lot_size
 
 def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: str) -> np.ndarray:
     """Return int64 multiples of `unit`; InputError naming file and row where a value is none."""
-    units, row = count_units(values, round(1 / unit) if unit < 1 else 0, unit)
+    units, row = kernel.count_units(values, round(1 / unit) if unit < 1 else 0, unit)
     if row >= 0:
         raise InputError(f"{batch.locate(row)}: {name} {float(values[row])!r} is no exact multiple of "
                          f"{unit:g}: it needs {remedy}")  # fmt: skip
     return units
-
-
-@compiled
-def count_units(values, per_one, unit):
-    """Return int64 (n,), values in units (`per_one` to 1 where that is a fraction), and the first row that is none."""
-    units, bad = np.empty(len(values), np.int64), -1
-    for row in range(len(values)):
-        scaled = values[row] * per_one if per_one else values[row] / unit
-        whole = np.rint(scaled)
-        if not (abs(scaled - whole) <= max(0.01, abs(scaled) * 1e-15) and abs(whole) <= MAX_EXACT) and bad < 0:
-            bad = row
-        units[row] = np.int64(whole)
-    return units, bad
 
 
 def chain_freeing(first: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
@@ -393,8 +376,7 @@ def join_parts(depth: int, parts: list[dict], folders: list[Path], joints: list,
         last_traded, last_begins = arrays["traded"][-1], part["rows"] - 1 in starts
         rows = part["rows"] - (index < len(joints) and joints[index][1])
         for name, array in arrays.items():
-            for begin in range(0, rows, ROWS_TO_COPY):
-                whole.writers[name].append(array[begin : min(begin + ROWS_TO_COPY, rows)])
+            whole.writers[name].append(array[:rows])
         whole.writers["segment_starts"].append(whole.rows + starts[starts < rows])
         whole.rows += rows
         shutil.rmtree(folder)
@@ -405,13 +387,11 @@ def join_parts(depth: int, parts: list[dict], folders: list[Path], joints: list,
 
 
 def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:
-    sizes = sum(file.stat().st_size for file in folder.iterdir())
-    lines = [
-        f"{pair}: {meta['rows']:,} states of {meta['depth']} levels from {meta['updates']:,} updates of feed "
-        f"{meta['feed']} in {seconds:.1f} s; tick {meta['tick_size']:g}; {sizes / 1e6:,.0f} MB in {folder}"
-    ]
-    lines += [f"  {name.replace('_', ' '):<18} {count:>12,}" for name, count in meta["counters"].items() if count]
-    return "\n".join(lines)
+    mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    head = (f"{pair}: {meta['rows']:,} states of {meta['depth']} levels from {meta['updates']:,} updates of feed "
+            f"{meta['feed']} in {seconds:.1f} s; tick {meta['tick_size']:g}; {mb:,.0f} MB in {folder}")  # fmt: skip
+    counts = (f"  {name.replace('_', ' '):<18} {count:>12,}" for name, count in meta["counters"].items() if count)
+    return "\n".join([head, *counts])
 
 
 if __name__ == "__main__":

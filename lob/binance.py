@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from lob.levels import borrow, compiled, inlined
+from lob.levels import MAX_EXACT, borrow, compiled, inlined
 
 # Of a message: its line, time as sent, last update, the one before the first, number of bids, of asks.
 HEAD = np.dtype([(name, np.int64) for name in ("line", "time", "last", "previous", "bids", "asks")])
@@ -21,7 +21,6 @@ SHORTEST_LINE, SHORTEST_LEVEL = 48, 10  # fewer bytes hold no depth message, no 
 NO_SYMBOL = b"\n"  # no text holds it
 MAX_DIGITS = 18  # of an integer or a mantissa: int64 holds them
 POWERS = np.array([float(f"1e{power}") for power in range(MAX_DIGITS + 1)])  # exact, as all up to 1e22
-MAX_EXACT = 2**53
 QUOTE, COMMA, COLON, POINT, SPACE, ZERO, BACKSLASH = (ord(letter) for letter in '",:. 0\\')
 OPEN, CLOSE, OPEN_OBJECT, CLOSE_OBJECT, RETURN, NEWLINE = (ord(letter) for letter in "[]{}\r\n")
 EVENT, TRANSACTION, SYMBOL, FIRST_ID, LAST_ID, BID_LEVELS, ASK_LEVELS = (ord(letter) for letter in "ETsUuba")

@@ -21,6 +21,7 @@ from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
 from lob.levels import (
     ASK,
     BID,
+    MAX_EXACT,
     borrow,
     change_level,
     compiled,
@@ -54,6 +55,19 @@ MESSAGES, STATES, CROSSED, THIN, GHOSTS, UNKNOWN, DUPLICATES, OVERDRAWN, SNAPSHO
 NEVER = np.iinfo(np.int64).min
 # What a call ends with: all rows used, output full, an array must grow, or a row that cannot be.
 DONE, OUTPUT_FULL, GROW_LEVELS, GROW_ORDERS, CLOCK_BACK, NOT_INT32 = range(6)
+
+
+@compiled
+def count_units(values, per_one, unit):
+    """Return int64 (n,), values in units (`per_one` to 1 where that is a fraction), and the first row that is none."""
+    units, bad = np.empty(len(values), np.int64), -1
+    for row in range(len(values)):
+        scaled = values[row] * per_one if per_one else values[row] / unit
+        whole = np.rint(scaled)
+        if not (abs(scaled - whole) <= max(0.01, abs(scaled) * 1e-15) and abs(whole) <= MAX_EXACT) and bad < 0:
+            bad = row
+        units[row] = np.int64(whole)
+    return units, bad
 
 
 @compiled
@@ -242,8 +256,8 @@ def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, 
     """
     orders, memory, counters, levels, kept, out = borrow((orders, memory, counters, levels, kept, out))  # type: ignore[call-arg]
     half, max_clock_step_ns, lot_size = limits[0], limits[5], limits[6]
-    bounds, ticks = levels[0], levels[1]
-    capacity = levels[1].shape[1]
+    bounds, ticks = levels[:2]
+    capacity = ticks.shape[1]
     by_order = len(order_ids) > 0
     for i in range(start, len(times)):
         kind = kinds[i]

@@ -13,6 +13,7 @@ from numba import njit
 from numba.extending import intrinsic
 
 BID, ASK = 0, 1
+MAX_EXACT = 2**53  # the largest integer up to which float64 holds all
 NEAR = 64  # levels a side among which a price is sought first: nearly all updates are there
 compiled = njit(cache=True, nogil=True)
 inlined = njit(cache=True, nogil=True, forceinline=True)
