@@ -36,7 +36,7 @@ from pyarrow import csv
 
 import data_parser
 from benchmarks.report import ROOT, ROW, report, watch
-from lob.book import COUNTER, OrderBook
+from lob.book import MESSAGES, UNKNOWN, OrderBook
 from lob.feeds import FEEDS, SET, SNAPSHOT
 from lob.recordings import open_decompressed, read_ahead, read_lines
 
@@ -111,7 +111,7 @@ def measure_kernel(columns: Columns, block: int = 8192) -> list[tuple]:
 
     apply_all()
     seconds, limit = best_of(5, apply_all, copy_states)
-    unknown = book.counters[COUNTER["unknown"]] / book.counters[COUNTER["messages"]]
+    unknown = book.counters[UNKNOWN] / book.counters[MESSAGES]
     note = f"{len(columns[0]):,} updates, a {DEPTH}-level state each; {unknown:.0%} remove what is not there"
     return [
         ("kernel", "updates_per_second", len(columns[0]) / seconds, "1/s", note),
@@ -288,7 +288,7 @@ def compare_binance(case: str, files: list[Path], note: str) -> list[tuple]:
     rows = sum(len(batch.time_ns) for batch in FEEDS["binance"].read(files))
     seconds, limit = best_of(3, lambda: counters.append(parse_discarding("binance", files).counters),
                              lambda: read_by_orjson(files))  # fmt: skip
-    messages = counters[-1][COUNTER["messages"]]
+    messages = counters[-1][MESSAGES]
     return [
         (case, "updates_per_second", rows / seconds, "1/s", f"{rows:,} updates in {messages:,} messages; {note}"),
         (case, "messages_per_second", messages / seconds, "1/s", "states discarded, 2 threads"),
