@@ -48,7 +48,7 @@ config = {
     # precision and machines
     "precision": "auto",  # auto (fp8 where the GPU has it, else bf16, else fp32), fastest, fp8, bf16 or fp32
     "fp8_recipe": "delayed",  # delayed, current or block scaling
-    "backend": "nccl",  # of DDP on GPUs; CPUs use gloo
+    "backend": "nccl",  # by which GPUs sum their gradients; CPUs use gloo
     "compile": True,  # torch.compile the plain layers, and run each micro-step as one CUDA graph, on a GPU
     "max_gpus": None,  # at most this many; None: all of the machine. Without a GPU: as many processes; None: one
     "azure": False,  # True: data and runs on the cloud machine's data disk
