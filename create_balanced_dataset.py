@@ -88,9 +88,8 @@ def check_config(config: dict) -> None:
         if config[key] is not None and config[key] < least:
             raise InputError(f"{key} = {config[key]} must be at least {least}")
     if config["bins"] > 32_000 or not config["outlier_std"] > 0:
-        raise InputError(
-            f"bins = {config['bins']} must be at most 32,000, outlier_std = {config['outlier_std']} positive"
-        )
+        raise InputError(f"bins = {config['bins']} must be at most 32,000, "
+                         f"outlier_std = {config['outlier_std']} positive")  # fmt: skip
 
 
 def open_pairs(folder: Path, names: list[str], config: dict) -> tuple[list[Pair], np.ndarray]:
@@ -101,9 +100,9 @@ def open_pairs(folder: Path, names: list[str], config: dict) -> tuple[list[Pair]
     for book in books:
         file = folder / "window_statistics" / f"{book.pair}.npy"
         rows, _ = open_table(file, "exploration_main.py", identity(book), temporal_dim=temporal_dim)
-        ends, splits = rows["end_row"], []
-        for first, end in split_rows(book.timestamps, cuts, temporal_dim).tolist():
-            splits.append(slice(bisect_left(ends, first + temporal_dim), bisect_right(ends, end)))
+        ends = rows["end_row"]
+        splits = [slice(bisect_left(ends, first + temporal_dim), bisect_right(ends, end))
+                  for first, end in split_rows(book.timestamps, cuts, temporal_dim).tolist()]  # fmt: skip
         if splits[0].stop <= splits[0].start:
             raise InputError(f"{book.pair}: no window of {temporal_dim} states lies in the training share: change "
                              f"split_ratios = {config['split_ratios']}, or leave the pair out")  # fmt: skip
@@ -361,10 +360,8 @@ def save_sample(
     columns = ("windows", "available", "outliers", "strata", "exhausted_strata", "mean_overlap", "distinct_windows")
     print(f"  {'':<12}" + "".join(f"{column.replace('_', ' '):>18}" for column in columns))
     for name, split in facts["splits"].items():
-        print(
-            f"  {name:<12}"
-            + "".join(f"{split[c]:>18,.2f}" if isinstance(split[c], float) else f"{split[c]:>18,}" for c in columns)
-        )
+        cells = (f"{split[c]:>18,.2f}" if isinstance(split[c], float) else f"{split[c]:>18,}" for c in columns)
+        print(f"  {name:<12}" + "".join(cells))
     print(f"  normalised entropy of conditions in training: {facts['entropy_before']:.3f} before, "
           f"{facts['entropy_after']:.3f} after ({config['strata']})")  # fmt: skip
     before, after = pair.rows[:: -(-len(pair.rows) // 200_000)], pair.rows[places]
@@ -373,9 +370,6 @@ def save_sample(
         numbers = [*np.quantile(before[name], [0.01, 0.5, 0.99]), *np.quantile(after[name], [0.01, 0.5, 0.99])]
         print(f"  {name:<22}" + "".join(f"{n:>{w}.4g}" for n, w in zip(numbers, (12, 12, 12, 14, 12, 12), strict=True)))
     if config["plots"]:
-        import matplotlib
-
-        matplotlib.use("Agg")
         from lob import plots
 
         picture = folder / "plots" / f"{pair.book.pair}_balanced.png"

@@ -36,37 +36,20 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from lob.book import (
-    CLOCK_BACK,
-    COUNTERS,
-    CROSSED_NS,
-    CROSSED_SINCE,
-    INTERVAL,
-    LAST_VALID,
-    NEVER,
-    NEW_SEGMENT,
-    ROWS,
-    TIME,
-    TRADED,
-    TRADED_WRITTEN,
-    OrderBook,
-)
+from lob import book as kernel
 from lob.feeds import FEEDS, SNAPSHOT, Batch, find_feed
-from lob.files import FORMAT_VERSION, ArrayWriter, find_pairs, new_folder
-from lob.levels import ASK, BID, compiled
+from lob.files import FORMAT_VERSION, StateWriter, check_states, find_pairs, new_folder
+from lob.levels import ASK, BID
 from lob.recordings import read_ahead, read_head
 
 ROWS_TO_INFER_TICK = 1_000_000
-ROWS_TO_COPY = 1 << 16
-MAX_EXACT = 2**53  # the largest integer that float64 counts exactly to
 
 
 def main(config: dict) -> int:
@@ -75,20 +58,19 @@ def main(config: dict) -> int:
     files = sum(len(list_files(Path(config["data_dir"]) / "raw" / pair)) for pair in pairs)
     workers = min(config["workers"] or os.cpu_count() or 1, files)
     failed: dict[str, Exception] = {}
+
+    def attempt(pair: str, executor: Executor | None = None) -> None:
+        try:
+            print(parse_pair(config, pair, executor))
+        except (InputError, CheckFailed, OSError) as error:
+            failed[pair] = error
+
     if workers <= 1 and config["scheduler"] is None:
         for pair in pairs:
-            try:
-                print(parse_pair(config, pair))
-            except (InputError, CheckFailed, OSError) as error:
-                failed[pair] = error
+            attempt(pair)
     else:
         with make_executor(config, workers) as executor, ThreadPoolExecutor(max(workers, 1)) as threads:
-            tasks = {threads.submit(parse_pair, config, pair, executor): pair for pair in pairs}
-            for task in as_completed(tasks):
-                try:
-                    print(task.result())
-                except (InputError, CheckFailed, OSError) as error:
-                    failed[tasks[task]] = error
+            list(threads.map(attempt, pairs, itertools.repeat(executor)))
     if failed:
         kind = InputError if all(isinstance(error, InputError) for error in failed.values()) else CheckFailed
         raise kind("; ".join(f"{pair}: {error}" for pair, error in failed.items()))
@@ -127,11 +109,10 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
     An executor does the work where there is one; files that open with a snapshot are then tasks of their own.
     """
     began = time.perf_counter()
-    files = list_files(Path(config["data_dir"]) / "raw" / pair)
+    raw = Path(config["data_dir"]) / "raw" / pair
+    files = list_files(raw)
     if not files:
-        raise InputError(
-            f"{Path(config['data_dir']) / 'raw' / pair} holds no files: put the pair's recorded updates there"
-        )
+        raise InputError(f"{raw} holds no files: put the pair's recorded updates there")
     feed = config["feed"] or find_feed(files[0])
     for file in files[1:]:
         if config["feed"] is None and (other := find_feed(file)) != feed:
@@ -141,17 +122,14 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
         parsed = None
         if executor is not None and config["subsample"] == 1 and open_alike(feed, files):
             parsed = parse_apart(config, feed, files, partial, executor)
-        if parsed is None and executor is not None:
-            parsed = executor.submit(parse_files, config, feed, files, partial).result()
-        elif parsed is None:
-            parsed = parse_files(config, feed, files, partial)
+        if parsed is None:
+            task = config, feed, files, partial
+            parsed = executor.submit(parse_files, *task).result() if executor else parse_files(*task)
         counters = parsed["counters"]
         if parsed["rows"] == 0:
-            raise InputError(
-                f"{files[0].parent} holds no complete state of depth {config['depth']} in {parsed['updates']:,} rows "
-                f"({counters['thin_states']:,} thin, {counters['crossed_states']:,} crossed): lower --depth or look at "
-                "the files"
-            )
+            raise InputError(f"{raw} holds no complete state of depth {config['depth']} in {parsed['updates']:,} rows "
+                             f"({counters['thin_states']:,} thin, {counters['crossed_states']:,} crossed): lower "
+                             "--depth or look at the files")  # fmt: skip
         if not parsed["any_trade"]:
             (partial / "traded.npy").unlink()
         meta = {
@@ -161,7 +139,7 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
             "sources": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
             "counters": counters | {"crossed_ms": parsed["crossed_ns"] // 10**6},
         }  # fmt: skip
-        check_states(partial, meta)
+        check_states(partial, parsed["rows"])
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
     return report(pair, meta, folder, time.perf_counter() - began)
 
@@ -189,23 +167,22 @@ def parse_files(config: dict, feed: str, files: list[Path], folder: Path, given:
             if forecast_due and not first_batches:
                 forecast_due = False
                 share = sum(done_bytes.values()) / total_bytes
-                found = states.rows + int(book.memory[ROWS])
+                found = states.rows + int(book.memory[kernel.ROWS])
                 progress.write(f"{name}: {forecast(found, config['depth'], share, folder, states.rows)}")
         book.finish()
     states.close()
-    starts = np.load(folder / "segment_starts.npy")
     return {
         "tick_size": units[0], "lot_size": units[1], "rows": states.rows, "updates": rows,
-        "counters": dict(zip(COUNTERS, book.counters.tolist(), strict=True)),
-        "crossed_ns": int(book.memory[CROSSED_NS]), "any_trade": states.any_trade, "opening": opening,
-        "second_start": int(starts[1]) if len(starts) > 1 else None,
+        "counters": dict(zip(kernel.COUNTERS, book.counters.tolist(), strict=True)),
+        "crossed_ns": int(book.memory[kernel.CROSSED_NS]), "any_trade": states.any_trade, "opening": opening,
+        "second_begins": 1 in np.load(folder / "segment_starts.npy"),  # whether a segment begins with the second state
         "end": describe_book(book) | {"time": int(batch.time_ns[-1]), "kind": int(batch.update_type[-1])},
     }  # fmt: skip
 
 
-def make_book(config: dict, lot_size: float, flush: Callable[[list[np.ndarray]], None]) -> OrderBook:
-    return OrderBook(config["depth"], lot_size, flush, config["subsample"], config["state_interval_ms"],
-                     config["max_crossed_ms"], config["max_gap_seconds"], config["max_clock_step_ms"])  # fmt: skip
+def make_book(config: dict, lot_size: float, flush: Callable[[list[np.ndarray]], None]) -> kernel.OrderBook:
+    limits = ("subsample", "state_interval_ms", "max_crossed_ms", "max_gap_seconds", "max_clock_step_ms")
+    return kernel.OrderBook(config["depth"], lot_size, flush, **{name: config[name] for name in limits})
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -227,7 +204,7 @@ def infer_units(batches: Iterator[Batch], tick_size: float | None) -> tuple[list
     if tick_size is None:
         tick_size = largest_power_of_ten([batch.price for batch in first])
     largest = max((float(batch.size.max()) for batch in first if len(batch.size)), default=1.0)
-    exact_digits = int(np.floor(np.log10(MAX_EXACT / max(largest, 1e-9))))
+    exact_digits = int(np.floor(np.log10(kernel.MAX_EXACT / max(largest, 1e-9))))
     lot = min(largest_power_of_ten([batch.size for batch in first]), 1e-8)
     return first, tick_size, max(lot, 10.0**-exact_digits)
 
@@ -242,7 +219,7 @@ def largest_power_of_ten(arrays: list[np.ndarray]) -> float:
     raise InputError("the first million prices are multiples of no power of ten down to 1e-12: set --tick_size")
 
 
-def apply_batch(book: OrderBook, batch: Batch, tick_size: float, lot_size: float) -> None:
+def apply_batch(book: kernel.OrderBook, batch: Batch, tick_size: float, lot_size: float) -> None:
     """Turn a batch's prices into ticks and sizes into lots, exactly, and apply it to the book."""
     ticks = to_units(batch.price, tick_size, batch, "price", "--tick_size")
     lots = to_units(batch.size, lot_size, batch, "size", "a finer first million rows")
@@ -250,70 +227,26 @@ def apply_batch(book: OrderBook, batch: Batch, tick_size: float, lot_size: float
         book.apply(batch.time_ns, batch.message, batch.update_type, batch.is_buy, ticks, lots, batch.order_id)
     except ValueError as error:
         row, reason = error.args
-        where = batch.locate(row)
-        if reason == CLOCK_BACK:
-            raise InputError(f"{where}: time goes back to {np.datetime64(int(batch.time_ns[row]), 'ns')} by more than "
-                             "max_clock_step_ms: sort the files, or raise --max_clock_step_ms") from None  # fmt: skip
-        raise InputError(
-            f"{where}: a visible price does not fit int32 in ticks of {tick_size}: set --tick_size"
-        ) from None
+        said = f"a visible price does not fit int32 in ticks of {tick_size}: set --tick_size"
+        if reason == kernel.CLOCK_BACK:
+            said = (f"time goes back to {np.datetime64(int(batch.time_ns[row]), 'ns')} by more than max_clock_step_ms: "
+                    "sort the files, or raise --max_clock_step_ms")  # fmt: skip
+        raise InputError(f"{batch.locate(row)}: {said}") from None
 
 
 def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: str) -> np.ndarray:
     """Return int64 multiples of `unit`; InputError naming file and row where a value is none."""
-    units, row = count_units(values, round(1 / unit) if unit < 1 else 0, unit)
+    units, row = kernel.count_units(values, round(1 / unit) if unit < 1 else 0, unit)
     if row >= 0:
         raise InputError(f"{batch.locate(row)}: {name} {float(values[row])!r} is no exact multiple of "
                          f"{unit:g}: it needs {remedy}")  # fmt: skip
     return units
 
 
-@compiled
-def count_units(values, per_one, unit):
-    """Return int64 (n,), values in units (`per_one` to 1 where that is a fraction), and the first row that is none."""
-    units, bad = np.empty(len(values), np.int64), -1
-    for row in range(len(values)):
-        scaled = values[row] * per_one if per_one else values[row] / unit
-        whole = np.rint(scaled)
-        if not (abs(scaled - whole) <= max(0.01, abs(scaled) * 1e-15) and abs(whole) <= MAX_EXACT) and bad < 0:
-            bad = row
-        units[row] = np.int64(whole)
-    return units, bad
-
-
 def chain_freeing(first: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
     while first:
         yield first.pop(0)
     yield from rest
-
-
-class StateWriter:
-    """Streams the kernel's output rows to the book's files."""
-
-    def __init__(self, folder: Path, depth: int):
-        self.half, self.rows = depth // 2, 0
-        self.writers = {
-            "price_ticks": ArrayWriter(folder / "price_ticks.npy", np.int32, (depth,)),
-            "sizes": ArrayWriter(folder / "sizes.npy", np.float32, (depth,)),
-            "timestamps": ArrayWriter(folder / "timestamps.npy", np.int64),
-            "traded": ArrayWriter(folder / "traded.npy", np.float32),
-            "top_of_book": ArrayWriter(folder / "top_of_book.npy", np.int32, (2,)),
-            "segment_starts": ArrayWriter(folder / "segment_starts.npy", np.int64),
-        }
-        self.any_trade = False
-
-    def append(self, out: list[np.ndarray]) -> None:
-        price_ticks, _, timestamps, traded, starts = out
-        for name, rows in zip(("price_ticks", "sizes", "timestamps", "traded"), out, strict=False):
-            self.writers[name].append(rows)
-        self.writers["top_of_book"].append(price_ticks[:, self.half - 1 : self.half + 1])
-        self.writers["segment_starts"].append(self.rows + np.flatnonzero(starts))
-        self.any_trade = self.any_trade or bool(traded.any())
-        self.rows += len(timestamps)
-
-    def close(self) -> None:
-        for writer in self.writers.values():
-            writer.close()
 
 
 def forecast(rows: int, depth: int, share_read: float, folder: Path, written: int = 0) -> str:
@@ -337,9 +270,7 @@ def forecast(rows: int, depth: int, share_read: float, folder: Path, written: in
 def open_alike(feed: str, files: list[Path]) -> bool:
     """Whether there are several files, and each opens with a snapshot of the same kind."""
     opening = FEEDS[feed].opening
-    if opening is None or len(files) < 2:
-        return False
-    kinds = {opening(read_head(file)) for file in files}
+    kinds = {opening(read_head(file)) for file in files} if opening and len(files) > 1 else {None}
     return len(kinds) == 1 and None not in kinds
 
 
@@ -350,11 +281,11 @@ def parse_apart(config: dict, feed: str, files: list[Path], partial: Path, execu
     states: list[int] = []
     book = make_book(config, units[1], lambda out: states.append(len(out[0])))
     read_bytes = sum({batch.file: batch.file_bytes for batch in first}.values())
-    for batch in chain_freeing(first, iter(())):
-        apply_batch(book, batch, *units)
+    while first:
+        apply_batch(book, first.pop(0), *units)
     book.finish()
     share = read_bytes / sum(file.stat().st_size for file in files)
-    name = partial.name.removeprefix(".").removesuffix(".partial")
+    name = files[0].parent.name
     print(f"{name}: {forecast(sum(states), config['depth'], share, partial)}; {len(files)} files apart")
     folders = [partial / f"{name}.{index}" for index in range(len(files))]
     tasks = [executor.submit(parse_files, config, feed, [file], folder, tuple(units))
@@ -376,23 +307,18 @@ def parse_apart(config: dict, feed: str, files: list[Path], partial: Path, execu
 
 def read_opening(config: dict, batches: Iterator[Batch], units: tuple) -> dict | None:
     """The book after a file's first message, that message's time and the next one's; None where there is none."""
-    book = make_book(config, units[1], lambda out: None)
-    first = None
+    book, first = make_book(config, units[1], lambda out: None), None
     for batch in batches:
         first = first or batch
-        later = np.flatnonzero(batch.message != first.message[0])
-        count = int(later[0]) if len(later) else len(batch.time_ns)
-        columns: dict[str, Any] = {
-            name: part[:count] for name, part in batch._asdict().items() if isinstance(part, np.ndarray)
-        }
-        apply_batch(book, batch._replace(**columns), *units)
-        if len(later):
-            times = {"time": int(first.time_ns[0]), "next_time": int(batch.time_ns[count])}
-            return describe_book(book) | times
+        end = int(np.searchsorted(batch.message, first.message[0], side="right"))
+        opening = Batch._make(part[:end] if isinstance(part, np.ndarray) else part for part in batch)
+        apply_batch(book, opening, *units)
+        if end < len(batch.time_ns):
+            return describe_book(book) | {"time": int(first.time_ns[0]), "next_time": int(batch.time_ns[end])}
     return None
 
 
-def describe_book(book: OrderBook) -> dict:
+def describe_book(book: kernel.OrderBook) -> dict:
     """The kernel's memory, and the best levels of a state's depth: bids' ticks and lots, asks' ticks and lots."""
     levels = [array.tolist() for side in (BID, ASK) for array in book.levels(side, book.half)]
     return {"memory": book.memory.tolist(), "levels": levels}
@@ -408,28 +334,29 @@ def find_joint(config: dict, before: dict, after: dict) -> tuple[bool, bool] | N
     if opening is None or 0 in (before["rows"], after["rows"]):
         return None
     bids, asks, half = opening["levels"][0], opening["levels"][2], config["depth"] // 2
-    memory, last_time, interval = end["memory"], end["memory"][TIME], config["state_interval_ms"] * 10**6
+    memory, last_time, interval = end["memory"], end["memory"][kernel.TIME], config["state_interval_ms"] * 10**6
     clamped = max(opening["time"], last_time)
-    unwritten = memory[TRADED] - (memory[TRADED_WRITTEN] if interval else 0)
+    unwritten = memory[kernel.TRADED] - (memory[kernel.TRADED_WRITTEN] if interval else 0)
     if (
         min(len(bids), len(asks)) < half or bids[0] >= asks[0]  # no state
         or end["kind"] == SNAPSHOT or opening["time"] == end["time"]  # perhaps one message over both files
         or opening["next_time"] <= last_time  # time would be clamped, or refused
-        or memory[CROSSED_SINCE] != NEVER or unwritten or opening["memory"][TRADED]
+        or memory[kernel.CROSSED_SINCE] != kernel.NEVER or unwritten or opening["memory"][kernel.TRADED]
     ):  # fmt: skip
         return None
     held_back = max(0, clamped - opening["time"])
-    if held_back and after["second_start"] == 1:  # the silence that begins it would be shorter
+    if held_back and after["second_begins"]:  # the silence before it would be shorter
         return None
     empty = not (end["levels"][0] or end["levels"][2])
-    new_segment = bool(memory[NEW_SEGMENT]) or clamped - memory[LAST_VALID] > config["max_gap_seconds"] * 10**9
+    silence = clamped - memory[kernel.LAST_VALID]
+    new_segment = bool(memory[kernel.NEW_SEGMENT]) or silence > config["max_gap_seconds"] * 10**9
     new_segment = new_segment or (not empty and end["levels"] != opening["levels"])
     if not interval:
         return new_segment, False
     next_interval = opening["next_time"] // interval
     if (next_interval == clamped // interval) != (next_interval == opening["time"] // interval):
         return None
-    replaces = not new_segment and clamped // interval == memory[INTERVAL]
+    replaces = not new_segment and clamped // interval == memory[kernel.INTERVAL]
     return None if replaces and next_interval == clamped // interval else (new_segment, replaces)
 
 
@@ -442,44 +369,29 @@ def join_parts(depth: int, parts: list[dict], folders: list[Path], joints: list,
         starts = np.array(arrays.pop("segment_starts"))
         if index:
             begins, replaces = joints[index - 1]
-            arrays["timestamps"][0] = max(arrays["timestamps"][0], parts[index - 1]["end"]["memory"][TIME])
+            arrays["timestamps"][0] = max(arrays["timestamps"][0], parts[index - 1]["end"]["memory"][kernel.TIME])
             if replaces:
                 arrays["traded"][0], begins = last_traded, last_begins
             starts = starts if begins else starts[1:]
         last_traded, last_begins = arrays["traded"][-1], part["rows"] - 1 in starts
         rows = part["rows"] - (index < len(joints) and joints[index][1])
         for name, array in arrays.items():
-            for begin in range(0, rows, ROWS_TO_COPY):
-                whole.writers[name].append(array[begin : min(begin + ROWS_TO_COPY, rows)])
+            whole.writers[name].append(array[:rows])
         whole.writers["segment_starts"].append(whole.rows + starts[starts < rows])
         whole.rows += rows
         shutil.rmtree(folder)
     whole.close()
     summed = {name: sum(part[name] for part in parts) for name in ("updates", "crossed_ns", "any_trade")}
-    counters = {name: sum(part["counters"][name] for part in parts) for name in COUNTERS}
+    counters = {name: sum(part["counters"][name] for part in parts) for name in kernel.COUNTERS}
     return parts[0] | summed | {"rows": whole.rows, "counters": counters}
 
 
-def check_states(folder: Path, meta: dict) -> None:
-    """Re-read the first and last rows: ascending prices, positive sizes, time in order, the length that meta says."""
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("price_ticks", "sizes", "timestamps")}
-    for rows in (slice(0, 10_000), slice(-10_000, None)):
-        ascending = (np.diff(arrays["price_ticks"][rows].astype(np.int64), axis=1) > 0).all()
-        in_order = (np.diff(arrays["timestamps"][rows]) >= 0).all()
-        if not (ascending and in_order and (arrays["sizes"][rows] > 0).all()):
-            raise CheckFailed(f"self-check failed: {folder.name} holds an impossible state; its old output is kept")
-    if any(len(array) != meta["rows"] for array in arrays.values()):
-        raise CheckFailed(f"self-check failed: {folder.name} is not {meta['rows']} rows long; its old output is kept")
-
-
 def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:
-    sizes = sum(file.stat().st_size for file in folder.iterdir())
-    lines = [
-        f"{pair}: {meta['rows']:,} states of {meta['depth']} levels from {meta['updates']:,} updates of feed "
-        f"{meta['feed']} in {seconds:.1f} s; tick {meta['tick_size']:g}; {sizes / 1e6:,.0f} MB in {folder}"
-    ]
-    lines += [f"  {name.replace('_', ' '):<18} {count:>12,}" for name, count in meta["counters"].items() if count]
-    return "\n".join(lines)
+    mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    head = (f"{pair}: {meta['rows']:,} states of {meta['depth']} levels from {meta['updates']:,} updates of feed "
+            f"{meta['feed']} in {seconds:.1f} s; tick {meta['tick_size']:g}; {mb:,.0f} MB in {folder}")  # fmt: skip
+    counts = (f"  {name.replace('_', ' '):<18} {count:>12,}" for name, count in meta["counters"].items() if count)
+    return "\n".join([head, *counts])
 
 
 if __name__ == "__main__":

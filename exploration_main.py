@@ -48,7 +48,6 @@ STATISTICS = np.dtype(
 )
 MAIN = ("mid_price_change_bps", "average_spread_bps", "std_tick_returns_bps", "imbalance_best", "update_rate_hz")
 CHUNK_ROWS = 1 << 17  # memory holds one chunk of states and its windows: about 30 MB
-STATE_SERIES = ("return_bps", "spread_bps", "imbalance_best", "imbalance_depth", "traded", "traded_size")
 
 
 def main(config: dict) -> int:
@@ -78,9 +77,6 @@ def describe_pair(pair: str, folder: Path, config: dict) -> None:
     rows = np.load(file, mmap_mode="r")
     print(summarise(rows))
     if config["plots"]:
-        import matplotlib
-
-        matplotlib.use("Agg")
         from lob import plots
 
         for picture in plots.draw_pair(book, rows, MAIN, folder / "plots"):
@@ -121,7 +117,7 @@ def chunk_statistics(book: Book, first: int, last: int, temporal_dim: int) -> np
 
 @njit(cache=True, parallel=True, nogil=True)
 def state_series(top_ticks, sizes, traded):
-    """What the statistics sum over states, float64 (N, 6), in the order of STATE_SERIES.
+    """What the statistics sum, float64 (N, 6): return, spread (bps), imbalance at best and in depth, traded, its size.
 
     top_ticks: int32 (N, 2); sizes: float32 (N, L); traded: float32 (N,) or empty. The first return is 0.
     """

@@ -48,7 +48,7 @@ config = {
     # precision and machines
     "precision": "auto",  # auto (fp8 where the GPU has it, else bf16, else fp32), fastest, fp8, bf16 or fp32
     "fp8_recipe": "delayed",  # delayed, current or block scaling
-    "backend": "nccl",  # of DDP on GPUs; CPUs use gloo
+    "backend": "nccl",  # by which GPUs sum their gradients; CPUs use gloo
     "compile": True,  # torch.compile the plain layers, and run each micro-step as one CUDA graph, on a GPU
     "max_gpus": None,  # at most this many; None: all of the machine. Without a GPU: as many processes; None: one
     "azure": False,  # True: data and runs on the cloud machine's data disk
@@ -104,7 +104,7 @@ from lob.encoder import count_parameters, encoder_config, flops_per_window
 from lob.masking import make_mask
 from lob.optimisation import make_optimizer, one_cycle, scale_gradients
 from lob.outlook import AHEAD
-from lob.precision import check_dimensions, choose_precision
+from lob.precision import WHOLE_STATES, check_dimensions, choose_precision
 from lob.ranks import StopSignal, Team, join_team, launch
 from lob.run_log import Progress, RunLog, find_run, new_run
 from lob.sampling import Sampler
@@ -239,7 +239,8 @@ class Session:
             raise InputError(f"the run's {windows} windows a step can't be divided among {team.world} ranks: "
                              "set --max_gpus")  # fmt: skip
         self.sampler = Sampler(self.data, config["seed"], windows)
-        self.precision = choose_precision(config["precision"], config["fp8_recipe"], self.encoder.width, team.device)
+        precision = choose_precision(config["precision"], config["fp8_recipe"], self.encoder.width, team.device)
+        self.precision = replace(precision, cudnn=config["temporal_dim"] % WHOLE_STATES == 0)
         size = windows_a_pass(self.encoder, windows // team.world, config["batch_size"], team.device)
         self.passes_a_step = windows // team.world // size
         check_dimensions(self.encoder, size, self.precision)

@@ -36,7 +36,7 @@ from pyarrow import csv
 
 import data_parser
 from benchmarks.report import ROOT, ROW, report, watch
-from lob.book import COUNTER, OrderBook
+from lob.book import MESSAGES, UNKNOWN, OrderBook
 from lob.feeds import FEEDS, SET, SNAPSHOT
 from lob.recordings import open_decompressed, read_ahead, read_lines
 
@@ -113,7 +113,7 @@ def measure_kernel(columns: Columns, block: int = 8192) -> list[tuple]:
 
     apply_all()
     seconds, limit = best_of(5, apply_all, copy_states)
-    unknown = book.counters[COUNTER["unknown"]] / book.counters[COUNTER["messages"]]
+    unknown = book.counters[UNKNOWN] / book.counters[MESSAGES]
     note = f"{len(columns[0]):,} updates, a {DEPTH}-level state each; {unknown:.0%} remove what is not there"
     return [
         ("kernel", "updates_per_second", len(columns[0]) / seconds, "1/s", note),
@@ -272,7 +272,7 @@ def read_by_orjson(files: list[Path]) -> None:
 def measure_binance(case: str, files: list[Path], note: str) -> list[tuple]:
     """JSON lines to discarded states, beside gunzip and orjson on every line."""
     rows = sum(len(batch.time_ns) for batch in FEEDS["binance"].read(files))
-    messages = parse_discarding("binance", files).counters[COUNTER["messages"]]
+    messages = parse_discarding("binance", files).counters[MESSAGES]
     seconds, limit = best_of(3, lambda: parse_discarding("binance", files), lambda: read_by_orjson(files))
     return [
         (case, "updates_per_second", rows / seconds, "1/s", f"{rows:,} updates in {messages:,} messages; {note}"),

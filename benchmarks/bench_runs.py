@@ -90,7 +90,8 @@ def finish(names: list[str], started: list[subprocess.Popen | None]) -> None:
 def compare_eager(config: dict) -> list[dict]:
     """The train loss after `eager_steps` (mean of the last tenth), fast path over eager path, for each seed."""
     rows: list[dict] = []
-    case = REFERENCE | {"model_size": config["model_size"], "batch_size": config["batch_size"], "accumulation_steps": 1}
+    case = REFERENCE | {key: config[key] for key in ("model_size", "batch_size")}
+    case |= {"accumulation_steps": 1, "use_scheduler": False, "lr": REFERENCE["max_lr"]}
     for seed in range(config["seeds"]) if config["eager_steps"] else ():
         ends = []
         for compiled in (True, False):

@@ -81,7 +81,7 @@ def main(config: dict) -> None:
                 file = Path(folder) / "result.json"
                 launch(measure_case, 2, config, cases[name], file)
                 ratio = json.loads(file.read_text())["windows_per_second"] / rates[name]
-            rows.append({"case": "two_gpu_scaling", "metric": "ratio", "value": ratio, "unit": "", "note": name})
+            rows.append({"case": "two_gpu_scaling", "metric": name, "value": ratio, "unit": "", "note": "two over one"})
     report("training", rows, config["write"])
 
 

@@ -6,8 +6,9 @@
 Needs parsed books and a balanced sample made with these `split_ratios`. Trains with the trainer's defaults and
 `recipe`, scores every seed with inference_testing.py, takes medians over seeds and with `write` keeps them in
 benchmarks/results/representation.json. Where there is a GPU with FP8 each seed is also trained in bf16, and the paired
-losses are compared. With `runs` it takes what is there: runs that inference_testing.py has scored. Each of `ablations`
-is trained and scored once more and kept in benchmarks/results/ablation.json.
+losses are compared. Runs that are trained or scored in `runs_dir` are not run again, so that several machines can share
+the work; with `runs` it takes no others. Each of `ablations` is trained and scored once more and kept in
+benchmarks/results/ablation.json.
 """
 
 config = {
@@ -66,6 +67,7 @@ def main(config: dict) -> int:
     reports, losses = [], []
     for folder in config["runs"] or []:
         reports.append(read_report(Path(folder)))
+    device = read_device(config["runs"])
     for seed in range(config["seeds"]) if config["runs"] is None else ():
         runs = [train(config, f"{precision}_{seed}", seed, precision, trained)
                 for precision in (("fp8", "bf16") if fp8 else ("auto",))]  # fmt: skip
@@ -77,7 +79,7 @@ def main(config: dict) -> int:
                                                              "trained on earlier dates")}
         for (case, metric), values in collect(reports).items()
     ]  # fmt: skip
-    result = report("representation", rows, write=config["write"])
+    result = report("representation", rows, config["write"], device)
     cells = {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
     headline = config["headline"] or scored[0]
     print(summarise(headline, cells, replay_checksums(), data.shared_states, losses))
@@ -88,7 +90,7 @@ def main(config: dict) -> int:
         rows += [{"case": f"{name}/{case}", "metric": metric, "value": value, "unit": "", "note": f"seed 0; {change}"}
                  for (case, metric), (value,) in collect([score(config, folder, scored)]).items()]  # fmt: skip
     if rows:
-        report("ablation", rows, write=config["write"])
+        report("ablation", rows, config["write"], device)
     return 0
 
 
@@ -99,20 +101,37 @@ def call(script: str, keys: dict) -> None:
         raise InputError(f"{script} stopped with status {done.returncode}: see its message above")
 
 
+def read_device(runs: list[str] | None) -> str | None:
+    """Where the first of these runs was trained; None: this process's device."""
+    file = Path(runs[0]) / "env.json" if runs else None
+    if file is None or not file.exists():
+        return None
+    there = json.loads(file.read_text())
+    versions = ", ".join(f"{name} {there['versions'][name]}" for name in ("torch", "transformer-engine")
+                         if name in there["versions"])  # fmt: skip
+    return f"{there.get('gpu') or 'CPU'} (training and scoring, with {versions})"
+
+
 def train(config: dict, name: str, seed: int, precision: str, pairs: list[str]) -> Path:
+    folder = Path(config["runs_dir"]) / name
+    if (folder / "metrics.csv").exists() and read_test_loss(folder) is not None:
+        return folder
     keys = {"model_name": name, "seed": seed, "precision": precision, "pairs": pairs}
     keys |= {key: config[key] for key in ("data_dir", "split_ratios", "runs_dir")} | config["recipe"]
     call("fp8_ddp_trainer.py", keys)
     return runs_named(keys)[-1]
 
 
-def read_test_loss(folder: Path) -> float:
+def read_test_loss(folder: Path) -> float | None:
+    """Of a run that has ended: its loss on the test split, or on validation where nothing is in that."""
     with open(folder / "metrics.csv") as handle:
-        rows = [row for row in csv.DictReader(handle) if row["kind"] in ("test", "validation")]
-    return float(rows[-1]["validation_loss"])
+        losses = {row["kind"]: float(row["validation_loss"] or "nan") for row in csv.DictReader(handle)}
+    return losses["validation" if np.isnan(losses["test"]) else "test"] if "test" in losses else None
 
 
 def score(config: dict, folder: Path, pairs: list[str]) -> list[dict]:
+    if (folder / "report.json").exists():
+        return read_report(folder)
     keys = {"model_path": folder / "checkpoints" / "best.safetensors", "pairs": pairs,
             "data_dir": config["data_dir"], "fit_data_dir": config["data_dir"]}  # fmt: skip
     call("inference_testing.py", keys | config["scoring"])

@@ -5,7 +5,8 @@
 
 A block stands between `<!-- begin:KIND ARGUMENT -->` and `<!-- end -->`. Kinds: `config SCRIPT` (keys, defaults and
 comments of its dict), `results BENCHMARK` (benchmarks/results/BENCHMARK.json, a line a case and a column a metric),
-`sentence BENCHMARK CASE [METRIC,...]` (that case's metrics in words) and `disk` (what a year takes).
+`sentence BENCHMARK CASE [METRIC,...]` (that case's metrics in words), `accuracy` (what representation.json says of
+sizes, prices and probes) and `disk` (what a year takes).
 """
 
 import json
@@ -40,7 +41,8 @@ def main(words: list[str]) -> int:
 
 
 def make_block(found: re.Match[str]) -> str:
-    makers = {"config": config_table, "results": results_table, "sentence": result_sentence, "disk": disk_table}
+    makers = {"config": config_table, "results": results_table, "sentence": result_sentence,
+              "accuracy": accuracy_tables, "disk": disk_table}  # fmt: skip
     lines = makers[found["kind"]](*found["argument"].split())
     return "\n".join([found[0].splitlines()[0], *lines, "<!-- end -->"])
 
@@ -110,7 +112,50 @@ def result_sentence(benchmark: str, case: str, metrics: str = "") -> list[str]:
     values = [
         f"{row['metric'].replace('_', ' ')} **{format_value(row['value'])}** {row['unit']}".rstrip() for row in rows
     ]
-    return [f"{case}: {', '.join(values)}. `{result['command']}`, {result['date']}, {result['device']}."]
+    return [
+        f"{case}: {', '.join(values)} (`benchmarks/results/{benchmark}.json`, {result['date']}, {result['device']})."
+    ]
+
+
+def accuracy_tables() -> list[str]:
+    """Of representation.json: errors of hidden sizes and prices by pair and mask, and the probes of the embedding."""
+    result = read_result("representation")
+    if result is None:
+        return ["*Not measured yet: there is no `benchmarks/results/representation.json`.*"]
+    cells = {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
+
+    def show(case: str, *metrics: str) -> list[str]:
+        values = [cells.get((case, metric)) for metric in metrics]
+        return ["" if value is None else format_value(value) for value in values]
+
+    def interval(case: str, name: str, sign: int = 1) -> str:
+        ends = [cells.get((case, f"{name}_{end}")) for end in ("low", "high")]
+        return (
+            ""
+            if None in ends
+            else " to ".join(format_value(x) for x in sorted(sign * x for x in ends if x is not None))
+        )
+
+    lines = [format_row(["windows of", "mask", "encoder", "ladder carry", "best untrained", "ridge with ladder",
+                         "skill over untrained", "over ridge", "ridge's error less ours", "blocks",
+                         "price: encoder", "price: ladder"]), format_row(["---"] * 2 + ["---:"] * 10)]  # fmt: skip
+    for case in dict.fromkeys(case for case, _ in cells if case.endswith("/log_size")):
+        pair, mask, _ = case.split("/")
+        sizes = show(
+            case, "error", "ladder_error", "best_untrained_error", "ridge_error", "skill_untrained", "skill_ridge"
+        )
+        prices = show(f"{pair}/{mask}/offset", "error", "ladder_error")
+        row = [pair, mask, f"**{sizes[0]}**", *sizes[1:], interval(case, "difference_ridge", -1)]
+        lines.append(format_row([*row, *show(case, "blocks"), *prices]))
+    lines += ["", format_row(["windows of", "probe", "encoder", "at 10 % of the labels", "hand-made features",
+                              "random weights", "over hand-made", "over random", "blocks"]),
+              format_row(["---"] * 2 + ["---:"] * 7)]  # fmt: skip
+    for case in dict.fromkeys(case for case, _ in cells if "/probe/" in case):
+        scores = show(case, "ours", "ours_10pct", "hand_made", "random")
+        found = [f"**{scores[0]}**", *scores[1:], interval(case, "over_hand_made"), interval(case, "over_random")]
+        lines.append(format_row([*case.split("/probe/"), *found, *show(case, "blocks")]))
+    notes = dict.fromkeys(f"{row['case'].split('/')[0]}: {row['note']}.  " for row in result["rows"])
+    return [*lines, "", *notes, describe_conditions(result)]
 
 
 def disk_table() -> list[str]:

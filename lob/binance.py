@@ -13,14 +13,14 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from lob.levels import borrow, compiled, inlined
+from lob.levels import MAX_EXACT, borrow, compiled, inlined
 
-LINE, TIME, LAST, PREVIOUS, BIDS, ASKS = range(6)  # columns of Depths.heads
+# Of a message: its line, time as sent, last update, the one before the first, number of bids, of asks.
+HEAD = np.dtype([(name, np.int64) for name in ("line", "time", "last", "previous", "bids", "asks")])
 SHORTEST_LINE, SHORTEST_LEVEL = 48, 10  # fewer bytes hold no depth message, no level: ["1","1"] and a comma
 NO_SYMBOL = b"\n"  # no text holds it
 MAX_DIGITS = 18  # of an integer or a mantissa: int64 holds them
 POWERS = np.array([float(f"1e{power}") for power in range(MAX_DIGITS + 1)])  # exact, as all up to 1e22
-MAX_EXACT = 2**53
 QUOTE, COMMA, COLON, POINT, SPACE, ZERO, BACKSLASH = (ord(letter) for letter in '",:. 0\\')
 OPEN, CLOSE, OPEN_OBJECT, CLOSE_OBJECT, RETURN, NEWLINE = (ord(letter) for letter in "[]{}\r\n")
 EVENT, TRANSACTION, SYMBOL, FIRST_ID, LAST_ID, BID_LEVELS, ASK_LEVELS = (ord(letter) for letter in "ETsUuba")
@@ -32,15 +32,14 @@ LONGEST_KEY = 10  # a longer one may be lastUpdateId
 class Depths(NamedTuple):
     """Consecutive depth messages.
 
-    heads: int64 (n, 6): line, time as sent, last update, the one before the first, number of bids, of asks; levels:
-    float64 (2, m), prices and sizes: bids and asks of the first message, of the second...
+    heads: HEAD (n,); levels: float64 (2, m), prices and sizes: bids and asks of the first message, of the second...
     """
 
     heads: np.ndarray
     levels: np.ndarray
 
     def part(self, begin: int, end: int | None = None) -> "Depths":
-        stops = np.append(0, np.cumsum(self.heads[:, BIDS] + self.heads[:, ASKS]))
+        stops = np.append(0, np.cumsum(self.heads["bids"] + self.heads["asks"]))
         begin, end, _ = slice(begin, end).indices(len(self.heads))
         return Depths(self.heads[begin:end], self.levels[:, stops[begin] : stops[end]])
 
@@ -59,7 +58,7 @@ class LineScanner:
     def scan(self, block: bytes) -> Iterator[Depths | bytes]:
         """Yield a block's depth messages, and line for line what the kernel does not know; `line` is the last one."""
         data = np.frombuffer(block, np.uint8)
-        heads = np.empty((len(data) // SHORTEST_LINE + 1, 6), np.int64)
+        heads = np.empty(len(data) // SHORTEST_LINE + 1, HEAD)
         levels = np.empty((2, len(data) // SHORTEST_LEVEL + 1))
         at = end = 0
         while end < len(data):
@@ -94,7 +93,7 @@ def make_depth(line: int, time: int, last: int, previous: int, bids: list, asks:
         numbers = np.array(texts, dtype=np.float64)
     except ValueError:
         numbers = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
-    heads = np.array([[line, time, last, previous, len(bids), len(asks)]], np.int64)
+    heads = np.array([(line, time, last, previous, len(bids), len(asks))], HEAD)
     return Depths(heads, np.ascontiguousarray(numbers.reshape(-1, 2).T))
 
 
@@ -134,6 +133,23 @@ def read_digits(data, at, number, digits):
             return number, digits, -1
         at += 1
     return number, digits, at
+
+
+@inlined
+def skip_word(data, at):
+    """Skip what is neither text nor bracket: true, null, -1.5e3, the local time before the JSON."""
+    while data[at] > SPACE and data[at] != COMMA and data[at] != CLOSE_OBJECT and data[at] != QUOTE:
+        at += 1
+    return at
+
+
+@inlined
+def read_integer(data, at):
+    """Read an integer; what is something else is -1, and skipped."""
+    number, digits, end = read_digits(data, at, np.int64(0), 0)
+    if digits == 0 or end != at + digits or (digits > 1 and data[at] == ZERO):
+        return -1, skip_word(data, at)
+    return number, end
 
 
 @inlined
@@ -177,14 +193,6 @@ def read_levels(data, at, levels, count):
     return count, at + 1
 
 
-@inlined
-def skip_word(data, at):
-    """Skip what is neither text nor bracket: true, null, -1.5e3, the local time before the JSON."""
-    while data[at] > SPACE and data[at] != COMMA and data[at] != CLOSE_OBJECT and data[at] != QUOTE:
-        at += 1
-    return at
-
-
 @compiled
 def short_key(data, begin, length):
     """A key of one or two bytes as a number, 0 for a longer one."""
@@ -201,8 +209,8 @@ def read_line(data, at, symbol, spot, head, levels, first):
     A line that is none is not looked at closely. Of a key that comes twice the last value counts, as in JSON parsers.
     """
     is_depth = same_symbol = odd = in_data = False
-    bids = asks = event = transaction = first_id = last_id = previous_id = -1
-    bids_first, count, objects = True, first, 1
+    bids = asks = event = transaction = last_id = link_id = -1
+    bids_first, count, objects, link = True, first, 1, FIRST_ID if spot else PREVIOUS_ID
     at = skip_word(data, at) + 1
     if data[at - 1] != SPACE or data[at] != OPEN_OBJECT:
         return first, -1, False
@@ -217,12 +225,12 @@ def read_line(data, at, symbol, spot, head, levels, first):
             return first, -1, False
         at += 1 + (data[at + 1] == SPACE)
         key = np.int64(0) if in_data and objects == 1 else short_key(data, begin, length)
-        used = key in (EVENT, TRANSACTION, SYMBOL, FIRST_ID, LAST_ID, PREVIOUS_ID, BID_LEVELS, ASK_LEVELS)
+        used = key in (EVENT, TRANSACTION, SYMBOL, LAST_ID, link, BID_LEVELS, ASK_LEVELS)
         if equals(data, begin, begin + length, DATA):
             if data[at] != OPEN_OBJECT or in_data:
                 return first, -1, False
             objects, in_data, same_symbol, count = 2, True, False, first
-            bids = asks = event = transaction = first_id = last_id = previous_id = -1
+            bids = asks = event = transaction = last_id = link_id = -1
             continue
         begin = at
         if data[at] == QUOTE:
@@ -232,31 +240,25 @@ def read_line(data, at, symbol, spot, head, levels, first):
                 same_symbol = equals(data, begin + 1, at - 1, symbol)
             elif used:
                 odd = True
-        elif data[at] == OPEN and key == BID_LEVELS:
-            odd |= bids >= 0
-            bids_first = asks < 0
-            bids = -count
+        elif data[at] == OPEN and key in (BID_LEVELS, ASK_LEVELS):
+            before = count
             count, at = read_levels(data, at, levels, count)
-            bids += count
-        elif data[at] == OPEN and key == ASK_LEVELS:
-            odd |= asks >= 0
-            asks = -count
-            count, at = read_levels(data, at, levels, count)
-            asks += count
+            if key == BID_LEVELS:
+                odd, bids, bids_first = odd or bids >= 0, count - before, asks < 0
+            else:
+                odd, asks = odd or asks >= 0, count - before
         else:
-            number, digits, at = read_digits(data, at, np.int64(0), 0)
-            if digits == 0 or at != begin + digits or (digits > 1 and data[begin] == ZERO):
-                odd, at = True, skip_word(data, begin)
+            number, at = read_integer(data, at)
+            if number < 0:
+                odd = True
             elif key == EVENT:
                 event = number
             elif key == TRANSACTION:
                 transaction = number
-            elif key == FIRST_ID:
-                first_id = number
             elif key == LAST_ID:
                 last_id = number
-            elif key == PREVIOUS_ID:
-                previous_id = number
+            elif key == link:
+                link_id = number
             else:
                 odd |= used
         while at >= 0 and objects and data[at] == CLOSE_OBJECT:
@@ -266,14 +268,13 @@ def read_line(data, at, symbol, spot, head, levels, first):
     at += data[at] == RETURN
     if data[at] != NEWLINE or not is_depth:
         return first, at if data[at] == NEWLINE else -1, False
-    needed = first_id if spot else previous_id
-    if odd or not same_symbol or min(bids, asks, last_id, needed, max(event, transaction)) < 0:
+    if odd or not same_symbol or min(bids, asks, last_id, link_id, max(event, transaction)) < 0:
         return first, -1, False
     if not bids_first:
         levels[:, first:count] = np.concatenate((levels[:, count - bids : count], levels[:, first : count - bids]), 1)
-    head[TIME] = transaction if transaction >= 0 else event
-    head[LAST], head[PREVIOUS] = last_id, needed - spot
-    head[BIDS], head[ASKS] = bids, asks
+    head["time"] = transaction if transaction >= 0 else event
+    head["last"], head["previous"] = last_id, link_id - spot
+    head["bids"], head["asks"] = bids, asks
     return count, at, True
 
 
@@ -295,7 +296,7 @@ def scan_lines(data, end, line, symbol, spot, heads, levels):
             while data[end] != NEWLINE:
                 end += 1
             return rows, count, at, end + 1, line
-        heads[rows, LINE] = line
+        heads[rows]["line"] = line
         rows += is_depth
         at = newline + 1
     return rows, count, at, at, line

@@ -21,6 +21,7 @@ from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
 from lob.levels import (
     ASK,
     BID,
+    MAX_EXACT,
     borrow,
     change_level,
     compiled,
@@ -30,7 +31,6 @@ from lob.levels import (
     keep_depth,
     level_lots,
     remove_level,
-    same_depth,
     write_state,
 )
 
@@ -47,7 +47,6 @@ COUNTERS = (
     "gaps",
     "clock_steps_back",  # clamped to the time before
 )
-COUNTER = {name: index for index, name in enumerate(COUNTERS)}
 MESSAGES, STATES, CROSSED, THIN, GHOSTS, UNKNOWN, DUPLICATES, OVERDRAWN, SNAPSHOTS, GAPS, CLOCK = range(len(COUNTERS))
 
 # What the kernel carries from call to call, in `OrderBook.memory`.
@@ -56,6 +55,19 @@ MESSAGES, STATES, CROSSED, THIN, GHOSTS, UNKNOWN, DUPLICATES, OVERDRAWN, SNAPSHO
 NEVER = np.iinfo(np.int64).min
 # What a call ends with: all rows used, output full, an array must grow, or a row that cannot be.
 DONE, OUTPUT_FULL, GROW_LEVELS, GROW_ORDERS, CLOCK_BACK, NOT_INT32 = range(6)
+
+
+@compiled
+def count_units(values, per_one, unit):
+    """Return int64 (n,), values in units (`per_one` to 1 where that is a fraction), and the first row that is none."""
+    units, bad = np.empty(len(values), np.int64), -1
+    for row in range(len(values)):
+        scaled = values[row] * per_one if per_one else values[row] / unit
+        whole = np.rint(scaled)
+        if not (abs(scaled - whole) <= max(0.01, abs(scaled) * 1e-15) and abs(whole) <= MAX_EXACT) and bad < 0:
+            bad = row
+        units[row] = np.int64(whole)
+    return units, bad
 
 
 @compiled
@@ -69,8 +81,9 @@ def order_slot(orders, order_id):
 
 
 @compiled
-def forget_order(orders, slot):
+def forget_order(orders, memory, slot):
     """Free a slot and close the hole behind it, so that no tombstones gather."""
+    memory[ORDERS] -= 1
     cut = orders.shape[0] - 1
     hole = slot
     orders[hole, 3] = 0
@@ -98,8 +111,7 @@ def forget_orders_at(orders, memory, side, price):
     slot = 0
     while slot < orders.shape[0]:
         if orders[slot, 3] == side + 1 and orders[slot, 1] == price:
-            forget_order(orders, slot)
-            memory[ORDERS] -= 1
+            forget_order(orders, memory, slot)
         else:
             slot += 1
 
@@ -118,10 +130,7 @@ def apply_order(kind, side, price, size, order_id, time, lot_size, orders, memor
             if kind == SET:
                 counters[UNKNOWN] += 1
             memory[ORDERS] += 1
-        orders[slot, 0] = order_id
-        orders[slot, 1] = price
-        orders[slot, 2] = size
-        orders[slot, 3] = side + 1
+        orders[slot, 0], orders[slot, 1], orders[slot, 2], orders[slot, 3] = order_id, price, size, side + 1
         change_level(side, price, size, False, time, lot_size, levels)
     elif not known:
         counters[UNKNOWN] += 1
@@ -133,8 +142,7 @@ def apply_order(kind, side, price, size, order_id, time, lot_size, orders, memor
         change_level(orders[slot, 3] - 1, orders[slot, 1], left - orders[slot, 2], False, time, lot_size, levels)
         orders[slot, 2] = left
         if left == 0:
-            forget_order(orders, slot)
-            memory[ORDERS] -= 1
+            forget_order(orders, memory, slot)
 
 
 @inlined
@@ -196,7 +204,7 @@ def end_message(limits, orders, memory, counters, levels, kept, out):
     counters[MESSAGES] += 1
     if memory[COMPARE] == 1:
         memory[COMPARE] = 0
-        if not same_depth(half, levels, kept):
+        if not keep_depth(half, levels, kept[1]) or (kept[0] != kept[1]).any():
             memory[NEW_SEGMENT] = 1
     evict_ghost(memory, counters, orders, max_crossed_ns, levels)
     if bounds[BID, 1] - bounds[BID, 0] < half or bounds[ASK, 1] - bounds[ASK, 0] < half:
@@ -248,8 +256,8 @@ def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, 
     """
     orders, memory, counters, levels, kept, out = borrow((orders, memory, counters, levels, kept, out))  # type: ignore[call-arg]
     half, max_clock_step_ns, lot_size = limits[0], limits[5], limits[6]
-    bounds, ticks = levels[0], levels[1]
-    capacity = levels[1].shape[1]
+    bounds, ticks = levels[:2]
+    capacity = ticks.shape[1]
     by_order = len(order_ids) > 0
     for i in range(start, len(times)):
         kind = kinds[i]
@@ -278,7 +286,7 @@ def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, 
                 counters[SNAPSHOTS] += 1
                 if bounds[BID, 0] < bounds[BID, 1] or bounds[ASK, 0] < bounds[ASK, 1]:
                     memory[COMPARE] = 1
-                    if not keep_depth(half, levels, kept):
+                    if not keep_depth(half, levels, kept[0]):
                         memory[NEW_SEGMENT] = 1
                 clear_book(bounds, ticks, orders, memory)
                 memory[IN_SNAPSHOT] = 1
@@ -328,15 +336,9 @@ class OrderBook:
         self.counters = np.zeros(len(COUNTERS), dtype=np.int64)
         self.orders = np.zeros((1 << 12, 4), dtype=np.int64)  # id, price, lots, side + 1 (0: free)
         self.side_arrays = empty_sides(1 << 12)
-        self.kept = (np.zeros((2, self.half), dtype=np.int64), np.zeros((2, self.half), dtype=np.int64))
-        self.out = (
-            np.empty((capacity, depth), np.int32),
-            np.empty((capacity, depth), np.float32),
-            np.empty(capacity, np.int64),
-            np.empty(capacity, np.float32),
-            np.empty(capacity, np.uint8),
-        )
-        self.order_ids = np.empty(0, dtype=np.int64)
+        self.kept = np.zeros((2, 2, 2, self.half), dtype=np.int64)  # before a snapshot, after it: ticks, lots by side
+        ticks, sizes = (np.empty((capacity, depth), dtype) for dtype in (np.int32, np.float32))
+        self.out = (ticks, sizes, *(np.empty(capacity, dtype) for dtype in (np.int64, np.float32, np.uint8)))
 
     def arrays(self):
         """What the kernel works on besides the rows."""
@@ -344,14 +346,10 @@ class OrderBook:
 
     def apply(self, times, messages, kinds, is_buy, prices, sizes, order_ids=None):
         """Apply rows; ValueError(row, reason) for one that cannot be: CLOCK_BACK, or NOT_INT32 (the state before)."""
-        ids = self.order_ids if order_ids is None else order_ids
-        row = 0
-        while True:
-            row, status = apply_rows(
-                times, messages, kinds, is_buy, prices, sizes, ids, row, self.limits, *self.arrays()
-            )
-            if status == DONE:
-                return
+        columns = times, messages, kinds, is_buy, prices, sizes
+        ids, row, status = np.empty(0, np.int64) if order_ids is None else order_ids, 0, None
+        while status != DONE:
+            row, status = apply_rows(*columns, ids, row, self.limits, *self.arrays())
             if status == OUTPUT_FULL:
                 self.write_out()
             elif status == GROW_LEVELS:
@@ -359,7 +357,7 @@ class OrderBook:
             elif status == GROW_ORDERS:
                 old, self.orders = self.orders, np.zeros((2 * len(self.orders), 4), dtype=np.int64)
                 rehash_orders(old, self.orders)
-            else:
+            elif status != DONE:
                 raise ValueError(row, status)
 
     def finish(self):
@@ -386,9 +384,6 @@ class OrderBook:
 
     def levels(self, side, count):
         """Best `count` levels (or fewer) of BID or ASK, best first: int64 price in ticks and size in lots."""
-        bounds, ticks, lots = self.side_arrays[:3]
+        bounds, *arrays = self.side_arrays[:3]
         begin, end = bounds[side]
-        if side == BID:
-            first = max(begin, end - count)
-            return ticks[side, first:end][::-1].copy(), lots[side, first:end][::-1].copy()
-        return ticks[side, begin : min(end, begin + count)].copy(), lots[side, begin : min(end, begin + count)].copy()
+        return tuple(array[side, begin:end][:: -1 if side == BID else 1][:count].copy() for array in arrays)

@@ -5,6 +5,7 @@ first 64 KiB (decompressed) whether a file is of this feed; it is called with th
 `Batch`es in file order. Everything after it (ticks, lots, book, states) is the same for all feeds.
 """
 
+import functools
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,21 +17,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
-from lob.binance import (
-    ASKS,
-    BIDS,
-    LAST,
-    LINE,
-    NO_SYMBOL,
-    PREVIOUS,
-    TIME,
-    Depths,
-    LineScanner,
-    join_depths,
-    make_depth,
-    parse_depth,
-    parse_json,
-)
+from lob.binance import NO_SYMBOL, Depths, LineScanner, join_depths, make_depth, parse_depth, parse_json
 from lob.config import InputError
 from lob.recordings import read_csv, read_head, read_line_blocks, read_npy_chunks
 
@@ -79,11 +66,24 @@ FEEDS: dict[str, Feed] = {}
 def feed(
     recognise: Callable[[bytes], bool], opening: Callable[[bytes], str | None] | None = None
 ) -> Callable[[Reader], Reader]:
-    """Make `read_<name>` known as feed <name>; files whose `opening` is alike may be parsed side by side."""
+    """Make `read_<name>` known as feed <name>; files whose `opening` is alike may be parsed side by side.
+
+    InputError naming file and row where a price or size is missing or not finite, or a size negative.
+    """
 
     def register(reader: Reader) -> Reader:
-        FEEDS[reader.__name__.removeprefix("read_")] = Feed(recognise, reader, opening)
-        return reader
+        @functools.wraps(reader)
+        def read(files: list[Path]) -> Iterator[Batch]:
+            for batch in reader(files):
+                bad = ~(np.isfinite(batch.price) & np.isfinite(batch.size) & (batch.size >= 0))
+                if bad.any():
+                    row = int(np.argmax(bad))
+                    raise InputError(f"{batch.locate(row)}: price {batch.price[row]} and size {batch.size[row]} must "
+                                     "be numbers, the size not negative: mend or drop the row")  # fmt: skip
+                yield batch
+
+        FEEDS[reader.__name__.removeprefix("read_")] = Feed(recognise, read, opening)
+        return read
 
     return register
 
@@ -110,10 +110,7 @@ def find_feed(file: Path) -> str:
 
 def find_changes(keys: np.ndarray, before: Any) -> np.ndarray:
     """Return bool (n,): where a key differs from the one before it, the first from `before` (None: from nothing)."""
-    new = np.empty(len(keys), dtype=bool)
-    new[0] = before is None or keys[0] != before
-    np.not_equal(keys[1:], keys[:-1], out=new[1:])
-    return new
+    return np.append(before is None or keys[0] != before, keys[1:] != keys[:-1])
 
 
 def to_ns(times: np.ndarray) -> np.ndarray:
@@ -151,14 +148,24 @@ def read_coinapi(files: list[Path]) -> Iterator[Batch]:
     """
     message, last_time = 0, None
     for file in files:
-        for batch in read_coinapi_file(file):
-            messages = message + np.cumsum(find_changes(batch.time_ns, last_time))
-            message, last_time = int(messages[-1]), batch.time_ns[-1]
-            yield batch._replace(message=messages)
+        delimiter, options, date_ns = coinapi_layout(file)
+        for row, column, file_bytes in read_csv(file, delimiter, options, ("entry_px", "entry_sx")):
+            kinds = map_words(column["update_type"], COINAPI_TYPES, "update_type", file, row)
+            time_ns = column["time_exchange"].cast(pa.int64()).to_numpy() + date_ns
+            if date_ns and row == 1:
+                time_ns = stamp_opening(time_ns, kinds)
+            messages = message + np.cumsum(find_changes(time_ns, last_time))
+            message, last_time = int(messages[-1]), time_ns[-1]
+            ids = column.get("order_id")
+            yield Batch(
+                time_ns, messages, kinds, map_words(column["is_buy"], BOOLEANS, "is_buy", file, row) == 1,
+                to_float(column["entry_px"]), to_float(column["entry_sx"]),
+                None if ids is None else to_order_ids(ids), str(file), row, file_bytes,
+            )  # fmt: skip
 
 
-def read_coinapi_file(file: Path) -> Iterator[Batch]:
-    """Yield one file's rows, message numbers left zero."""
+def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
+    """Return a file's delimiter, how its columns are converted, and the date (ns) that its times lack, or 0."""
     head = read_head(file)
     if b"\n" not in head:
         raise InputError(f"{file} holds no rows: remove it or fetch it again")
@@ -169,36 +176,15 @@ def read_coinapi_file(file: Path) -> Iterator[Batch]:
     if missing:
         raise InputError(f"{file}: the header lacks {', '.join(missing)}; it is {header!r}")
     by_time = ":" in first.get("time_exchange", "")[:3]
-    types: dict[str, pa.DataType] = {"entry_px": pa.float64(), "entry_sx": pa.float64(), "is_buy": pa.string()}
+    types: dict[str, pa.DataType] = {"entry_px": pa.float64(), "entry_sx": pa.float64()}
     types["time_exchange"] = pa.time64("ns") if by_time else pa.timestamp("ns")
     if first.get("time_exchange", "").endswith("Z"):
         types["time_exchange"] = pa.timestamp("ns", "UTC")
     types["update_type"] = types["is_buy"] = pa.dictionary(pa.int32(), pa.string())
-    wanted = list(COINAPI_COLUMNS)
     if "order_id" in names:
         types["order_id"] = pa.int64() if first.get("order_id", "").isdigit() else pa.string()
-        wanted.append("order_id")
-    options = csv.ConvertOptions(column_types=types, include_columns=wanted, strings_can_be_null=False)
-    yield from coinapi_batches(file, delimiter, options, path_date_ns(file) if by_time else 0)
-
-
-def coinapi_batches(file: Path, delimiter: str, options: csv.ConvertOptions, date_ns: int) -> Iterator[Batch]:
-    opening = True
-    for row, column, file_bytes in read_csv(file, delimiter, options, ("entry_px", "entry_sx")):
-        kinds = map_words(column["update_type"], COINAPI_TYPES, "update_type", file, row)
-        time_ns = column["time_exchange"].cast(pa.int64()).to_numpy() + date_ns
-        if date_ns and opening:
-            time_ns = stamp_opening(time_ns, kinds)
-        opening = False
-        ids = column.get("order_id")
-        batch = Batch(
-            time_ns, np.zeros(len(kinds), np.int64), kinds,
-            map_words(column["is_buy"], BOOLEANS, "is_buy", file, row) == 1,
-            to_float(column["entry_px"]), to_float(column["entry_sx"]),
-            None if ids is None else to_order_ids(ids), str(file), row, file_bytes,
-        )  # fmt: skip
-        check_sizes(batch)
-        yield batch
+    options = csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False)
+    return delimiter, options, path_date_ns(file) if by_time else 0
 
 
 BOOLEANS = {"1": 1, "0": 0, "true": 1, "false": 0, "True": 1, "False": 0, "TRUE": 1, "FALSE": 0}
@@ -228,15 +214,6 @@ def to_order_ids(column: pa.Array) -> np.ndarray:
     return pd.util.hash_array(column.to_numpy(zero_copy_only=False)).view(np.int64)
 
 
-def check_sizes(batch: Batch) -> None:
-    """InputError naming file and row where a price or size is missing or not finite, or a size negative."""
-    bad = ~(np.isfinite(batch.price) & np.isfinite(batch.size) & (batch.size >= 0))
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise InputError(f"{batch.locate(row)}: price {batch.price[row]} and size {batch.size[row]} must be numbers, "
-                         "the size not negative: mend or drop the row")  # fmt: skip
-
-
 def stamp_opening(time_ns: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """Move an opening snapshot that is stamped later in the day than the row after it to the day before."""
     opening = int(np.argmax(kinds != SNAPSHOT)) if (kinds != SNAPSHOT).any() else len(kinds)
@@ -248,7 +225,7 @@ def stamp_opening(time_ns: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 def path_date_ns(file: Path) -> int:
     """The date in a file's path, in ns since the epoch; InputError where there is none."""
-    for part in (file.name, *(parent.name for parent in file.parents)):
+    for part in reversed(file.parts):
         found = re.search(r"(?<!\d)(20\d\d)-?(\d\d)-?(\d\d)(?!\d)", part)
         if found:
             return int(np.datetime64("-".join(found.groups()), "ns").astype(np.int64))
@@ -297,12 +274,10 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
             messages = message + np.cumsum(new)
             message, last_time, last_snapshot = int(messages[-1]), local[-1], bool(snapshot[-1])
             is_buy = map_words(column["side"], {"bid": 1, "ask": 0}, "side", file, row) == 1
-            batch = Batch(
+            yield Batch(
                 column["timestamp"].to_numpy() * 1000, messages, np.where(snapshot, SNAPSHOT, SET).astype(np.uint8),
                 is_buy, to_float(column["price"]), to_float(column["amount"]), None, str(file), row, file_bytes,
             )  # fmt: skip
-            check_sizes(batch)
-            yield batch
 
 
 # ------------------------------------------------------------------------------------------------- NumPy array (N, 5)
@@ -327,12 +302,10 @@ def read_npy(files: list[Path]) -> Iterator[Batch]:
             time_ns = to_ns(time)
             messages = message + np.cumsum(find_changes(time_ns, last_time))
             message, last_time = int(messages[-1]), time_ns[-1]
-            batch = Batch(
+            yield Batch(
                 time_ns, messages, kinds.astype(np.uint8), is_buy == 1, price.astype(np.float64),
                 size.astype(np.float64), None, str(file), row, file_bytes,
             )  # fmt: skip
-            check_sizes(batch)
-            yield batch
             row += len(rows)
 
 
@@ -409,7 +382,7 @@ class BinanceStream:
         """Take messages at once where each follows the one before it and no snapshot waits, else one by one."""
         heads = depths.heads
         several = len(heads) > 1 and self.known and self.snapshot is None
-        if several and np.array_equal(heads[:, PREVIOUS], np.append(self.last, heads[:-1, LAST])):  # type: ignore[arg-type]
+        if several and np.array_equal(heads["previous"], np.append(self.last, heads["last"][:-1])):  # type: ignore[arg-type]
             self.keep(depths)
             self.put_rows(SET, depths, self.message + 1 + np.arange(len(heads)))
         else:
@@ -432,7 +405,7 @@ class BinanceStream:
         self.take_snapshot(line)
 
     def keep(self, depths: Depths) -> None:
-        self.last = int(depths.heads[-1, LAST])
+        self.last = int(depths.heads["last"][-1])
         self.recent.append(depths)
         self.kept += len(depths.heads)
         while self.kept - len(self.recent[0].heads) >= MOST_RECENT:
@@ -449,15 +422,15 @@ class BinanceStream:
         snapshot, self.snapshot = self.snapshot, None
         update = snapshot["lastUpdateId"]
         later = join_depths(list(self.recent)).part(-MOST_RECENT)
-        later = later.part(int(np.searchsorted(later.heads[:, LAST], update + self.spot)))
-        if later.heads[0, PREVIOUS] > update:
+        later = later.part(int(np.searchsorted(later.heads["last"], update + self.spot)))
+        if later.heads["previous"][0] > update:
             return  # older than the lines kept
         heads = later.heads.copy()
-        heads[:, LINE] = line
+        heads["line"] = line
         numbers = self.message + 1 + np.arange(len(heads))
         if self.known:
-            heads[:, TIME], numbers = heads[-1, TIME], np.full(len(heads), self.message)
-        whole = make_depth(line, int(heads[0, TIME]), update, update, snapshot["bids"], snapshot["asks"])
+            heads["time"], numbers = heads["time"][-1], np.full(len(heads), self.message)
+        whole = make_depth(line, int(heads["time"][0]), update, update, snapshot["bids"], snapshot["asks"])
         self.put_rows(SNAPSHOT, whole, numbers[:1])
         self.put_rows(SET, later._replace(heads=heads), numbers)
         self.begun, self.known, self.counted = True, True, False
@@ -474,17 +447,15 @@ class BinanceStream:
         self.message = int(messages[-1])
 
     def make_batch(self, file: Path, file_bytes: int) -> Batch:
-        """Turn the messages gathered into a batch; InputError naming the line of a level that is not two numbers."""
+        """Turn the messages gathered into a batch."""
         parts, numbers, kinds = zip(*self.rows, strict=True)
         self.rows = []
         heads, (price, size) = join_depths(list(parts))
-        sides = heads[:, [BIDS, ASKS]]
-        columns = to_ns(heads[:, TIME]), np.concatenate(numbers), heads[:, LINE]
+        sides = np.stack([heads["bids"], heads["asks"]], axis=1)
+        columns = to_ns(heads["time"]), np.concatenate(numbers), heads["line"]
         time_ns, message, lines = (np.repeat(column, sides.sum(axis=1)) for column in columns)
-        batch = Batch(
+        return Batch(
             time_ns, message, np.repeat(np.array(kinds, np.uint8), [part.levels.shape[1] for part in parts]),
             np.repeat(np.tile([True, False], len(heads)), sides.ravel()), price, size, None, str(file),
-            int(heads[0, LINE]), file_bytes, lines,
+            int(heads["line"][0]), file_bytes, lines,
         )  # fmt: skip
-        check_sizes(batch)
-        return batch

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lob.config import InputError, nearest
+from lob.config import CheckFailed, InputError, nearest
 
 FORMAT_VERSION = 1
 BOOK_ARRAYS = {  # name -> dtype, dimensions, whether a book may lack it
@@ -145,14 +145,14 @@ def identity(book: Book) -> dict[str, Any]:
 @contextlib.contextmanager
 def new_table(
     file: Path, dtype: Any, parameters: Mapping[str, Any], made_from: Any, row_shape: tuple[int, ...] = ()
-) -> Iterator["TableWriter"]:
+) -> Iterator["ArrayWriter"]:
     """Stream an array of rows and its `.json` to `file`; both take their places when the block ends well.
 
     The old `.json` goes first and the new one comes last, so that a kill in between leaves no pair that disagrees.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial, about = file.with_name(f".{file.name}.partial"), file.with_suffix(".json")
-    writer = TableWriter(partial, dtype, row_shape)
+    writer = ArrayWriter(partial, dtype, row_shape)
     try:
         yield writer
         writer.close()
@@ -232,10 +232,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 class ArrayWriter:
-    """Appends rows to a `.npy` file whose length is not known beforehand; `close` writes the length into its header."""
+    """Appends rows to a `.npy` file whose length is not known beforehand; `close` writes the length into its header.
+
+    Of a table the entries of `extra` go into its `.json`.
+    """
 
     def __init__(self, file: Path, dtype: Any, row_shape: tuple[int, ...] = ()):
         self.rows, self.dtype, self.row_shape = 0, np.dtype(dtype), row_shape
+        self.extra: dict[str, Any] = {}
         self.handle = open(file, "wb")  # noqa: SIM115 - closed by close()
         self.write_header()
 
@@ -258,9 +262,39 @@ class ArrayWriter:
         self.handle.close()
 
 
-class TableWriter(ArrayWriter):
-    """An ArrayWriter whose `.json` also gets the entries of `extra`."""
+class StateWriter:
+    """Streams the order book kernel's output rows to a book's files in `folder`."""
 
-    def __init__(self, file: Path, dtype: Any, row_shape: tuple[int, ...] = ()):
-        super().__init__(file, dtype, row_shape)
-        self.extra: dict[str, Any] = {}
+    def __init__(self, folder: Path, depth: int):
+        self.half, self.rows, self.any_trade = depth // 2, 0, False
+        shapes = {"price_ticks": (depth,), "sizes": (depth,), "top_of_book": (2,)}
+        self.writers = {name: ArrayWriter(folder / f"{name}.npy", dtype, shapes.get(name, ()))
+                        for name, (dtype, *_) in BOOK_ARRAYS.items()}  # fmt: skip
+
+    def append(self, out: list[np.ndarray]) -> None:
+        price_ticks, _, timestamps, traded, starts = out
+        for name, rows in zip(("price_ticks", "sizes", "timestamps", "traded"), out, strict=False):
+            self.writers[name].append(rows)
+        self.writers["top_of_book"].append(price_ticks[:, self.half - 1 : self.half + 1])
+        self.writers["segment_starts"].append(self.rows + np.flatnonzero(starts))
+        self.any_trade = self.any_trade or bool(traded.any())
+        self.rows += len(timestamps)
+
+    def close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+
+
+def check_states(folder: Path, rows: int) -> None:
+    """Re-read the first and last states: ascending prices, positive sizes, time in order, as many as there should be.
+
+    CheckFailed where it is otherwise.
+    """
+    names = ("price_ticks", "sizes", "timestamps")
+    price_ticks, sizes, timestamps = (load_array(folder / f"{name}.npy") for name in names)
+    for part in (slice(0, 10_000), slice(-10_000, None)):
+        ascending = (np.diff(price_ticks[part].astype(np.int64), axis=1) > 0).all()
+        if not (ascending and (np.diff(timestamps[part]) >= 0).all() and (sizes[part] > 0).all()):
+            raise CheckFailed(f"self-check failed: {folder.name} holds an impossible state; its old output is kept")
+    if not len(price_ticks) == len(sizes) == len(timestamps) == rows:
+        raise CheckFailed(f"self-check failed: {folder.name} is not {rows} rows long; its old output is kept")

@@ -1,6 +1,7 @@
 """How long an encoder takes from a window in main memory to its embedding there: eager, compiled, traced, graphed."""
 
 import copy
+import logging
 import time
 from collections.abc import Callable
 
@@ -65,17 +66,20 @@ def benchmark(model: BookEncoder, windows: tuple[Tensor, Tensor], runs: int, dev
     return rows
 
 
-def make_compiled(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
-    for part in [module.tokens, *module.encoder.layers]:  # one layer's code serves all
-        part.compile()
+def make_compiled(module: WindowEncoder, price: Tensor, sizes: Tensor, mode: str | None = None) -> Encode:
+    """Compile the inputs and, by torch.compile's `mode`, the layers."""
+    module.tokens.compile()
+    for layer in module.encoder.layers:  # one layer's code serves all
+        layer.compile(mode=mode)
     with torch.inference_mode():
         module(price, sizes)
     return module
 
 
 def make_graphed(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
-    """Compiled layers, replayed as one CUDA graph for each batch size."""
-    encode = make_compiled(module, price, sizes)
+    """Layers compiled for the shortest kernels, replayed as one CUDA graph for each batch size."""
+    logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)  # it tells of each candidate that does not fit
+    encode = make_compiled(module, price, sizes, "max-autotune-no-cudagraphs")
     graphs: dict[int, tuple] = {}
 
     def replay(price: Tensor, sizes: Tensor) -> Tensor:

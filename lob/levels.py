@@ -13,6 +13,7 @@ from numba import njit
 from numba.extending import intrinsic
 
 BID, ASK = 0, 1
+MAX_EXACT = 2**53  # the largest integer up to which float64 holds all
 NEAR = 64  # levels a side among which a price is sought first: nearly all updates are there
 compiled = njit(cache=True, nogil=True)
 inlined = njit(cache=True, nogil=True, forceinline=True)
@@ -157,32 +158,15 @@ def level_lots(side, price, levels):
 
 
 @compiled
-def same_depth(half, levels, kept):
-    """Whether the best `half` levels a side are those kept before a snapshot."""
-    kept_ticks, kept_lots = kept
-    bounds, ticks, lots = levels[0], levels[1], levels[2]
-    for side in range(2):
-        count = bounds[side, 1] - bounds[side, 0]
-        if count < half:
-            return False
-        first = bounds[BID, 1] - half if side == BID else bounds[ASK, 0]
-        for i in range(half):
-            if kept_ticks[side, i] != ticks[side, first + i] or kept_lots[side, i] != lots[side, first + i]:
-                return False
-    return True
-
-
-@compiled
 def keep_depth(half, levels, kept):
-    """Keep the best `half` levels a side; return False where there are not that many."""
-    kept_ticks, kept_lots = kept
-    bounds, ticks, lots = levels[0], levels[1], levels[2]
+    """Copy ticks and lots of the best `half` levels a side; return False where there are not that many."""
+    bounds, ticks, lots = levels[:3]
     for side in range(2):
         if bounds[side, 1] - bounds[side, 0] < half:
             return False
         first = bounds[BID, 1] - half if side == BID else bounds[ASK, 0]
-        kept_ticks[side] = ticks[side, first : first + half]
-        kept_lots[side] = lots[side, first : first + half]
+        kept[0, side] = ticks[side, first : first + half]
+        kept[1, side] = lots[side, first : first + half]
     return True
 
 
@@ -195,7 +179,7 @@ def copy_run(target, at, source, begin, count):
 @inlined
 def write_state(row, half, levels, out_ticks, out_sizes):
     """Copy the best `half` levels a side into an output row; False where a price does not fit int32."""
-    bounds, ticks, ticks32, sizes32 = levels[0], levels[1], levels[4], levels[5]
+    bounds, ticks, _, _, ticks32, sizes32 = levels
     low, best_ask = bounds[BID, 1] - half, bounds[ASK, 0]
     if ticks[BID, low] < -2147483648 or ticks[ASK, best_ask + half - 1] > 2147483647:
         return False

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from lob.files import Book, new_file
 
+matplotlib.use("Agg")
 BLUE, RED, GREEN, VIOLET, GREY = "#2a6f97", "#c1443c", "#3a7d44", "#6d4c91", "#8d99ae"
 EMPTY, UNSEEN = "#14121f", "#e5e7eb"  # in depth heat maps: no order rests; outside of the recorded levels
 MID = "#4cc9f0"  # the mid on a depth heat map

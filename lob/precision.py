@@ -15,6 +15,7 @@ FP8_PAYS_FROM_WIDTH = 768  # measured on an H100: below it plain compiled bf16 i
 
 # cuDNN's attention took 0.40 ms where FlashAttention 2 took 0.51 (H100, 192 windows, 8 heads of width 24, both ways).
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+WHOLE_STATES = 128  # windows of another multiple broke cuDNN's attention in a CUDA graph: illegal memory access (H200)
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,14 @@ class Precision:
     name: str
     recipe: str
     reason: str
+    cudnn: bool = True  # its attention, where the GPU has it
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """What a forward pass runs under: nothing for fp32, torch's bf16 autocast, and TE's FP8 autocast inside it."""
         with contextlib.ExitStack() as stack:
             if torch.cuda.is_available():
-                stack.enter_context(sdpa_kernel(ATTENTION, set_priority=True))
+                stack.enter_context(sdpa_kernel(ATTENTION[not self.cudnn :], set_priority=True))
             if self.name != "fp32":
                 stack.enter_context(torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16))
             if self.name == "fp8":

@@ -5,9 +5,10 @@ Every fault is an InputError with the file, the row and the remedy.
 
 import contextlib
 import io
-import queue
-import threading
+import itertools
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,12 +76,10 @@ def find_bad_row(file: Path, delimiter: str, first_row: int, error: str, numbers
     with contextlib.suppress(OSError, EOFError), open_decompressed(file) as (handle, _):
         lines = io.TextIOWrapper(handle, errors="replace")
         names = next(lines).strip().replace('"', "").split(delimiter)
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(itertools.islice(lines, first_row - 1, None), first_row):
             cells = line.rstrip("\n").replace('"', "").split(delimiter)
-            if number >= first_row and len(cells) != len(names):
+            if len(cells) != len(names):
                 return f"row {number} has {len(cells)} columns, the header {len(names)}: {line.strip()[:100]!r}"
-            if number < first_row:
-                continue
             row = dict(zip(names, cells, strict=True))
             for name in numbers:
                 try:
@@ -117,35 +116,14 @@ def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarra
 
 def read_ahead(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
     """Run a generator in a thread of its own, at most `depth` items ahead; its error is raised here."""
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def fill() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    threading.Thread(target=fill, daemon=True).start()
+    thread = ThreadPoolExecutor(1)
     try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
+        ahead = deque(thread.submit(next, items, None) for _ in range(depth))
+        while (item := ahead.popleft().result()) is not None:
+            ahead.append(thread.submit(next, items, None))
             yield item
     finally:
-        stop.set()
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def read_lines(file: Path) -> Iterator[tuple[list[bytes], int]]:

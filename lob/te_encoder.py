@@ -108,8 +108,10 @@ def build_encoder(
         load_plain_state(model.to(device), plain.state_dict())
     if compiled and device.type == "cuda":
         own = [] if precision.name == "fp8" else list(model.layers)  # one layer's code serves all
+        # Windows of other than whole WHOLE_STATES broke mixed-order reductions too (see lob/precision.py).
+        options = {} if precision.cudnn else {"triton.mix_order_reduction": False}
         for module in own + ([model.stem, model.decoder] if config.cell_width else []):
-            module.compile(dynamic=False)
+            module.compile(dynamic=False, options=options)
     return model.to(device)
 
 

@@ -23,11 +23,8 @@ def segment_ranges(segment_starts: np.ndarray, rows: int) -> np.ndarray:
 
 def window_ends(segment_starts: np.ndarray, rows: int, temporal_dim: int) -> np.ndarray:
     """Return int64 (W,): `end_row` of every window of `temporal_dim` states that lies in one segment, ascending."""
-    ranges = segment_ranges(segment_starts, rows)
-    return np.concatenate(
-        [np.arange(a + temporal_dim, b + 1, dtype=np.int64) for a, b in ranges if b - a >= temporal_dim]
-        or [np.empty(0, dtype=np.int64)]
-    )
+    ends = [np.arange(a + temporal_dim, b + 1) for a, b in segment_ranges(segment_starts, rows)]
+    return np.concatenate([np.empty(0, dtype=np.int64), *ends])
 
 
 def calendar_cuts(
@@ -45,25 +42,20 @@ def calendar_cuts(
     if len(split_ratios) != 3 or len(shares) != 3 or sum(shares) == 0:
         raise InputError(f"split_ratios = {split_ratios!r} are neither three shares (train, validation, test) "
                          "nor two ISO dates (validation begins, test begins)")  # fmt: skip
-    spans = []
-    for times, starts in zip(timestamps, segment_starts, strict=True):
-        ranges = segment_ranges(starts, len(times))
-        spans.append(np.stack([times[ranges[:, 0]], times[ranges[:, 1] - 1]], axis=1))
-    merged: list[list[int]] = []
-    for begin, end in sorted(np.concatenate(spans).tolist()):
-        if merged and begin <= merged[-1][1]:
-            merged[-1][1] = max(merged[-1][1], end)
-        else:
-            merged.append([begin, end])
-    if not merged:
+    ranges = [segment_ranges(starts, len(times)) for times, starts in zip(timestamps, segment_starts, strict=True)]
+    spans = np.concatenate([times[rows - [0, 1]] for times, rows in zip(timestamps, ranges, strict=True)])
+    if not len(spans):
         raise InputError("the books hold no states to split: run data_parser.py again")
-    covered = np.array(merged, dtype=np.int64)
-    before = np.concatenate([[0], np.cumsum(covered[:, 1] - covered[:, 0])])  # covered ns before each span
+    begins, ends = spans[np.argsort(spans[:, 0])].T
+    ends = np.maximum.accumulate(ends)
+    new = np.append(True, begins[1:] > ends[:-1])  # where no span before it reaches
+    begins, ends = begins[new], ends[np.append(new[1:], True)]
+    before = np.append(0, np.cumsum(ends - begins))  # covered ns before each span
     cuts = []
     for share in np.cumsum(np.asarray(shares, dtype=np.float64))[:2] / float(sum(shares)):
         target = round(float(share) * int(before[-1]))
-        span = min(int(np.searchsorted(before, target, side="right")) - 1, len(covered) - 1)
-        cuts.append(int(covered[span, 0]) + target - int(before[span]))
+        span = min(int(np.searchsorted(before, target, side="right")) - 1, len(begins) - 1)
+        cuts.append(int(begins[span]) + target - int(before[span]))
     return np.array(cuts, dtype=np.int64)
 
 

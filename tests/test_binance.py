@@ -134,7 +134,7 @@ def test_a_line_cut_anywhere_is_left(space) -> None:
         cut = f"{line[:end]}\n".encode()
         assert list(scanner.scan(cut)) == [cut]
     (whole,) = scanner.scan(f"{line}\n".encode())
-    assert whole.heads.tolist() == [[2, 1, 2, 1, 2, 0]]
+    assert whole.heads.tolist() == [(2, 1, 2, 1, 2, 0)]
     assert whole.levels.tolist() == [[1, 3], [2, 4]]
 
 

@@ -151,6 +151,20 @@ def test_fp8_training_learns_and_resumes_after_a_kill(tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "runs" / "killed"), expected, rtol=2e-2)
 
 
+@pytest.mark.parametrize("precision", ["fp8", "bf16"])
+@pytest.mark.parametrize("model", ["tiny_transformer", "cell_transformer"])
+def test_windows_of_any_number_of_states_train_in_a_graph(tmp_path, model, precision):
+    write_book(tmp_path, rows=8_000)
+    words = [f"--data_dir={tmp_path}", "--temporal_dim=192"]
+    for script in ("exploration_main.py", "create_balanced_dataset.py"):
+        subprocess.run([sys.executable, script, "--plots=False", *words], cwd=ROOT, check=True)
+    run = trainer(tmp_path, "--model_name=odd", f"--model_size={model}", f"--precision={precision}", "--outlook=0",
+                  "--temporal_dim=192", "--fill=ladder", "--epochs=2")  # fmt: skip
+    _, errors = run.communicate()
+    assert run.returncode == 0, errors
+    assert np.isfinite(losses(tmp_path / "runs" / "odd")).all()
+
+
 def test_the_ladder_finds_the_same_in_a_graph_as_on_the_cpu():
     price_ticks, _ = moving_book(4, states=64, levels=32)
     mask = make_mask(window_keys(0, 0, torch.arange(4)), 64, 32, 0.25, "patch")

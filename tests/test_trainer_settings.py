@@ -13,7 +13,6 @@ from test_trainer import losses, metrics, weights
 
 import fp8_ddp_trainer
 from fp8_ddp_trainer import Session, apply_mask, check_config, main
-from lob.augmentation import exchange_sides
 from lob.config import InputError
 from lob.encoder import PRESETS, BookEncoder, encoder_config
 from lob.optimisation import make_optimizer, one_cycle
@@ -300,15 +299,3 @@ def test_fp8_takes_dimensions_of_multiples_of_16_alone():
         check_dimensions(config, size, Precision("bf16", "", ""))
     with pytest.raises(InputError, match="even multiple"):
         check_dimensions(replace(good, heads=7), 16, Precision("fp32", "", ""))
-
-
-def test_mirrored_windows_exchange_bids_and_asks_and_stay_books():
-    price_ticks = torch.tensor([[[90, 97, 99, 102, 105, 111], [90, 96, 99, 103, 105, 111]]]).expand(2, -1, -1)
-    sizes = torch.arange(1.0, 7.0).expand(2, 2, 6)
-    turned, swapped = exchange_sides(price_ticks, sizes, torch.tensor([[False], [True]]))
-    assert turned[0].equal(price_ticks[0]) and swapped[0].equal(sizes[0])
-    assert swapped[1].equal(sizes[1].flip(1))
-    assert turned[1, 0].tolist() == [90, 96, 99, 102, 104, 111]  # distances from one side are those of the other
-    assert (turned.diff(dim=2) > 0).all()
-    again, _ = exchange_sides(turned, swapped, torch.tensor([[False], [True]]))
-    assert again.equal(price_ticks)

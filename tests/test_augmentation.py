@@ -1,0 +1,58 @@
+"""Varied training windows are books that could have been: of recorded prices and sizes, and fixed by their key."""
+
+import pytest
+import torch
+from test_ladder import moving_book
+
+from lob.augmentation import augment, exchange_sides, slow_down
+from lob.masking import window_keys
+
+
+def keys(count):
+    return window_keys(0, 0, torch.arange(count))
+
+
+def test_mirrored_windows_exchange_bids_and_asks_and_stay_books():
+    price_ticks = torch.tensor([[[90, 97, 99, 102, 105, 111], [90, 96, 99, 103, 105, 111]]]).expand(2, -1, -1)
+    sizes = torch.arange(1.0, 7.0).expand(2, 2, 6)
+    turned, swapped = exchange_sides(price_ticks, sizes, torch.tensor([[False], [True]]))
+    assert turned[0].equal(price_ticks[0]) and swapped[0].equal(sizes[0])
+    assert swapped[1].equal(sizes[1].flip(1))
+    assert turned[1, 0].tolist() == [90, 96, 99, 102, 104, 111]  # distances from one side are those of the other
+    assert (turned.diff(dim=2) > 0).all()
+    again, _ = exchange_sides(turned, swapped, torch.tensor([[False], [True]]))
+    assert again.equal(price_ticks)
+
+
+def test_slowed_windows_pass_the_recorded_states_in_order():
+    price_ticks, sizes = moving_book(16, states=64, levels=24)
+    slowed, slowed_sizes = slow_down(price_ticks, sizes, keys(16), 1.0)
+    assert slowed[:, -1].equal(price_ticks[:, -1]) and slowed_sizes[:, -1].equal(sizes[:, -1])
+    for window in range(16):
+        resting = set(zip(price_ticks[window].flatten().tolist(), sizes[window].flatten().tolist(), strict=True))
+        at = 0
+        for state in range(64):  # the earliest recorded state, from the last one on, that has these prices
+            while not slowed[window, state].equal(price_ticks[window, at]):
+                at += 1
+            found = zip(slowed[window, state].tolist(), slowed_sizes[window, state].tolist(), strict=True)
+            assert resting.issuperset(found)
+    drift = torch.arange(64).view(1, 64, 1)
+    slowed, _ = slow_down(price_ticks + 100 * drift, sizes, keys(16), 1.0)
+    passed = {len(set(window[:, 0].tolist())) for window in slowed}
+    assert passed <= {33, 32, 22, 23, 16, 17} and len(passed) >= 3  # 64 / 2, 64 / 3 and 64 / 4 states
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.6])
+def test_as_many_windows_are_slowed_down_as_asked_for(share):
+    price_ticks, sizes = moving_book(1, states=16, levels=8)
+    sizes = torch.arange(16.0).view(1, 16, 1).expand(2000, -1, 8)
+    _, slowed = augment(price_ticks.expand(2000, -1, -1), sizes, keys(2000), False, share)
+    assert (slowed != sizes).any(dim=(1, 2)).float().mean() == pytest.approx(share, abs=0.03)
+
+
+def test_a_window_is_varied_by_its_key_alone():
+    price_ticks, sizes = moving_book(8, states=32, levels=16)
+    together = augment(price_ticks, sizes, keys(8), True, 0.5)
+    alone = augment(price_ticks[5:6], sizes[5:6], keys(8)[5:6], True, 0.5)
+    assert all(a[5:6].equal(b) for a, b in zip(together, alone, strict=True))
+    assert (together[0].diff(dim=2) > 0).all()

@@ -1,0 +1,93 @@
+"""The outlook: its targets against loops over single windows, and that training for it moves the encoder's vector."""
+
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from test_ladder import moving_book
+
+from lob.checkpoints import load_model, save_checkpoint, training_state
+from lob.encoder import BookEncoder, build_inputs, encoder_config
+from lob.masking import window_keys
+from lob.outlook import AHEAD, TARGETS, describe
+from lob.precision import Precision
+from lob.step import MicroStep, Task
+
+STATES, LEVELS = AHEAD + 112, 16
+
+
+def slowly(ticks: np.ndarray, sizes: np.ndarray) -> list[float]:
+    """The targets of one window, (T, L) each, in the order of lob.outlook.describe."""
+    half, now = LEVELS // 2, len(ticks) - AHEAD - 1
+    bid, ask, mid = ticks[:, half - 1], ticks[:, half], (ticks[:, half - 1] + ticks[:, half]) / 2
+    bids, asks = sizes[now, half - 1 :: -1], sizes[now, half:]
+    level = np.log(sizes[: now + 1]).mean()
+    found = [(bids[:n].sum() - asks[:n].sum()) / (bids[:n].sum() + asks[:n].sum()) for n in (1, 3, 10, half)]
+    found += [math.log(ask[now] - bid[now])]
+    found += [math.log(x) - level for x in (bids[0], asks[0], bids.mean(), asks.mean())]
+    still = 0
+    while still < now and mid[now - still] == mid[now - still - 1]:
+        still += 1
+    found += [math.log1p(still), np.log(ask - bid)[: now + 1].mean()]
+    for reach in (5, 20, 80, now):
+        moves = [mid[i] - mid[i - 1] for i in range(now, now - reach, -1)]
+        total = mid[now] - mid[now - reach]
+        found += [math.copysign(math.log1p(abs(total)), total), math.log1p(math.sqrt(sum(m * m for m in moves))),
+                  math.log1p(sum(m != 0 for m in moves))]  # fmt: skip
+    ahead = [mid[i] - mid[i - 1] for i in range(now + 1, len(mid))]
+    for reach in (16, AHEAD):
+        found.append(math.log1p(math.sqrt(sum(m * m for m in ahead[:reach]))))
+    found += [math.log1p(sum(m != 0 for m in ahead)), next((math.copysign(1, m) for m in ahead if m), 0)]
+    gone = [next((i for i in range(now + 1, len(mid)) if away(i)), len(mid))
+            for away in (lambda i: bid[i] < bid[now], lambda i: ask[i] > ask[now])]  # fmt: skip
+    found += [float(np.sign(gone[0] - gone[1])), float(any((ask - bid)[now + 1 :] > (ask - bid)[now]))]
+    return found
+
+
+def test_targets_are_those_of_loops_over_single_windows():
+    price_ticks, sizes = moving_book(6, states=STATES, levels=LEVELS)
+    price_ticks[0, -AHEAD - 30 :] = price_ticks[0, -AHEAD - 30]  # a book that stands still
+    found = describe(price_ticks, sizes)
+    expected = [slowly(*window) for window in zip(price_ticks.double().numpy(), sizes.double().numpy(), strict=True)]
+    assert found.shape == (6, TARGETS) and found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-4)
+    assert found[:, -2].unique().numel() > 1
+
+
+def step_of(outlook: float) -> tuple[MicroStep, tuple]:
+    price_ticks, sizes = moving_book(8, states=STATES, levels=LEVELS)
+    config = encoder_config("tiny_transformer", depth=LEVELS, temporal_dim=STATES, outlook=outlook > 0)
+    torch.manual_seed(0)
+    task = Task("mse", "entry", 0.25, outlook=outlook)
+    return MicroStep(BookEncoder(config), config, Precision("fp32", "", ""), task), (
+        price_ticks,
+        sizes,
+        window_keys(0, 0, torch.arange(8)),
+    )
+
+
+def test_the_vector_learns_the_outlook_and_the_masked_loss_stays_what_it_was():
+    (step, windows), (plain, _) = step_of(0.5), step_of(0.0)
+    nominal = 8 * 0.25 * STATES * LEVELS * 2
+    before = float(step.outlook_loss(*windows[:2]).detach())
+    optimizer = torch.optim.Adam(step.model.parameters(), lr=3e-3)
+    assert [float(x) for x in step(*windows, nominal)] == pytest.approx([float(x) for x in plain(*windows, nominal)])
+    gradients = [dict(x.model.named_parameters())["layers.0.qkv.weight"].grad for x in (step, plain)]
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm().clamp(min=1e-9)) > 0.1
+    for _ in range(20):
+        optimizer.step()
+        optimizer.zero_grad()
+        step(*windows, nominal)
+    assert float(step.outlook_loss(*windows[:2]).detach()) < before / 2
+
+
+def test_its_head_stays_with_training(tmp_path):
+    model = step_of(0.5)[0].model.eval()
+    save_checkpoint(tmp_path / "best.safetensors", training_state(model), {"encoder": asdict(model.config)})
+    loaded, _ = load_model(tmp_path / "best.safetensors")
+    assert model.outlook is not None and loaded.outlook is None
+    tokens, *_ = build_inputs(*step_of(0.0)[1][:2], None, model.config)
+    with torch.inference_mode():
+        assert loaded.encode(tokens).equal(model.encode(tokens))
