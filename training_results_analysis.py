@@ -33,9 +33,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -43,7 +40,7 @@ from matplotlib.ticker import EngFormatter
 from tqdm import tqdm
 
 from lob.files import new_file
-from lob.plots import PALETTE, save, scale_axis  # and its style
+from lob.plots import PALETTE, save, scale_axis  # and its style and backend
 
 KINDS = {"step", "validation", "epoch", "test"}
 COUNTS = {"epoch": "int64", "step": "int64", "windows_seen": "int64"}
@@ -161,9 +158,9 @@ def read_run(folder: Path) -> Run:
         raise ValueError("metrics.csv does not begin with the columns that fp8_ddp_trainer.py writes")
     numbers = dict.fromkeys(COLUMNS[4:], "float64")
     rows = pd.read_csv(io.BytesIO(raw), dtype={"kind": "category", **COUNTS, **numbers}, engine="c")
-    kinds = set(rows["kind"].cat.categories)
-    if not len(rows) or not kinds <= KINDS:
-        raise ValueError("metrics.csv holds no rows" if not len(rows) else f"unknown kinds {sorted(kinds - KINDS)}")
+    unknown = set(rows["kind"].cat.categories) - KINDS
+    if unknown or not len(rows):
+        raise ValueError(f"unknown kinds {sorted(unknown)}" if unknown else "metrics.csv holds no rows")
     metrics = {kind: rows[rows["kind"] == kind].reset_index(drop=True) for kind in sorted(KINDS)}
     return Run(folder.name, config, str(env.get("precision", config.get("precision"))), metrics, report.get("rows", []),
                (folder / "config.json").stat().st_mtime)  # fmt: skip
@@ -294,7 +291,7 @@ def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
         for panel, x, style in (("L", validation["step"], "--o"), ("T", validation["seconds"] / unit, "-o"),
                                 ("W", validation["windows_seen"], "-o")):  # fmt: skip
             axes[panel].plot(x, validation["validation_loss"], style, color=colour, ms=3.5, lw=1.1, label=r.name)
-    axes["L"].set_title(f"{title}: loss in training (line, smoothed) and in validation (dots)")
+    axes["L"].set_title(f"{title}: loss in training (lines, smoothed) and in validation (dots)")
     for panel, x, y in (("L", "optimizer step", "loss"), ("R", "optimizer step", "learning rate"),
                         ("N", "optimizer step", "gradient norm"), ("W", "training windows seen", "validation loss"),
                         ("T", f"time of training ({name})", "validation loss")):  # fmt: skip
@@ -328,9 +325,9 @@ def draw_effects(runs: Sequence[Run], different: Sequence[str]) -> plt.Figure | 
     if not effects:
         return None
     most = sorted(effects, key=lambda key: -sum(map(len, effects[key])))[:9]
-    lines, columns = -(-len(most) // 3), min(3, len(most))
-    figure, axes = plt.subplots(lines, columns, figsize=(max(6, 3.4 * columns), 3 * lines), squeeze=False,
-                                layout="constrained")  # fmt: skip
+    shape = -(-len(most) // 3), min(3, len(most))
+    size = max(6, 3.4 * shape[1]), 3 * shape[0]
+    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(most) :]:
         axis.set_axis_off()
     for axis, key in zip(axes.flat, most, strict=False):

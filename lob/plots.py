@@ -277,9 +277,8 @@ def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
                        f"{rows['duration_s'][pick]:.3g} s", fontsize=9)  # fmt: skip
         axis.set(xlabel="book state", ylabel="price")
         figure.colorbar(mesh, ax=axis, label="resting size", pad=0.01)
-    figure.suptitle(
-        f"{book.pair}: the most extreme windows (blue line: mid; grey: outside of the recorded levels)", fontsize=11
-    )
+    note = "blue line: mid; grey: outside of the recorded levels"
+    figure.suptitle(f"{book.pair}: the most extreme windows ({note})", fontsize=11)
     return figure
 
 
@@ -312,8 +311,8 @@ def draw_fills(fills: dict[str, tuple[np.ndarray, np.ndarray]], errors: dict[str
 
 def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], title: str) -> plt.Figure:
     """Squared error of log size by level, (L,), and by states to a visible one, (T,): mask -> method -> both."""
-    figure, axes = plt.subplots(len(profiles), 2, figsize=(10, 3 * len(profiles)), squeeze=False,
-                                layout="constrained")  # fmt: skip
+    size = (10, 3 * len(profiles))
+    figure, axes = plt.subplots(len(profiles), 2, figsize=size, squeeze=False, layout="constrained")
     for row, (mask, methods) in zip(axes, profiles.items(), strict=True):
         for colour, (method, curves) in zip((GREY, BLUE, GREEN, RED), methods.items(), strict=False):
             for axis, curve in zip(row, curves, strict=True):
