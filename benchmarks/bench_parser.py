@@ -94,24 +94,24 @@ def best_of(repeats: int, *tasks: Callable[[], object]) -> list[float]:
     return best
 
 
-def measure_kernel(columns: Columns, block: int = 8192) -> list[tuple]:
+def measure_kernel(columns: Columns) -> list[tuple]:
     """One core: updates in, a state a message out, beside np.copyto of as many states between arrays of that size."""
-    book = OrderBook(DEPTH, 1e-8, lambda out: None, capacity=block)
-    touched = book.out
+    block = 8192
+    touched = OrderBook(DEPTH, 1e-8, lambda out: None, capacity=block).out
     source, target = ([np.ones((block, DEPTH), dtype) for dtype in (np.int32, np.float32)] for _ in range(2))
 
-    def apply_all() -> None:
-        nonlocal book
+    def apply_all() -> OrderBook:
         book = OrderBook(DEPTH, 1e-8, lambda out: None, capacity=block)
         book.out = touched
         book.apply(*columns)
+        return book
 
     def copy_states() -> None:
         for _ in range(len(columns[0]) // block):
             for index in range(2):
                 np.copyto(target[index], source[index])
 
-    apply_all()
+    book = apply_all()
     seconds, limit = best_of(5, apply_all, copy_states)
     unknown = book.counters[UNKNOWN] / book.counters[MESSAGES]
     note = f"{len(columns[0]):,} updates, a {DEPTH}-level state each; {unknown:.0%} remove what is not there"

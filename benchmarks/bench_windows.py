@@ -68,19 +68,16 @@ def measure_kernel(rows: int) -> list[tuple]:
 def write_book(folder: Path, rows: int, depth: int) -> Book:
     """A book on disk, a block at a time; prices are a hole in the file, since `top_of_book` is read instead."""
     folder.mkdir(parents=True)
-    sizes = ArrayWriter(folder / "sizes.npy", np.float32, (depth,))
-    top, times = (
-        ArrayWriter(folder / "top_of_book.npy", np.int32, (2,)),
-        ArrayWriter(folder / "timestamps.npy", np.int64),
-    )
+    names = {"sizes": (np.float32, (depth,)), "top_of_book": (np.int32, (2,)), "timestamps": (np.int64, ())}
+    writers = {name: ArrayWriter(folder / f"{name}.npy", dtype, shape) for name, (dtype, shape) in names.items()}
     rng = np.random.default_rng(0)
     for begin in range(0, rows, BLOCK):
         count = min(BLOCK, rows - begin)
         bid = 7_800_000 + np.cumsum(rng.integers(-1, 2, count))
-        sizes.append(rng.random((count, depth), dtype=np.float32) + 1)
-        top.append(np.stack([bid, bid + rng.integers(1, 4, count)], axis=1).astype(np.int32))
-        times.append(np.arange(begin, begin + count) * 10_000_000)
-    for writer in (sizes, top, times):
+        writers["sizes"].append(rng.random((count, depth), dtype=np.float32) + 1)
+        writers["top_of_book"].append(np.stack([bid, bid + rng.integers(1, 4, count)], axis=1).astype(np.int32))
+        writers["timestamps"].append(np.arange(begin, begin + count) * 10_000_000)
+    for writer in writers.values():
         writer.close()
     np.save(folder / "segment_starts.npy", np.zeros(1, np.int64))
     np.lib.format.open_memmap(folder / "price_ticks.npy", mode="w+", dtype=np.int32, shape=(rows, depth))
@@ -113,7 +110,7 @@ def measure_files(folder: Path, rows: int) -> list[tuple]:
 def measure_sampler(folder: Path, sizes: list[int]) -> list[tuple]:
     """create_balanced_dataset.py on heavy-tailed statistics, one window drawn for every 64 states."""
     rng, block = np.random.default_rng(0), np.zeros(BLOCK, dtype=STATISTICS)
-    for name in STATISTICS.names:
+    for name in STATISTICS.names or ():
         block[name] = rng.standard_t(4, BLOCK)
     found, taken, data = [], [], folder / "sampler"
     for rows in (sizes[0], *sizes):  # the first run compiles, and is not kept
@@ -125,11 +122,10 @@ def measure_sampler(folder: Path, sizes: list[int]) -> list[tuple]:
         seconds, memory = watch("create_balanced_dataset.py", f"--data_dir={data}", "--plots=False")
         shutil.rmtree(data)
         taken.append(seconds)
-        found += [("sampler", f"seconds_{rows}", seconds, "s", "start of Python included"),
-                  ("sampler", f"anonymous_mb_{rows}", memory, "MB", "Python and numba included")]  # fmt: skip
-    found, taken = found[2:], taken[1:]
-    each = 1e6 * (taken[-1] - taken[0]) / (sizes[-1] - sizes[0])
-    return [*found, ("sampler", "seconds_per_million", each, "s", f"growth from {sizes[0]:,} to {sizes[-1]:,}")]
+        found.append(("sampler", f"seconds_{rows}", seconds, "s", "start of Python included"))
+        found.append(("sampler", f"anonymous_mb_{rows}", memory, "MB", "Python and numba included"))
+    each = 1e6 * (taken[-1] - taken[1]) / (sizes[-1] - sizes[0])
+    return [*found[2:], ("sampler", "seconds_per_million", each, "s", f"growth from {sizes[0]:,} to {sizes[-1]:,}")]
 
 
 if __name__ == "__main__":

@@ -293,15 +293,14 @@ def judge(replay: Replay, book: Book, config: dict, encoder: BookEncoder) -> lis
 def describe_test(replay: Replay, book: Book, config: dict) -> str:
     """How long the test episodes are, and what a trade must earn."""
     spans = replay.episodes[config["split"]]
-    times = book.timestamps[replay.ends - 1]
+    duration_s = np.diff(book.timestamps[replay.ends[spans] - 1]).sum() / 1e9
     entry = np.concatenate([np.arange(first, last) for first, last in spans])
     mid = replay.touch_ticks.sum(axis=1) / 2
     spread = np.diff(replay.touch_ticks[entry], axis=1)[:, 0] / mid[entry] * 1e4
     moves, whole = (np.abs(mid[b] / mid[a] - 1) * 1e4 for a, b in ((entry, entry + 1), spans.T))
     return (
-        f"{book.pair}, {config['split']} period: {len(entry):,} decisions in {len(spans)} "
-        f"episode{'' if len(spans) == 1 else 's'}, "
-        f"{(times[spans[:, 1]] - times[spans[:, 0]]).sum() / 1e9:.0f} s in all. A round trip costs "
+        f"{book.pair}, {config['split']} period: {len(entry):,} decisions in {len(spans)} episode"
+        f"{'s' * (len(spans) != 1)}, {duration_s:.0f} s in all. A round trip costs "
         f"{spread.mean() + 2 * config['fee_bps']:.2f} bps; the mid moves {moves.mean():.2f} bps from one decision to "
         f"the next and {whole.mean():.2f} bps an episode (means of sizes)."
     )
