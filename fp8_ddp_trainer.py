@@ -103,7 +103,6 @@ from lob.dataset import Dataset, open_dataset
 from lob.encoder import count_parameters, encoder_config, flops_per_window
 from lob.masking import make_mask
 from lob.optimisation import make_optimizer, one_cycle, scale_gradients
-from lob.outlook import AHEAD
 from lob.precision import WHOLE_STATES, check_dimensions, choose_precision
 from lob.ranks import StopSignal, Team, join_team, launch
 from lob.run_log import Progress, RunLog, find_run, new_run
@@ -134,7 +133,7 @@ def main(config: dict) -> int:
 
 def check_config(config: dict) -> dict:
     """Refuse impossible settings before any work; return the config with azure's folders in place."""
-    least = {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "temporal_dim": 2, "log_steps": 1,
+    least = {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "temporal_dim": 4, "log_steps": 1,
              "keep_checkpoints": 1, "validate_steps": 0, "histogram_steps": 0, "early_stopping_patience": 1,
              "lr_decay_patience": 0, "num_workers": 1, "checkpoint_minutes": 0, "seed": 0, "dropout": 0,
              "weight_decay": 0, "slow": 0, "outlook": 0}  # fmt: skip
@@ -148,9 +147,6 @@ def check_config(config: dict) -> dict:
         raise InputError(f"dropout = {config['dropout']} must be less than 1")
     if not config["slow"] <= 1:
         raise InputError(f"slow = {config['slow']} must be at most 1")
-    if config["outlook"] and config["temporal_dim"] < 2 * AHEAD:
-        raise InputError(f"outlook = {config['outlook']} needs windows of at least {2 * AHEAD} states, "
-                         f"temporal_dim = {config['temporal_dim']}: set --outlook=0")  # fmt: skip
     for key in ("lr", "max_lr", "max_grad_norm"):
         if not 0 < config[key] < math.inf:
             raise InputError(f"{key} = {config[key]} must be positive")

@@ -1,7 +1,7 @@
 """What the vector of a window's last state is asked to tell, beside what is hidden: the market until then, and after.
 
 Masked values alone ask nothing of the vector of a state that is visible, and it is this vector that a policy gets. So
-a linear head on it predicts numbers of the book, of the moves up to now and of the `AHEAD` states that follow. Axes:
+a linear head on it predicts numbers of the book, of the moves up to now and of the states that follow. Axes:
 B window, T state, L level. All numbers are of the order of one; prices are in ticks, as the encoder sees them.
 """
 
@@ -10,21 +10,28 @@ from torch import Tensor
 
 from lob.normalisation import signed_log
 
-AHEAD = 128  # states
+AHEAD = 128  # states at most
 REACHES = (5, 20, 80)  # states back, and the whole window
 DEPTHS = (1, 3, 10)  # levels of a side, and all of it
 TARGETS = 11 + 3 * (len(REACHES) + 1) + 6
 
 
-def describe(price_ticks: Tensor, sizes: Tensor) -> Tensor:
-    """Return the targets, float32 (B, TARGETS), of price_ticks int (B, T, L) and sizes (B, T, L), T > AHEAD.
+def states_ahead(states: int) -> int:
+    """How many of a window's last states are to be foretold from those before: at most half of them."""
+    return min(AHEAD, states // 2)
 
-    The window ends `AHEAD` states before theirs does. Of its last state: imbalances over `DEPTHS`, log spread, logs of
-    the best sizes and of each side's depth less the mean log size; over `REACHES`: return, realised volatility, number
-    of moves; states since the last move; mean log spread. Ahead: realised volatility of 16 and all states, number of
-    moves, direction of the first one, which best queue is gone first (1 the ask, -1 the bid), widening of the spread.
+
+def describe(price_ticks: Tensor, sizes: Tensor) -> Tensor:
+    """Return the targets, float32 (B, TARGETS), of price_ticks int (B, T, L) and sizes (B, T, L), T at least 4.
+
+    Told is what is known `states_ahead` states before the last one. Of the state there: imbalances over `DEPTHS`, log
+    spread, logs of the best sizes and of each side's depth less the mean log size; over `REACHES`: return, realised
+    volatility, number of moves; states since the last move; mean log spread. Ahead: realised volatility of 16 and all
+    states, number of moves, direction of the first one, which best queue is gone first (1 the ask, -1 the bid),
+    widening of the spread.
     """
-    half, now = price_ticks.shape[2] // 2, price_ticks.shape[1] - AHEAD - 1
+    half, coming = price_ticks.shape[2] // 2, states_ahead(price_ticks.shape[1])
+    now = price_ticks.shape[1] - coming - 1
     bid, ask = price_ticks[:, :, half - 1].double(), price_ticks[:, :, half].double()
     spread, moves = ask - bid, ((bid + ask) / 2).diff(dim=1)
     bids, asks = sizes[:, now, :half].flip(1), sizes[:, now, half:]
@@ -43,7 +50,7 @@ def describe(price_ticks: Tensor, sizes: Tensor) -> Tensor:
         last = past[:, -reach:]
         columns += [signed_log(last.sum(1)), volatility(last), torch.log1p((last != 0).sum(1))]
     gone_bid, gone_ask = bid[:, now + 1 :] < bid[:, now, None], ask[:, now + 1 :] > ask[:, now, None]
-    direction = ahead.gather(1, first(ahead != 0).clamp(max=AHEAD - 1)[:, None])[:, 0].sign()
+    direction = ahead.gather(1, first(ahead != 0).clamp(max=coming - 1)[:, None])[:, 0].sign()
     columns += [volatility(ahead[:, :16]), volatility(ahead), torch.log1p((ahead != 0).sum(1)), direction]
     columns.append(torch.sign(first(gone_bid) - first(gone_ask)))
     columns.append((spread[:, now + 1 :] > spread[:, now, None]).any(1))

@@ -19,7 +19,7 @@ from lob.config import CheckFailed
 from lob.encoder import BookEncoder, EncoderConfig, build_inputs
 from lob.masking import make_mask
 from lob.normalisation import interpolate_time
-from lob.outlook import AHEAD, describe
+from lob.outlook import describe, states_ahead
 from lob.precision import Precision
 from lob.sampling import Batch
 from lob.te_encoder import load_fp8_state
@@ -72,8 +72,8 @@ class MicroStep:
         return prediction, values, mask
 
     def outlook_loss(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        """Squared error, summed over windows, of what the windows' vectors tell `AHEAD` states before their end."""
-        states = price_ticks.shape[1] - AHEAD
+        """Squared error, summed over windows, of what the vector of a state some way before the end tells."""
+        states = price_ticks.shape[1] - states_ahead(price_ticks.shape[1])
         tokens, *_ = build_inputs(price_ticks[:, :states], sizes[:, :states], None, self.config)
         with self.precision.autocast():
             told = self.model.outlook(self.model.encode(tokens)[:, -1])

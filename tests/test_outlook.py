@@ -11,16 +11,17 @@ from test_ladder import moving_book
 from lob.checkpoints import load_model, save_checkpoint, training_state
 from lob.encoder import BookEncoder, build_inputs, encoder_config
 from lob.masking import window_keys
-from lob.outlook import AHEAD, TARGETS, describe
+from lob.outlook import AHEAD, TARGETS, describe, states_ahead
 from lob.precision import Precision
 from lob.step import MicroStep, Task
 
-STATES, LEVELS = AHEAD + 112, 16
+STATES, LEVELS = AHEAD + 140, 16
 
 
 def slowly(ticks: np.ndarray, sizes: np.ndarray) -> list[float]:
     """The targets of one window, (T, L) each, in the order of lob.outlook.describe."""
-    half, now = LEVELS // 2, len(ticks) - AHEAD - 1
+    half, coming = LEVELS // 2, min(128, len(ticks) // 2)
+    now = len(ticks) - coming - 1
     bid, ask, mid = ticks[:, half - 1], ticks[:, half], (ticks[:, half - 1] + ticks[:, half]) / 2
     bids, asks = sizes[now, half - 1 :: -1], sizes[now, half:]
     level = np.log(sizes[: now + 1]).mean()
@@ -31,13 +32,13 @@ def slowly(ticks: np.ndarray, sizes: np.ndarray) -> list[float]:
     while still < now and mid[now - still] == mid[now - still - 1]:
         still += 1
     found += [math.log1p(still), np.log(ask - bid)[: now + 1].mean()]
-    for reach in (5, 20, 80, now):
+    for reach in (min(n, now) for n in (5, 20, 80, now)):
         moves = [mid[i] - mid[i - 1] for i in range(now, now - reach, -1)]
         total = mid[now] - mid[now - reach]
         found += [math.copysign(math.log1p(abs(total)), total), math.log1p(math.sqrt(sum(m * m for m in moves))),
                   math.log1p(sum(m != 0 for m in moves))]  # fmt: skip
     ahead = [mid[i] - mid[i - 1] for i in range(now + 1, len(mid))]
-    for reach in (16, AHEAD):
+    for reach in (16, coming):
         found.append(math.log1p(math.sqrt(sum(m * m for m in ahead[:reach]))))
     found += [math.log1p(sum(m != 0 for m in ahead)), next((math.copysign(1, m) for m in ahead if m), 0)]
     gone = [next((i for i in range(now + 1, len(mid)) if away(i)), len(mid))
@@ -46,14 +47,15 @@ def slowly(ticks: np.ndarray, sizes: np.ndarray) -> list[float]:
     return found
 
 
-def test_targets_are_those_of_loops_over_single_windows():
-    price_ticks, sizes = moving_book(6, states=STATES, levels=LEVELS)
-    price_ticks[0, -AHEAD - 30 :] = price_ticks[0, -AHEAD - 30]  # a book that stands still
+@pytest.mark.parametrize("states", [STATES, 32, 4])
+def test_targets_are_those_of_loops_over_single_windows(states):
+    price_ticks, sizes = moving_book(6, states=states, levels=LEVELS)
+    price_ticks[0, 1:] = price_ticks[0, 1]  # a book that stands still
     found = describe(price_ticks, sizes)
     expected = [slowly(*window) for window in zip(price_ticks.double().numpy(), sizes.double().numpy(), strict=True)]
     assert found.shape == (6, TARGETS) and found.dtype == torch.float32
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-4)
-    assert found[:, -2].unique().numel() > 1
+    assert states < STATES or (states_ahead(states) == AHEAD and found[:, -2].unique().numel() > 1)
 
 
 def step_of(outlook: float) -> tuple[MicroStep, tuple]:

@@ -43,8 +43,9 @@ def start(sampled, tmp_path):
 
 
 def test_sigterm_stops_all_ranks_and_one_rank_goes_on_with_the_same_steps(sampled, tmp_path, start):
-    train(sampled, tmp_path, "--model_name=one", "--epochs=1", "--batch_size=64")
-    process = start("--model_name=two", "--epochs=1")  # 2 x 32 x 2 = 64 x 2
+    recipe = ("--epochs=1", "--slow=0.5", "--outlook=0.5")
+    train(sampled, tmp_path, "--model_name=one", "--batch_size=64", *recipe)
+    process = start("--model_name=two", *recipe)  # 2 x 32 x 2 = 64 x 2
     run = tmp_path / "two"
     wait_for(process, lambda: (run / "metrics.csv").exists() and len(losses(run)) >= 2)
     started = ranks_of(process)
@@ -55,7 +56,7 @@ def test_sigterm_stops_all_ranks_and_one_rank_goes_on_with_the_same_steps(sample
     assert len(started) == 2 and not any(rank.is_running() for rank in started)
     assert 2 <= len(losses(run)) < len(losses(tmp_path / "one"))
     assert weights(run)["model.embed.weight"].isfinite().all()
-    printed = train(sampled, tmp_path, "--model_name=two", "--epochs=1", "--resume=True").stdout
+    printed = train(sampled, tmp_path, "--model_name=two", *recipe, "--resume=True").stdout
     assert "128 windows in 4 pass(es) on each of 1 rank(s)" in printed
     np.testing.assert_allclose(losses(run), losses(tmp_path / "one"), rtol=1e-6)
     found, expected = (metrics(tmp_path / name, "epoch")[0]["train_loss"] for name in ("two", "one"))
