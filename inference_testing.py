@@ -281,7 +281,7 @@ class Bench:
             if name in filled:
                 panels[label], found = panel(filled[name]), window_errors(filled[name], hidden)
                 errors[label] = (f"squared error of log size {float(found['log_size']):.3g},\n"
-                                 f"of distance from mid {float(found['offset']):.3g} ticks")  # fmt: skip
+                                 f"prices {float(found['offset']):.3g} ticks off")  # fmt: skip
         title = f"{book.pair}: resting size by price; hidden: {DRAWN_MASKS[masks[0]]}; errors over what is hidden"
         return [
             save(draw_fills(panels, errors, book.tick_size, title), folder / f"{book.pair}_fills.png"),

@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 BLUE, RED, GREEN, VIOLET, GREY = "#2a6f97", "#c1443c", "#3a7d44", "#6d4c91", "#8d99ae"
 EMPTY, UNSEEN = "#14121f", "#e5e7eb"  # in depth heat maps: no order rests; outside of the recorded levels
 MID = "#4cc9f0"  # the mid on a depth heat map
-PALETTE = (BLUE, RED, GREEN, "#e09f3e", "#6d597a", "#2a9d8f", "#b56576", "#5c677d", "#8ab17d", "#bc6c25",
+PALETTE = (BLUE, RED, GREEN, "#e09f3e", "#6d597a", "#2a9d8f", "#b56576", "#00b4d8", "#8ab17d", "#bc6c25",
            "#355070", GREY)  # fmt: skip
 DAY_NS = 86_400e9  # matplotlib's dates are days since the epoch
 plt.rcParams.update({
@@ -300,11 +300,14 @@ def draw_balance(before: np.ndarray, after: np.ndarray, names: Sequence[str], pa
 
 def draw_fills(fills: dict[str, tuple[np.ndarray, np.ndarray]], errors: dict[str, str], tick: float, title: str):
     """Depth heat maps of one window by what filled it: name -> price in ticks and sizes, float64 (T, L) each."""
-    figure, axes = plt.subplots(1, len(fills), figsize=(3.4 * len(fills), 4.2), sharey=True, layout="constrained")
-    for axis, (name, (prices, sizes)) in zip(axes, fills.items(), strict=True):
+    figure, axes = plt.subplots(2, -(-len(fills) // 2), figsize=(11, 7.5), sharey=True, layout="constrained")
+    for axis in axes.flat[len(fills) :]:
+        axis.set_axis_off()
+    for axis, (name, (prices, sizes)) in zip(axes.flat, fills.items(), strict=False):
         show_depth(axis, prices, sizes, tick, 0, len(prices))
         axis.set(title=name, xlabel=f"book state\n{errors.get(name, '')}")
-    axes[0].set_ylabel("price")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("price")
     figure.suptitle(title, fontsize=11)
     return figure
 

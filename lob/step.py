@@ -223,7 +223,7 @@ class Passes:
             began = time.perf_counter()
             part = Batch(batch.pair_index[:windows], batch.end_rows[:windows], batch.keys[:windows])
             for loaded in self.load([part]):
-                self.plain(*loaded, self.nominal)
+                self.step(*loaded, self.nominal)
             return time.perf_counter() - began
 
         time_pass(1)  # loads and allocates what those that count find there
@@ -231,7 +231,7 @@ class Passes:
         while seconds < 0.5 and windows < len(batch.keys):
             windows = min(2 * windows, len(batch.keys))
             seconds = time_pass(windows)
-        self.plain.model.zero_grad()
+        self.step.model.zero_grad()
         return windows / seconds
 
 
