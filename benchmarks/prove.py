@@ -114,10 +114,14 @@ def read_device(runs: list[str] | None) -> str | None:
 
 def train(config: dict, name: str, seed: int, precision: str, pairs: list[str]) -> Path:
     folder = Path(config["runs_dir"]) / name
+    keys = {"seed": seed, "precision": precision, "pairs": pairs, "split_ratios": config["split_ratios"]}
+    keys |= config["recipe"]
     if (folder / "metrics.csv").exists() and read_test_loss(folder) is not None:
+        trained = json.loads((folder / "config.json").read_text())
+        if differing := [key for key, value in keys.items() if trained.get(key) != value]:
+            raise InputError(f"{folder} was trained with other {', '.join(differing)}: move it away, or set --runs_dir")
         return folder
-    keys = {"model_name": name, "seed": seed, "precision": precision, "pairs": pairs}
-    keys |= {key: config[key] for key in ("data_dir", "split_ratios", "runs_dir")} | config["recipe"]
+    keys |= {"model_name": name, "data_dir": config["data_dir"], "runs_dir": config["runs_dir"]}
     call("fp8_ddp_trainer.py", keys)
     return runs_named(keys)[-1]
 
