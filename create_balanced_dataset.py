@@ -34,6 +34,8 @@ if __name__ == "__main__":
     config = load_config(
         config, __file__, optional={"pairs": list, "pair_weights": dict, "windows": int},
         choices={"strata": ("joint_cells", "equal_width", "quantile")},
+        bounds={"temporal_dim": ">= 2", "windows": ">= 1", "bins": ">= 2 and <= 32000", "outlier_std": "> 0",
+                "min_stride": ">= 1", "seed": ">= 0"},
     )  # fmt: skip
 
 import hashlib
@@ -84,12 +86,6 @@ def check_config(config: dict) -> None:
         raise InputError(f"composite_weights = {weights} must be {len(SCORED)} numbers >= 0, one for each of {SCORED}")
     if [type(c) is int and c >= 1 for c in cells] != [True] * 3 or np.prod(cells, dtype=float) > 32_000:
         raise InputError(f"cells = {cells} must be 3 numbers, of volatility, spread, direction, such as [8, 8, 9]")
-    for key, least in (("windows", 1), ("bins", 2), ("min_stride", 1), ("temporal_dim", 2), ("seed", 0)):
-        if config[key] is not None and config[key] < least:
-            raise InputError(f"{key} = {config[key]} must be at least {least}")
-    if config["bins"] > 32_000 or not config["outlier_std"] > 0:
-        raise InputError(f"bins = {config['bins']} must be at most 32,000, "
-                         f"outlier_std = {config['outlier_std']} positive")  # fmt: skip
 
 
 def open_pairs(folder: Path, names: list[str], config: dict) -> tuple[list[Pair], np.ndarray]:

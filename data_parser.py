@@ -28,7 +28,11 @@ config = {
 from lob.config import CheckFailed, InputError, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"pairs": list, "feed": str, "tick_size": float, "scheduler": str})
+    config = load_config(
+        config, __file__, optional={"pairs": list, "feed": str, "tick_size": float, "scheduler": str},
+        bounds={"depth": ">= 2", "subsample": ">= 1", "state_interval_ms": ">= 0", "tick_size": "> 0 and < inf",
+                "max_crossed_ms": ">= 0", "max_gap_seconds": ">= 0", "max_clock_step_ms": ">= 0", "workers": ">= 0"},
+    )  # fmt: skip
 
 import itertools
 import json
@@ -78,18 +82,13 @@ def main(config: dict) -> int:
 
 
 def check_config(config: dict) -> None:
-    for key, least in (("subsample", 1), ("state_interval_ms", 0), ("max_crossed_ms", 0), ("workers", 0)):
-        if config[key] < least:
-            raise InputError(f"{key} = {config[key]} must be at least {least}")
-    if config["depth"] < 2 or config["depth"] % 2:
-        raise InputError(f"depth = {config['depth']} must be even and at least 2: it counts bids and asks together")
+    if config["depth"] % 2:
+        raise InputError(f"depth = {config['depth']} must be even: it counts bids and asks together")
     if config["subsample"] > 1 and config["state_interval_ms"]:
         raise InputError(f"subsample = {config['subsample']} and state_interval_ms = {config['state_interval_ms']} "
                          "both thin the states: set one of them")  # fmt: skip
     if config["feed"] is not None and config["feed"] not in FEEDS:
         raise InputError(f"unknown feed {config['feed']!r}; there are {', '.join(FEEDS)}")
-    if config["tick_size"] is not None and not config["tick_size"] > 0:
-        raise InputError(f"tick_size = {config['tick_size']} must be positive")
 
 
 def make_executor(config: dict, workers: int) -> Executor:

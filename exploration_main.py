@@ -18,7 +18,7 @@ config = {
 from lob.config import InputError, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"pairs": list})
+    config = load_config(config, __file__, optional={"pairs": list}, bounds={"temporal_dim": ">= 2"})
 
 import time
 from pathlib import Path
@@ -51,8 +51,6 @@ CHUNK_ROWS = 1 << 17  # memory holds one chunk of states and its windows: about 
 
 
 def main(config: dict) -> int:
-    if config["temporal_dim"] < 2:
-        raise InputError(f"temporal_dim = {config['temporal_dim']} must be at least 2")
     pairs = find_pairs(config["data_dir"], "book_states", config["pairs"], "data_parser.py")
     folder = Path(config["data_dir"])
     failed = []

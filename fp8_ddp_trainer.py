@@ -76,6 +76,14 @@ if __name__ == "__main__":
             "mask_mode": ("entry", "level", "span", "span64", "patch", "tail", "mix"),
             "normalization": ("book", "minmax"), "fill": ("none", "linear", "ladder"), "backend": ("nccl", "gloo"),
         },
+        bounds={
+            "temporal_dim": ">= 4", "num_workers": ">= 1", "dropout": ">= 0 and < 1", "mask_perc": "> 0 and < 1",
+            "slow": ">= 0 and <= 1", "outlook": ">= 0", "epochs": ">= 1", "batch_size": ">= 1",
+            "accumulation_steps": ">= 1", "weight_decay": ">= 0", "lr": "> 0 and < inf", "max_lr": "> 0 and < inf",
+            "lr_decay_factor": "> 0 and < 1", "lr_decay_patience": ">= 0", "early_stopping_patience": ">= 1",
+            "max_grad_norm": "> 0 and < inf", "seed": ">= 0", "max_gpus": ">= 1", "keep_checkpoints": ">= 1",
+            "checkpoint_minutes": ">= 0", "validate_steps": ">= 0", "log_steps": ">= 1", "histogram_steps": ">= 0",
+        },
     )  # fmt: skip
 
 import math
@@ -133,41 +141,18 @@ def main(config: dict) -> int:
 
 def check_config(config: dict) -> dict:
     """Refuse impossible settings before any work; return the config with azure's folders in place."""
-    least = {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "temporal_dim": 4, "log_steps": 1,
-             "keep_checkpoints": 1, "validate_steps": 0, "histogram_steps": 0, "early_stopping_patience": 1,
-             "lr_decay_patience": 0, "num_workers": 1, "checkpoint_minutes": 0, "seed": 0, "dropout": 0,
-             "weight_decay": 0, "slow": 0, "outlook": 0}  # fmt: skip
-    for key, value in least.items():
-        if not config[key] >= value:
-            raise InputError(f"{key} = {config[key]} must be at least {value}")
-    for key in ("mask_perc", "lr_decay_factor"):
-        if not 0 < config[key] < 1:
-            raise InputError(f"{key} = {config[key]} must lie between 0 and 1")
-    if not config["dropout"] < 1:
-        raise InputError(f"dropout = {config['dropout']} must be less than 1")
-    if not config["slow"] <= 1:
-        raise InputError(f"slow = {config['slow']} must be at most 1")
-    for key in ("lr", "max_lr", "max_grad_norm"):
-        if not 0 < config[key] < math.inf:
-            raise InputError(f"{key} = {config[key]} must be positive")
     if config["load_model"] and config["model_path"] is None:
         raise InputError("load_model = True needs model_path: the checkpoint to begin with")
-    if config["max_gpus"] is not None and config["max_gpus"] < 1:
-        raise InputError(f"max_gpus = {config['max_gpus']} must be at least 1, or None for all")
     encoder_config(config["model_size"], fill=config["fill"])
     if config["azure"]:
         root = Path(config["azure_data_root"])
         if not root.is_dir():
-            raise InputError(
-                f"azure = True, but there is no folder {root}: mount the data disk or set --azure_data_root"
-            )
+            raise InputError(f"azure_data_root = {root} is no folder: mount the data disk or set another one")
         config = config | {"data_dir": str(root / config["data_dir"]), "runs_dir": str(root / config["runs_dir"])}
     runs = Path(config["runs_dir"]).absolute()
     there = next(folder for folder in (runs, *runs.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(
-            f"runs_dir = {config['runs_dir']} can't be written: {there} is no folder that you may write to"
-        )
+        raise InputError(f"runs_dir = {config['runs_dir']} can't be written: {there} is not a writable folder")
     return config
 
 
@@ -320,8 +305,7 @@ class Session:
             bar.close()
             self.end_epoch()
         if self.is_stale():
-            patience = config["early_stopping_patience"]
-            log.print(f"stopped early: no better validation loss for {patience} epochs")
+            log.print(f"stopped early: no better validation loss for {config['early_stopping_patience']} epochs")
         if self.saved_step < progress.step:
             self.save()
         self.test()
@@ -385,10 +369,8 @@ class Session:
         if loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = loss, progress.epoch + (progress.step_in_epoch > 0)
             if self.team.rank == 0:
-                self.best = (
-                    {name: x.to("cpu", copy=True) for name, x in training_state(self.model).items()},
-                    self.meta(),
-                )
+                weights = {name: x.to("cpu", copy=True) for name, x in training_state(self.model).items()}
+                self.best = weights, self.meta()
         return loss
 
     def end_epoch(self) -> None:

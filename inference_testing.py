@@ -40,6 +40,8 @@ if __name__ == "__main__":
     config = load_config(
         config, __file__, optional={"pairs": list, "model_path": str, "dates": list, "fit_data_dir": str},
         choices={"split": ("test", "validation", "all"), "device": ("auto", "cpu", "cuda")},
+        bounds={"mask_perc": "> 0 and < 1", "windows": ">= 1", "fit_windows": ">= 1", "probe_windows": ">= 0",
+                "block_states": ">= 1", "batch_size": ">= 1", "latency_runs": ">= 1", "seed": ">= 0"},
     )  # fmt: skip
 
 import importlib.util
@@ -111,12 +113,6 @@ def check_config(config: dict) -> None:
     for mask in config["masks"]:
         if mask not in MASKS:
             raise InputError(f"masks: {mask!r} is none of {', '.join(MASKS)}")
-    if not 0 < config["mask_perc"] < 1:
-        raise InputError(f"mask_perc = {config['mask_perc']} must lie between 0 and 1")
-    least = {"windows": 1, "batch_size": 1, "latency_runs": 1, "fit_windows": 1, "block_states": 1, "probe_windows": 0}
-    for key, value in least.items():
-        if config[key] < value:
-            raise InputError(f"{key} = {config[key]} must be at least {value}")
     if config["boosting"] and not importlib.util.find_spec("sklearn"):
         print("gradient boosting left out: scikit-learn is not installed")
     if config["dates"] is not None and len(config["dates"]) != 2:

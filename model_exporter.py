@@ -49,6 +49,7 @@ if __name__ == "__main__":
     config = load_config(
         config, __file__, optional={"model_path": str, "pairs": list, "devices": list, "batch_size": int},
         choices={"pooling": ("last", "mean", "all")},
+        bounds={"check_windows": ">= 2", "embedding_stride": ">= 1", "batch_size": ">= 1", "state_features": ">= 1"},
     )  # fmt: skip
 
 import copy
@@ -161,9 +162,6 @@ def check_config(config: dict) -> None:
         raise InputError("pooling = 'all' is of the encoder alone: set --parts=\"['encoder']\" and --embeddings=False")
     if not config["formats"] and not config["embeddings"]:
         raise InputError("formats = [] and embeddings = False leave nothing to do: set one of them")
-    for key, least in (("check_windows", 2), ("embedding_stride", 1), ("batch_size", 1), ("state_features", 1)):
-        if config[key] is not None and config[key] < least:
-            raise InputError(f"{key} = {config[key]} must be at least {least}")
     for key in ("state_widths", "policy_widths", "value_widths"):
         if not all(type(width) is int and width > 0 for width in config[key]):
             raise InputError(f"{key} = {config[key]} must be a list of widths, such as [64, 64]")

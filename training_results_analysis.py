@@ -24,7 +24,11 @@ config = {
 from lob.config import InputError, load_config, nearest, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"more_runs": list, "pairs": list, "output_dir": str})
+    config = load_config(
+        config, __file__, optional={"more_runs": list, "pairs": list, "output_dir": str},
+        bounds={"smoothing": ">= 1", "divergence_factor": "> 1", "plateau_epochs": ">= 1",
+                "plateau_gain": ">= 0 and < 1"},
+    )  # fmt: skip
 
 import io
 import json
@@ -74,7 +78,6 @@ class Run:
 
 
 def main(config: dict[str, Any]) -> None:
-    check_config(config)
     runs, damaged = [], []
     for folder in tqdm(find_runs(config), unit="run", desc="reading", disable=None, leave=False):
         try:
@@ -120,16 +123,6 @@ def main(config: dict[str, Any]) -> None:
 
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def check_config(config: dict[str, Any]) -> None:
-    for key in ("smoothing", "plateau_epochs"):
-        if config[key] < 1:
-            raise InputError(f"{key} = {config[key]} must be at least 1")
-    if config["divergence_factor"] <= 1:
-        raise InputError(f"divergence_factor = {config['divergence_factor']} must be more than 1")
-    if not 0 <= config["plateau_gain"] < 1:
-        raise InputError(f"plateau_gain = {config['plateau_gain']} must lie between 0 and 1")
 
 
 def find_runs(config: dict[str, Any]) -> list[Path]:

@@ -9,17 +9,17 @@ CoinAPI (plus a plain write of the same bytes, to disk), gunzip and orjson for B
 """
 
 config = {
-    "updates": 5_000_000,  # length of the synthetic stream, at least 5 million
+    "updates": 5_000_000,  # length of the synthetic stream; of less than 5 million the rates say little
     "disk_updates": 1_500_000,  # of these, how many go to disk, as states of 96 levels (788 bytes each)
     "recordings": "../shared/real/binance",  # folder/<market>/*.gz of raw Binance recordings; skipped where it is not
     "work_dir": None,  # folder on the disk to measure; None: the system's for temporary files
     "write": False,  # keep the result in benchmarks/results/parser.json
 }
 
-from lob.config import InputError, load_config, run
+from lob.config import load_config, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"work_dir": str})
+    config = load_config(config, __file__, optional={"work_dir": str}, bounds={"updates": ">= 5000000"})
 
 import gzip
 import os
@@ -48,8 +48,6 @@ Columns = tuple[np.ndarray, ...]
 
 
 def main(config: dict) -> None:
-    if config["updates"] < 5_000_000:
-        raise InputError(f"updates = {config['updates']} must be at least 5000000, else the rates say little")
     columns = make_updates(config["updates"])
     rows = measure_kernel(columns)
     with tempfile.TemporaryDirectory(dir=config["work_dir"]) as folder:

@@ -3,7 +3,8 @@
 A script defines `config` right under its docstring, one comment a line, and says before its heavy imports:
 
     if __name__ == "__main__":
-        config = load_config(config, __file__, optional={"pairs": list}, choices={"loss": ("mse", "mae")})
+        config = load_config(config, __file__, optional={"pairs": list}, choices={"loss": ("mse", "mae")},
+                             bounds={"epochs": ">= 1", "mask_perc": "> 0 and < 1"})
 
 so that `--help` and a misspelt key are answered before torch or numba load. It ends with
 `run(main, config)`, which turns `InputError` into one line on stderr and exit status 2.
@@ -12,12 +13,15 @@ so that `--help` and a misspelt key are answered before torch or numba load. It 
 import ast
 import difflib
 import io
+import operator
 import os
 import sys
 import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
 class InputError(Exception):
@@ -33,12 +37,14 @@ def load_config(
     script: str | Path,
     optional: Mapping[str, type | tuple[type, ...]] | None = None,
     choices: Mapping[str, Sequence[Any]] | None = None,
+    bounds: Mapping[str, str] | None = None,
     argv: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Return `defaults` with the `--key=value` words of `argv` (default: the command line's) put in.
 
     A value is a Python literal, or else text. It must have its default's type (an int serves for a float); a key
-    whose default is None takes None and what `optional` names. `choices` lists the values a key may have.
+    whose default is None takes None and what `optional` names. `choices` lists the values a key may have, `bounds`
+    says what its number must be, such as "> 0 and <= 1"; None may stay, NaN never fits.
     Prints the keys and exits 0 on `--help`; prints one line and exits 2 on a word that does not fit.
     """
     words = list(sys.argv[1:] if argv is None else argv)
@@ -55,6 +61,9 @@ def load_config(
             if config[key] not in allowed:
                 near = nearest(config[key], allowed)
                 raise InputError(f"{key} = {config[key]!r} is none of {', '.join(map(repr, allowed))}{near}")
+        for key, wanted in (bounds or {}).items():
+            if config[key] is not None and not is_within(config[key], wanted):
+                raise InputError(f"{key} = {config[key]} must be {wanted}{' or None' * (defaults[key] is None)}")
     except InputError as error:
         fail(script, error)
     return config
@@ -85,6 +94,12 @@ def check_value(key: str, value: Any, default: Any, optional: type | tuple[type,
         return
     wanted = " or ".join(kind.__name__ for kind in kinds) + (" or None" if default is None else "")
     raise InputError(f"{key} = {value!r} is of type {type(value).__name__}, not {wanted}")
+
+
+def is_within(value: float, bounds: str) -> bool:
+    """Whether a number fulfils each of the comparisons in `bounds`, such as "> 0 and <= 1"."""
+    comparisons = (comparison.split() for comparison in bounds.split(" and "))
+    return all(COMPARISONS[sign](value, float(limit)) for sign, limit in comparisons)
 
 
 def nearest(name: Any, known: Any) -> str:

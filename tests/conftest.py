@@ -1,7 +1,10 @@
 """Shared fixtures: a small synthetic book in the files' format, and the recorded data where it exists."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +53,20 @@ def write_book(
             "state_interval_ms": 0, "rows": rows, "sources": [], "counters": {}}  # fmt: skip
     (folder / "meta.json").write_text(json.dumps(meta))
     return folder
+
+
+def refusal(script: str, *words: str) -> str:
+    """Return the one line with which a script refuses words of its command line before it loads anything heavy."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+        pytest.raises(SystemExit) as stopped,
+    ):
+        patch.setattr(sys, "argv", [script, *words])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    line = err.getvalue()
+    assert stopped.value.code == 2 and line.startswith(f"{Path(script).name}: ") and line.count("\n") == 1
+    return line
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -242,7 +242,7 @@ def test_every_loss_key_is_one_of_the_trainer():
     [
         (["--runs_dir={}/none"], "there is no folder"),
         (["--runs_dir={}"], "no run "),
-        (["--smoothing=0"], "smoothing = 0 must be at least 1"),
+        (["--smoothing=0"], "smoothing = 0 must be >= 1"),
         (["--sort_bye=x"], "did you mean 'sort_by'"),
         (["--plateau_gain=2"], "plateau_gain = 2"),
     ],

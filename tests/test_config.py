@@ -1,5 +1,6 @@
 """The command line: what is accepted, what is refused in one line, and how fast --help answers."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ config = {
     "pairs": None,  # list of pairs; None: all
     "tick_size": None,  # in the quote currency; None: found
     "limit": None,  # a float; None: no limit
+    "share": 0.5,  # above 0, up to 1
     "split_ratios": [
         0.7,
         0.3,
@@ -31,6 +33,7 @@ config = {
 '''
 OPTIONAL = {"pairs": list, "tick_size": (int, float), "limit": float}
 CHOICES = {"loss": ("mse", "mae", "huber")}
+BOUNDS = {"depth": ">= 2", "lr": "> 0 and < inf", "limit": ">= 0", "share": "> 0 and <= 1"}
 
 
 @pytest.fixture
@@ -42,14 +45,15 @@ def script(tmp_path: Path) -> Path:
 def load(script: Path, *words: str) -> dict:
     names: dict = {}
     exec(script.read_text(), names)
-    return load_config(names["config"], script, OPTIONAL, CHOICES, words)
+    return load_config(names["config"], script, OPTIONAL, CHOICES, BOUNDS, words)
 
 
 def test_overrides_are_literals_of_the_defaults_type(script):
     config = load(script, "--depth=48", "--lr=1", "--loss=mae", "--use_scheduler=False", "--pairs=['A','B']",
                   "--tick_size=0.5", "--limit=1", "--split_ratios=[1, 2]", "--model_name=2024")  # fmt: skip
     assert config == {"depth": 48, "lr": 1.0, "loss": "mae", "use_scheduler": False, "pairs": ["A", "B"],
-                      "tick_size": 0.5, "limit": 1, "split_ratios": [1, 2], "model_name": "2024"}  # fmt: skip
+                      "tick_size": 0.5, "limit": 1, "share": 0.5, "split_ratios": [1, 2],
+                      "model_name": "2024"}  # fmt: skip
     assert type(config["lr"]) is float
     assert load(script)["pairs"] is None
     assert load(script, "--pairs=None")["pairs"] is None
@@ -72,6 +76,13 @@ def test_overrides_are_literals_of_the_defaults_type(script):
         ("--limit=True", ["limit = True", "not float or None"]),
         ("--limit=much", ["limit = 'much'", "not float or None"]),
         ("--split_ratios=0.7", ["split_ratios = 0.7", "not list"]),
+        ("--depth=1", ["depth = 1 must be >= 2\n"]),
+        ("--lr=0", ["lr = 0.0 must be > 0 and < inf\n"]),
+        ("--lr=1e999", ["lr = inf must be > 0 and < inf\n"]),
+        ("--lr=nan", ["lr = 'nan' is of type str, not float"]),
+        ("--limit=-0.5", ["limit = -0.5 must be >= 0 or None\n"]),
+        ("--share=0.0", ["share = 0.0 must be > 0 and <= 1\n"]),
+        ("--share=1.1", ["share = 1.1"]),
         ("--loss=msee", ["loss = 'msee'", "'huber'", "did you mean 'mse'?"]),
         ("--depth", ["'--depth'", "--key=value"]),
         ("depth=3", ["'depth=3'", "--key=value"]),
@@ -87,12 +98,20 @@ def test_what_does_not_fit_is_refused_in_one_line(script, capsys, word, parts):
         assert part in err
 
 
+@pytest.mark.parametrize("bound", [">= 0", "> 0", "< 1", "<= 1", "> 0 and < inf"])
+def test_nan_is_within_no_bounds(script, capsys, bound):
+    """It can't be given in the shell, but written into the dict."""
+    with pytest.raises(SystemExit):
+        load_config({"lr": math.nan}, script, bounds={"lr": bound}, argv=())
+    assert capsys.readouterr().err == f"script.py: lr = nan must be {bound}\n"
+
+
 def test_help_lists_every_key_with_default_and_comment(script):
     text = describe(script)
     assert text.startswith("Does nothing.")
     lines = {line.split("=")[0].strip(): line for line in text.splitlines() if line.startswith("  --")}
     assert set(lines) == {"--depth", "--lr", "--loss", "--model_name", "--use_scheduler", "--pairs", "--tick_size",
-                          "--limit", "--split_ratios"}  # fmt: skip
+                          "--limit", "--share", "--split_ratios"}  # fmt: skip
     assert "--depth=96" in lines["--depth"] and lines["--depth"].endswith("levels")
     assert lines["--lr"].endswith('step size, "#" in a comment is kept')
     assert "over three lines" in text

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_book
+from conftest import ROOT, refusal, write_book
 
 import model_exporter
 from benchmarks import bench_export
@@ -268,8 +268,6 @@ def test_users_mistakes_get_one_line(sampled, tmp_path, capsys):
         ({"pooling": "all"}, "is of the encoder alone"),
         ({"pooling": "all", "parts": ["encoder"]}, "contain their future"),
         ({"policy_widths": [64, 0]}, "must be a list of widths"),
-        ({"check_windows": 1}, "must be at least 2"),
-        ({"embedding_stride": 0}, "must be at least 1"),
         ({"formats": []}, "nothing to do"),
     ]
     if not torch.cuda.is_available():
@@ -282,6 +280,8 @@ def test_users_mistakes_get_one_line(sampled, tmp_path, capsys):
         error = capsys.readouterr().err
         assert (stopped.value.code, error.count("\n")) == (2, 1), error
         assert said in error
+    assert "check_windows = 1 must be >= 2" in refusal("model_exporter.py", "--check_windows=1")
+    assert "embedding_stride = 0 must be >= 1" in refusal("model_exporter.py", "--embedding_stride=0")
     assert not (tmp_path / "harm").exists() and not (tmp_path / "exports").exists()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from conftest import ROOT, write_book
+from conftest import ROOT, refusal, write_book
 from numpy.lib.stride_tricks import sliding_window_view
 
 import exploration_main
@@ -188,8 +188,8 @@ def test_the_file_does_not_depend_on_chunks_threads_or_top_of_book(tmp_path, mon
 
 
 def test_the_script_refuses_what_it_cannot_do_and_writes_nothing(data_dir):
-    with pytest.raises(InputError, match="temporal_dim = 1 must be at least 2"):
-        main({**CONFIG, "data_dir": str(data_dir), "temporal_dim": 1})
+    line = refusal("exploration_main.py", f"--data_dir={data_dir}", "--temporal_dim=1")
+    assert "temporal_dim = 1 must be >= 2" in line
     with pytest.raises(InputError, match="there is no folder"):
         main({**CONFIG, "data_dir": str(data_dir / "nowhere")})
     with pytest.raises(InputError, match="did you mean 'BTC_USD'"):

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_book
+from conftest import ROOT, refusal, write_book
 from test_ladder import moving_book
 
 from benchmarks import prove
@@ -226,6 +226,15 @@ def test_the_encoder_is_timed_as_it_can_be_run(monkeypatch):
     traced = latency.VARIANTS["torchscript"](encode, *(x[:1] for x in price_sizes))
     with torch.inference_mode():
         torch.testing.assert_close(traced(*price_sizes), encode(*price_sizes))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("--mask_perc=1.0", "mask_perc = 1.0 must be > 0 and < 1"), ("--windows=0", "windows = 0 must be >= 1"),
+     ("--probe_windows=-1", "probe_windows = -1 must be >= 0"), ("--seed=-1", "seed = -1 must be >= 0")],
+)  # fmt: skip
+def test_numbers_out_of_bounds_are_refused(word, message):
+    assert message in refusal("inference_testing.py", word)
 
 
 def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, checkpoint):

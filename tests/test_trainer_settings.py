@@ -1,6 +1,5 @@
 """Each setting of fp8_ddp_trainer.py by its effect, in this process; what TensorBoard holds; apply_mask."""
 
-import math
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_trainer import losses, metrics, weights
 
@@ -276,12 +276,17 @@ def test_a_runs_dir_that_cannot_be_written_is_refused_before_work(sampled, tmp_p
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("epochs", 0), ("mask_perc", 1.0), ("lr_decay_factor", 1.0), ("dropout", 1.0), ("dropout", math.nan),
-     ("max_lr", math.inf), ("lr", 0.0), ("max_gpus", 0), ("checkpoint_minutes", -1.0), ("model_size", "huge")],
+    [("epochs", "0"), ("mask_perc", "1.0"), ("lr_decay_factor", "1.0"), ("dropout", "1.0"), ("dropout", "nan"),
+     ("max_lr", "1e999"), ("lr", "0.0"), ("max_gpus", "0"), ("checkpoint_minutes", "-1.0"), ("slow", "1.1"),
+     ("max_grad_norm", "0.0"), ("seed", "-1"), ("temporal_dim", "3")],
 )  # fmt: skip
 def test_impossible_values_are_refused_by_name(key, value):
-    with pytest.raises(InputError, match=key):
-        check_config({**fp8_ddp_trainer.config, key: value})
+    assert f"{key} = " in refusal("fp8_ddp_trainer.py", f"--{key}={value}")
+
+
+def test_an_unknown_model_is_refused_by_name():
+    with pytest.raises(InputError, match="model_size"):
+        check_config({**fp8_ddp_trainer.config, "model_size": "huge"})
 
 
 def test_fp8_takes_dimensions_of_multiples_of_16_alone():
