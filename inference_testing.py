@@ -61,7 +61,7 @@ from lob import probes
 from lob.baselines import Fitted, fit_baselines
 from lob.checkpoints import find_checkpoint, load_model
 from lob.encoder import BookEncoder
-from lob.files import Book, find_pairs, identity, new_file, open_book, open_table
+from lob.files import Book, identity, new_file, open_books, open_table
 from lob.latency import BATCHES, benchmark, time_encoder
 from lob.masking import MASKS
 from lob.policy import WindowEncoder
@@ -82,7 +82,7 @@ def main(config: dict) -> int:
     device = pick_device(config["device"])
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
     model, meta = load_model(checkpoint, device)
-    books = open_books(config["data_dir"], config["pairs"], model)
+    books = open_books(config["data_dir"], config["pairs"], model.config.depth)
     print(f"{checkpoint}: {model.config.layers} layers of width {model.config.width} on {device}")
     if config["benchmark"]:
         devices = ["cpu", *["cuda"] * torch.cuda.is_available()] if config["device"] == "auto" else [config["device"]]
@@ -125,17 +125,6 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def open_books(data_dir: str, pairs: list[str] | None, model: BookEncoder) -> list[Book]:
-    folder = Path(data_dir)
-    books = [open_book(folder / "book_states" / name)
-             for name in find_pairs(folder, "book_states", pairs, "data_parser.py")]  # fmt: skip
-    for book in books:
-        if book.depth != model.config.depth:
-            raise InputError(f"{book.path} has depth {book.depth}, the checkpoint wants {model.config.depth}: "
-                             f"run data_parser.py --depth={model.config.depth}")  # fmt: skip
-    return books
-
-
 def spread(ends: np.ndarray, count: int) -> np.ndarray:
     """Up to `count` of the window ends, evenly spaced."""
     return ends[np.linspace(0, len(ends) - 1, min(count, len(ends))).round().astype(np.int64)]
@@ -148,7 +137,8 @@ class Bench:
         self.config, self.model, self.device, self.books = config, model, device, books
         self.states = model.config.temporal_dim
         self.cuts = np.asarray(meta["data"]["cuts_ns"], dtype=np.int64)
-        self.fit_books = books if config["fit_data_dir"] is None else open_books(config["fit_data_dir"], None, model)
+        other = config["fit_data_dir"]
+        self.fit_books = books if other is None else open_books(other, None, model.config.depth)
         self.fitted: dict[Any, Fitted | None] = {}
         for book in books:
             if not len(self.ends(book, config["split"])):

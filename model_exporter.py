@@ -71,7 +71,7 @@ from tqdm import tqdm
 
 from lob.checkpoints import find_checkpoint, load_model
 from lob.encoder import BookEncoder, EncoderConfig, count_parameters
-from lob.files import FORMAT_VERSION, Book, find_pairs, identity, new_file, new_table, open_book
+from lob.files import FORMAT_VERSION, Book, find_pairs, identity, new_file, new_table, open_book, open_books
 from lob.onnx_program import to_onnx
 from lob.policy import ACTIONS, ActorCritic, Reconstruction, WindowEncoder, in_bf16
 from lob.window_store import WindowStore
@@ -121,7 +121,7 @@ def main(config: dict) -> int:
               "step": meta["progress"]["step"]}  # fmt: skip
     folder = Path(config["exports_dir"]) / path.resolve().parent.parent.name
     inputs = check_inputs(config, encoder.config) if config["formats"] else {}
-    books = open_books(config, encoder.config) if config["embeddings"] else []
+    books = open_books(config["data_dir"], config["pairs"], encoder.config.depth) if config["embeddings"] else []
     if inputs:
         print(f"{path} (step {origin['step']:,}) -> {folder}")
         print(f"{'file':<28}{'bytes':>12}{'difference':>12}{'batch 1':>12}")
@@ -190,17 +190,6 @@ def make_part(part: str, encoder: BookEncoder, config: dict, precision: str = "f
         return ActorCritic(encoder, config).train(config["training_mode"]).to(device)
     made = WindowEncoder(encoder, config["pooling"]) if part == "encoder" else Reconstruction(encoder)
     return made.eval().to(device)
-
-
-def open_books(config: dict, encoder: EncoderConfig) -> list[Book]:
-    folder = Path(config["data_dir"])
-    names = find_pairs(folder, "book_states", config["pairs"], "data_parser.py")
-    books = [open_book(folder / "book_states" / name) for name in names]
-    for book in books:
-        if book.depth != encoder.depth:
-            raise InputError(f"{book.path} has depth {book.depth}, the checkpoint wants {encoder.depth}: "
-                             f"run data_parser.py --depth={encoder.depth}, or set --pairs")  # fmt: skip
-    return books
 
 
 def check_inputs(config: dict, encoder: EncoderConfig) -> dict[str, tuple[Tensor, ...]]:

@@ -106,6 +106,17 @@ def find_pairs(data_dir: str | Path, stage: str, pairs: Sequence[str] | None, ma
     return list(dict.fromkeys(pairs)) if pairs is not None else found
 
 
+def open_books(data_dir: str | Path, pairs: Sequence[str] | None, depth: int) -> list[Book]:
+    """Open the books of these pairs (None: of all); InputError where one has not the `depth` of a checkpoint."""
+    folder = Path(data_dir) / "book_states"
+    books = [open_book(folder / name) for name in find_pairs(data_dir, "book_states", pairs, "data_parser.py")]
+    for book in books:
+        if book.depth != depth:
+            raise InputError(f"{book.path} has depth {book.depth}, the checkpoint wants {depth}: "
+                             f"run data_parser.py --depth={depth}, or set --pairs")  # fmt: skip
+    return books
+
+
 def read_meta(file: Path, made_by: str) -> dict[str, Any]:
     """Read a JSON file of format version 1; InputError where it is missing, damaged or of another version."""
     try:

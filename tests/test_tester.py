@@ -242,7 +242,7 @@ def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, che
     from lob.checkpoints import load_model
 
     model, meta = load_model(checkpoint)
-    books = tester.open_books(str(sampled), None, model)
+    books = tester.open_books(sampled, None, model.config.depth)
     bench = tester.Bench({**tester.config, "data_dir": str(sampled)}, model, meta, books, torch.device("cpu"))
     book = books[0]
     tested = bench.ends(book, "test")
