@@ -99,14 +99,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lob.checkpoints import (
-    load_checkpoint,
-    load_training_state,
-    load_weights,
-    newest_step,
-    save_checkpoint,
-    training_state,
-)
+from lob.checkpoints import load_checkpoint, load_training_state, load_weights, save_checkpoint, training_state
 from lob.dataset import Dataset, open_dataset
 from lob.encoder import count_parameters, encoder_config, flops_per_window
 from lob.masking import make_mask
@@ -119,6 +112,7 @@ from lob.step import FiniteCheck, MicroStep, NonFinite, Passes, Task, windows_a_
 from lob.te_encoder import build_encoder, load_plain_state
 from lob.window_store import WindowStore
 
+STEPS = "step_*.safetensors"  # checkpoints that a run can go on from
 SAVE_SPACING = 9  # seconds of training for each that the last save took, so that a slow disk costs a tenth of the time
 
 
@@ -204,7 +198,7 @@ class Session:
 
     def __init__(self, config: dict, team: Team, folder: Path):
         self.config, self.team, self.checkpoints = config, team, folder / "checkpoints"
-        found = newest_step(self.checkpoints) if config["resume"] else None
+        found = max(self.checkpoints.glob(STEPS), default=None) if config["resume"] else None
         tensors, self.saved = load_checkpoint(found) if found else ({}, {})
         self.data = open_dataset(config)
         self.identity = self.data.identity()
@@ -402,7 +396,7 @@ class Session:
         began = time.perf_counter()
         if self.team.rank == 0:
             self.write(f"step_{self.progress.step:08d}.safetensors", {})
-            for old in sorted(self.checkpoints.glob("step_*.safetensors"))[: -self.config["keep_checkpoints"]]:
+            for old in sorted(self.checkpoints.glob(STEPS))[: -self.config["keep_checkpoints"]]:
                 old.unlink()
         self.saved_at, self.saved_step = time.perf_counter(), self.progress.step
         self.save_seconds = self.saved_at - began

@@ -82,11 +82,6 @@ def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[Bo
     return model.to(device).eval(), meta
 
 
-def newest_step(checkpoints: Path) -> Path | None:
-    """Return the step checkpoint of the most steps in a run's folder, if there is one."""
-    return max(checkpoints.glob("step_*.safetensors"), default=None)
-
-
 def load_weights(file: str | Path, model: BookEncoder) -> None:
     """Put a checkpoint's weights into a model; InputError where it holds another network."""
     tensors, meta = load_checkpoint(file, "model.")
