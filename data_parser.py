@@ -62,6 +62,8 @@ def main(config: dict) -> int:
     files = sum(len(list_files(Path(config["data_dir"]) / "raw" / pair)) for pair in pairs)
     workers = min(config["workers"] or os.cpu_count() or 1, files)
     failed: dict[str, Exception] = {}
+    if config["scheduler"] is None and not is_compiled():
+        print("compiling the parser: takes about a minute, the first time alone", flush=True)
 
     def attempt(pair: str, executor: Executor | None = None) -> None:
         try:
@@ -89,6 +91,12 @@ def check_config(config: dict) -> None:
                          "both thin the states: set one of them")  # fmt: skip
     if config["feed"] is not None and config["feed"] not in FEEDS:
         raise InputError(f"unknown feed {config['feed']!r}; there are {', '.join(FEEDS)}")
+
+
+def is_compiled() -> bool:
+    """Whether numba's cache holds the book's largest kernel as compiled from its present source."""
+    cached = Path(str(kernel.apply_rows.stats.cache_path)).glob("book.apply_rows-*.nbi")
+    return any(file.stat().st_mtime > Path(kernel.__file__).stat().st_mtime for file in cached)
 
 
 def make_executor(config: dict, workers: int) -> Executor:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,3 +43,18 @@ def test_a_feed_that_is_forced_is_the_one_that_reads(tmp_path):
     assert parse(tmp_path, "", feed="coinapi")[0]["snapshots"] == 1
     with pytest.raises(InputError):
         parse(tmp_path, "", feed="tardis")
+
+
+def test_it_says_that_it_compiles_only_where_it_has_to(tmp_path, capsys, monkeypatch):
+    parse(tmp_path, "")
+    assert data_parser.is_compiled()
+    capsys.readouterr()
+    parse(tmp_path, "")
+    assert "compiling" not in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        empty = SimpleNamespace(stats=SimpleNamespace(cache_path=str(tmp_path)))
+        patch.setattr(data_parser.kernel, "apply_rows", empty)
+        assert not data_parser.is_compiled()
+    monkeypatch.setattr(data_parser, "is_compiled", lambda: False)
+    parse(tmp_path, "")
+    assert capsys.readouterr().out.startswith("compiling the parser: takes about a minute, the first time alone\n")
