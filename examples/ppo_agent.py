@@ -52,8 +52,11 @@ from lob.config import InputError, load_config, run
 
 if __name__ == "__main__":
     config = load_config(
-        config, __file__, optional={"model_path": str, "pair": str}, choices={"split": ("test", "validation")}
-    )
+        config, __file__, optional={"model_path": str, "pair": str}, choices={"split": ("test", "validation")},
+        bounds={"seeds": ">= 1", "decision_stride": ">= 1", "latency_states": ">= 0", "episode_steps": ">= 1",
+                "position_limit": ">= 1", "train_steps": ">= 1", "environments": ">= 1", "rollout_steps": ">= 1",
+                "batch_size": ">= 2", "update_epochs": ">= 1"},  # PPO standardises advantages over a batch
+    )  # fmt: skip
 
 import json
 import time
@@ -323,13 +326,8 @@ def check_config(config: dict) -> None:
         raise InputError(f"variants = {config['variants']} must be some of 'frozen', 'scratch'")
     if not config["imbalance_thresholds"]:
         raise InputError("imbalance_thresholds = [] names none: give at least one, such as [0.5]")
-    for key in ("seeds", "decision_stride", "episode_steps", "position_limit", "train_steps", "environments",
-                "rollout_steps", "batch_size", "update_epochs"):  # fmt: skip
-        least = 2 if key == "batch_size" else 1  # PPO standardises advantages over a batch
-        if config[key] < least:
-            raise InputError(f"{key} = {config[key]} must be at least {least}")
-    if not 0 <= config["latency_states"] < config["decision_stride"]:
-        raise InputError(f"latency_states = {config['latency_states']} must be at least 0 and less than "
+    if config["latency_states"] >= config["decision_stride"]:
+        raise InputError(f"latency_states = {config['latency_states']} must be less than "
                          f"decision_stride = {config['decision_stride']}")  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import stable_baselines3.common.env_checker
 import torch
-from conftest import ROOT, write_book
+from conftest import ROOT, refusal, write_book
 
 from examples.ppo_agent import BookReplay, EncoderConfig, Replay, config, embed, make_replay, play, train
 from lob.checkpoints import save_checkpoint
@@ -265,8 +265,6 @@ def test_users_mistakes_get_one_line(book, tmp_path):
     for wrong, said in [
         ({"variants": ["thawed"]}, "variants"),
         ({"latency_states": 32}, "latency_states = 32"),
-        ({"seeds": 0}, "seeds = 0"),
-        ({"batch_size": 1}, "batch_size = 1 must be at least 2"),
         ({"imbalance_thresholds": []}, "imbalance_thresholds"),
         ({"pair": "ETH_USD"}, "no pair 'ETH_USD'"),
         ({"runs_dir": str(tmp_path / "uncut")}, "does not say where its training period ends"),
@@ -274,6 +272,9 @@ def test_users_mistakes_get_one_line(book, tmp_path):
     ]:
         with pytest.raises(InputError, match=said):
             main(config | ours | wrong)
+    for word, said in (("--seeds=0", "seeds = 0 must be >= 1"), ("--batch_size=1", "batch_size = 1 must be >= 2"),
+                       ("--latency_states=-1", "latency_states = -1 must be >= 0")):  # fmt: skip
+        assert said in refusal("examples/ppo_agent.py", word)
     done = run_script(book, tmp_path, f"--model_path={file}", "--split=train")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "split" in done.stderr
     assert not list(tmp_path.glob("**/ppo_agent.*"))
