@@ -5,7 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=10 --batch_size=16 --accumulation_steps=1 \
-  --max_lr=4e-3 --fill=linear --mask_mode=entry --mirror=False --slow=0 --outlook=0 --dropout=0.0 --weight_decay=0.01
+  --max_lr=4e-3 --fill=linear --mask_mode=entry --mirror=False --slow=0 --size_noise=0 --outlook=0 \
+  --dropout=0.0 --weight_decay=0.01
 
 .PHONY: pipeline test bench bench-gpu prove tables
 

@@ -23,20 +23,21 @@ config = {
     "normalization": "book",  # book (log ticks from the mid, log size) or minmax (the reference's, per window)
     "fill": "ladder",  # what stands in for hidden values and is corrected by the head: linear (in time), ladder or none
     "causal": False,  # attend to earlier states only
-    "dropout": 0.1,  # in attention and after each block
+    "dropout": 0.2,  # in attention and after each block
     # task
     "mask_mode": "mix",  # entry, level, span, span64, patch, tail, or mix (see lob/masking.py)
     "mask_perc": 0.25,  # share of the values that are hidden
     "mirror": True,  # exchange bids and asks in half the training windows
     "slow": 0.6,  # share of the training windows that are replayed 2 to 4 times slower
-    "outlook": 0.1,  # weight of telling what comes next from the last state's vector; 0: not asked
+    "size_noise": 1.5,  # sizes of half the training windows are multiplied by e^(+-this), alike at a price; 0: none
+    "outlook": 0.05,  # weight of telling book, past and next moves from the last state's vector; 0: not asked
     "loss": "mse",  # mse, mae, huber or smoothl1, over hidden values
     # optimisation
     "epochs": 10,  # passes over the training windows
     "batch_size": 64,  # windows a GPU and micro-step
     "accumulation_steps": 1,  # micro-steps an optimizer step
     "optimizer": "adamw",  # adamw, adam or sgd
-    "weight_decay": 0.05,  # of adamw
+    "weight_decay": 0.1,  # of adamw
     "lr": 1e-4,  # without a schedule's peak: where plateau decay begins
     "use_scheduler": True,  # OneCycle up to max_lr; False: plateau decay of lr
     "max_lr": 1e-3,  # OneCycle's peak
@@ -78,7 +79,7 @@ if __name__ == "__main__":
         },
         bounds={
             "temporal_dim": ">= 4", "num_workers": ">= 1", "dropout": ">= 0 and < 1", "mask_perc": "> 0 and < 1",
-            "slow": ">= 0 and <= 1", "outlook": ">= 0", "epochs": ">= 1", "batch_size": ">= 1",
+            "slow": ">= 0 and <= 1", "size_noise": ">= 0", "outlook": ">= 0", "epochs": ">= 1", "batch_size": ">= 1",
             "accumulation_steps": ">= 1", "weight_decay": ">= 0", "lr": "> 0 and < inf", "max_lr": "> 0 and < inf",
             "lr_decay_factor": "> 0 and < 1", "lr_decay_patience": ">= 0", "early_stopping_patience": ">= 1",
             "max_grad_norm": "> 0 and < inf", "seed": ">= 0", "max_gpus": ">= 1", "keep_checkpoints": ">= 1",
@@ -237,7 +238,7 @@ class Session:
             fp8_state = load_training_state(self.model, self.optimizer, tensors, self.saved["lr"])
             self.plateau.load_state_dict(self.saved["plateau"])
         task = Task(config["loss"], config["mask_mode"], config["mask_perc"])
-        varied = replace(task, **{key: config[key] for key in ("mirror", "slow", "outlook")})
+        varied = replace(task, **{key: config[key] for key in ("mirror", "slow", "size_noise", "outlook")})
         store = WindowStore(self.data.books, config["temporal_dim"], team.device, config["num_workers"])
         values = 2 * config["temporal_dim"] * config["depth_dim"]
         self.nominal = config["mask_perc"] * values * windows  # hidden values of a step, expected

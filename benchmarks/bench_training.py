@@ -40,8 +40,9 @@ from lob.encoder import flops_per_window
 from lob.ranks import join_team, launch
 
 # The settings of the published reference, whose model these benchmarks train.
-REFERENCE = {"fill": "linear", "mask_mode": "entry", "mirror": False, "slow": 0.0, "outlook": 0.0, "dropout": 0.0,
-             "batch_size": 48, "accumulation_steps": 4, "max_lr": 2.5e-4, "weight_decay": 0.01}  # fmt: skip
+REFERENCE = {"fill": "linear", "mask_mode": "entry", "mirror": False, "slow": 0.0, "size_noise": 0.0, "outlook": 0.0,
+             "dropout": 0.0, "batch_size": 48, "accumulation_steps": 4, "max_lr": 2.5e-4,
+             "weight_decay": 0.01}  # fmt: skip
 DEEP = {**REFERENCE, "model_size": "deep_narrow_transformer"}
 WIDE = {**REFERENCE, "model_size": "wide_transformer"}
 LARGE = {"batch_size": 512, "accumulation_steps": 1}

@@ -40,8 +40,23 @@ def slow_down(price_ticks: Tensor, sizes: Tensor, keys: Tensor, share: float) ->
     return torch.where(changed, next_price, price), torch.where(changed, next_size, size)
 
 
-def augment(price_ticks: Tensor, sizes: Tensor, keys: Tensor, mirror: bool, slow: float) -> tuple[Tensor, Tensor]:
-    """Exchange bids and asks in half the windows where `mirror`, and slow down a share of them."""
+def vary_sizes(price_ticks: Tensor, sizes: Tensor, keys: Tensor, noise: float) -> Tensor:
+    """Multiply the sizes of half the windows by exp(uniform in +-noise), one factor a price for all of a window.
+
+    What rests at a price stays as steady as it was, but no window can be recognised by its sizes.
+    """
+    chosen = uniform(scramble(keys + 2), 1).unsqueeze(2) < 0.5
+    bits = scramble(scramble(keys + 3)[:, None, None] ^ scramble(price_ticks.long()))
+    draw = ((bits >> 40) & 0xFFFFFF).float() * (2.0 / 16777216.0) - 1.0
+    return torch.where(chosen, sizes * torch.exp(noise * draw), sizes)
+
+
+def augment(
+    price_ticks: Tensor, sizes: Tensor, keys: Tensor, mirror: bool, slow: float, noise: float
+) -> tuple[Tensor, Tensor]:
+    """Exchange bids and asks in half the windows where `mirror`, slow down a share of them, and vary sizes."""
+    if noise:
+        sizes = vary_sizes(price_ticks, sizes, keys, noise)
     if slow:
         price_ticks, sizes = slow_down(price_ticks, sizes, scramble(keys + 1), slow)
     if mirror:

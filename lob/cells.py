@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lob.normalisation import PRICE_SCALE
-
 CHANNELS = 16  # inputs of a cell, as lob.encoder.cell_channels makes them
 TOKEN_CHANNELS = 16  # of each cell in what goes to a state's token and comes back from it
 STEM_DILATIONS, DECODER_DILATIONS = (1, 2, 4), (1, 2, 4, 8, 1)  # states between a convolution's taps, by block
@@ -49,27 +47,24 @@ class CellStem(nn.Module):
 
 
 class CellDecoder(nn.Module):
-    """Inputs, cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F).
+    """Inputs, cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F): zero for prices.
 
-    A price that is visible or found by the ladder is exact and keeps its value; the others change by ticks, which far
-    from the mid are small in the signed log.
+    The ladder's prices stay: those it found are exact, and learned changes of the others made them worse under every
+    mask (NOTES.md).
     """
 
     def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
         super().__init__()
-        self.levels, self.price_scale = levels, PRICE_SCALE
+        self.levels = levels
         self.spread = nn.Linear(width, levels * TOKEN_CHANNELS)
         self.join = nn.Linear(cell_width + TOKEN_CHANNELS, cell_width)
         self.blocks = nn.Sequential(*(CellBlock(cell_width, dilation, causal) for dilation in DECODER_DILATIONS))
         self.norm = nn.LayerNorm(cell_width)
-        self.head = nn.Linear(cell_width, 2)
+        self.head = nn.Linear(cell_width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, inputs: Tensor, cells: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, cells: Tensor, hidden: Tensor) -> Tensor:
         states = self.spread(hidden).unflatten(2, (self.levels, -1))
         cells = cells + self.join(torch.cat([cells, states.to(cells.dtype)], dim=3))
-        change = self.head(self.norm(self.blocks(cells))).float()
-        filled, known = inputs[..., 4], inputs[..., 6]  # of the price
-        tick = torch.exp(-self.price_scale * filled.abs()) / self.price_scale
-        return torch.stack([change[..., 0] * tick * (1 - known), change[..., 1]], dim=3)
+        return F.pad(self.head(self.norm(self.blocks(cells))).float(), (1, 0))

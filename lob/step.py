@@ -50,6 +50,7 @@ class Task:
     mask_perc: float
     mirror: bool = False  # exchange bids and asks in half of them
     slow: float = 0.0  # share that is slowed down
+    size_noise: float = 0.0  # of the logs of half the windows' sizes
     outlook: float = 0.0  # weight of the loss of lob/outlook.py
 
 
@@ -72,22 +73,28 @@ class MicroStep:
         return prediction, values, mask
 
     def outlook_loss(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        """Squared error, summed over windows, of what the vector of a state some way before the end tells."""
-        states = price_ticks.shape[1] - states_ahead(price_ticks.shape[1])
-        tokens, *_ = build_inputs(price_ticks[:, :states], sizes[:, :states], None, self.config)
+        """Squared error, summed over windows, of what the vector of a state some way before the end tells.
+
+        The states that it may see move to the window's end, behind as many copies of its first state: a window of
+        another length would be another task than what the vector is for.
+        """
+        states = price_ticks.shape[1]
+        seen = (torch.arange(states, device=price_ticks.device) - states_ahead(states)).clamp(min=0)
+        tokens, *_ = build_inputs(price_ticks[:, seen], sizes[:, seen], None, self.config)
         with self.precision.autocast():
             told = self.model.outlook(self.model.encode(tokens)[:, -1])
         return F.mse_loss(told.float(), describe(price_ticks, sizes), reduction="none").mean(1).sum()
 
     def __call__(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor, nominal: float) -> tuple[Tensor, Tensor]:
-        price_ticks, sizes = augment(price_ticks, sizes, keys, self.task.mirror, self.task.slow)
+        task = self.task
+        price_ticks, sizes = augment(price_ticks, sizes, keys, task.mirror, task.slow, task.size_noise)
         prediction, values, mask = self.predict(price_ticks, sizes, keys)
-        loss, count = masked_loss(prediction, values, mask, self.task.loss)
+        loss, count = masked_loss(prediction, values, mask, task.loss)
         (loss / nominal).backward()
-        if self.task.outlook:
-            windows = nominal / (self.task.mask_perc * math.prod(price_ticks.shape[1:]) * 2 * OUTLOOK_EVERY)
+        if task.outlook:
+            windows = nominal / (task.mask_perc * math.prod(price_ticks.shape[1:]) * 2 * OUTLOOK_EVERY)
             outlook = self.outlook_loss(price_ticks[::OUTLOOK_EVERY], sizes[::OUTLOOK_EVERY])
-            (self.task.outlook / windows * outlook).backward()
+            (task.outlook / windows * outlook).backward()
         return loss.detach(), count
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_ladder import moving_book
 
-from lob.augmentation import augment, exchange_sides, slow_down
+from lob.augmentation import augment, exchange_sides, slow_down, vary_sizes
 from lob.masking import window_keys
 
 
@@ -46,13 +46,27 @@ def test_slowed_windows_pass_the_recorded_states_in_order():
 def test_as_many_windows_are_slowed_down_as_asked_for(share):
     price_ticks, sizes = moving_book(1, states=16, levels=8)
     sizes = torch.arange(16.0).view(1, 16, 1).expand(2000, -1, 8)
-    _, slowed = augment(price_ticks.expand(2000, -1, -1), sizes, keys(2000), False, share)
+    _, slowed = augment(price_ticks.expand(2000, -1, -1), sizes, keys(2000), False, share, 0.0)
     assert (slowed != sizes).any(dim=(1, 2)).float().mean() == pytest.approx(share, abs=0.03)
+
+
+def test_sizes_vary_by_price_in_half_the_windows():
+    price_ticks, _ = moving_book(400, states=32, levels=16)
+    factors = vary_sizes(price_ticks, torch.ones(400, 32, 16), keys(400), 1.5).log()
+    varied = factors.abs().amax(dim=(1, 2)) > 0
+    assert varied.float().mean() == pytest.approx(0.5, abs=0.1) and (factors[~varied] == 0).all()
+    drawn = [dict(zip(p.flatten().tolist(), f.flatten().tolist(), strict=True))
+             for p, f in zip(price_ticks[varied], factors[varied], strict=True)]  # fmt: skip
+    for window, prices, found in zip(drawn, price_ticks[varied], factors[varied], strict=True):
+        assert all(window[p] == f for p, f in zip(prices.flatten().tolist(), found.flatten().tolist(), strict=True))
+    values = torch.tensor([f for window in drawn for f in window.values()])
+    assert values.abs().max() <= 1.5 and values.std() == pytest.approx(3 / 12**0.5, rel=0.05)
+    assert values.mean() == pytest.approx(0, abs=0.05)
 
 
 def test_a_window_is_varied_by_its_key_alone():
     price_ticks, sizes = moving_book(8, states=32, levels=16)
-    together = augment(price_ticks, sizes, keys(8), True, 0.5)
-    alone = augment(price_ticks[5:6], sizes[5:6], keys(8)[5:6], True, 0.5)
+    together = augment(price_ticks, sizes, keys(8), True, 0.5, 1.5)
+    alone = augment(price_ticks[5:6], sizes[5:6], keys(8)[5:6], True, 0.5, 1.5)
     assert all(a[5:6].equal(b) for a, b in zip(together, alone, strict=True))
     assert (together[0].diff(dim=2) > 0).all()

@@ -119,7 +119,7 @@ def trainer(data_dir: Path, *words: str) -> subprocess.Popen:
     """Start the trainer on a small run."""
     command = [sys.executable, "fp8_ddp_trainer.py", f"--data_dir={data_dir}", f"--runs_dir={data_dir / 'runs'}",
                "--model_size=tiny_transformer", "--batch_size=16", "--accumulation_steps=2", "--log_steps=1",
-               "--epochs=6", "--dropout=0.1", "--fill=linear", "--slow=0", *words]  # fmt: skip
+               "--epochs=6", "--dropout=0.1", "--fill=linear", "--slow=0", "--size_noise=0", *words]  # fmt: skip
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -11,16 +11,16 @@ from test_ladder import moving_book
 from lob.checkpoints import load_model, save_checkpoint, training_state
 from lob.encoder import BookEncoder, build_inputs, encoder_config
 from lob.masking import window_keys
-from lob.outlook import AHEAD, TARGETS, describe, states_ahead
+from lob.outlook import AHEAD, SCALES, TARGETS, describe, states_ahead
 from lob.precision import Precision
 from lob.step import MicroStep, Task
 
-STATES, LEVELS = AHEAD + 140, 16
+STATES, LEVELS = 140, 16
 
 
 def slowly(ticks: np.ndarray, sizes: np.ndarray) -> list[float]:
     """The targets of one window, (T, L) each, in the order of lob.outlook.describe."""
-    half, coming = LEVELS // 2, min(128, len(ticks) // 2)
+    half, coming = LEVELS // 2, min(32, len(ticks) // 2)
     now = len(ticks) - coming - 1
     bid, ask, mid = ticks[:, half - 1], ticks[:, half], (ticks[:, half - 1] + ticks[:, half]) / 2
     bids, asks = sizes[now, half - 1 :: -1], sizes[now, half:]
@@ -38,13 +38,11 @@ def slowly(ticks: np.ndarray, sizes: np.ndarray) -> list[float]:
         found += [math.copysign(math.log1p(abs(total)), total), math.log1p(math.sqrt(sum(m * m for m in moves))),
                   math.log1p(sum(m != 0 for m in moves))]  # fmt: skip
     ahead = [mid[i] - mid[i - 1] for i in range(now + 1, len(mid))]
-    for reach in (16, coming):
-        found.append(math.log1p(math.sqrt(sum(m * m for m in ahead[:reach]))))
-    found += [math.log1p(sum(m != 0 for m in ahead)), next((math.copysign(1, m) for m in ahead if m), 0)]
+    found.append(next((math.copysign(1, m) for m in ahead if m), 0))
     gone = [next((i for i in range(now + 1, len(mid)) if away(i)), len(mid))
             for away in (lambda i: bid[i] < bid[now], lambda i: ask[i] > ask[now])]  # fmt: skip
     found += [float(np.sign(gone[0] - gone[1])), float(any((ask - bid)[now + 1 :] > (ask - bid)[now]))]
-    return found
+    return [value * scale for value, scale in zip(found, SCALES, strict=True)]
 
 
 @pytest.mark.parametrize("states", [STATES, 32, 4])
@@ -83,6 +81,21 @@ def test_the_vector_learns_the_outlook_and_the_masked_loss_stays_what_it_was():
         optimizer.zero_grad()
         step(*windows, nominal)
     assert float(step.outlook_loss(*windows[:2]).detach()) < before / 2
+
+
+def test_what_is_to_be_foretold_is_not_shown():
+    step, (price_ticks, sizes, _) = step_of(0.5)
+    shown = []
+    step.model.encode = lambda tokens: shown.append(tokens) or tokens.new_zeros(8, STATES, 64)
+    step.outlook_loss(price_ticks, sizes)
+    changed = price_ticks.clone(), sizes.clone()
+    changed[0][:, -AHEAD:] += 7
+    changed[1][:, -AHEAD:] *= 3
+    step.outlook_loss(*changed)
+    assert shown[0].equal(shown[1])
+    last = build_inputs(price_ticks[:, :-AHEAD], sizes[:, :-AHEAD], None, step.config)[0][:, -1]
+    visible = slice(0, 2 * LEVELS, 2)  # prices, which no other state scales
+    torch.testing.assert_close(shown[0][:, -1, visible], last[:, visible])
 
 
 def test_its_head_stays_with_training(tmp_path):

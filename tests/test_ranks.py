@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -13,6 +14,7 @@ import torch
 from conftest import ROOT
 from test_trainer import command, losses, metrics, train, wait_for, weights
 
+from lob import ranks
 from lob.config import CheckFailed, InputError
 from lob.ranks import free_port, launch
 
@@ -108,3 +110,19 @@ def test_a_port_in_use_is_not_taken():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", free_port()))
     assert "MASTER_PORT" not in os.environ
+
+
+def add_up_on(rank: int, world: int, port: int, folder: Path) -> None:
+    ranks.LARGE = 10
+    with ranks.join_team(rank, world, "gloo", port) as team:
+        gradients = [torch.full((3,), rank + 1.0), torch.full((4, 5), rank + 10.0), torch.full((2, 2), rank + 5.0)]
+        team.add_up(gradients)
+        torch.save(gradients, folder / f"{rank}.pt")
+
+
+def test_large_and_small_gradients_become_their_sums(tmp_path):
+    launch(add_up_on, 2, tmp_path)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert [x.unique().tolist() for x in found] == [[3.0], [21.0], [11.0]]
+        assert [x.shape for x in found] == [(3,), (4, 5), (2, 2)]

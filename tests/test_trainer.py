@@ -18,7 +18,7 @@ from lob.checkpoints import load_checkpoint, load_model
 
 SMALL = ("--model_size=tiny_transformer", "--depth_dim=16", "--temporal_dim=32", "--batch_size=32",
          "--accumulation_steps=2", "--epochs=3", "--log_steps=1", "--max_lr=3e-3", "--dropout=0.0",
-         "--slow=0", "--outlook=0")  # fmt: skip
+         "--slow=0", "--size_noise=0", "--outlook=0")  # fmt: skip
 
 
 def command(data: Path, runs: Path, *words: str) -> list[str]:

@@ -23,7 +23,7 @@ from lob.te_encoder import plain_state
 
 SMALL = {"model_size": "tiny_transformer", "depth_dim": 16, "temporal_dim": 32, "batch_size": 16,
          "accumulation_steps": 2, "epochs": 1, "log_steps": 1, "max_lr": 3e-3, "dropout": 0.0,
-         "mirror": False, "slow": 0.0, "outlook": 0.0}  # fmt: skip
+         "mirror": False, "slow": 0.0, "size_noise": 0.0, "outlook": 0.0}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
