@@ -51,9 +51,9 @@ bench: .venv/installed-dev
 	for name in parser windows peers export; do $(BIN)/python -m benchmarks.bench_$$name --write=True; done
 	$(MAKE) tables
 
-# the same on a machine with NVIDIA GPUs: training speed, and FP8 beside bf16
+# the same on a machine with NVIDIA GPUs: training speed, FP8 beside bf16, the fast path beside the eager one
 bench-gpu: .venv/installed-dev
-	for name in training runs; do $(BIN)/python -m benchmarks.bench_$$name --write=True; done
+	for name in training runs eager; do $(BIN)/python -m benchmarks.bench_$$name --write=True; done
 	$(MAKE) tables
 
 # the encoder's worth over seeds (PROVE: keys of benchmarks/prove.py, such as the data), and the README's tables

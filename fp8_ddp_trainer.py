@@ -33,7 +33,7 @@ config = {
     "outlook": 0.05,  # weight of telling book, past and next moves from the last state's vector; 0: not asked
     "loss": "mse",  # mse, mae, huber or smoothl1, over hidden values
     # optimisation
-    "epochs": 10,  # passes over the training windows
+    "epochs": 9,  # passes over the training windows
     "batch_size": 64,  # windows a GPU and micro-step
     "accumulation_steps": 1,  # micro-steps an optimizer step
     "optimizer": "adamw",  # adamw, adam or sgd

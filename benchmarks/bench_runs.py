@@ -1,4 +1,4 @@
-"""Training losses: FP8 beside bf16 over whole runs, one GPU beside all of this machine, graphs beside eager steps.
+"""Training losses: FP8 beside bf16 over whole runs, one GPU beside all of this machine.
 
     python -m benchmarks.bench_runs --write=True                      the default model, 10 epochs (minutes)
     python -m benchmarks.bench_runs --model_size=tiny_transformer --epochs=1 --precisions="['fp32']"
@@ -17,7 +17,6 @@ config = {
     "model_size": "deep_narrow_transformer",  # as for the trainer
     "batch_size": 48,  # windows a GPU and micro-step, of four
     "compile": True,  # as for the trainer
-    "eager_steps": 200,  # optimizer steps after which the fast and the eager path are compared, for each seed
     "write": False,  # keep the result in benchmarks/results/runs.json
 }
 
@@ -27,7 +26,6 @@ if __name__ == "__main__":
     config = load_config(config, __file__)
 
 import csv
-import gc
 import json
 import os
 import shutil
@@ -39,10 +37,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import fp8_ddp_trainer
-from benchmarks.bench_training import REFERENCE, endless, session_config
+from benchmarks.bench_training import REFERENCE
 from benchmarks.report import ROOT, report
-from lob.ranks import join_team
 
 
 def main(config: dict) -> None:
@@ -51,14 +47,13 @@ def main(config: dict) -> None:
     names = [f"{precision}_seed_{seed}" for precision, seed in singles]
     started = [start(config, name, precision, seed, [i % gpus] if gpus else [])
                for i, (name, (precision, seed)) in enumerate(zip(names, singles, strict=True))]  # fmt: skip
-    eager = compare_eager(config)
     finish(names, started)
     together = [f"{precision}_{gpus}_gpus" for precision in config["precisions"] if gpus > 1]
     finish(together, [start(config, name, precision, 0, list(range(gpus)))
                       for name, precision in zip(together, config["precisions"], strict=False)])  # fmt: skip
     runs = {name: read_run(folder / name) for name in [*names, *together]}
     rows = [row for name, found in runs.items() for row in to_rows(name, found)]
-    report("runs", rows + compare(config, runs) + eager, config["write"], describe_device(gpus))
+    report("runs", rows + compare(config, runs), config["write"], describe_device(gpus))
 
 
 def start(config: dict, name: str, precision: str, seed: int, gpus: list[int]) -> subprocess.Popen | None:
@@ -85,30 +80,6 @@ def finish(names: list[str], started: list[subprocess.Popen | None]) -> None:
         if process.returncode:
             raise CheckFailed(f"{name} ended with status {process.returncode}: {output[-2000:]}")
         print(f"{name}: {output.splitlines()[-3]}", flush=True)
-
-
-def compare_eager(config: dict) -> list[dict]:
-    """The train loss after `eager_steps` (mean of the last tenth), fast path over eager path, for each seed."""
-    rows: list[dict] = []
-    case = REFERENCE | {key: config[key] for key in ("model_size", "batch_size")}
-    case |= {"accumulation_steps": 1, "use_scheduler": False, "lr": REFERENCE["max_lr"]}
-    for seed in range(config["seeds"]) if config["eager_steps"] else ():
-        ends = []
-        for compiled in (True, False):
-            with join_team(0, 1, "nccl", None) as team:
-                words = session_config(config, {**case, "compile": compiled, "seed": seed, "precision": "auto"})
-                session = fp8_ddp_trainer.Session(words, team, Path("."))
-                passes, losses = endless(session), []
-                for _ in range(config["eager_steps"]):
-                    session.begin_step()
-                    losses.append(session.take_step(passes)[0])
-                ends.append(float(torch.stack(losses)[-max(1, len(losses) // 10) :].mean()))
-                note = f"{session.precision.name}, {len(losses)} steps, eager {ends[-1]:.6f}"
-            del session, passes
-            gc.collect()
-        rows.append({"case": "same_loss", "metric": f"fast_over_eager_seed_{seed}", "value": ends[0] / ends[1],
-                     "unit": "", "note": note})  # fmt: skip
-    return rows
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -5,9 +5,9 @@
 
 Needs parsed books and a balanced sample made with these `split_ratios`. Trains with the trainer's defaults and
 `recipe`, scores every seed with inference_testing.py, takes medians over seeds and with `write` keeps them in
-benchmarks/results/representation.json. Where there is a GPU with FP8 each seed is also trained in bf16, and the paired
-losses are compared. Runs that are trained or scored in `runs_dir` are not run again, so that several machines can share
-the work; with `runs` it takes no others. Each of `ablations` is trained and scored once more and kept in
+benchmarks/results/representation.json. Where there is a GPU with FP8 some seeds are also trained in bf16, and the
+paired losses are compared. Runs that are trained or scored in `runs_dir` (fp8_0, bf16_0, ...) are not run again, so
+that machines can share the work. Each of `ablations` is trained and scored once more and kept in
 benchmarks/results/ablation.json.
 """
 
@@ -20,8 +20,8 @@ config = {
     "recipe": {},  # keys of fp8_ddp_trainer.py that differ from its defaults
     "scoring": {},  # keys of inference_testing.py that differ from its defaults
     "seeds": 5,  # training runs
+    "bf16_seeds": 3,  # of these, trained in bf16 as well
     "ablations": {},  # names of variants -> keys of the trainer that differ from the recipe; a run each, of seed 0
-    "runs": None,  # list of folders of scored runs, in place of training
     "headline": None,  # pair of the summary line; None: the first one that is scored
     "runs_dir": "runs/prove",  # folder of the runs
     "write": False,  # keep the result in benchmarks/results/representation.json
@@ -30,9 +30,7 @@ config = {
 from lob.config import InputError, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(
-        config, __file__, optional={"pairs": list, "scored": list, "unseen": list, "headline": str, "runs": list}
-    )
+    config = load_config(config, __file__, optional={"pairs": list, "scored": list, "unseen": list, "headline": str})
 
 import csv
 import json
@@ -64,29 +62,36 @@ def main(config: dict) -> int:
     trained = [book.pair for book in data.books]
     scored = [*(config["scored"] or trained), *(config["unseen"] or [])]
     fp8 = torch.cuda.is_available() and not fp8_obstacle("delayed", torch.cuda.get_device_capability())
-    reports, losses = [], []
-    for folder in config["runs"] or []:
-        reports.append(read_report(Path(folder)))
-    device = read_device(config["runs"])
-    for seed in range(config["seeds"]) if config["runs"] is None else ():
-        runs = [train(config, f"{precision}_{seed}", seed, precision, trained)
-                for precision in (("fp8", "bf16") if fp8 else ("auto",))]  # fmt: skip
-        losses.append([read_test_loss(folder) for folder in runs])
-        reports.append(score(config, runs[0], scored))
-    rows = [
-        {"case": case, "metric": metric, "value": float(np.median(values)), "unit": "",
-         "note": f"median of {len(reports)} runs; " + ("never trained on" if case.split("/")[0] not in trained else
-                                                             "trained on earlier dates")}
-        for (case, metric), values in collect(reports).items()
-    ]  # fmt: skip
+    precision = "fp8" if fp8 or (Path(config["runs_dir"]) / "fp8_0").exists() else "auto"
+    reports, losses, device = [], [], None
+    for seed in range(config["seeds"]):
+        folder = train(config, f"{precision}_{seed}", seed, precision, trained)
+        reports.append(score(config, folder, scored))
+        device = device or read_device(folder)
+        if precision == "fp8" and seed < config["bf16_seeds"]:
+            other = train(config, f"bf16_{seed}", seed, "bf16", trained)
+            losses.append((read_test_loss(folder), read_test_loss(other)))
+    rows = []
+    for (case, metric), values in collect(reports).items():
+        known = "trained on earlier dates" if case.split("/")[0] in trained else "never trained on"
+        numbers = {metric: np.median(values)}
+        if metric in ("error", "ours") and len(values) > 1:
+            numbers |= {f"{metric}_least": min(values), f"{metric}_most": max(values)}
+        note = f"median of {len(reports)} seeds of training; {known}"
+        rows += [{"case": case, "metric": name, "value": float(value), "unit": "", "note": note}
+                 for name, value in numbers.items()]  # fmt: skip
+    difference, half = compare_losses(losses)
+    rows += [{"case": "FP8 over bf16", "metric": metric, "value": value, "unit": "",
+              "note": f"test losses of {len(losses)} paired seeds; half of the 90 % interval"}
+             for metric, value in (("difference", difference), ("interval", half)) if np.isfinite(value)]  # fmt: skip
     result = report("representation", rows, config["write"], device)
     cells = {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
     headline = config["headline"] or scored[0]
-    print(summarise(headline, cells, replay_checksums(), data.shared_states, losses))
+    print(summarise(headline, cells, replay_checksums(), data.shared_states, difference, half))
     rows = []
     for name, change in config["ablations"].items():
         variant = config | {"recipe": config["recipe"] | change}
-        folder = train(variant, name, 0, "fp8" if fp8 else "auto", trained)
+        folder = train(variant, name, 0, precision, trained)
         rows += [{"case": f"{name}/{case}", "metric": metric, "value": value, "unit": "", "note": f"seed 0; {change}"}
                  for (case, metric), (value,) in collect([score(config, folder, scored)]).items()]  # fmt: skip
     if rows:
@@ -101,12 +106,9 @@ def call(script: str, keys: dict) -> None:
         raise InputError(f"{script} stopped with status {done.returncode}: see its message above")
 
 
-def read_device(runs: list[str] | None) -> str | None:
-    """Where the first of these runs was trained; None: this process's device."""
-    file = Path(runs[0]) / "env.json" if runs else None
-    if file is None or not file.exists():
-        return None
-    there = json.loads(file.read_text())
+def read_device(folder: Path) -> str:
+    """Where a run was trained."""
+    there = json.loads((folder / "env.json").read_text())
     versions = ", ".join(f"{name} {there['versions'][name]}" for name in ("torch", "transformer-engine")
                          if name in there["versions"])  # fmt: skip
     return f"{there.get('gpu') or 'CPU'} (training and scoring, with {versions})"
@@ -166,7 +168,15 @@ def replay_checksums() -> str:
     return (done.stdout or done.stderr).strip().splitlines()[-1]
 
 
-def summarise(pair: str, cells: dict, checksums: str, shared_states: int, losses: list[list[float]]) -> str:
+def compare_losses(losses: list[tuple[float | None, float | None]]) -> tuple[float, float]:
+    """Mean relative difference of (FP8, bf16) losses and half its 90 % interval; NaN where there are too few."""
+    ratio = np.array([fp8 / bf16 - 1 for fp8, bf16 in losses if fp8 and bf16])
+    if len(ratio) < 2:
+        return float("nan"), float("nan")
+    return float(ratio.mean()), float(student_t(len(ratio) - 1) * ratio.std(ddof=1) / np.sqrt(len(ratio)))
+
+
+def summarise(pair: str, cells: dict, checksums: str, shared_states: int, difference: float, half: float) -> str:
     """The one line: checksums, shared states, errors of log size in patches with blocks, FP8 against bf16."""
     case = f"{pair}/patch/log_size"
     names = {"linear": "linear_time_error", "ladder": "ladder_error", "ridge": "ridge_error", "ours": "error"}
@@ -174,12 +184,10 @@ def summarise(pair: str, cells: dict, checksums: str, shared_states: int, losses
     line = (f"exchange checksums {checksums}; states shared by train and test {shared_states}; "
             f"{pair} log-size error in patches: {errors} ({cells.get((case, 'blocks'), 0):.0f} blocks of time); "
             f"FP8 against bf16: ")  # fmt: skip
-    if not losses or len(losses[0]) < 2:
+    if not np.isfinite(half):
         return line + "not measured"
-    ratio = np.array([fp8 / bf16 - 1 for fp8, bf16 in losses])
-    half = student_t(len(ratio) - 1) * ratio.std(ddof=1) / np.sqrt(len(ratio)) if len(ratio) > 1 else np.inf
-    within = "equivalent" if abs(ratio.mean()) + half < 0.01 else "not shown to be equivalent"
-    return line + f"{ratio.mean():+.2%} of the loss, 90 % interval +-{half:.2%}: {within} within 1 %"
+    within = "equivalent" if abs(difference) + half < 0.01 else "not shown to be equivalent"
+    return line + f"{difference:+.2%} of the loss, 90 % interval +-{half:.2%}: {within} within 1 %"
 
 
 def student_t(freedom: int) -> float:

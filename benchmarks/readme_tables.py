@@ -136,7 +136,11 @@ def accuracy_tables() -> list[str]:
             else " to ".join(format_value(x) for x in sorted(sign * x for x in ends if x is not None))
         )
 
-    lines = [format_row(["windows of", "mask", "encoder", "ladder carry", "best untrained", "ridge with ladder",
+    def seeds(case: str, metric: str) -> str:
+        least, most = show(case, f"{metric}_least", f"{metric}_most")
+        return f" ({least} to {most})" if least else ""
+
+    lines = [format_row(["windows of", "mask", "encoder (seeds)", "ladder carry", "best untrained", "ridge with ladder",
                          "skill over untrained", "over ridge", "ridge's error less ours", "blocks",
                          "price: encoder", "price: ladder"]), format_row(["---"] * 2 + ["---:"] * 10)]  # fmt: skip
     for case in dict.fromkeys(case for case, _ in cells if case.endswith("/log_size")):
@@ -145,14 +149,19 @@ def accuracy_tables() -> list[str]:
             case, "error", "ladder_error", "best_untrained_error", "ridge_error", "skill_untrained", "skill_ridge"
         )
         prices = show(f"{pair}/{mask}/offset", "error", "ladder_error")
-        row = [pair, mask, f"**{sizes[0]}**", *sizes[1:], interval(case, "difference_ridge", -1)]
+        row = [pair, mask, f"**{sizes[0]}**{seeds(case, 'error')}", *sizes[1:], interval(case, "difference_ridge", -1)]
         lines.append(format_row([*row, *show(case, "blocks"), *prices]))
-    lines += ["", format_row(["windows of", "probe", "encoder", "at 10 % of the labels", "hand-made features",
+    lines += ["", format_row(["windows of", "probe", "encoder (seeds)", "at 10 % of the labels", "hand-made features",
                               "random weights", "over hand-made", "over random", "blocks"]),
               format_row(["---"] * 2 + ["---:"] * 7)]  # fmt: skip
     for case in dict.fromkeys(case for case, _ in cells if "/probe/" in case):
         scores = show(case, "ours", "ours_10pct", "hand_made", "random")
-        found = [f"**{scores[0]}**", *scores[1:], interval(case, "over_hand_made"), interval(case, "over_random")]
+        found = [
+            f"**{scores[0]}**{seeds(case, 'ours')}",
+            *scores[1:],
+            interval(case, "over_hand_made"),
+            interval(case, "over_random"),
+        ]
         lines.append(format_row([*case.split("/probe/"), *found, *show(case, "blocks")]))
     notes = dict.fromkeys(f"{row['case'].split('/')[0]}: {row['note']}.  " for row in result["rows"])
     return [*lines, "", *notes, describe_conditions(result)]

@@ -256,14 +256,14 @@ def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, che
 def test_fp8_is_equivalent_only_where_the_whole_interval_lies_within_one_percent():
     """Five paired losses, mean ratio 0.4 %, standard error 0.1 %: t(4) at 95 % is 2.132 (Student's table)."""
     ratios = 0.004 + 0.001 * np.sqrt(5) * np.array([-1, -1, 0, 1, 1])
-    pairs = [[1 + ratio, 1.0] for ratio in ratios]
+    pairs = [(1 + ratio, 1.0) for ratio in ratios]
     cells = {("A/patch/log_size", "error"): 3.0, ("A/patch/log_size", "blocks"): 7.0}
-    line = prove.summarise("A", cells, "2 passed", 0, pairs)
+    line = prove.summarise("A", cells, "2 passed", 0, *prove.compare_losses(pairs))
     assert "+0.40% of the loss, 90 % interval +-0.21%: equivalent" in line and "\n" not in line
     assert "ours 3 (7 blocks of time)" in line and "shared by train and test 0" in line
-    wide = [[1 + 10 * ratio, 1.0] for ratio in ratios]
-    assert "not shown to be equivalent" in prove.summarise("A", cells, "2 passed", 0, wide)
-    assert "not measured" in prove.summarise("A", cells, "2 passed", 0, [[1.0]])
+    wide = prove.compare_losses([(1 + 10 * ratio, 1.0) for ratio in ratios])
+    assert "not shown to be equivalent" in prove.summarise("A", cells, "2 passed", 0, *wide)
+    assert "not measured" in prove.summarise("A", cells, "2 passed", 0, *prove.compare_losses([(1.0, None)]))
 
 
 def test_medians_are_taken_over_the_cases_that_are_tabled():

@@ -1,0 +1,68 @@
+"""Does the fast path change the result? Compiled and graphed steps beside eager ones, from equal weights and windows.
+
+    python -m benchmarks.bench_eager --write=True                                        a GPU, two minutes
+    python -m benchmarks.bench_eager --model_size=tiny_transformer --steps=10            any machine
+
+Needs the books and samples of the first three scripts. Seeds run at the same time: eager steps wait for launches, and
+only the losses count. Prints a table and one JSON line.
+"""
+
+config = {
+    "data_dir": "training_data",  # folder that holds book_states/ and balanced_samples/
+    "model_size": "deep_narrow_transformer",  # as for the trainer
+    "precision": "auto",  # as for the trainer
+    "batch_size": 48,  # windows a step
+    "steps": 200,  # optimizer steps, at the reference's peak learning rate
+    "seeds": 3,  # of weights, order and masks
+    "write": False,  # keep the result in benchmarks/results/eager.json
+}
+
+from lob.config import load_config, run
+
+if __name__ == "__main__":
+    config = load_config(config, __file__, bounds={"steps": ">= 1", "seeds": ">= 1", "batch_size": ">= 1"})
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fp8_ddp_trainer
+from benchmarks.bench_training import REFERENCE, endless, session_config
+from benchmarks.report import report
+from lob.ranks import join_team
+
+
+def main(config: dict) -> None:
+    with ProcessPoolExecutor(config["seeds"], get_context("spawn")) as pool:
+        rows = list(pool.map(compare, [config] * config["seeds"], range(config["seeds"])))
+    report("eager", rows, config["write"])
+
+
+def compare(config: dict, seed: int) -> dict[str, Any]:
+    """A row of the last tenth's mean train loss on the fast path over that on the eager path."""
+    os.environ["LOCAL_RANK"] = str(seed % max(torch.cuda.device_count(), 1))
+    fast, eager = (mean_loss(config, seed, compiled) for compiled in (True, False))
+    note = f"{config['model_size']}, {config['precision']}, step {config['steps']}, eager {eager:.6f}"
+    return {"case": f"seed {seed}", "metric": "fast_over_eager_loss", "value": fast / eager, "unit": "", "note": note}
+
+
+def mean_loss(config: dict, seed: int, compiled: bool) -> float:
+    """The mean train loss of the last tenth of the steps."""
+    case = REFERENCE | {"accumulation_steps": 1, "use_scheduler": False, "lr": REFERENCE["max_lr"]}
+    case |= {key: config[key] for key in ("model_size", "precision", "batch_size")} | {"compile": compiled}
+    losses = []
+    with join_team(0, 1, "nccl", None) as team:
+        session = fp8_ddp_trainer.Session(session_config(config, {**case, "seed": seed}), team, Path("."))
+        passes = endless(session)
+        for _ in range(config["steps"]):
+            session.begin_step()
+            losses.append(session.take_step(passes)[0])
+    return float(torch.stack(losses)[-max(1, len(losses) // 10) :].mean())
+
+
+if __name__ == "__main__":
+    run(main, config)
