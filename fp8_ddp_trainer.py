@@ -23,21 +23,21 @@ config = {
     "normalization": "book",  # book (log ticks from the mid, log size) or minmax (the reference's, per window)
     "fill": "ladder",  # what stands in for hidden values and is corrected by the head: linear (in time), ladder or none
     "causal": False,  # attend to earlier states only
-    "dropout": 0.2,  # in attention and after each block
+    "dropout": 0.1,  # in attention and after each block
     # task
     "mask_mode": "mix",  # entry, level, span, span64, patch, tail, or mix (see lob/masking.py)
     "mask_perc": 0.25,  # share of the values that are hidden
     "mirror": True,  # exchange bids and asks in half the training windows
     "slow": 0.6,  # share of the training windows that are replayed 2 to 4 times slower
-    "size_noise": 1.5,  # sizes of half the training windows are multiplied by e^(+-this), alike at a price; 0: none
-    "outlook": 0.05,  # weight of telling book, past and next moves from the last state's vector; 0: not asked
+    "size_noise": 1.0,  # sizes of half the training windows are multiplied by e^(+-this), alike at a price; 0: none
+    "outlook": 0.1,  # weight of telling book, past and next moves from the last state's vector; 0: not asked
     "loss": "mse",  # mse, mae, huber or smoothl1, over hidden values
     # optimisation
-    "epochs": 9,  # passes over the training windows
+    "epochs": 7,  # passes over the training windows
     "batch_size": 64,  # windows a GPU and micro-step
     "accumulation_steps": 1,  # micro-steps an optimizer step
     "optimizer": "adamw",  # adamw, adam or sgd
-    "weight_decay": 0.1,  # of adamw
+    "weight_decay": 0.05,  # of adamw
     "lr": 1e-4,  # without a schedule's peak: where plateau decay begins
     "use_scheduler": True,  # OneCycle up to max_lr; False: plateau decay of lr
     "max_lr": 1e-3,  # OneCycle's peak
