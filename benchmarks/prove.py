@@ -6,9 +6,9 @@
 Needs parsed books and a balanced sample made with these `split_ratios`. Trains with the trainer's defaults and
 `recipe`, scores every seed with inference_testing.py, takes medians over seeds and with `write` keeps them in
 benchmarks/results/representation.json. Where there is a GPU with FP8 some seeds are also trained in bf16, and the
-paired losses are compared. Runs that are trained or scored in `runs_dir` (fp8_0, bf16_0, ...) are not run again, so
-that machines can share the work. Each of `ablations` is trained and scored once more and kept in
-benchmarks/results/ablation.json.
+paired losses are compared. Each of `ablations` is trained and scored once more and kept in
+benchmarks/results/ablation.json. All GPUs work at the same time; what a run prints is in `runs_dir`/<name>.log, and
+what is trained or scored there (fp8_0, bf16_0, ...) is not done again.
 """
 
 config = {
@@ -22,6 +22,7 @@ config = {
     "seeds": 5,  # training runs
     "bf16_seeds": 3,  # of these, trained in bf16 as well
     "ablations": {},  # names of variants -> keys of the trainer that differ from the recipe; a run each, of seed 0
+    "runs_a_gpu": 2,  # at the same time: one compiles or is scored while the other computes
     "headline": None,  # pair of the summary line; None: the first one that is scored
     "runs_dir": "runs/prove",  # folder of the runs
     "write": False,  # keep the result in benchmarks/results/representation.json
@@ -30,12 +31,18 @@ config = {
 from lob.config import InputError, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"pairs": list, "scored": list, "unseen": list, "headline": str})
+    config = load_config(
+        config, __file__, optional={"pairs": list, "scored": list, "unseen": list, "headline": str},
+        bounds={"seeds": ">= 1", "bf16_seeds": ">= 0", "runs_a_gpu": ">= 1"},
+    )  # fmt: skip
 
 import csv
 import json
+import os
+import queue
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,14 +70,14 @@ def main(config: dict) -> int:
     scored = [*(config["scored"] or trained), *(config["unseen"] or [])]
     fp8 = torch.cuda.is_available() and not fp8_obstacle("delayed", torch.cuda.get_device_capability())
     precision = "fp8" if fp8 or (Path(config["runs_dir"]) / "fp8_0").exists() else "auto"
-    reports, losses, device = [], [], None
-    for seed in range(config["seeds"]):
-        folder = train(config, f"{precision}_{seed}", seed, precision, trained)
-        reports.append(score(config, folder, scored))
-        device = device or read_device(folder)
-        if precision == "fp8" and seed < config["bf16_seeds"]:
-            other = train(config, f"bf16_{seed}", seed, "bf16", trained)
-            losses.append((read_test_loss(folder), read_test_loss(other)))
+    runs = {f"{precision}_{seed}": {"seed": seed, "precision": precision} for seed in range(config["seeds"])}
+    paired = range(min(config["seeds"], config["bf16_seeds"])) if precision == "fp8" else ()
+    runs |= {f"bf16_{seed}": {"seed": seed, "precision": "bf16"} for seed in paired}
+    runs |= {name: {"seed": 0, "precision": precision, **keys} for name, keys in config["ablations"].items()}
+    folders = dict(zip(runs, train_all(config, runs, trained, scored), strict=True))
+    reports = [read_report(folders[f"{precision}_{seed}"]) for seed in range(config["seeds"])]
+    losses = [(read_test_loss(folders[f"fp8_{seed}"]), read_test_loss(folders[f"bf16_{seed}"])) for seed in paired]
+    device = read_device(next(iter(folders.values())))
     rows = []
     for (case, metric), values in collect(reports).items():
         known = "trained on earlier dates" if case.split("/")[0] in trained else "never trained on"
@@ -90,20 +97,43 @@ def main(config: dict) -> int:
     print(summarise(headline, cells, replay_checksums(), data.shared_states, difference, half))
     rows = []
     for name, change in config["ablations"].items():
-        variant = config | {"recipe": config["recipe"] | change}
-        folder = train(variant, name, 0, precision, trained)
         rows += [{"case": f"{name}/{case}", "metric": metric, "value": value, "unit": "", "note": f"seed 0; {change}"}
-                 for (case, metric), (value,) in collect([score(config, folder, scored)]).items()]  # fmt: skip
+                 for (case, metric), (value,) in collect([read_report(folders[name])]).items()]  # fmt: skip
     if rows:
         report("ablation", rows, config["write"], device)
     return 0
 
 
-def call(script: str, keys: dict) -> None:
-    done = subprocess.run([sys.executable, script, *(f"--{key}={value}" for key, value in keys.items())], cwd=ROOT,
-                          check=False)  # fmt: skip
-    if done.returncode:
-        raise InputError(f"{script} stopped with status {done.returncode}: see its message above")
+def train_all(config: dict, runs: dict[str, dict], trained: list[str], scored: list[str]) -> list[Path]:
+    """Train every run and score those that are not for the loss alone; return their folders."""
+    Path(config["runs_dir"]).mkdir(parents=True, exist_ok=True)
+    gpus: queue.Queue[str] = queue.Queue()
+    for gpu in [str(gpu) for gpu in range(torch.cuda.device_count())] * config["runs_a_gpu"] or [""]:
+        gpus.put(gpu)
+
+    def work(name: str) -> Path:
+        gpu = gpus.get()
+        try:
+            folder = train(config, name, runs[name], trained, gpu)
+            if not name.startswith("bf16_"):
+                score(config, folder, scored, gpu)
+            print(f"{name}: test loss {read_test_loss(folder)}", flush=True)
+            return folder
+        finally:
+            gpus.put(gpu)
+
+    with ThreadPoolExecutor(gpus.qsize()) as pool:
+        return list(pool.map(work, runs))
+
+
+def call(script: str, keys: dict, log: Path, gpu: str) -> None:
+    words = [sys.executable, script, *(f"--{key}={value}" for key, value in keys.items())]
+    with open(log, "a") as file:
+        status = subprocess.call(words, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu}, stdout=file,
+                                 stderr=file)  # fmt: skip
+    if status:
+        last = log.read_text().strip().splitlines()[-1:]
+        raise InputError(f"{script} stopped with status {status}, see {log}: {' '.join(last)}")
 
 
 def read_device(folder: Path) -> str:
@@ -114,17 +144,16 @@ def read_device(folder: Path) -> str:
     return f"{there.get('gpu') or 'CPU'} (training and scoring, with {versions})"
 
 
-def train(config: dict, name: str, seed: int, precision: str, pairs: list[str]) -> Path:
+def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Path:
     folder = Path(config["runs_dir"]) / name
-    keys = {"seed": seed, "precision": precision, "pairs": pairs, "split_ratios": config["split_ratios"]}
-    keys |= config["recipe"]
+    keys = {"pairs": pairs, "split_ratios": config["split_ratios"], **config["recipe"], **keys}
     if (folder / "metrics.csv").exists() and read_test_loss(folder) is not None:
         trained = json.loads((folder / "config.json").read_text())
         if differing := [key for key, value in keys.items() if trained.get(key) != value]:
             raise InputError(f"{folder} was trained with other {', '.join(differing)}: move it away, or set --runs_dir")
         return folder
     keys |= {"model_name": name, "data_dir": config["data_dir"], "runs_dir": config["runs_dir"]}
-    call("fp8_ddp_trainer.py", keys)
+    call("fp8_ddp_trainer.py", keys, folder.with_suffix(".log"), gpu)
     return runs_named(keys)[-1]
 
 
@@ -135,13 +164,11 @@ def read_test_loss(folder: Path) -> float | None:
     return losses["validation" if np.isnan(losses["test"]) else "test"] if "test" in losses else None
 
 
-def score(config: dict, folder: Path, pairs: list[str]) -> list[dict]:
-    if (folder / "report.json").exists():
-        return read_report(folder)
-    keys = {"model_path": folder / "checkpoints" / "best.safetensors", "pairs": pairs,
-            "data_dir": config["data_dir"], "fit_data_dir": config["data_dir"]}  # fmt: skip
-    call("inference_testing.py", keys | config["scoring"])
-    return read_report(folder)
+def score(config: dict, folder: Path, pairs: list[str], gpu: str) -> None:
+    if not (folder / "report.json").exists():
+        keys = {"model_path": folder / "checkpoints" / "best.safetensors", "pairs": pairs,
+                "data_dir": config["data_dir"], "fit_data_dir": config["data_dir"]}  # fmt: skip
+        call("inference_testing.py", keys | config["scoring"], folder.with_suffix(".log"), gpu)
 
 
 def read_report(folder: Path) -> list[dict]:
