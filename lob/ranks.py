@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from lob.config import CheckFailed, InputError
 
 LARGE = 1 << 22  # numbers; 2.4 GB of them took 7.1 ms in place and 9.9 ms by way of a buffer (two H200)
+MEETING_SECONDS = 60  # for all ranks to reach the first one
+WORK_SECONDS = 1800  # torch's own, for one rank to wait for what another one says later
 GRACE_SECONDS = 10.0  # for the other ranks, after one failed: to end by themselves, and again after SIGTERM
 
 
@@ -81,18 +84,35 @@ class Team:
 def join_team(rank: int, world: int, backend: str, port: int | None) -> Iterator[Team]:
     """Pick this rank's device and join the others (by `port` of this machine, or as torchrun says); leave in the end.
 
-    After an error nothing is waited for: the group is left as it is, and the process ends.
+    CheckFailed where they don't meet. After an error nothing is waited for: the group is left as it is, and the process
+    ends.
     """
     local = int(os.environ.get("LOCAL_RANK", rank))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:
-        address = f"tcp://127.0.0.1:{port}" if port else "env://"
-        dist.init_process_group(backend if device.type == "cuda" else "gloo", address, rank=rank, world_size=world)
+        store = meet(rank, world, port)
+        dist.init_process_group(backend if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     yield Team(rank, world, device)
     if world > 1:
         dist.destroy_process_group()
+
+
+def meet(rank: int, world: int, port: int | None) -> dist.Store:
+    """Return the store by which ranks find each other, once all have; apart, since saving may take longer than that."""
+    address = f"tcp://127.0.0.1:{port}" if port else "env://"
+    try:
+        store, *_ = next(dist.rendezvous(address, rank, world, timeout=timedelta(seconds=MEETING_SECONDS)))
+    except dist.DistError:
+        host, remedy = "127.0.0.1", "bring the loopback interface up, or set --max_gpus=1"
+        if port is None:
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            remedy = "start all of them, and let this address through"
+        raise CheckFailed(f"rank {rank} did not meet the other ranks at {host}:{port} within {MEETING_SECONDS} s: "
+                          f"{remedy}") from None  # fmt: skip
+    store.set_timeout(timedelta(seconds=WORK_SECONDS))
+    return store
 
 
 def free_port() -> int:
@@ -106,6 +126,7 @@ def launch(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
 
     SIGTERM goes on to all of them. Where one fails the others are ended and its error is raised here.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a failed meeting fills pages before its line
     context = torch.multiprocessing.spawn(work, (ranks, free_port(), *arguments), nprocs=ranks, join=False)
     signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in context.processes])
     try:
