@@ -429,7 +429,8 @@ class Session:
 
     def test(self) -> None:
         """Score the best weights on the test split and say where everything is."""
-        best, meta = self.checkpoints / "best.safetensors", {}
+        best = self.checkpoints / "best.safetensors"
+        meta: dict[str, Any] = {}
         if self.team.rank == 0:
             tensors, meta = load_checkpoint(best, "model.")
             load_plain_state(self.model, tensors)

@@ -105,19 +105,23 @@ def meet(rank: int, world: int, port: int | None) -> dist.Store:
     try:
         store, *_ = next(dist.rendezvous(address, rank, world, timeout=timedelta(seconds=MEETING_SECONDS)))
     except dist.DistError:
-        host, remedy = "127.0.0.1", "bring the loopback interface up, or set --max_gpus=1"
-        if port is None:
-            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            remedy = "start all of them, and let this address through"
-        raise CheckFailed(f"rank {rank} did not meet the other ranks at {host}:{port} within {MEETING_SECONDS} s: "
-                          f"{remedy}") from None  # fmt: skip
+        where = f"127.0.0.1:{port}" if port else f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise CheckFailed(f"rank {rank} did not meet the other ranks at {where} within {MEETING_SECONDS} s: "
+                          "start all of them, and let this address through") from None  # fmt: skip
     store.set_timeout(timedelta(seconds=WORK_SECONDS))
     return store
 
 
 def free_port() -> int:
+    """Return a port of this machine that no one listens on; InputError where ranks could not meet by one."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("127.0.0.1", 0))
+            probe.listen()
+            socket.create_connection(probe.getsockname(), timeout=5).close()
+        except OSError as error:
+            raise InputError(f"ranks can't reach each other by 127.0.0.1 ({error.strerror}): bring the loopback "
+                             "interface up, or set --max_gpus=1") from None  # fmt: skip
         return int(probe.getsockname()[1])
 
 
@@ -126,7 +130,6 @@ def launch(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
 
     SIGTERM goes on to all of them. Where one fails the others are ended and its error is raised here.
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a failed meeting fills pages before its line
     context = torch.multiprocessing.spawn(work, (ranks, free_port(), *arguments), nprocs=ranks, join=False)
     signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in context.processes])
     try:
