@@ -120,8 +120,7 @@ SAVE_SPACING = 9  # seconds of training for each that the last save took, so tha
 def main(config: dict) -> int:
     config = check_config(config)
     check_data(config, open_dataset(config))
-    if config["resume"]:
-        find_run(config)
+    (find_run if config["resume"] else new_run)(config)  # refuses a name or config before any work
     if "RANK" in os.environ:  # started by torchrun
         train(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None, config)
         return 0
@@ -184,7 +183,7 @@ def train(rank: int, world: int, port: int | None, config: dict) -> None:
     with join_team(rank, world, config["backend"], port) as team:
         folder = team.agree(find_run(config) if config["resume"] else new_run(config))
         session = Session(config, team, folder)
-        with RunLog(folder, config, rank == 0, session.saved) as session.log:
+        with RunLog(folder, config, rank == 0, session.saved, session.precision.name) as session.log:
             session.log.print(session.describe())
             try:
                 session.train(stop)
@@ -258,7 +257,8 @@ class Session:
             f"rank(s) on {team.device.type}; {sampler.steps_an_epoch:,} steps an epoch; states "
             f"{'on the GPU' if self.passes.store.resident else 'in files'}",
         ]
-        if team.device.type == "cpu":
+        done = progress.epoch >= config["epochs"] or self.is_stale()
+        if team.device.type == "cpu" and not done:
             batch = sampler.batch(0, np.arange(min(self.passes.size, len(self.data.end_rows[0]))), 0, 0)
             rate = team.world * self.passes.measure_rate(batch)
             windows = sampler.steps_an_epoch * sampler.windows_a_step + len(self.data.end_rows[1]) / 3  # forward only
@@ -266,7 +266,8 @@ class Session:
             estimate = f"{minutes / 60:,.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
             lines.append(f"time       about {estimate} at {rate:,.1f} windows/s, measured on this CPU just now")
         if config["resume"]:
-            lines.append(f"resumed    at epoch {progress.epoch + 1}, step {progress.step:,}")
+            rest = "nothing is left to train; testing the best weights again" if done else f"epoch {progress.epoch + 1}"
+            lines.append(f"resumed    after step {progress.step:,}: {rest}")
         return "\n".join(lines)
 
     def train(self, stop: StopSignal) -> None:
@@ -429,11 +430,13 @@ class Session:
     def test(self) -> None:
         """Score the best weights on the test split and say where everything is."""
         best = self.checkpoints / "best.safetensors"
+        meta: dict[str, Any] = {}
         if self.team.rank == 0:
-            load_plain_state(self.model, load_checkpoint(best, "model.")[0])
+            tensors, meta = load_checkpoint(best, "model.")
+            load_plain_state(self.model, tensors)
         self.team.share(self.model)
         self.log.test(self.progress, *(self.evaluate(2) if len(self.data.end_rows[2]) else (math.nan, math.nan)))
-        self.log.print(f"best checkpoint {best}\ncurves          tensorboard --logdir {self.config['runs_dir']}")
+        self.log.end(best, meta)
 
 
 if __name__ == "__main__":

@@ -57,24 +57,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lob import probes
+from lob import probes, scoring
 from lob.baselines import Fitted, fit_baselines
-from lob.checkpoints import find_checkpoint, load_model
+from lob.checkpoints import describe_step, find_checkpoint, load_model
 from lob.encoder import BookEncoder
 from lob.files import Book, identity, new_file, open_books, open_table
 from lob.latency import BATCHES, benchmark, time_encoder
-from lob.masking import MASKS
+from lob.masking import MASKS, trained_on
 from lob.policy import WindowEncoder
 from lob.run_log import describe_environment
 from lob.scoring import OURS, RIDGE, Task, compare, describe, fill, profile_errors, score, to_rows, window_errors
 from lob.windows import SPLITS, gather_windows, parse_dates, segment_ranges, split_of_windows, split_rows, window_ends
 
 Windows = list[tuple[Book, np.ndarray]]  # of each book its end rows
+Part = tuple[list[dict], list[str], list[str]]  # rows of report.json, lines of report.md, lines for the terminal
 PROFILED_MASKS = ("patch", "span64", "tail")
 DRAWN_MASKS = {"patch": "patches of 16 states x 8 levels", "span64": "one span of states", "tail": "the last states",
                "span": "spans of 16 states", "level": "whole levels", "entry": "single values"}  # fmt: skip
-DRAWN_METHODS = {"linear_time": "linear in time", "ladder": "ladder carry: sizes by price",
-                 RIDGE: "ridge regression", OURS: "encoder"}  # fmt: skip
+DRAWN_METHODS = {name: scoring.METHODS[name] for name in ("linear_time", "ladder", RIDGE, OURS)}
 
 
 def main(config: dict) -> int:
@@ -83,7 +83,8 @@ def main(config: dict) -> int:
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
     model, meta = load_model(checkpoint, device)
     books = open_books(config["data_dir"], config["pairs"], model.config.depth)
-    print(f"{checkpoint}: {model.config.layers} layers of width {model.config.width} on {device}")
+    print(f"{checkpoint} ({describe_step(meta)})")
+    print(f"{model.config.layers} layers of width {model.config.width} on {device}")
     if config["benchmark"]:
         devices = ["cpu", *["cuda"] * torch.cuda.is_available()] if config["device"] == "auto" else [config["device"]]
         windows = example_windows(books[0], model.config.temporal_dim, BATCHES["cuda"][-1])
@@ -91,20 +92,22 @@ def main(config: dict) -> int:
         write_report(checkpoint, "latency", rows, [], meta, device)
         return 0
     bench = Bench(config, model, meta, books, device)
-    rows, lines = [], []
+    rows, lines = [], ["", *scoring.LEGEND, "", *probes.LEGEND]
     for book in books:
         for part in (bench.score_masks(book), bench.probe(book)):
-            for found, text in part:
+            for found, text, shown in part:
                 rows += found
                 lines += text
-                print("\n".join(text), flush=True)
+                if shown:
+                    print("\n".join(shown), flush=True)
         if config["pictures"]:
             print("\n".join(f"picture    {file}" for file in bench.draw(book, run_folder(checkpoint))))
     windows = example_windows(books[0], model.config.temporal_dim, config["batch_size"])
     speed = time_encoder(
         f"latency/{device.type}", WindowEncoder(model, "last"), windows, config["latency_runs"], device
     )
-    print("  ".join(f"{row['metric']} {row['value']:.4g} {row['unit']}" for row in speed))
+    facts = (f"{row['metric'].replace('_', ' ')} {row['value']:.4g} {row['unit']}" for row in speed)
+    print(f"one window {'  '.join(facts)}")
     write_report(checkpoint, "report", rows + speed, lines, meta, device)
     return 0
 
@@ -136,6 +139,7 @@ class Bench:
     def __init__(self, config: dict, model: BookEncoder, meta: dict, books: list[Book], device: torch.device):
         self.config, self.model, self.device, self.books = config, model, device, books
         self.states = model.config.temporal_dim
+        self.trained_on, self.origin = trained_on(meta["config"]["mask_mode"]), describe_training(meta)
         self.cuts = np.asarray(meta["data"]["cuts_ns"], dtype=np.int64)
         other = config["fit_data_dir"]
         self.fit_books = books if other is None else open_books(other, None, model.config.depth)
@@ -171,12 +175,14 @@ class Bench:
         found = [(b, ends) for b, ends in found if len(ends)]
         return [(b, spread(ends, -(-count // len(found)))) for b, ends in found]
 
-    def score_masks(self, book: Book) -> Iterator[tuple[list[dict], list[str]]]:
+    def score_masks(self, book: Book) -> Iterator[Part]:
         """Score every mask on windows as they come and, where there is a balanced sample, as that draws them."""
         config = self.config
         natural, balanced = spread(self.ends(book, config["split"]), config["windows"]), self.balanced(book)
         both = np.unique(np.concatenate([natural, balanced]))
+        yield [], [], scoring.table_head(f"{book.pair}, {count_windows(natural)} of the split {config['split']!r}")
         for mask in config["masks"]:
+            heading = mask if mask in self.trained_on else f"{mask}, {scoring.NOT_TRAINED}"
             task = Task(mask, config["mask_perc"], self.states, config["batch_size"], self.device)
             fitted = self.fit(book, task)
             chosen = self.windows_to_fit(book, "validation", config["fit_windows"])
@@ -188,12 +194,16 @@ class Bench:
                 here = np.searchsorted(both, ends)
                 mine = {q: {name: values[here] for name, values in methods.items()} for q, methods in errors.items()}
                 found = compare(mine, judged, ends // config["block_states"], config["seed"])
+                for facts in found.values():
+                    facts["note"] += "" if mask in self.trained_on else f"; {scoring.NOT_TRAINED}"
                 rows = [row for quantity, facts in found.items()
                         for row in to_rows(f"{book.pair}/{mask}/{quantity}{suffix}", facts)]  # fmt: skip
-                title = f"{book.pair}, mask {mask}{', balanced sample' if suffix else ''}"
-                yield rows, describe(title, len(ends), mine, found)
+                title = f"{book.pair}, mask {heading}{', balanced sample' if suffix else ''}"
+                text = describe(title, count_windows(ends), mine, found)
+                yield rows, text, [] if suffix else scoring.summarise(heading, found)
             if not chosen:
-                yield [], ["(no validation windows: the best naive method was chosen on the tested windows themselves)"]
+                text = ["(no validation windows: the best naive method was chosen on the tested windows themselves)"]
+                yield [], text, text * (mask == config["masks"][-1])
 
     def balanced(self, book: Book) -> np.ndarray:
         """Window ends of the balanced sample in the tested split; none where there is no sample."""
@@ -215,7 +225,7 @@ class Bench:
                                              config["seed"])  # fmt: skip
         return self.fitted[key]
 
-    def probe(self, book: Book) -> Iterator[tuple[list[dict], list[str]]]:
+    def probe(self, book: Book) -> Iterator[Part]:
         """Fit and score linear probes on frozen features; a line a task."""
         config, count = self.config, self.config["probe_windows"]
         if not count:
@@ -224,23 +234,29 @@ class Bench:
                   for split, size in (("train", count), ("validation", count // 2))]  # fmt: skip
         splits.append([(book, spread(self.ends(book, config["split"], probes.HORIZON), count // 2))])
         if not all(windows and all(len(ends) for _, ends in windows) for windows in splits):
-            yield [], [f"\nprobes of {book.pair} left out: a split has no window with {probes.HORIZON} states after it"]
+            text = [f"\nprobes of {book.pair} left out: a split has no window with {probes.HORIZON} states after it"]
+            yield [], text, text
             return
         sets = probes.make_sets(self.model, splits, config["batch_size"], config["block_states"], self.device,
                                 config["seed"])  # fmt: skip
-        names = probes.FEATURES
+        names, few = list(probes.FEATURES), []
         head = ["task", *names, "ours, 10 % of labels", *(f"over {name}" for name in names[1:]), "blocks"]
         title = f"\n### {book.pair}, probes of the frozen encoder (AUC; R2 of volatility)\n"
-        yield [], [title, f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        shown = [f"\n{book.pair}, linear probes: AUC, or R2 of volatility, higher is better; verdict: over hand-made",
+                 f"{'':<16}{''.join(f'{label:>20}' for label in probes.FEATURES.values())}   verdict"]  # fmt: skip
+        yield [], [title, f"| {' | '.join(head)} |", "|---" * len(head) + "|"], shown
         for task in probes.TASKS:
             facts = probes.probe_task(task, sets, config["seed"])
             if not facts:
-                yield [], [f"| {task} | too few labels" + " |" * len(head)]
+                few.append(task)
                 continue
             cells = [task, *(f"{facts[name]:.3f}" for name in names), f"{facts.get('ours_10pct', np.nan):.3f}",
                      *(f"{facts[f'over_{n}_low']:+.3f} to {facts[f'over_{n}_high']:+.3f}, {facts[f'verdict_{n}']}"
                        for n in names[1:]), str(facts["blocks"])]  # fmt: skip
-            yield to_rows(f"{book.pair}/probe/{task}", facts), [f"| {' | '.join(cells)} |"]
+            line = f"{task:<16}{''.join(f'{facts[name]:>20.3f}' for name in names)}   {facts['verdict_hand_made']}"
+            yield to_rows(f"{book.pair}/probe/{task}", facts), [f"| {' | '.join(cells)} |"], [line]
+        if few:
+            yield [], ["", f"Too few labels: {', '.join(few)}."], [f"too few labels: {', '.join(few)}"]
 
     @torch.inference_mode()
     def draw(self, book: Book, folder: Path) -> list[Path]:
@@ -260,20 +276,31 @@ class Bench:
             columns = torch.where(hidden.known, hidden.values, columns)[0].double().cpu()
             return (columns[..., 0] + hidden.anchor_ticks[0].cpu()).numpy(), columns[..., 1].exp().numpy()
 
-        price_ticks, sizes = panel(hidden.values)
-        panels = {"truth": (price_ticks, sizes), "masked": (price_ticks, sizes * ~hidden.mask[0, ..., 1].cpu().numpy())}
-        errors = {}
+        panels, errors = {"truth": panel(hidden.values)}, {}
         for name, label in DRAWN_METHODS.items():
             if name in filled:
                 panels[label], found = panel(filled[name]), window_errors(filled[name], hidden)
                 errors[label] = (f"squared error of log size {float(found['log_size']):.3g},\n"
                                  f"prices {float(found['offset']):.3g} ticks off")  # fmt: skip
-        title = f"{book.pair}: resting size by price; hidden: {DRAWN_MASKS[masks[0]]}; errors over what is hidden"
+        unseen = "" if masks[0] in self.trained_on else f", {scoring.NOT_TRAINED}"
+        title = (f"{book.pair}, resting size by price; hidden: {DRAWN_MASKS[masks[0]]}; errors over what is hidden\n"
+                 f"encoder: {self.origin}{unseen}")  # fmt: skip
+        covered = hidden.mask[0, ..., 1].cpu().numpy()
         return [
-            save(draw_fills(panels, errors, book.tick_size, title), folder / f"{book.pair}_fills.png"),
+            save(draw_fills(panels, covered, errors, book.tick_size, title), folder / f"{book.pair}_fills.png"),
             save(draw_error_profiles(profiles, f"{book.pair}: errors over hidden sizes, {config['split']} windows"),
                  folder / f"{book.pair}_errors.png"),
         ]  # fmt: skip
+
+
+def count_windows(ends: np.ndarray) -> str:
+    return f"{len(ends)} window{'' if len(ends) == 1 else 's'}"
+
+
+def describe_training(meta: dict) -> str:
+    config, pairs = meta["config"], [book["pair"] for book in meta["data"].get("books", ())]
+    masks = f"mask{'s' * (config['mask_mode'] == 'mix')} {', '.join(sorted(trained_on(config['mask_mode'])))}"
+    return f"{config['model_size']}, {describe_step(meta)}, trained on {masks}{' of ' * bool(pairs)}{', '.join(pairs)}"
 
 
 def example_windows(book: Book, states: int, count: int) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lob.checkpoints import find_checkpoint, load_model
+from lob.checkpoints import describe_step, find_checkpoint, load_model
 from lob.encoder import BookEncoder, EncoderConfig, count_parameters
 from lob.files import FORMAT_VERSION, Book, find_pairs, identity, new_file, new_table, open_book, open_books
 from lob.onnx_program import to_onnx
@@ -122,8 +122,8 @@ def main(config: dict) -> int:
     folder = Path(config["exports_dir"]) / path.resolve().parent.parent.name
     inputs = check_inputs(config, encoder.config) if config["formats"] else {}
     books = open_books(config["data_dir"], config["pairs"], encoder.config.depth) if config["embeddings"] else []
+    print(f"{path} ({describe_step(meta)}){f' -> {folder}' if inputs else ''}")
     if inputs:
-        print(f"{path} (step {origin['step']:,}) -> {folder}")
         print(f"{'file':<28}{'bytes':>12}{'difference':>12}{'batch 1':>12}")
     for part in config["parts"] if inputs else ():
         expected = outputs_of(make_part(part, encoder, config), inputs[part])

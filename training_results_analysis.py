@@ -4,8 +4,9 @@
     python training_results_analysis.py --sort_by=windows_per_second --more_runs="['../old/runs']"
 
 Reads every `runs/<name>/`: config.json, env.json, metrics.csv and, where inference_testing.py left it, report.json.
-Damaged runs are named and left out. Leaves in `runs/analysis/`: runs.csv (the table, a row a run), curves.png
-and, where there is something to show, effects.png (one key changed) and precision.png (FP8 against bf16).
+Damaged runs are named and left out. Prints the main columns; leaves in `runs/analysis/`: runs.csv (all columns, a row a
+run), curves.png and, where there is something to show, accuracy.csv (all rows of the reports), effects.png (one key
+changed) and precision.png (FP8 against bf16).
 """
 
 config = {
@@ -53,7 +54,9 @@ COLUMNS = ["kind", *COUNTS, "seconds", "train_loss", "validation_loss", "learnin
 NAMES = {"model_name", "runs_dir", "resume", "data_dir", "azure_data_root", "model_path"}  # no hyperparameters
 LOSS_KEYS = ("data_dir", "pairs", "split_ratios", "temporal_dim", "depth_dim", "normalization", "mask_mode",
              "mask_perc", "loss")  # fmt: skip # runs that differ in one of these are scored on other values
-REPORT_METRICS = ("error", "skill_untrained", "skill_ridge", "ours", "hand_made", "windows_per_second", "p50")
+PRINTED = {"run": "run", "model_size": "model", "precision": "precision", "epochs": "epochs", "minutes": "minutes",
+           "windows_per_second": "windows/s", "data_wait_share": "waiting", "train_loss": "train",
+           "best_validation": "best val.", "best_epoch": "at epoch", "test": "test"}  # fmt: skip
 
 
 @dataclass
@@ -95,18 +98,23 @@ def main(config: dict[str, Any]) -> None:
     table = make_table(runs)
     order = sort_table(table, runs, config["sort_by"])
     table, runs = table.iloc[order], [runs[i] for i in order]
+    print("losses, lower is better; waiting: share of the time in which steps waited for data")
     print(format_table(table))
     different = find_different_keys(runs)
     print(describe_differences(runs, different))
     for r in runs:
         for warning in find_warnings(r, config):
             print(f"warning: {r.name}: {warning}")
-    print(describe_reports(runs), end="")
-
     output = Path(config["output_dir"] or Path(config["runs_dir"]) / "analysis")
     files = [output / "runs.csv"]
     with new_file(files[0]) as handle:
         table.to_csv(handle, index=False)
+    (output / "accuracy.csv").unlink(missing_ok=True)
+    if reports := [{"run": r.name, **row} for r in runs for row in r.report]:
+        files.append(output / "accuracy.csv")
+        with new_file(files[-1]) as handle:
+            pd.DataFrame(reports).to_csv(handle, index=False)
+        print(describe_reports(runs))
     shown = runs[: len(PALETTE)]
     title = (
         counted(len(runs), "run") if len(shown) == len(runs) else f"The table's first {len(shown)} of {len(runs)} runs"
@@ -197,10 +205,9 @@ def sort_table(table: pd.DataFrame, runs: Sequence[Run], sort_by: str) -> np.nda
 
 def format_table(table: pd.DataFrame) -> str:
     losses = dict.fromkeys(("train_loss", "before_training", "best_validation", "test"), "{:.6f}".format)
-    formats = {"windows_seen": "{:,}".format, "steps": "{:,}".format, "minutes": "{:.1f}".format,
-               "windows_per_second": "{:,.0f}".format, "data_wait_share": "{:.1%}".format}  # fmt: skip
-    header = [name.replace("_", " ") for name in table]
-    return table.to_string(index=False, header=header, formatters=losses | formats, na_rep="-")
+    formats = {"minutes": "{:.1f}".format, "windows_per_second": "{:,.0f}".format, "data_wait_share": "{:.1%}".format}
+    shown = table[list(PRINTED)].assign(model_size=table["model_size"].str.removesuffix("_transformer"))
+    return shown.to_string(index=False, header=list(PRINTED.values()), formatters=losses | formats, na_rep="-")
 
 
 def find_different_keys(runs: Sequence[Run], keys: Any = ()) -> list[str]:
@@ -248,6 +255,9 @@ def find_warnings(r: Run, config: dict[str, Any]) -> Iterator[str]:
         if epochs >= config["plateau_epochs"]:
             yield (f"plateau from epoch {int(near['epoch'])}: {counted(epochs, 'more epoch')} lowered the best "
                    f"validation loss by {1 - best.iloc[-1] / near['validation_loss']:.2%}")  # fmt: skip
+    before = r.metrics["validation"].query("step == 0")["validation_loss"]
+    if len(r.trained) and len(before) and r.best_loss >= before.iloc[0]:
+        yield f"no validation was better than before training, {before.iloc[0]:.6f}: its best checkpoint is from then"
     done, wanted = max(r.metrics["epoch"]["epoch"], default=0), r.config.get("epochs", 0)
     if done < wanted and not len(r.metrics["test"]):
         yield f"unfinished: {done} of {counted(wanted, 'epoch')}"
@@ -257,14 +267,22 @@ def find_warnings(r: Run, config: dict[str, Any]) -> Iterator[str]:
 
 
 def describe_reports(runs: Sequence[Run]) -> str:
-    """Return the accuracy reports' main figures: a line a case and metric, a column a run; '' where there are none."""
-    cells = {(row["case"], row["metric"], r.name): row["value"] for r in runs for row in r.report
-             if row["metric"] in REPORT_METRICS and not row["case"].endswith("/balanced")}  # fmt: skip
-    if not cells:
-        return ""
-    wide = pd.Series(cells).unstack(level=2)
-    wide.index.names = ["case", "metric"]
-    return f"accuracy on held-out windows (inference_testing.py):\n{wide.to_string(float_format='{:.5g}'.format)}\n"
+    """Return what the accuracy reports say of sizes: a line a run and pair, a column a mask."""
+    cells = {}
+    for r in runs:
+        for row in r.report:
+            pair, *case = row["case"].split("/")
+            if row["metric"] == "skill_untrained" and case[1:] == ["log_size"]:
+                mark = "*" if row["note"].endswith("not trained on this mask") else " "
+                cells[r.name, pair, case[0]] = f"{row['value']:+.3f}{mark}"
+    masks = dict.fromkeys(mask for *_, mask in cells)
+    lines = ["accuracy on held-out windows (inference_testing.py): 1 - squared error of log sizes / that of the best "
+             "untrained method;", "above 0: better than it; *: not trained on this mask; more in accuracy.csv",
+             f"{'run':<24}{'pair':<24}{''.join(f'{mask:>9} ' for mask in masks)}"]  # fmt: skip
+    for run_, pair in dict.fromkeys((run_, pair) for run_, pair, _ in cells):
+        found = "".join(f"{cells.get((run_, pair, mask), '- '):>10}" for mask in masks)
+        lines.append(f"{run_:<23} {pair:<23} {found}".rstrip())
+    return "\n".join(lines)
 
 
 def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:

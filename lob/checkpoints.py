@@ -82,6 +82,12 @@ def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[Bo
     return model.to(device).eval(), meta
 
 
+def describe_step(meta: dict[str, Any]) -> str:
+    """Say which step's weights a checkpoint holds, and what that means where it is none."""
+    step = meta["progress"]["step"]
+    return f"step {step:,}" if step else "step 0, the weights before training: no later ones did better in validation"
+
+
 def load_weights(file: str | Path, model: BookEncoder) -> None:
     """Put a checkpoint's weights into a model; InputError where it holds another network."""
     tensors, meta = load_checkpoint(file, "model.")

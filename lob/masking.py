@@ -20,6 +20,7 @@ from torch import Tensor
 
 MASKS = ("entry", "level", "span", "span64", "patch", "tail")
 MODES = (*MASKS, "mix")
+MIX = {"tail": 0.875, "span": 0.625, "patch": 0.375}  # mask -> share of windows with it or a later one; else entry
 SPAN_STATES, PATCH_STATES, PATCH_LEVELS = 16, 16, 8
 
 
@@ -52,6 +53,11 @@ def choose_cells(keys: Tensor, count: int, share: float) -> Tensor:
     return rank < wanted
 
 
+def trained_on(mode: str) -> set[str]:
+    """Return the masks that windows have in training with `mode`."""
+    return {"entry", *MIX} if mode == "mix" else {mode}
+
+
 def make_mask(keys: Tensor, states: int, levels: int, share: float, mode: str) -> Tensor:
     """Return the mask bool (B, states, levels, 2) of `mode` for each key, int64 (B,)."""
     batch = keys.shape[0]
@@ -68,7 +74,7 @@ def make_mask(keys: Tensor, states: int, levels: int, share: float, mode: str) -
     if mode == "mix":
         choice = uniform(scramble(keys), 1).view(batch, 1, 1, 1)
         mask = make_mask(keys, states, levels, share, "entry")
-        for upper, other in ((0.875, "tail"), (0.625, "span"), (0.375, "patch")):
+        for other, upper in MIX.items():
             mask = torch.where(choice < upper, make_mask(keys, states, levels, share, other), mask)
         return mask
     time = torch.arange(states, device=keys.device)[None, :]

@@ -7,7 +7,8 @@ import matplotlib
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from lob.files import Book, new_file
@@ -81,11 +82,13 @@ def central_range(values: np.ndarray, share: float = 0.998) -> tuple[float, floa
     return float(low - room), float(high + room)
 
 
-def show_depth(axis: plt.Axes, price_ticks: np.ndarray, sizes: np.ndarray, tick: float, begin: float, end: float):
+def show_depth(axis: plt.Axes, price_ticks: np.ndarray, sizes: np.ndarray, tick: float, begin: float, end: float,
+               scale: tuple[float, float] | None = None) -> AxesImage:  # fmt: skip
     """Draw resting size (colour, log scale) by price and time, NaN states left blank, and the mid.
 
     price_ticks, sizes: float64 (N, L), evenly spaced between times `begin` and `end`. Rows of the picture are whole
     ticks high, so that no pattern of the grid shows, and hold the middle 94 % of the visible prices and every mid.
+    scale: sizes of the faintest and strongest colour, in place of these sizes' own.
     """
     half = price_ticks.shape[1] // 2
     mid = (price_ticks[:, half - 1] + price_ticks[:, half]) / 2
@@ -99,7 +102,7 @@ def show_depth(axis: plt.Axes, price_ticks: np.ndarray, sizes: np.ndarray, tick:
     time = np.broadcast_to(np.arange(len(mid))[:, None], cell.shape)
     image = np.zeros((bins, len(mid)))
     np.add.at(image, (cell[inside], time[inside]), sizes[inside])
-    faint, strong = np.quantile(image[image > 0], [0.02, 0.995])
+    faint, strong = np.quantile(image[image > 0], [0.02, 0.995]) if scale is None else scale
     level = np.arange(bins)[:, None]
     unseen = (level < cell[:, 0]) | (level > cell[:, -1]) | ~seen
     image = np.ma.array(np.where(image > 0, np.maximum(image, faint), faint / 10), mask=unseen)
@@ -298,18 +301,39 @@ def draw_balance(before: np.ndarray, after: np.ndarray, names: Sequence[str], pa
     return figure
 
 
-def draw_fills(fills: dict[str, tuple[np.ndarray, np.ndarray]], errors: dict[str, str], tick: float, title: str):
-    """Depth heat maps of one window by what filled it: name -> price in ticks and sizes, float64 (T, L) each."""
-    figure, axes = plt.subplots(2, -(-len(fills) // 2), figsize=(11, 7.5), sharey=True, layout="constrained")
-    for axis in axes.flat[len(fills) :]:
+def draw_fills(fills: dict[str, tuple[np.ndarray, np.ndarray]], hidden: np.ndarray, errors: dict[str, str], tick: float,
+               title: str) -> plt.Figure:  # fmt: skip
+    """Depth heat maps of one window, all in one scale: the truth, that with `hidden` cells in grey, and what filled it.
+
+    fills: name ('truth' the first) -> price in ticks and sizes, float64 (T, L) each; hidden: bool (T, L).
+    """
+    panels = {"truth": fills["truth"], "masked (grey: hidden)": fills["truth"], **fills}
+    figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(11.5, 7.5), sharey=True, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    for axis, (name, (prices, sizes)) in zip(axes.flat, fills.items(), strict=False):
-        show_depth(axis, prices, sizes, tick, 0, len(prices))
+    scale = None
+    for axis, (name, (prices, sizes)) in zip(axes.flat, panels.items(), strict=False):
+        mesh = show_depth(axis, prices, sizes, tick, 0, len(prices), scale)
+        scale = mesh.get_clim()
         axis.set(title=name, xlabel=f"book state\n{errors.get(name, '')}")
+        if name not in fills:
+            cover(axis, mesh, prices * tick, hidden)
+    figure.colorbar(mesh, ax=axes, label="resting size (black: no order)", extend="min", pad=0.01, aspect=40)
     for axis in axes[:, 0]:
         axis.set_ylabel("price")
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def cover(axis: plt.Axes, mesh: AxesImage, prices: np.ndarray, hidden: np.ndarray) -> None:
+    """Paint those cells of a depth map grey whose nearest level, of `prices` (T, L), is `hidden`, bool (T, L)."""
+    low, high = mesh.get_extent()[2:]
+    rows, states = mesh.get_size()
+    at = low + (np.arange(rows) + 0.4) * (high - low) / rows  # a row is of the price at its lower edge
+    nearest = np.abs(at[:, None, None] - prices).argmin(axis=2)
+    image = np.ma.masked_equal(hidden[np.arange(states), nearest], False)
+    axis.imshow(image, aspect="auto", origin="lower", extent=mesh.get_extent(), cmap=ListedColormap([GREY]),
+                interpolation="nearest")  # fmt: skip
 
 
 def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], title: str) -> plt.Figure:

@@ -1,12 +1,6 @@
 """What a linear probe can tell from the frozen embedding of a window that ends now, beside simpler features.
 
-Tasks, of the states after the window's last one (`now`); none is drawn across a segment's end:
-
-- direction: whether the next move of the mid goes up (windows whose mid moves within 500 states);
-- move_10, move_50: whether the mid moves within so many states;
-- depletion: whether the best ask is gone before the best bid (windows in which one goes alone within 500 states);
-- widening: whether the spread gets wider than now within 50 states;
-- volatility_50, volatility_500: log(1 + realised volatility in bps) of so many states.
+TASKS are of the states after the window's last one (`now`); none is drawn across a segment's end.
 
 Probes are ridge and L2-regularised logistic regressions, the penalty chosen on validation windows, on the embedding
 (last state), on hand-made features, on principal components of the inputs and on a randomly initialised encoder of the
@@ -26,8 +20,22 @@ from lob.scoring import verdict
 from lob.windows import gather_windows
 
 HORIZON = 500  # states
-TASKS = ("direction", "move_10", "move_50", "depletion", "widening", "volatility_50", "volatility_500")
-FEATURES = ("ours", "hand_made", "pca", "random")
+TASKS = {
+    "direction": "whether the next move of the mid goes up (windows whose mid moves within 500 states)",
+    "move_10": "whether the mid moves within 10 states",
+    "move_50": "whether the mid moves within 50 states",
+    "depletion": "whether the best ask is gone before the best bid (windows in which one goes alone within 500 states)",
+    "widening": "whether the spread gets wider than now within 50 states",
+    "volatility_50": "log(1 + realised volatility in bps) of 50 states",
+    "volatility_500": "log(1 + realised volatility in bps) of 500 states",
+}
+FEATURES = {"ours": "encoder", "hand_made": "hand-made features", "pca": "PCA of inputs", "random": "random weights"}
+LEGEND = [
+    "Probes: area under the curve (0.5: chance), of volatility R2 (0: its mean); higher is better. Over: 95 % interval "
+    "of the encoder's score less that of other features, over blocks of time.", "",
+    *(f"- {name}: {meaning}" for name, meaning in TASKS.items()), "",
+    f"Features: {'; '.join(f'{name}: {label}' for name, label in FEATURES.items())}.",
+]  # fmt: skip
 SHARES = (1.0, 0.1, 0.01)  # of the training labels
 COMPONENTS = 64
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -249,12 +257,12 @@ def probe_task(task: str, sets: list[ProbeSet], seed: int) -> dict[str, float | 
                 answers[name] = score
     centre = float(labels[0].mean())
     measure = area_under_curve if classify else lambda score, label: explained(score, label, centre)
-    for name in FEATURES[1:]:
+    for name in list(FEATURES)[1:]:
         low, high, blocks = paired_interval(measure, answers["ours"], answers[name], labels[2], sets[2].block[here[2]],
                                             seed)  # fmt: skip
         facts |= {f"over_{name}_low": low, f"over_{name}_high": high, "blocks": blocks,
                   f"verdict_{name}": verdict(-high, -low)}  # fmt: skip
-    facts["note"] = "; ".join(f"over {name}: {facts[f'verdict_{name}']}" for name in FEATURES[1:])
+    facts["note"] = "; ".join(f"over {name}: {facts[f'verdict_{name}']}" for name in list(FEATURES)[1:])
     return facts
 
 

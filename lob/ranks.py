@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from lob.config import CheckFailed, InputError
 
 LARGE = 1 << 22  # numbers; 2.4 GB of them took 7.1 ms in place and 9.9 ms by way of a buffer (two H200)
+MEETING_SECONDS = 60  # for all ranks to reach the first one
+WORK_SECONDS = 1800  # torch's own, for one rank to wait for what another one says later
 GRACE_SECONDS = 10.0  # for the other ranks, after one failed: to end by themselves, and again after SIGTERM
 
 
@@ -81,23 +84,44 @@ class Team:
 def join_team(rank: int, world: int, backend: str, port: int | None) -> Iterator[Team]:
     """Pick this rank's device and join the others (by `port` of this machine, or as torchrun says); leave in the end.
 
-    After an error nothing is waited for: the group is left as it is, and the process ends.
+    CheckFailed where they don't meet. After an error nothing is waited for: the group is left as it is, and the process
+    ends.
     """
     local = int(os.environ.get("LOCAL_RANK", rank))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:
-        address = f"tcp://127.0.0.1:{port}" if port else "env://"
-        dist.init_process_group(backend if device.type == "cuda" else "gloo", address, rank=rank, world_size=world)
+        store = meet(rank, world, port)
+        dist.init_process_group(backend if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     yield Team(rank, world, device)
     if world > 1:
         dist.destroy_process_group()
 
 
+def meet(rank: int, world: int, port: int | None) -> dist.Store:
+    """Return the store by which ranks find each other, once all have; apart, since saving may take longer than that."""
+    address = f"tcp://127.0.0.1:{port}" if port else "env://"
+    try:
+        store, *_ = next(dist.rendezvous(address, rank, world, timeout=timedelta(seconds=MEETING_SECONDS)))
+    except dist.DistError:
+        where = f"127.0.0.1:{port}" if port else f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise CheckFailed(f"rank {rank} did not meet the other ranks at {where} within {MEETING_SECONDS} s: "
+                          "start all of them, and let this address through") from None  # fmt: skip
+    store.set_timeout(timedelta(seconds=WORK_SECONDS))
+    return store
+
+
 def free_port() -> int:
+    """Return a port of this machine that no one listens on; InputError where ranks could not meet by one."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("127.0.0.1", 0))
+            probe.listen()
+            socket.create_connection(probe.getsockname(), timeout=5).close()
+        except OSError as error:
+            raise InputError(f"ranks can't reach each other by 127.0.0.1 ({error.strerror}): bring the loopback "
+                             "interface up, or set --max_gpus=1") from None  # fmt: skip
         return int(probe.getsockname()[1])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lob.checkpoints import describe_step
 from lob.config import InputError
 from lob.files import new_file
 
@@ -42,8 +43,10 @@ class Progress:
 
 
 def runs_named(config: dict[str, Any]) -> list[Path]:
-    """The run folders of this model_name, oldest first: <name>, <name>-2, <name>-3, ..."""
+    """The run folders of this model_name, oldest first: <name>, <name>-2, ...; InputError where that is a path."""
     name, folder = config["model_name"], Path(config["runs_dir"])
+    if name in ("", "..") or Path(name).name != name:
+        raise InputError(f"model_name = {name!r} must be the name of one folder; --runs_dir names the one it lies in")
     found = [(1, folder / name)] if (folder / name).is_dir() else []
     for path in folder.glob(f"{name}-*"):
         number = path.name.removeprefix(f"{name}-")
@@ -100,9 +103,12 @@ def describe_environment() -> dict[str, Any]:
 class RunLog:
     """Writes a run's logs; on other ranks than the first it does nothing."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], active: bool, saved: dict[str, Any]):
-        """saved: the metadata of the checkpoint that the run goes on from; what was logged after it is dropped."""
-        self.folder, self.config, self.active, self.saved = folder, config, active, saved
+    def __init__(self, folder: Path, config: dict[str, Any], active: bool, saved: dict[str, Any], precision: str):
+        """saved: the metadata of the checkpoint that the run goes on from; what was logged after it is dropped.
+
+        precision: what the config's came to on this machine.
+        """
+        self.folder, self.config, self.active, self.saved, self.precision = folder, config, active, saved, precision
         self.header_printed = False
         done = Progress(**saved.get("progress", {}))
         self.clock, self.logged = time.perf_counter(), (done.windows_seen, done.step_seconds, 0.0)
@@ -118,7 +124,8 @@ class RunLog:
             for key, change in config_changes(self.folder, self.config).items():
                 if key != "resume":
                     print(f"changed    {change}")
-        for name, content in (("config.json", self.config), ("env.json", describe_environment())):
+        environment = describe_environment() | {"precision": self.precision}
+        for name, content in (("config.json", self.config), ("env.json", environment)):
             with new_file(self.folder / name) as handle:
                 handle.write(json.dumps(content, indent=1).encode())
         self.metrics = open(self.folder / "metrics.csv", "ab")
@@ -201,6 +208,12 @@ class RunLog:
             keys = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in self.config.items()}
             losses = {"best_validation_loss": progress.best_loss, "test_loss": loss}
             self.board.add_hparams(keys, {k: v for k, v in losses.items() if not math.isnan(v)}, name=".")
+
+    def end(self, best: Path, meta: dict[str, Any]) -> None:
+        """Say where everything is. meta: the best checkpoint's."""
+        if self.active:
+            print(f"best checkpoint {best}: epoch {meta['progress']['best_epoch']}, {describe_step(meta)}\n"
+                  f"curves          tensorboard --logdir {self.config['runs_dir']}", flush=True)  # fmt: skip
 
     def histograms(self, model: nn.Module, step: int) -> None:
         if self.active:

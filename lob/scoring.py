@@ -1,12 +1,4 @@
-"""Scores of filled windows: errors by quantity, the best naive method, and what a difference is worth.
-
-Errors are means over the hidden values of a window, then over windows:
-
-- mid: |error| of the mid in ticks, in states where a best price is hidden (near a martingale: expect skill near 0);
-- offset: |error| of a hidden price's distance from the mid, in ticks;
-- log_size: squared error of the natural logarithm of a hidden size;
-- minmax: squared error in the published reference's scale, price and size pooled, for comparison only.
-"""
+"""Scores of filled windows: errors by quantity, the best naive method, and what a difference is worth."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,8 +16,29 @@ from lob.normalisation import invert, nearest_known
 from lob.windows import gather_windows
 
 MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
-QUANTITIES = ("mid", "offset", "log_size", "minmax")
 OURS, RIDGE = "encoder", "ridge_ladder"
+QUANTITIES = {  # name -> for the terminal; for the report
+    "mid": ("mid (ticks)", "|error| of the mid in ticks, in states where a best price is hidden; near a martingale: "
+                           "expect skill near 0"),
+    "offset": ("price's distance from mid (ticks)", "|error| of a hidden price's distance from the mid, in ticks"),
+    "log_size": ("log of size (squared error)", "squared error of the natural logarithm of a hidden size"),
+    "minmax": ("reference's scale (squared error)", "squared error in the published reference's scale of 0 to 1, price "
+                                                    "and size pooled, for comparison only"),
+}  # fmt: skip
+METHODS = {
+    "level_mean": "mean of the level", "last_observation": "last value", "linear_time": "linear in time",
+    "linear_levels": "linear over levels", "ladder": "ladder carry", "ridge": "ridge regression",
+    RIDGE: "ridge regression with ladder", "boosting": "gradient boosting", OURS: "encoder",
+}  # fmt: skip
+LEGEND = [
+    "Errors are means over the hidden values of a window, then over windows; lower is better.", "",
+    *(f"- {name}: {meaning}" for name, (_, meaning) in QUANTITIES.items()), "",
+    f"Methods: {'; '.join(f'{name}: {label}' for name, label in METHODS.items())}.", "",
+    "Best naive: of all methods but the encoder, the one of the least error on validation windows. Skill: 1 - the "
+    "encoder's error / its error. Difference: the encoder's error less its error, a 95 % interval over blocks of time; "
+    "undecided: it holds 0. Win rate: share of windows on which the encoder is better. Median: of its errors.",
+]  # fmt: skip
+NOT_TRAINED = "not trained on this mask"
 RESAMPLES = 2000
 Errors = dict[str, dict[str, np.ndarray]]  # quantity -> method -> float64 (W,)
 
@@ -160,12 +173,27 @@ def to_rows(case: str, facts: dict) -> list[dict]:
             for metric, value in facts.items() if not isinstance(value, str) and np.isfinite(value)]  # fmt: skip
 
 
-def describe(title: str, windows: int, errors: Errors, found: dict[str, dict]) -> list[str]:
+def table_head(windows: str) -> list[str]:
+    """Lines that stand above those of `summarise`."""
+    return [f"\n{windows}: mean errors, lower is better; verdict: beside the best naive method",
+            f"{'':<36}{'encoder':>9}     {'best untrained method':<27}{'ridge with ladder':>18}   verdict"]  # fmt: skip
+
+
+def summarise(mask: str, found: dict[str, dict]) -> list[str]:
+    """Lines for the terminal: a quantity's errors of the encoder and of the methods to beat, and the verdict."""
+    lines = [f"mask {mask}"]
+    for quantity, facts in found.items():
+        ridge = f"{facts['ridge_error']:.4g}" if "ridge_error" in facts else "-"
+        lines.append(f"  {QUANTITIES[quantity][0]:<34}{facts['error']:>9.4g}{facts['best_untrained_error']:>12.4g} "
+                     f"{METHODS[facts['untrained']]:<19}{ridge:>18}   {facts['verdict_naive']}")  # fmt: skip
+    return lines
+
+
+def describe(title: str, windows: str, errors: Errors, found: dict[str, dict]) -> list[str]:
     """Lines of a Markdown table: mean error of every method by quantity, and the encoder against the best naive one."""
     methods = list(next(iter(errors.values())))
     head = ["quantity", *methods, "best naive", "skill", "difference (95 %)", "blocks", "verdict", "win rate", "median"]
-    counted = f"{windows} window{'' if windows == 1 else 's'}"
-    lines = [f"\n### {title}, {counted}\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [f"\n### {title}, {windows}\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for quantity, facts in found.items():
         cells = [quantity, *(f"{np.nanmean(errors[quantity][method]):.4g}" for method in methods), facts["naive"],
                  f"{facts['skill_naive']:+.3f}",

@@ -137,6 +137,15 @@ def test_plateau_is_dated_from_the_last_gain(tmp_path, capsys, no_pictures):
     assert ": plateau" not in printed
 
 
+def test_a_run_that_training_made_no_better_is_pointed_out(tmp_path, capsys, no_pictures):
+    write_run(tmp_path / "runs" / "worse", [0.5, 0.6, 0.7], epochs=2)
+    write_run(tmp_path / "runs" / "better", [0.5, 0.6, 0.4], epochs=2)
+    printed, _ = analyse(tmp_path, capsys)
+    assert "warning: worse: no validation was better than before training, 0.500000" in printed
+    assert "better: no" not in printed
+    assert max(map(len, printed.splitlines()[:5])) <= 120
+
+
 def test_damaged_runs_are_named_in_one_line_and_the_others_analysed(tmp_path, capsys, no_pictures):
     runs = tmp_path / "runs"
     write_run(runs / "whole", [1.0, 0.5])
@@ -200,10 +209,16 @@ def test_fp8_is_drawn_against_bf16_and_the_picture_goes_with_the_runs(tmp_path, 
 
 def test_accuracy_reports_are_tabled(tmp_path, capsys, no_pictures):
     folder = write_run(tmp_path / "runs" / "a", [1.0, 0.5])
-    row = {"case": "BTC_USD/entry/mid", "metric": "skill_ridge", "value": 0.123456, "unit": "", "note": ""}
-    (folder / "report.json").write_text(json.dumps({"benchmark": "representation", "rows": [row]}))
+    rows = [{"case": f"BTC_USD/{case}", "metric": metric, "value": value, "unit": "",
+             "note": "best naive: ladder" + "; not trained on this mask" * case.startswith("tail")}
+            for case, metric, value in (("entry/log_size", "skill_untrained", 0.1), ("tail/log_size", "ours", 3.0),
+                                        ("tail/log_size", "skill_untrained", -0.25),
+                                        ("tail/mid", "skill_untrained", 0.5))]  # fmt: skip
+    (folder / "report.json").write_text(json.dumps({"benchmark": "representation", "rows": rows}))
     printed, _ = analyse(tmp_path, capsys)
-    assert "BTC_USD/entry/mid skill_ridge" in printed and "0.12346" in printed
+    (line,) = [line for line in printed.splitlines() if "BTC_USD" in line]
+    assert line.split() == ["a", "BTC_USD", "+0.100", "-0.250*"]
+    assert pd.read_csv(tmp_path / "runs" / "analysis" / "accuracy.csv")["value"].tolist() == [0.1, 3.0, -0.25, 0.5]
 
 
 def test_more_runs_and_pairs_choose_runs(tmp_path, capsys, no_pictures):

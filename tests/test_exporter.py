@@ -194,7 +194,8 @@ def test_a_file_that_differs_or_does_not_run_is_deleted_with_status_1(sampled, t
         with pytest.raises(CheckFailed, match="was deleted"):
             export(sampled, tmp_path, parts=["encoder"], formats=["torchscript"], tolerance=tolerance)
         assert list((tmp_path / "exports" / "a_run").iterdir()) == []
-    assert "no such library" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "no such library" in printed.err and "best.safetensors (step 7) -> " in printed.out
 
 
 class Scans(torch.nn.Module):

@@ -112,6 +112,30 @@ def test_a_port_in_use_is_not_taken():
     assert "MASTER_PORT" not in os.environ
 
 
+def test_a_machine_without_loopback_is_refused_at_once(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    with pytest.raises(InputError, match=r"by 127.0.0.1 \(Network is unreachable\): bring the loopback interface up"):
+        launch(fail_or_wait, 2, "input")
+
+
+@pytest.mark.parametrize("started", ["here", "by torchrun"])
+def test_ranks_that_never_meet_end_with_one_line(monkeypatch, started):
+    monkeypatch.setattr(ranks, "MEETING_SECONDS", 1)
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    where = f"127.0.0.1:{port}"
+    with (
+        pytest.raises(CheckFailed, match=f"rank 1 did not meet the other ranks at {where} within 1 s: ") as caught,
+        ranks.join_team(1, 2, "gloo", port if started == "here" else None),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
 def add_up_on(rank: int, world: int, port: int, folder: Path) -> None:
     ranks.LARGE = 10
     with ranks.join_team(rank, world, "gloo", port) as team:

@@ -17,7 +17,7 @@ from lob.baselines import COLUMNS, FITTED, Moments, features, fill_untrained, fi
 from lob.checkpoints import save_checkpoint
 from lob.encoder import BookEncoder, encoder_config
 from lob.files import open_book
-from lob.masking import MASKS, make_mask, window_keys
+from lob.masking import MASKS, make_mask, trained_on, window_keys
 from lob.windows import calendar_cuts, window_ends
 
 
@@ -162,7 +162,8 @@ def checkpoint(sampled, tmp_path_factory):
     cuts = calendar_cuts([book.timestamps], [book.segment_starts], [0.7, 0.25, 0.05])
     model = lively_encoder(16, 32, fill="ladder")
     file = tmp_path_factory.mktemp("runs") / "a" / "checkpoints" / "best.safetensors"
-    meta = {"encoder": asdict(model.config), "data": {"cuts_ns": cuts.tolist()}, "progress": {"step": 3}}
+    meta = {"encoder": asdict(model.config), "data": {"cuts_ns": cuts.tolist()}, "progress": {"step": 0},
+            "config": {"model_size": "tiny_transformer", "mask_mode": "entry"}}  # fmt: skip
     save_checkpoint(file, {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, meta)
     return file
 
@@ -194,7 +195,41 @@ def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, chec
         assert {f"BTC_USD/probe/{task}"} & {case for case, metric in cells if metric == "hand_made"}
     for name in ("fills", "errors"):
         assert (folder / f"BTC_USD_{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "undecided" in (folder / "report.md").read_text() and "ridge_ladder" in done.stdout
+    text = (folder / "report.md").read_text()
+    assert "undecided" in text and all(f"- {q}: " in text for q in (*scoring.QUANTITIES, *probes.TASKS))
+    notes = {row["case"].split("/")[1]: row["note"] for row in report["rows"] if row["metric"] == "median_error"}
+    for mask, unseen in (("entry", False), ("tail", True)):
+        assert (f"mask {mask}, not trained on this mask" in text) == unseen
+        assert (f"mask {mask}, not trained on this mask" in done.stdout) == unseen
+        assert ("not trained on this mask" in notes[mask]) == unseen
+    assert "(step 0, the weights before training: no later ones" in done.stdout and "lower is better" in done.stdout
+    lines = done.stdout.splitlines()
+    assert not [line for line in lines if "| " in line or (len(line) > 120 and str(folder) not in line)]
+    assert sum(line.startswith("  log of size (squared error)") for line in lines) == 2
+
+
+def test_masks_in_training_are_those_that_windows_get():
+    keys = window_keys(0, 0, torch.arange(400))
+    each = {mode: make_mask(keys, 64, 16, 0.25, mode) for mode in MASKS}
+    mix = make_mask(keys, 64, 16, 0.25, "mix")
+    found = {mode for mode in MASKS if (each[mode] == mix).flatten(1).all(1).float().mean() > 0.05}
+    assert found == trained_on("mix") == {"patch", "span", "tail", "entry"} and trained_on("span64") == {"span64"}
+
+
+def test_hidden_cells_are_grey_in_the_masked_panel_alone():
+    from lob import plots
+
+    prices = np.tile(np.array([100.0, 102.0, 104.0, 109.0]), (6, 1))
+    sizes, hidden = np.tile(np.array([1.0, 2.0, 3.0, 4.0]), (6, 1)), np.zeros((6, 4), dtype=bool)
+    hidden[2:4, 1:3] = True
+    fills = {"truth": (prices, sizes), "encoder": (prices, 10 * sizes)}
+    figure = plots.draw_fills(fills, hidden, {"encoder": "1 tick off"}, 0.5, "of a model")
+    truth, masked, encoder = (axis.images for axis in figure.axes[:3])
+    assert (len(truth), len(masked), len(encoder)) == (1, 2, 1)
+    assert figure.axes[-1].get_ylabel().startswith("resting size")
+    assert truth[0].get_clim() == encoder[0].get_clim()  # the bar holds for all
+    grey = ~np.ma.getmaskarray(masked[1].get_array())
+    assert grey[1:6, 2:4].all() and not grey[[0, -1]].any() and not grey[:, [0, 1, 4, 5]].any()
 
 
 def test_an_unseen_instrument_is_scored_with_the_ridge_of_the_seen_one(sampled, checkpoint, tmp_path):

@@ -72,11 +72,14 @@ def test_a_run_learns_and_leaves_what_it_says(whole):
     assert len(metrics(whole, "epoch")) == 3
     assert len(metrics(whole, "test")) == 1
     assert json.loads((whole / "config.json").read_text())["max_lr"] == 3e-3
-    assert "torch" in json.loads((whole / "env.json").read_text())["versions"]
+    env = json.loads((whole / "env.json").read_text())
+    assert "torch" in env["versions"] and f"precision  {env['precision']} (" in printed  # what "auto" came to
     assert list(whole.glob("events.out.tfevents*"))
     model, meta = load_model(whole / "checkpoints" / "best.safetensors")
     assert model.config.depth == 16
     assert meta["progress"]["best_loss"] == min([before, *after])
+    step, epoch = (meta["progress"][key] for key in ("step", "best_epoch"))
+    assert f"best.safetensors: epoch {epoch}, step {step}\n" in printed and step > 0
 
 
 def test_onecycle_is_stepped_once_an_optimizer_step_over_its_whole_cycle(whole):
@@ -122,6 +125,9 @@ def test_resume_shows_what_changed_and_stops(sampled, tmp_path):
     train(sampled, tmp_path, "--epochs=1")
     said = train(sampled, tmp_path, "--epochs=1", "--resume=True", "--lr=0.5", status=2).stderr
     assert "lr was 0.0001, is 0.5" in said
+    printed = train(sampled, tmp_path, "--epochs=1", "--resume=True").stdout
+    assert "resumed    after step " in printed and "nothing is left to train" in printed
+    assert "time  " not in printed and "test loss" in printed
     assert "no run 'other'" in train(sampled, tmp_path, "--model_name=other", "--resume=True", status=2).stderr
 
 
@@ -137,6 +143,7 @@ def test_early_stopping_and_plateau_decay(sampled, tmp_path):
              "--early_stopping_patience=3", "--lr_decay_patience=0", "--lr_decay_factor=0.1")  # fmt: skip
     printed = train(sampled, tmp_path, *words).stdout
     assert "stopped early" in printed
+    assert "best.safetensors: epoch 0, step 0, the weights before training: no later ones" in printed
     epochs = metrics(tmp_path / "pretrained_ddp", "epoch")
     assert 3 <= len(epochs) < 8
     rates = [float(row["learning_rate"]) for row in epochs]

@@ -289,6 +289,13 @@ def test_an_unknown_model_is_refused_by_name():
         check_config({**fp8_ddp_trainer.config, "model_size": "huge"})
 
 
+@pytest.mark.parametrize("name", ["a/b", "/a", "a/", ".", "..", ""])
+def test_a_name_that_is_a_path_is_refused(sampled, tmp_path, name):
+    with pytest.raises(InputError, match=f"model_name = '{name}' must be the name of one folder"):
+        main(settings(sampled, tmp_path / "runs", model_name=name))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_fp8_takes_dimensions_of_multiples_of_16_alone():
     fp8, good = Precision("fp8", "delayed", ""), encoder_config("deep_narrow_transformer")
     check_dimensions(good, 3, fp8)
