@@ -21,7 +21,7 @@ config = {
     "cells": [8, 8, 9],  # joint_cells: equal-width cells of volatility, spread, direction inside the outlier limits
     "bins": 10,  # equal_width, quantile: strata of the composite
     "composite_weights": [0.4, 0.2, 0.3, 0.1],  # of standardised |mid-price change|, spread, deviation, |mean return|
-    "outlier_std": 3.0,  # windows beyond this many deviations in any of the four are set aside
+    "outlier_std": 3.0,  # training windows beyond this many deviations in any of the four are set aside
     "min_stride": 16,  # least distance of two sampled window ends, in states
     "oversample": False,  # repeat windows of a stratum that has too few (their weight grows)
     "seed": 0,  # the same seed gives the same sample on every machine
@@ -170,12 +170,14 @@ def sum_statistics(rows):
     return total
 
 
-def place(rows: np.ndarray, scale: np.ndarray, cells: Sequence[int], config: dict) -> tuple[np.ndarray, np.ndarray]:
+def place(
+    rows: np.ndarray, scale: np.ndarray, cells: Sequence[int], weights: Sequence[float], outlier_std: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return each window's joint cell, int16, -1 for an outlier, and its composite score, float32."""
     cell, score = np.empty(len(rows), dtype=np.int16), np.empty(len(rows), dtype=np.float32)
     rows.flags.writeable = False  # as the memory map, so that the kernel is compiled once
-    weights, outlier_std = np.array(config["composite_weights"], dtype=np.float64), float(config["outlier_std"])
-    place_windows(rows, scale, outlier_std, np.array(cells, dtype=np.int64), weights, cell, score)
+    each = np.array(weights, dtype=np.float64)
+    place_windows(rows, scale, float(outlier_std), np.array(cells, dtype=np.int64), each, cell, score)
     return cell, score
 
 
@@ -196,17 +198,20 @@ def place_windows(rows, scale, outlier_std, cells, weights, cell_of, score_of):
             score += weights[k] * (abs(z) if k == 0 or k == 3 else z)
         cell = 0
         for axis, (k, value) in enumerate(((2, volatility), (1, spread), (0, change))):
-            place = int(cells[axis] * (value - scale[2, k]) / (scale[3, k] - scale[2, k])) if not outlier else 0
-            cell = cell * cells[axis] + min(max(place, 0), cells[axis] - 1)
+            place = cells[axis] * (value - scale[2, k]) / (scale[3, k] - scale[2, k]) if not outlier else 0.0
+            cell = cell * cells[axis] + int(min(max(place, 0.0), cells[axis] - 1.0))
         cell_of[i] = -1 if outlier else cell
         score_of[i] = score
 
 
 def find_strata(pair: Pair, scale: np.ndarray, config: dict) -> list[np.ndarray]:
-    """Return, for each split, the stratum of each of its windows, int16, -1 for an outlier."""
+    """Return, for each split, the stratum of each of its windows, int16, -1 for an outlier among training's.
+
+    Those of validation and test stay, in the outermost strata: a market that has moved on is no reason to drop it.
+    """
     found, edges = [], None
-    for split in pair.splits:
-        stratum, score = place(pair.rows[split], scale, config["cells"], config)
+    for split, limit in zip(pair.splits, (config["outlier_std"], np.inf, np.inf), strict=True):
+        stratum, score = place(pair.rows[split], scale, config["cells"], config["composite_weights"], limit)
         if not np.isfinite(score).all():
             raise InputError(f"{pair.book.pair}: a statistic is NaN or infinite: run exploration_main.py again")
         if config["strata"] != "joint_cells":
@@ -251,8 +256,9 @@ def draw_pair(pair: Pair, wanted: np.ndarray, config: dict) -> tuple[np.ndarray,
         samples.append(sample)
     facts["shared_states"] = count_shared_states([s["end_row"] for s in samples], temporal_dim, pair.book.rows)
     on_grid = config["strata"] == "joint_cells" and tuple(config["cells"]) == GRID
-    before = strata[0] if on_grid else place(pair.rows[pair.splits[0]], scale, GRID, config)[0]
-    after, _ = place(pair.rows[places[0]], scale, GRID, config)
+    limits = config["composite_weights"], config["outlier_std"]
+    before = strata[0] if on_grid else place(pair.rows[pair.splits[0]], scale, GRID, *limits)[0]
+    after, _ = place(pair.rows[places[0]], scale, GRID, *limits)
     cells = np.bincount(before[before >= 0])
     facts["entropy_before"] = normalised_entropy(cells, cells)
     facts["entropy_after"] = normalised_entropy(np.bincount(after, samples[0]["weight"], len(cells)), cells)
@@ -358,6 +364,10 @@ def save_sample(
     for name, split in facts["splits"].items():
         cells = (f"{split[c]:>18,.2f}" if isinstance(split[c], float) else f"{split[c]:>18,}" for c in columns)
         print(f"  {name:<12}" + "".join(cells))
+    outliers, kept = (facts["splits"]["train"][column] for column in ("outliers", "available"))
+    if outliers > 0.1 * (outliers + kept):
+        print(f"  warning: {100 * outliers / (outliers + kept):.0f} % of the training windows are outliers, set aside: "
+              f"raise --outlier_std={config['outlier_std']:g}")  # fmt: skip
     print(f"  normalised entropy of conditions in training: {facts['entropy_before']:.3f} before, "
           f"{facts['entropy_after']:.3f} after ({config['strata']})")  # fmt: skip
     before, after = pair.rows[:: -(-len(pair.rows) // 200_000)], pair.rows[places]

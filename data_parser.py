@@ -25,7 +25,7 @@ config = {
     "scheduler": None,  # address of a Dask scheduler whose workers parse them; None: this machine
 }
 
-from lob.config import CheckFailed, InputError, load_config, run
+from lob.config import InputError, do_each, load_config, run
 
 if __name__ == "__main__":
     config = load_config(
@@ -52,6 +52,7 @@ from lob.feeds import FEEDS, SNAPSHOT, Batch, find_feed
 from lob.files import FORMAT_VERSION, StateWriter, check_states, find_pairs, new_folder
 from lob.levels import ASK, BID
 from lob.recordings import read_ahead, read_head
+from lob.windows import segment_ranges
 
 ROWS_TO_INFER_TICK = 1_000_000
 
@@ -61,25 +62,14 @@ def main(config: dict) -> int:
     pairs = find_pairs(config["data_dir"], "raw", config["pairs"], "training_data/make_sample.py")
     files = sum(len(list_files(Path(config["data_dir"]) / "raw" / pair)) for pair in pairs)
     workers = min(config["workers"] or os.cpu_count() or 1, files)
-    failed: dict[str, Exception] = {}
     if config["scheduler"] is None and not is_compiled():
         print("compiling the parser: takes about a minute, the first time alone", flush=True)
 
-    def attempt(pair: str, executor: Executor | None = None) -> None:
-        try:
-            print(parse_pair(config, pair, executor))
-        except (InputError, CheckFailed, OSError) as error:
-            failed[pair] = error
-
     if workers <= 1 and config["scheduler"] is None:
-        for pair in pairs:
-            attempt(pair)
+        do_each(lambda pair: print(parse_pair(config, pair)), pairs)
     else:
         with make_executor(config, workers) as executor, ThreadPoolExecutor(max(workers, 1)) as threads:
-            list(threads.map(attempt, pairs, itertools.repeat(executor)))
-    if failed:
-        kind = InputError if all(isinstance(error, InputError) for error in failed.values()) else CheckFailed
-        raise kind("; ".join(f"{pair}: {error}" for pair, error in failed.items()))
+            do_each(lambda pair: print(parse_pair(config, pair, executor)), pairs, threads.map)
     return 0
 
 
@@ -107,7 +97,11 @@ def make_executor(config: dict, workers: int) -> Executor:
         from dask.distributed import Client
     except ImportError:
         raise InputError(f"scheduler = {config['scheduler']!r} needs Dask: pip install distributed") from None
-    return Client(config["scheduler"]).get_executor()
+    try:
+        return Client(config["scheduler"]).get_executor()
+    except (OSError, ValueError) as error:
+        raise InputError(f"scheduler = {config['scheduler']!r} does not answer ({error}): start it, or leave scheduler "
+                         "None") from None  # fmt: skip
 
 
 def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str:
@@ -143,10 +137,12 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
             "format_version": FORMAT_VERSION, "pair": pair, "feed": feed, "depth": config["depth"],
             "tick_size": parsed["tick_size"], "lot_size": parsed["lot_size"], "subsample": config["subsample"],
             "state_interval_ms": config["state_interval_ms"], "rows": parsed["rows"], "updates": parsed["updates"],
-            "sources": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
+            "sources": [{"name": file.relative_to(raw).as_posix(), "bytes": file.stat().st_size} for file in files],
             "counters": counters | {"crossed_ms": parsed["crossed_ns"] // 10**6},
         }  # fmt: skip
         check_states(partial, parsed["rows"])
+        lengths = np.diff(segment_ranges(np.load(partial / "segment_starts.npy"), parsed["rows"])).ravel()
+        meta |= {"segments": len(lengths), "longest_segment": int(lengths.max())}
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
     return report(pair, meta, folder, time.perf_counter() - began)
 
@@ -175,7 +171,9 @@ def parse_files(config: dict, feed: str, files: list[Path], folder: Path, given:
                 forecast_due = False
                 share = sum(done_bytes.values()) / total_bytes
                 found = states.rows + int(book.memory[kernel.ROWS])
-                progress.write(f"{name}: {forecast(found, config['depth'], share, folder, states.rows)}")
+                said = forecast(found, config["depth"], share, folder, states.rows)
+                if share < 1:
+                    progress.write(f"{name}: {said}")
         book.finish()
     states.close()
     return {
@@ -193,9 +191,10 @@ def make_book(config: dict, lot_size: float, flush: Callable[[list[np.ndarray]],
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The recorded files of a pair in name order (licences, notes and hidden files are none)."""
-    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
-                  and file.suffix not in (".md", ".txt") and file.name != "LICENSE")  # fmt: skip
+    """The recorded files of a pair and its subfolders in path order (licences, notes and hidden ones are none)."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.suffix not in (".md", ".txt"))
+    return sorted(file for file in files if file.name != "LICENSE"
+                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))  # fmt: skip
 
 
 def infer_units(batches: Iterator[Batch], tick_size: float | None) -> tuple[list[Batch], float, float]:
@@ -228,8 +227,8 @@ def largest_power_of_ten(arrays: list[np.ndarray]) -> float:
 
 def apply_batch(book: kernel.OrderBook, batch: Batch, tick_size: float, lot_size: float) -> None:
     """Turn a batch's prices into ticks and sizes into lots, exactly, and apply it to the book."""
-    ticks = to_units(batch.price, tick_size, batch, "price", "--tick_size")
-    lots = to_units(batch.size, lot_size, batch, "size", "a finer first million rows")
+    ticks = to_units(batch.price, tick_size, batch, "price", "the tick size: set a finer --tick_size")
+    lots = to_units(batch.size, lot_size, batch, "size", "the finest that the first million rows need: round the sizes")
     try:
         book.apply(batch.time_ns, batch.message, batch.update_type, batch.is_buy, ticks, lots, batch.order_id)
     except ValueError as error:
@@ -246,7 +245,7 @@ def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: s
     units, row = kernel.count_units(values, round(1 / unit) if unit < 1 else 0, unit)
     if row >= 0:
         raise InputError(f"{batch.locate(row)}: {name} {float(values[row])!r} is no exact multiple of "
-                         f"{unit:g}: it needs {remedy}")  # fmt: skip
+                         f"{unit:g}, {remedy}")  # fmt: skip
     return units
 
 
@@ -265,10 +264,15 @@ def forecast(rows: int, depth: int, share_read: float, folder: Path, written: in
     size = expected * (8 * depth + 20)
     free = shutil.disk_usage(folder.parent).free + written * (8 * depth + 20)
     if size > free:
-        raise InputError(f"about {expected:,} states of depth {depth} will take {size / 1e9:,.1f} GB and "
-                         f"{folder.parent} has {free / 1e9:,.1f} GB: set --state_interval_ms=100, --subsample or a "
+        raise InputError(f"about {expected:,} states of depth {depth} will take {format_bytes(size)} and "
+                         f"{folder.parent} has {format_bytes(free)}: set --state_interval_ms=100, --subsample or a "
                          "smaller --depth")  # fmt: skip
-    return f"about {expected:,} states, {size / 1e9:,.2f} GB expected"
+    return f"about {expected:,} states, {format_bytes(size)} expected"
+
+
+def format_bytes(size: float) -> str:
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
+    return f"{size / unit:,.1f} {name}"
 
 
 # ----------------------------------------------------------------------- files of one pair that are parsed side by side
@@ -292,7 +296,7 @@ def parse_apart(config: dict, feed: str, files: list[Path], partial: Path, execu
         apply_batch(book, first.pop(0), *units)
     book.finish()
     share = read_bytes / sum(file.stat().st_size for file in files)
-    name = files[0].parent.name
+    name = partial.name.removeprefix(".").removesuffix(".partial")
     print(f"{name}: {forecast(sum(states), config['depth'], share, partial)}; {len(files)} files apart")
     folders = [partial / f"{name}.{index}" for index in range(len(files))]
     tasks = [executor.submit(parse_files, config, feed, [file], folder, tuple(units))
@@ -394,11 +398,15 @@ def join_parts(depth: int, parts: list[dict], folders: list[Path], joints: list,
 
 
 def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:
-    mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    size = sum(file.stat().st_size for file in folder.iterdir())
     head = (f"{pair}: {meta['rows']:,} states of {meta['depth']} levels from {meta['updates']:,} updates of feed "
-            f"{meta['feed']} in {seconds:.1f} s; tick {meta['tick_size']:g}; {mb:,.0f} MB in {folder}")  # fmt: skip
-    counts = (f"  {name.replace('_', ' '):<18} {count:>12,}" for name, count in meta["counters"].items() if count)
-    return "\n".join([head, *counts])
+            f"{meta['feed']} in {seconds:.1f} s; tick {meta['tick_size']:g}; "
+            f"{format_bytes(size)} in {folder}")  # fmt: skip
+    lines = [f"  {name.replace('_', ' '):<18} {count:>12,}" for name, count in meta["counters"].items() if count]
+    if not meta["counters"]["snapshots"]:
+        lines.append(f"  {'snapshots':<18} {0:>12}: the book began empty, levels not yet updated are missing")
+    lines.append(f"  {'segments':<18} {meta['segments']:>12,}, the longest of {meta['longest_segment']:,} states")
+    return "\n".join([head, *lines])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ config = {
     "plots": True,  # draw the pictures
 }
 
-from lob.config import InputError, load_config, run
+from lob.config import InputError, do_each, load_config, run
 
 if __name__ == "__main__":
     config = load_config(config, __file__, optional={"pairs": list}, bounds={"temporal_dim": ">= 2"})
@@ -52,15 +52,7 @@ CHUNK_ROWS = 1 << 17  # memory holds one chunk of states and its windows: about 
 
 def main(config: dict) -> int:
     pairs = find_pairs(config["data_dir"], "book_states", config["pairs"], "data_parser.py")
-    folder = Path(config["data_dir"])
-    failed = []
-    for pair in pairs:
-        try:
-            describe_pair(pair, folder, config)
-        except InputError as error:
-            failed.append(str(error))
-    if failed:
-        raise InputError("; ".join(failed))
+    do_each(lambda pair: describe_pair(pair, Path(config["data_dir"]), config), pairs)
     return 0
 
 
@@ -85,7 +77,8 @@ def write_statistics(book: Book, temporal_dim: int, file: Path) -> int:
     """Stream a book's window statistics to `file`; return the number of windows."""
     ranges = [(a, b) for a, b in segment_ranges(book.segment_starts, book.rows) if b - a >= temporal_dim]
     if not ranges:
-        raise InputError(f"{book.path} has no run of {temporal_dim} states without a gap: lower --temporal_dim")
+        raise InputError(f"{book.path} has no run of {temporal_dim} states without a gap: lower --temporal_dim, or "
+                         "run data_parser.py with a larger --max_gap_seconds")  # fmt: skip
     total = sum(b - a - temporal_dim + 1 for a, b in ranges)
     with (
         new_table(file, STATISTICS, {"temporal_dim": temporal_dim}, identity(book)) as table,

@@ -139,6 +139,30 @@ def describe(script: str | Path) -> str:
     return f"{doc}\n\nKeys of the config dict, with their defaults (python {Path(script).name} --key=value):\n\n{keys}"
 
 
+def do_each(work: Callable[[str], None], pairs: Sequence[str], over: Callable = map) -> None:
+    """Do `work` for each pair, by `over` (a mapping of a function over a list), also where it fails for some.
+
+    Of several pairs each that fails gets its line on stderr as it fails, and the error raised in the end tells how
+    many: InputError where all of these were, else CheckFailed.
+    """
+    failed: list[Exception] = []
+
+    def attempt(pair: str) -> None:
+        try:
+            work(pair)
+        except (InputError, CheckFailed, OSError) as error:
+            failed.append(error)
+            if len(pairs) > 1:
+                print(f"{Path(sys.argv[0]).name}: {pair}: {error}", file=sys.stderr, flush=True)
+
+    list(over(attempt, pairs))
+    if failed:
+        kind = InputError if all(isinstance(error, InputError) for error in failed) else CheckFailed
+        if len(pairs) == 1:
+            raise kind(f"{pairs[0]}: {failed[0]}")
+        raise kind(f"{len(failed)} of {len(pairs)} pairs failed, the lines above say why")
+
+
 def fail(script: str | Path, error: BaseException, status: int = 2) -> NoReturn:
     """Print one line and exit."""
     print(f"{Path(script).name}: {error}", file=sys.stderr)

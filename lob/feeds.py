@@ -1,7 +1,7 @@
 """Readers of recorded exchange files: each turns one feed's files into batches of update rows.
 
 Adding an exchange takes one function here: decorate it with `@feed(recognise)`, where `recognise(head)` tells from the
-first 64 KiB (decompressed) whether a file is of this feed; it is called with the pair's files in name order and yields
+first 64 KiB (decompressed) whether a file is of this feed; it is called with the pair's files in path order and yields
 `Batch`es in file order. Everything after it (ticks, lots, book, states) is the same for all feeds.
 """
 
@@ -149,7 +149,7 @@ def read_coinapi(files: list[Path]) -> Iterator[Batch]:
     message, last_time = 0, None
     for file in files:
         delimiter, options, date_ns = coinapi_layout(file)
-        for row, column, file_bytes in read_csv(file, delimiter, options, ("entry_px", "entry_sx")):
+        for row, column, file_bytes in read_csv(file, delimiter, options):
             kinds = map_words(column["update_type"], COINAPI_TYPES, "update_type", file, row)
             time_ns = column["time_exchange"].cast(pa.int64()).to_numpy() + date_ns
             if date_ns and row == 1:
@@ -174,7 +174,8 @@ def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
     names = header.split(delimiter)
     missing = [name for name in COINAPI_COLUMNS if name not in names]
     if missing:
-        raise InputError(f"{file}: the header lacks {', '.join(missing)}; it is {header!r}")
+        raise InputError(f"{file}: the header lacks {', '.join(missing)}; it is {header!r}: name the columns so, with "
+                         "; or , between them")  # fmt: skip
     by_time = ":" in first.get("time_exchange", "")[:3]
     types: dict[str, pa.DataType] = {"entry_px": pa.float64(), "entry_sx": pa.float64()}
     types["time_exchange"] = pa.time64("ns") if by_time else pa.timestamp("ns")
@@ -261,7 +262,7 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
     options = csv.ConvertOptions(column_types=TARDIS_TYPES, include_columns=list(TARDIS_TYPES), null_values=[])
     message, last_time, last_snapshot, symbols = 0, None, False, set[str]()
     for file in files:
-        for row, column, file_bytes in read_csv(file, ",", options, ("price", "amount")):
+        for row, column, file_bytes in read_csv(file, ",", options):
             symbols.update(column["symbol"].unique().to_pylist())
             if len(symbols) > 1:
                 raise InputError(f"{file} and the files before it hold {', '.join(sorted(symbols))}: a pair's folder "

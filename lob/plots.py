@@ -191,7 +191,10 @@ def draw_joint(rows: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
         across, up = rows[names[j]], rows[names[i]]
         if i == j:
             axis.hist(across, bins=50, range=limits[names[j]], color=BLUE, log=True)
-            axis.yaxis.set_major_formatter(NullFormatter())
+            axis.yaxis.tick_right()
+            axis.yaxis.set_major_locator(LogLocator(numticks=4))
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.set_title("windows drawn", loc="right", fontsize=7, fontweight="normal", pad=2)
         else:
             counts, x, y = np.histogram2d(across, up, bins=50, range=(limits[names[j]], limits[names[i]]))
             mesh = axis.pcolormesh(x, y, np.ma.masked_equal(counts, 0).T, cmap="magma_r",
@@ -242,35 +245,24 @@ EXTREMES = {  # title -> statistic, sign
 }
 
 
-def find_extremes(rows: np.ndarray, temporal_dim: int) -> dict[str, int]:
-    """Return the row of the most extreme window by each of EXTREMES that shares no state with the ones before it.
-
-    Only the largest of each 4,096 windows is looked at, so that one pass in blocks will do.
-    """
-    largest: dict[str, list[tuple[float, int]]] = {title: [] for title in EXTREMES}
+def find_extremes(rows: np.ndarray) -> dict[str, int]:
+    """Return the row of the most extreme window by each of EXTREMES; one pass in blocks, as the rows may be many."""
+    best = dict.fromkeys(EXTREMES, (-np.inf, 0))
     for begin in range(0, len(rows), 4096):
         block = rows[begin : begin + 4096]
         for title, (name, sign) in EXTREMES.items():
             values = block[name] * sign if sign else np.abs(block[name])
-            best = int(np.argmax(values))
-            largest[title].append((float(values[best]), begin + best))
-    picks: dict[str, int] = {}
-    for title, found in largest.items():
-        for _, row in sorted(found, reverse=True):
-            if all(abs(int(rows["end_row"][row]) - int(rows["end_row"][p])) >= temporal_dim for p in picks.values()):
-                picks[title] = row
-                break
-    return picks
+            row = int(np.argmax(values))
+            best[title] = max(best[title], (float(values[row]), begin + row))
+    return {title: row for title, (_, row) in best.items()}
 
 
 def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
     """Depth heat maps of the most extreme windows."""
     length = int(rows["end_row"][0] - book.segment_starts[np.searchsorted(book.segment_starts, rows["end_row"][0]) - 1])
-    picks = find_extremes(rows, length)
+    picks = find_extremes(rows)
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
-    for axis in axes.flat[len(picks) :]:
-        axis.set_axis_off()
-    for axis, (title, pick) in zip(axes.flat, picks.items(), strict=False):
+    for axis, (title, pick) in zip(axes.flat, picks.items(), strict=True):
         end, name = int(rows["end_row"][pick]), EXTREMES[title][0]
         prices = book.price_ticks[end - length : end].astype(np.float64)
         sizes = book.sizes[end - length : end].astype(np.float64)
@@ -296,7 +288,7 @@ def draw_balance(before: np.ndarray, after: np.ndarray, names: Sequence[str], pa
                                       (after[name], BLUE, "balanced sample")):  # fmt: skip
             axis.hist(values, bins=60, range=span, density=True, histtype="step", color=colour, label=label, lw=1.4)
         axis.set(xlabel=LABELS[name], yscale="log", ylabel="probability density")
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(f"{pair}: market conditions of the windows before and after balancing", fontsize=10)
     return figure
 

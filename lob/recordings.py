@@ -6,6 +6,7 @@ Every fault is an InputError with the file, the row and the remedy.
 import contextlib
 import io
 import itertools
+import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from pyarrow import csv
 from lob.config import InputError
 
 Item = TypeVar("Item")
+KINDS = {"double": "number", "int64": "whole number", "bool": "true or false"}  # what pyarrow calls them
 
 
 @contextlib.contextmanager
@@ -36,20 +38,18 @@ def open_decompressed(file: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile
 
 
 def read_head(file: Path, size: int = 1 << 16) -> bytes:
-    """Return the first bytes of a file, decompressed; InputError where it cannot be read."""
+    """Return the first bytes of a file, decompressed, without Excel's UTF-8 mark; InputError where it can't be read."""
     try:
         with open_decompressed(file) as (handle, _):
-            return handle.read(size)
+            return handle.read(size).removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise InputError(f"{file} cannot be decompressed ({error}): fetch it again") from None
 
 
-def read_csv(
-    file: Path, delimiter: str, options: csv.ConvertOptions, numbers: tuple[str, str]
-) -> Iterator[tuple[int, dict[str, Any], int]]:
+def read_csv(file: Path, delimiter: str, options: csv.ConvertOptions) -> Iterator[tuple[int, dict[str, Any], int]]:
     """Yield a CSV file in blocks: number of the first row (the header is row 0), columns by name, file bytes read.
 
-    InputError naming the row that cannot be read; `numbers` are the names of its price and size columns.
+    InputError naming the row that cannot be read.
     """
     row = 1
     try:
@@ -62,7 +62,7 @@ def read_csv(
                     yield row, {name: table.column(name) for name in table.schema.names}, raw.tell()
                     row += len(table)
     except pa.ArrowInvalid as error:
-        raise InputError(f"{file}: {find_bad_row(file, delimiter, row, str(error), numbers)}") from None
+        raise InputError(f"{file}: {find_bad_row(file, delimiter, row, str(error))}") from None
     except KeyError as error:
         raise InputError(f"{file} is of another format: {error.args[0]}") from None
     except OSError as error:
@@ -71,21 +71,19 @@ def read_csv(
         raise InputError(f"{file} holds no rows: remove it or fetch it again")
 
 
-def find_bad_row(file: Path, delimiter: str, first_row: int, error: str, numbers: tuple[str, str]) -> str:
-    """Name the first row from `first_row` on whose price or size is no number, or repeat pyarrow's error."""
+def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
+    """Name the row, from `first_row` on, of the value that pyarrow's error names, or repeat the error."""
+    bad = re.search(r"column #(\d+):.* to (\w+).*: invalid value '(.*)'", error)
     with contextlib.suppress(OSError, EOFError), open_decompressed(file) as (handle, _):
-        lines = io.TextIOWrapper(handle, errors="replace")
+        lines = io.TextIOWrapper(handle, "utf-8-sig", errors="replace")
         names = next(lines).strip().replace('"', "").split(delimiter)
         for number, line in enumerate(itertools.islice(lines, first_row - 1, None), first_row):
             cells = line.rstrip("\n").replace('"', "").split(delimiter)
             if len(cells) != len(names):
                 return f"row {number} has {len(cells)} columns, the header {len(names)}: {line.strip()[:100]!r}"
-            row = dict(zip(names, cells, strict=True))
-            for name in numbers:
-                try:
-                    float(row[name])
-                except ValueError:
-                    return f"row {number}: {name} {row[name]!r} is not a number: mend or drop the row"
+            if bad and cells[int(bad[1])] == bad[3]:
+                name, kind = names[int(bad[1])], KINDS.get(bad[2], "time")
+                return f"row {number}: {name} {bad[3]!r} is not a {kind}: mend or drop the row"
     return f"after row {first_row - 1}: {error.splitlines()[0]}"
 
 

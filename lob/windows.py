@@ -39,9 +39,11 @@ def calendar_cuts(
     if len(split_ratios) == 2 and all(isinstance(date, str) for date in split_ratios):
         return parse_dates(split_ratios)
     shares = [share for share in split_ratios if isinstance(share, int | float) and 0 <= share < np.inf]
-    if len(split_ratios) != 3 or len(shares) != 3 or sum(shares) == 0:
+    if len(split_ratios) != 3 or len(shares) != 3:
         raise InputError(f"split_ratios = {split_ratios!r} are neither three shares (train, validation, test) "
                          "nor two ISO dates (validation begins, test begins)")  # fmt: skip
+    if abs(sum(shares) - 1) > 1e-6:
+        raise InputError(f"split_ratios = {split_ratios!r} add up to {sum(shares):g}: make them add up to 1")
     ranges = [segment_ranges(starts, len(times)) for times, starts in zip(timestamps, segment_starts, strict=True)]
     spans = np.concatenate([times[rows - [0, 1]] for times, rows in zip(timestamps, ranges, strict=True)])
     if not len(spans):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,8 @@ def test_strata_are_those_of_a_plain_calculation(folder):
         name: np.any([abs(part[n] - mean[n]) > 3 * deviation[n] for n in SCORED], axis=0)
         for name, part in (("chosen", chosen), ("train", train))
     }
-    assert not outlier["chosen"].any()
+    trained = chosen["end_row"] <= limits[0, 1]
+    assert not outlier["chosen"][trained].any()
     assert outlier["train"].sum() == meta["splits"]["train"]["outliers"] > 0
     expected = np.zeros(len(chosen), int)
     for name, cells in zip(
@@ -226,6 +228,32 @@ def test_nothing_is_fitted_on_validation_or_test(folder, tmp_path):
         assert not np.array_equal(before["stratum"], after["stratum"])
 
 
+@pytest.mark.parametrize("strata", ["joint_cells", "equal_width", "quantile"])
+def test_a_market_that_moves_on_is_still_judged_by_all_of_it(folder, tmp_path, strata):
+    """A spread of one tick changes in bps with the price alone: later windows are no outliers for that."""
+    copy = copy_of(folder, tmp_path)
+    border = limits_of(folder, "AAA")[0, 1]
+
+    def change(rows):
+        spread = 2 + 1e-4 * np.random.default_rng(0).normal(size=len(rows))
+        rows["average_spread_bps"] = np.where(rows["end_row"] > border, 1.99, spread)
+
+    rewrite_statistics(copy, "AAA", change)
+    sample, meta = draw(copy, strata=strata, windows=None, pairs=["AAA"])["AAA"]
+    splits = meta["splits"]
+    assert splits["train"]["outliers"] > 0
+    assert splits["validation"]["outliers"] == splits["test"]["outliers"] == 0
+    shares = np.array([split["windows"] for split in splits.values()]) / len(sample)
+    np.testing.assert_allclose(shares, CONFIG["split_ratios"], atol=0.02)
+
+
+def test_it_warns_where_many_training_windows_are_set_aside(folder, capsys):
+    draw(folder)
+    assert "warning" not in capsys.readouterr().out
+    draw(folder, outlier_std=1.0, windows=None)
+    assert re.search(r"warning: \d\d % of the training windows .* raise --outlier_std=1\n", capsys.readouterr().out)
+
+
 def test_the_sample_depends_on_seed_and_pair_alone(folder):
     first = {pair: sample.tobytes() for pair, (sample, _) in draw(folder).items()}
     numba.set_num_threads(1)
@@ -292,6 +320,7 @@ def test_measures_by_hand():
         ({"cells": [3, 0, 3]}, "cells"),
         ({"cells": [100, 100, 100]}, "cells"),
         ({"split_ratios": [0.7, 0.3]}, "split_ratios"),
+        ({"split_ratios": [0.7, 0.2, 0.2]}, r"split_ratios = \[0.7, 0.2, 0.2\] add up to 1.1: make them add up to 1"),
         ({"split_ratios": [0.9, 0.0999, 0.0001]}, "no pair has a window of 32 states for test: change split_ratios"),
         ({"split_ratios": [0.0, 0.5, 0.5]}, "no window of 32 states lies in the training share"),
         ({"pair_weights": {"AAA": 1}}, "pair_weights = .* to each of AAA, BBB"),

@@ -16,6 +16,9 @@ import pytest
 import zstandard
 from conftest import ROOT
 
+import data_parser
+from lob.config import InputError
+from lob.feeds import Batch
 from lob.files import open_book
 
 SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"
@@ -76,7 +79,9 @@ def test_order_by_order_file_with_two_decimals(tmp_path):
     assert book.traded is None
 
 
-@pytest.mark.parametrize("variant", ["gzip", "zstd", "comma", "time of day", "by level", "uuid", "quoted", "words"])
+@pytest.mark.parametrize(
+    "variant", ["gzip", "zstd", "comma", "time of day", "by level", "uuid", "quoted", "words", "mark"]
+)
 def test_variants_of_the_layout_give_the_same_book(tmp_path, variant):
     text, name = HEADER + OPENING + row("01.5", "SET", 1, "98.50", "4", 11), "20260502.csv"
     put(tmp_path / "plain", text)
@@ -98,6 +103,8 @@ def test_variants_of_the_layout_give_the_same_book(tmp_path, variant):
         data = "\n".join(";".join(f'"{cell}"' for cell in line.split(";")) for line in text.splitlines()) + "\n"
     elif variant == "words":
         data = text.replace("SNAPSHOT;1", "SNAPSHOT;true").replace("SNAPSHOT;0", "SNAPSHOT;false")
+    elif variant == "mark":
+        data = f"\ufeff{text}"
     put(tmp_path / "other", data, name)
     for folder in ("plain", "other"):
         done = parse(tmp_path / folder, "--depth=4")
@@ -129,6 +136,11 @@ def test_an_opening_snapshot_of_the_day_before_is_stamped_so(tmp_path):
         (HEADER + OPENING + row("01.0", "ADD", 1, "99", "nan", 7), "row 7: price 99.0 and size nan"),
         (HEADER + OPENING + row("05.0", "ADD", 1, "9", "1", 7) + row("03.0", "ADD", 1, "9", "1", 8), "row 8: time"),
         (HEADER + OPENING + "half a row\n", "row 7 has 1 columns"),
+        (HEADER + OPENING + row("77.0", "ADD", 1, "99", "1", 7),
+         "row 7: time_exchange '2026-05-02T00:00:77.0' is not a time: mend or drop the row"),
+        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace(";7\n", ";x7\n"),
+         "row 7: order_id 'x7' is not a whole number"),
+        ((HEADER + OPENING).replace(";", "\t"), "name the columns so, with ; or , between them"),
     ],
 )  # fmt: skip
 def test_bad_files_get_one_line_and_leave_nothing(tmp_path, text, said):
@@ -164,8 +176,14 @@ def test_impossible_settings_are_refused_by_name(tmp_path, words):
 def test_a_finer_price_than_the_tick_names_row_and_remedy(tmp_path):
     put(tmp_path, HEADER + OPENING + row("01.0", "ADD", 1, "99.25", "1", 7))
     line = refused(tmp_path, "--depth=4", "--tick_size=0.5")
-    assert "row 7: price" in line
-    assert "--tick_size" in line
+    assert "row 7: price 99.25 is no exact multiple of 0.5, the tick size: set a finer --tick_size\n" in line
+
+
+def test_a_finer_size_than_the_first_million_rows_needed_names_its_remedy():
+    prices, sizes = np.array([1.0, 2.0]), np.array([1.0, 2.5])
+    batch = Batch(*[np.zeros(2)] * 4, prices, sizes, None, "file", 1, 0)
+    with pytest.raises(InputError, match=r"row 2: size 2.5 is no exact multiple of 1, .* million .* round the sizes"):
+        data_parser.apply_batch(None, batch, 1.0, 1.0)
 
 
 def test_a_truncated_gzip_among_good_files_keeps_the_old_output_and_the_other_pairs(tmp_path):
@@ -177,6 +195,8 @@ def test_a_truncated_gzip_among_good_files_keeps_the_old_output_and_the_other_pa
     done = parse(tmp_path)
     assert done.returncode == 2
     assert "20260503.csv.gz, after row" in done.stderr
+    assert done.stderr.count("\n") == 2 and "A_B: " in done.stderr.splitlines()[0]
+    assert "1 of 2 pairs failed" in done.stderr.splitlines()[1]
     assert contents(tmp_path / "book_states" / "A_B") == before
     assert open_book(tmp_path / "book_states" / "C_D").rows > 1000
 
@@ -199,7 +219,7 @@ def test_a_disk_that_fills_keeps_the_old_output_and_the_other_pairs(tmp_path, wo
                           env=uncovered)  # fmt: skip
     assert done.returncode == 1
     assert "A_B: [Errno 27] File too large" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") == 2
     assert contents(tmp_path / "book_states" / "A_B") == before
     assert open_book(tmp_path / "book_states" / "C_D").rows == 1
     assert sorted(path.name for path in (tmp_path / "book_states").iterdir()) == ["A_B", "C_D"]
@@ -249,3 +269,46 @@ def test_meta_names_sources_and_counts(tmp_path):
     assert f"{meta['counters']['messages']:,}" in done.stdout
     seconds = open_book(tmp_path / "book_states" / "A_B").timestamps // 10**9
     assert (np.diff(seconds) > 0).all()
+
+
+def test_a_book_without_an_opening_snapshot_and_its_gaps_are_told(tmp_path):
+    """The rest of a file whose SNAPSHOT rows are gone, with a silence of two minutes."""
+    levels = OPENING.replace("SNAPSHOT", "ADD")
+    text = HEADER + levels + "".join(row(f"{s}.0", "SET", 1, "99.50", f"{s}", 10) for s in (10, 11, 12))
+    put(tmp_path, text + row("10.0", "SET", 1, "99.50", "9", 10).replace("00:00:", "00:02:"))
+    said = parse(tmp_path, "--depth=4").stdout
+    assert "snapshots                     0: the book began empty, levels not yet updated are missing" in said
+    assert "segments                      2, the longest of 4 states" in said
+    meta = open_book(tmp_path / "book_states" / "A_B").meta
+    assert (meta["segments"], meta["longest_segment"]) == (2, 4)
+    put(tmp_path, HEADER + OPENING)
+    said = parse(tmp_path, "--depth=4").stdout
+    assert "began empty" not in said and "segments                      1, the longest of 1 states" in said
+    assert " 0 MB" not in said and "about" not in said  # nothing is left to forecast
+
+
+def test_files_in_subfolders_are_read_in_path_order(tmp_path):
+    clocks = OPENING.replace("2026-05-02T", "")
+    put(tmp_path, HEADER + clocks, "2026/20260502/full.csv")
+    put(tmp_path, HEADER + clocks, "2026/20260503/full.csv")
+    put(tmp_path, "notes", "2026/.hidden/full.csv")
+    assert parse(tmp_path, "--depth=4").returncode == 0
+    book = open_book(tmp_path / "book_states" / "A_B")
+    assert book.timestamps.astype("M8[ns]").astype("M8[D]").astype(str).tolist() == ["2026-05-02", "2026-05-03"]
+    assert [source["name"] for source in book.meta["sources"]] == ["2026/20260502/full.csv", "2026/20260503/full.csv"]
+    assert parse(tmp_path, "--depth=4", "--workers=2").stdout.startswith("A_B: about 2 states, ")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "tcp://127.0.0.1:1"])
+def test_a_scheduler_that_does_not_answer_is_told_in_one_line(tmp_path, address):
+    dask = pytest.importorskip("distributed.client").dask
+    put(tmp_path, HEADER + OPENING)
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(InputError) as refused:
+        data_parser.make_executor({"scheduler": address}, 1)
+    assert f"scheduler = {address!r} does not answer" in str(refused.value) and "\n" not in str(refused.value)
+    assert "start it, or leave scheduler None" in str(refused.value)
+
+
+@pytest.mark.parametrize(("size", "text"), [(3.1e9, "3.1 GB"), (131.96e6, "132.0 MB"), (2340, "2.3 kB")])
+def test_sizes_are_told_in_a_fitting_unit(size, text):
+    assert data_parser.format_bytes(size) == text

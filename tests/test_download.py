@@ -55,6 +55,7 @@ def test_a_day_is_fetched_and_parsed(tmp_path, endpoint) -> None:
     done = download(f"--data_dir={tmp_path}", f"--endpoint={endpoint}", "--symbol=btcusdt")
     assert done.returncode == 0, done.stderr
     file = tmp_path / "raw" / "BTCUSDT" / "2024-08-01.csv.gz"
+    assert done.stdout.startswith(f"fetching binance-futures btcusdt of 2024-08-01 from {endpoint}\n")
     assert file.read_bytes() == Server.data
     assert "already there" in download(f"--data_dir={tmp_path}", "--symbol=btcusdt").stdout
     data_parser.parse_pair({**data_parser.config, "data_dir": str(tmp_path), "depth": 4}, "BTCUSDT")
@@ -67,6 +68,8 @@ def test_refusals_are_one_line(tmp_path, endpoint) -> None:
                (download(*words, blocked="tardis_dev"), "pip install -c constraints.txt tardis-dev")]  # fmt: skip
     if importlib.util.find_spec("tardis_dev"):
         refused.append((download(*words, "--date=2024-08-02"), "TARDIS_API_KEY"))
+        refused += [(download(words[0], f"--endpoint={nowhere}"), f"endpoint = {nowhere!r} does not answer")
+                    for nowhere in ("http://127.0.0.1:1/v1", "http://no-such-host.invalid/v1", "nonsense")]  # fmt: skip
     for done, said in refused:
         assert done.returncode == 2, done.stderr
         assert said in done.stderr

@@ -164,7 +164,7 @@ def test_a_disk_that_cannot_hold_the_states_is_named_before_it_is_full(tmp_path,
         for run_by in (None, executor):
             line = parse(tmp_path, run_by, depth=4)
             assert "set --state_interval_ms=100" in line
-            assert "has 0.0 GB" in line
+            assert "has 10.0 kB" in line
             assert not list((tmp_path / "book_states").iterdir())
     monkeypatch.setattr(data_parser.shutil, "disk_usage", lambda folder: free._replace(free=10**9))
     assert "meta.json" in parse(tmp_path, None, depth=4)

@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 import exploration_main
 from exploration_main import STATISTICS, chunk_statistics, main, write_statistics
+from lob import plots
 from lob.config import InputError
 from lob.files import Book, identity, open_book, open_table
 from lob.windows import window_ends
@@ -194,7 +195,7 @@ def test_the_script_refuses_what_it_cannot_do_and_writes_nothing(data_dir):
         main({**CONFIG, "data_dir": str(data_dir / "nowhere")})
     with pytest.raises(InputError, match="did you mean 'BTC_USD'"):
         main({**CONFIG, "data_dir": str(data_dir), "pairs": ["BTC_USDT"]})
-    with pytest.raises(InputError, match="no run of 4000 states"):
+    with pytest.raises(InputError, match=r"no run of 4000 states .* lower .* larger --max_gap_seconds"):
         write_statistics(open_book(data_dir / "book_states" / "BTC_USD"), 4000, data_dir / "x" / "BTC_USD.npy")
     assert sorted(p.name for p in data_dir.iterdir()) == ["book_states"]
 
@@ -203,10 +204,23 @@ def test_a_bad_pair_does_not_keep_the_others_from_being_done(data_dir):
     (write_book(data_dir, "AAA", rows=300, depth=8) / "sizes.npy").unlink()
     done = subprocess.run([sys.executable, "exploration_main.py", f"--data_dir={data_dir}", "--plots=False"], cwd=ROOT,
                           capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "AAA" in done.stderr and "sizes.npy" in done.stderr
+    first, last = done.stderr.splitlines()
+    assert done.returncode == 2 and "AAA" in first and "sizes.npy" in first and "1 of 2 pairs failed" in last
     assert sorted(p.name for p in (data_dir / "window_statistics").iterdir()) == ["BTC_USD.json", "BTC_USD.npy"]
     meta = json.loads((data_dir / "window_statistics" / "BTC_USD.json").read_text())
     assert meta["rows"] == 3000 - 255
+
+
+def test_the_most_extreme_windows_are_the_most_extreme(data_dir):
+    """Also where they share states, or lie in one block of 4,096 windows."""
+    rows = np.zeros(9000, STATISTICS)
+    rows["end_row"] = np.arange(9000) + 256
+    for name, sign in plots.EXTREMES.values():
+        rows[name] = np.random.default_rng(len(name)).normal(size=9000)
+        rows[name][5000] = -90 if sign == 0 else 80
+    rows["mid_price_change_bps"][4900] = -70
+    found = plots.find_extremes(rows)
+    assert found == {title: 4900 if title == "largest fall" else 5000 for title in plots.EXTREMES}
 
 
 def test_the_pictures_are_drawn_for_books_of_any_kind(tmp_path):

@@ -61,7 +61,8 @@ def test_segment_ranges_cover_every_row_once():
 def test_no_state_and_no_instant_is_shared_by_two_splits(pairs, temporal_dim, ratios):
     if sum(ratios) == 0:
         return
-    cuts = calendar_cuts([t for t, _ in pairs], [s for _, s in pairs], ratios)
+    shares = [ratio / sum(ratios) for ratio in ratios]
+    cuts = calendar_cuts([t for t, _ in pairs], [s for _, s in pairs], shares)
     assert cuts[0] <= cuts[1]
     latest = [-1, -1, -1]
     earliest = [2**62] * 3
@@ -113,7 +114,7 @@ def test_cuts_divide_covered_time_and_skip_gaps():
     cuts = calendar_cuts([times], [starts], [0.7, 0.25, 0.05])
     assert cuts.tolist() == [night + 40 * SECOND, night + 90 * SECOND]
     # A second pair that was recorded in the first half of the same time moves nothing.
-    assert calendar_cuts([times, times[:50]], [starts, np.array([0])], [70, 25, 5]).tolist() == cuts.tolist()
+    assert calendar_cuts([times, times[:50]], [starts, np.array([0])], [0.7, 0.25, 0.05]).tolist() == cuts.tolist()
 
 
 def test_cuts_may_be_dates():
@@ -126,7 +127,7 @@ def test_cuts_may_be_dates():
 @pytest.mark.parametrize(
     "ratios",
     [[0.7, 0.3], [0.5, 0.5, -0.1], [0, 0, 0], [0.7, "x", 0.1], ["2026-05-02", "soon"], ["2026-05-03", "2026-05-02"],
-     [0.7, float("nan"), 0.1], [True, "a", None], []],
+     [0.7, float("nan"), 0.1], [True, "a", None], [], [0.7, 0.2, 0.2], [70, 25, 5]],
 )  # fmt: skip
 def test_impossible_splits_are_refused_with_their_value(ratios):
     with pytest.raises(InputError, match="split_ratios"):

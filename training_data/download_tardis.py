@@ -28,7 +28,10 @@ if __name__ == "__main__":
 import os
 import re
 import urllib.error
+import urllib.request
 from datetime import date, timedelta
+
+TIMEOUT_SECONDS = 60
 
 
 def main(config: dict) -> None:
@@ -47,11 +50,13 @@ def main(config: dict) -> None:
     if file.exists():
         print(f"{file} is already there")
         return
+    print(f"fetching {config['exchange']} {config['symbol']} of {day} from {config['endpoint']}", flush=True)
+    reach(config["endpoint"])
     try:
         download_datasets(
             config["exchange"], ["incremental_book_L2"], [config["symbol"]], str(day), str(day + timedelta(days=1)),
             api_key=os.environ.get("TARDIS_API_KEY", ""), download_dir=str(folder), endpoint=config["endpoint"],
-            get_filename=lambda *_: file.name,
+            get_filename=lambda *_: file.name, timeout=TIMEOUT_SECONDS,
         )  # fmt: skip
     except urllib.error.HTTPError as error:
         raise InputError(f"tardis.dev has no {config['exchange']} {config['symbol']} of {day} for you ({error.code}: "
@@ -59,6 +64,18 @@ def main(config: dict) -> None:
                          "month is served") from None  # fmt: skip
     print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB; next: python data_parser.py --data_dir={config['data_dir']} "
           f"--pairs=\"['{folder.name}']\"")  # fmt: skip
+
+
+def reach(endpoint: str) -> None:
+    """Raise InputError where the server does not answer at all: tardis-dev would go on trying for an hour."""
+    try:
+        urllib.request.urlopen(endpoint, timeout=TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # an answer
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"endpoint = {endpoint!r} does not answer ({error}): check the network and try again"
+        ) from None
 
 
 if __name__ == "__main__":
