@@ -49,7 +49,15 @@ from tqdm import tqdm
 
 from lob import book as kernel
 from lob.feeds import FEEDS, SNAPSHOT, Batch, find_feed
-from lob.files import FORMAT_VERSION, StateWriter, check_states, find_pairs, new_folder
+from lob.files import (
+    FORMAT_VERSION,
+    StateWriter,
+    check_states,
+    final_name,
+    find_pairs,
+    format_bytes,
+    new_folder,
+)
 from lob.levels import ASK, BID
 from lob.recordings import read_ahead, read_head
 from lob.windows import segment_ranges
@@ -153,7 +161,7 @@ def parse_files(config: dict, feed: str, files: list[Path], folder: Path, given:
     `given`: tick size and lot size; None: found in the first million rows, after which the forecast is made.
     """
     folder.mkdir(exist_ok=True)
-    name = folder.name.removeprefix(".").removesuffix(".partial")
+    name = final_name(folder)
     batches: Iterator[Batch] = read_ahead(FEEDS[feed].read(files))
     first_batches, *units = infer_units(batches, config["tick_size"]) if given is None else ([], *given)
     opening = read_opening(config, FEEDS[feed].read(files), given) if given else None
@@ -270,11 +278,6 @@ def forecast(rows: int, depth: int, share_read: float, folder: Path, written: in
     return f"about {expected:,} states, {format_bytes(size)} expected"
 
 
-def format_bytes(size: float) -> str:
-    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
-    return f"{size / unit:,.1f} {name}"
-
-
 # ----------------------------------------------------------------------- files of one pair that are parsed side by side
 
 
@@ -296,7 +299,7 @@ def parse_apart(config: dict, feed: str, files: list[Path], partial: Path, execu
         apply_batch(book, first.pop(0), *units)
     book.finish()
     share = read_bytes / sum(file.stat().st_size for file in files)
-    name = partial.name.removeprefix(".").removesuffix(".partial")
+    name = final_name(partial)
     print(f"{name}: {forecast(sum(states), config['depth'], share, partial)}; {len(files)} files apart")
     folders = [partial / f"{name}.{index}" for index in range(len(files))]
     tasks = [executor.submit(parse_files, config, feed, [file], folder, tuple(units))

@@ -34,7 +34,7 @@ config = {
     "seed": 0,  # of the bootstrap, of the random encoder and of the probes' share of the labels
 }
 
-from lob.config import InputError, load_config, run
+from lob.config import InputError, counted, load_config, run
 
 if __name__ == "__main__":
     config = load_config(
@@ -180,7 +180,8 @@ class Bench:
         config = self.config
         natural, balanced = spread(self.ends(book, config["split"]), config["windows"]), self.balanced(book)
         both = np.unique(np.concatenate([natural, balanced]))
-        yield [], [], scoring.table_head(f"{book.pair}, {count_windows(natural)} of the split {config['split']!r}")
+        windows = f"{book.pair}, {counted(len(natural), 'window')} of the split {config['split']!r}"
+        yield [], [], scoring.table_head(windows)
         for mask in config["masks"]:
             heading = mask if mask in self.trained_on else f"{mask}, {scoring.NOT_TRAINED}"
             task = Task(mask, config["mask_perc"], self.states, config["batch_size"], self.device)
@@ -199,7 +200,7 @@ class Bench:
                 rows = [row for quantity, facts in found.items()
                         for row in to_rows(f"{book.pair}/{mask}/{quantity}{suffix}", facts)]  # fmt: skip
                 title = f"{book.pair}, mask {heading}{', balanced sample' if suffix else ''}"
-                text = describe(title, count_windows(ends), mine, found)
+                text = describe(title, counted(len(ends), "window"), mine, found)
                 yield rows, text, [] if suffix else scoring.summarise(heading, found)
             if not chosen:
                 text = ["(no validation windows: the best naive method was chosen on the tested windows themselves)"]
@@ -291,10 +292,6 @@ class Bench:
             save(draw_error_profiles(profiles, f"{book.pair}: errors over hidden sizes, {config['split']} windows"),
                  folder / f"{book.pair}_errors.png"),
         ]  # fmt: skip
-
-
-def count_windows(ends: np.ndarray) -> str:
-    return f"{len(ends)} window{'' if len(ends) == 1 else 's'}"
 
 
 def describe_training(meta: dict) -> str:

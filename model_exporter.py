@@ -71,7 +71,17 @@ from tqdm import tqdm
 
 from lob.checkpoints import describe_step, find_checkpoint, load_model
 from lob.encoder import BookEncoder, EncoderConfig, count_parameters
-from lob.files import FORMAT_VERSION, Book, find_pairs, identity, new_file, new_table, open_book, open_books
+from lob.files import (
+    FORMAT_VERSION,
+    Book,
+    find_pairs,
+    format_bytes,
+    identity,
+    new_file,
+    new_table,
+    open_book,
+    open_books,
+)
 from lob.onnx_program import to_onnx
 from lob.policy import ACTIONS, ActorCritic, Reconstruction, WindowEncoder, in_bf16
 from lob.window_store import WindowStore
@@ -309,8 +319,8 @@ def write_embeddings(book: Book, encoder: BookEncoder, config: dict, origin: dic
     if not windows:
         raise InputError(f"{book.path} has no run of {states} states without a gap: set --pairs")
     if 4 * width * windows > free:
-        raise InputError(f"embeddings of {book.pair} will take {4 * width * windows / 1e9:,.1f} GB, free are "
-                         f"{free / 1e9:,.1f} GB: raise --embedding_stride")  # fmt: skip
+        raise InputError(f"embeddings of {book.pair} will take {format_bytes(4 * width * windows)}, free are "
+                         f"{format_bytes(free)}: raise --embedding_stride")  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
     count = config["batch_size"] or (256 if device == "cuda" else 16)
     module = make_part("encoder", encoder, config, device=device)

@@ -22,7 +22,7 @@ config = {
     "plateau_gain": 0.01,  # together lowered the best validation loss by less than this share
 }
 
-from lob.config import InputError, load_config, nearest, run
+from lob.config import InputError, counted, load_config, nearest, run
 
 if __name__ == "__main__":
     config = load_config(
@@ -127,10 +127,6 @@ def main(config: dict[str, Any]) -> None:
         else:
             files.append(save(figure, file))
     print(f"{counted(len(runs), 'run')} -> {', '.join(map(str, files))}")
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def find_runs(config: dict[str, Any]) -> list[Path]:

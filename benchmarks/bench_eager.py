@@ -45,13 +45,13 @@ def main(config: dict) -> None:
 def compare(config: dict, seed: int) -> dict[str, Any]:
     """A row of the last tenth's mean train loss on the fast path over that on the eager path."""
     os.environ["LOCAL_RANK"] = str(seed % max(torch.cuda.device_count(), 1))
-    fast, eager = (mean_loss(config, seed, compiled) for compiled in (True, False))
-    note = f"{config['model_size']}, {config['precision']}, step {config['steps']}, eager {eager:.6f}"
+    (fast, precision), (eager, _) = (mean_loss(config, seed, compiled) for compiled in (True, False))
+    note = f"{config['model_size']}, {precision}, step {config['steps']}, eager {eager:.6f}"
     return {"case": f"seed {seed}", "metric": "fast_over_eager_loss", "value": fast / eager, "unit": "", "note": note}
 
 
-def mean_loss(config: dict, seed: int, compiled: bool) -> float:
-    """The mean train loss of the last tenth of the steps."""
+def mean_loss(config: dict, seed: int, compiled: bool) -> tuple[float, str]:
+    """The mean train loss of the last tenth of the steps, and the precision that they had."""
     case = REFERENCE | {"accumulation_steps": 1, "use_scheduler": False, "lr": REFERENCE["max_lr"]}
     case |= {key: config[key] for key in ("model_size", "precision", "batch_size")} | {"compile": compiled}
     losses = []
@@ -61,7 +61,7 @@ def mean_loss(config: dict, seed: int, compiled: bool) -> float:
         for _ in range(config["steps"]):
             session.begin_step()
             losses.append(session.take_step(passes)[0])
-    return float(torch.stack(losses)[-max(1, len(losses) // 10) :].mean())
+    return float(torch.stack(losses)[-max(1, len(losses) // 10) :].mean()), session.precision.name
 
 
 if __name__ == "__main__":

@@ -72,9 +72,9 @@ def main(config: dict) -> int:
     precision = "fp8" if fp8 or (Path(config["runs_dir"]) / "fp8_0").exists() else "auto"
     runs = {f"{precision}_{seed}": {"seed": seed, "precision": precision} for seed in range(config["seeds"])}
     paired = range(min(config["seeds"], config["bf16_seeds"])) if precision == "fp8" else ()
-    runs |= {f"bf16_{seed}": {"seed": seed, "precision": "bf16"} for seed in paired}
     runs |= {name: {"seed": 0, "precision": precision, **keys} for name, keys in config["ablations"].items()}
-    folders = dict(zip(runs, train_all(config, runs, trained, scored), strict=True))
+    for_loss = {f"bf16_{seed}": {"seed": seed, "precision": "bf16"} for seed in paired}
+    folders = train_all(config, runs, for_loss, trained, scored)
     reports = [read_report(folders[f"{precision}_{seed}"]) for seed in range(config["seeds"])]
     losses = [(read_test_loss(folders[f"fp8_{seed}"]), read_test_loss(folders[f"bf16_{seed}"])) for seed in paired]
     device = read_device(next(iter(folders.values())))
@@ -104,8 +104,10 @@ def main(config: dict) -> int:
     return 0
 
 
-def train_all(config: dict, runs: dict[str, dict], trained: list[str], scored: list[str]) -> list[Path]:
-    """Train every run and score those that are not for the loss alone; return their folders."""
+def train_all(
+    config: dict, runs: dict[str, dict], for_loss: dict[str, dict], trained: list[str], scored: list[str]
+) -> dict[str, Path]:
+    """Train `runs` and score them, and train those `for_loss` alone; return their folders by name."""
     Path(config["runs_dir"]).mkdir(parents=True, exist_ok=True)
     gpus: queue.Queue[str] = queue.Queue()
     for gpu in [str(gpu) for gpu in range(torch.cuda.device_count())] * config["runs_a_gpu"] or [""]:
@@ -114,8 +116,8 @@ def train_all(config: dict, runs: dict[str, dict], trained: list[str], scored: l
     def work(name: str) -> Path:
         gpu = gpus.get()
         try:
-            folder = train(config, name, runs[name], trained, gpu)
-            if not name.startswith("bf16_"):
+            folder = train(config, name, (runs | for_loss)[name], trained, gpu)
+            if name in runs:
                 score(config, folder, scored, gpu)
             print(f"{name}: test loss {read_test_loss(folder)}", flush=True)
             return folder
@@ -123,7 +125,7 @@ def train_all(config: dict, runs: dict[str, dict], trained: list[str], scored: l
             gpus.put(gpu)
 
     with ThreadPoolExecutor(gpus.qsize()) as pool:
-        return list(pool.map(work, runs))
+        return dict(zip(runs | for_loss, pool.map(work, runs | for_loss), strict=True))
 
 
 def call(script: str, keys: dict, log: Path, gpu: str) -> None:

@@ -6,7 +6,7 @@ Axes: B window, T state, L level. Windows are price_ticks int (B, T, L) and size
 import torch
 from torch import Tensor
 
-from lob.masking import scramble, uniform
+from lob.masking import draw, scramble, uniform
 
 SLOWEST = 4  # times; COIN-M BTC sends 69 states/s where USD-M BTC sends 19 to 31
 
@@ -46,9 +46,8 @@ def vary_sizes(price_ticks: Tensor, sizes: Tensor, keys: Tensor, noise: float) -
     What rests at a price stays as steady as it was, but no window can be recognised by its sizes.
     """
     chosen = uniform(scramble(keys + 2), 1).unsqueeze(2) < 0.5
-    bits = scramble(scramble(keys + 3)[:, None, None] ^ scramble(price_ticks.long()))
-    draw = ((bits >> 40) & 0xFFFFFF).float() * (2.0 / 16777216.0) - 1.0
-    return torch.where(chosen, sizes * torch.exp(noise * draw), sizes)
+    power = 2 * draw(scramble(keys + 3)[:, None, None], price_ticks.long()) - 1
+    return torch.where(chosen, sizes * torch.exp(noise * power), sizes)
 
 
 def augment(

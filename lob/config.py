@@ -108,6 +108,11 @@ def nearest(name: Any, known: Any) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return '1 window', '2 windows'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def read_comments(script: str | Path) -> dict[str, tuple[str, str]]:
     """Map each key of the script's `config` dict to its default's source text and its comment."""
     source = Path(script).read_text()

@@ -242,6 +242,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+def final_name(partial: Path) -> str:
+    """Return the name that a folder made by `new_folder` takes in the end."""
+    return partial.name.removeprefix(".").removesuffix(".partial")
+
+
+def format_bytes(size: float) -> str:
+    """Return a number of bytes in GB, MB or kB."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
+    return f"{size / unit:,.1f} {name}"
+
+
 class ArrayWriter:
     """Appends rows to a `.npy` file whose length is not known beforehand; `close` writes the length into its header.
 

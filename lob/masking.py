@@ -41,7 +41,12 @@ def window_keys(seed: int, epoch: int, samples: Tensor) -> Tensor:
 def uniform(keys: Tensor, count: int) -> Tensor:
     """Return float32 (B, count) in [0, 1), cell by cell from the keys."""
     cells = torch.arange(count, device=keys.device, dtype=torch.int64)
-    bits = scramble(keys[:, None] ^ scramble(cells)[None, :])
+    return draw(keys[:, None], cells[None, :])
+
+
+def draw(keys: Tensor, cells: Tensor) -> Tensor:
+    """Return float32 in [0, 1) for keys and cells that broadcast, int64: the same for the same two."""
+    bits = scramble(keys ^ scramble(cells))
     return ((bits >> 40) & 0xFFFFFF).float() * (1.0 / 16777216.0)
 
 
