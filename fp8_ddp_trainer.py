@@ -28,12 +28,12 @@ config = {
     "mask_mode": "mix",  # entry, level, span, span64, patch, tail, or mix (see lob/masking.py)
     "mask_perc": 0.25,  # share of the values that are hidden
     "mirror": True,  # exchange bids and asks in half the training windows
-    "slow": 0.6,  # share of the training windows that are replayed 2 to 4 times slower
+    "slow": 0.8,  # share of the training windows that are replayed 2 to 4 times slower
     "size_noise": 1.0,  # sizes of half the training windows are multiplied by e^(+-this), alike at a price; 0: none
     "outlook": 0.1,  # weight of telling book, past and next moves from the last state's vector; 0: not asked
     "loss": "mse",  # mse, mae, huber or smoothl1, over hidden values
     # optimisation
-    "epochs": 7,  # passes over the training windows
+    "epochs": 9,  # passes over the training windows
     "batch_size": 64,  # windows a GPU and micro-step
     "accumulation_steps": 1,  # micro-steps an optimizer step
     "optimizer": "adamw",  # adamw, adam or sgd

@@ -1,7 +1,7 @@
 """Does the fast path change the result? Compiled and graphed steps beside eager ones, from equal weights and windows.
 
-    python -m benchmarks.bench_eager --write=True                                        a GPU, two minutes
-    python -m benchmarks.bench_eager --model_size=tiny_transformer --steps=10            any machine
+    python -m benchmarks.bench_eager --write=True                                                   a GPU, four minutes
+    python -m benchmarks.bench_eager --precisions="['auto']" --model_size=tiny_transformer --steps=10       any machine
 
 Needs the books and samples of the first three scripts. Seeds run at the same time: eager steps wait for launches, and
 only the losses count. Prints a table and one JSON line.
@@ -10,7 +10,7 @@ only the losses count. Prints a table and one JSON line.
 config = {
     "data_dir": "training_data",  # folder that holds book_states/ and balanced_samples/
     "model_size": "deep_narrow_transformer",  # as for the trainer
-    "precision": "auto",  # as for the trainer
+    "precisions": ["bf16", "fp8"],  # each as for the trainer
     "batch_size": 48,  # windows a step
     "steps": 200,  # optimizer steps, at the reference's peak learning rate
     "seeds": 3,  # of weights, order and masks
@@ -22,6 +22,7 @@ from lob.config import load_config, run
 if __name__ == "__main__":
     config = load_config(config, __file__, bounds={"steps": ">= 1", "seeds": ">= 1", "batch_size": ">= 1"})
 
+import itertools
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -37,31 +38,34 @@ from lob.ranks import join_team
 
 
 def main(config: dict) -> None:
+    cases = list(itertools.product(config["precisions"], range(config["seeds"])))
     with ProcessPoolExecutor(config["seeds"], get_context("spawn")) as pool:
-        rows = list(pool.map(compare, [config] * config["seeds"], range(config["seeds"])))
-    report("eager", rows, config["write"])
+        rows = list(pool.map(compare, [config] * len(cases), *zip(*cases, strict=True)))
+    report("eager", rows, config["write"], torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 
-def compare(config: dict, seed: int) -> dict[str, Any]:
+def compare(config: dict, precision: str, seed: int) -> dict[str, Any]:
     """A row of the last tenth's mean train loss on the fast path over that on the eager path."""
     os.environ["LOCAL_RANK"] = str(seed % max(torch.cuda.device_count(), 1))
-    (fast, precision), (eager, _) = (mean_loss(config, seed, compiled) for compiled in (True, False))
-    note = f"{config['model_size']}, {precision}, step {config['steps']}, eager {eager:.6f}"
-    return {"case": f"seed {seed}", "metric": "fast_over_eager_loss", "value": fast / eager, "unit": "", "note": note}
+    fast, eager = (mean_loss(config, precision, seed, compiled) for compiled in (True, False))
+    note = f"{config['model_size']}, the last of {config['steps']} steps, eager {eager:.6f}"
+    return {"case": f"{precision} seed {seed}", "metric": "fast_over_eager_loss", "value": fast / eager, "unit": "",
+            "note": note}  # fmt: skip
 
 
-def mean_loss(config: dict, seed: int, compiled: bool) -> tuple[float, str]:
-    """The mean train loss of the last tenth of the steps, and the precision that they had."""
+def mean_loss(config: dict, precision: str, seed: int, compiled: bool) -> float:
+    """The mean train loss of the last tenth of the steps."""
     case = REFERENCE | {"accumulation_steps": 1, "use_scheduler": False, "lr": REFERENCE["max_lr"]}
-    case |= {key: config[key] for key in ("model_size", "precision", "batch_size")} | {"compile": compiled}
+    case |= {"model_size": config["model_size"], "batch_size": config["batch_size"]}
+    case |= {"precision": precision, "compile": compiled, "seed": seed}
     losses = []
     with join_team(0, 1, "nccl", None) as team:
-        session = fp8_ddp_trainer.Session(session_config(config, {**case, "seed": seed}), team, Path("."))
+        session = fp8_ddp_trainer.Session(session_config(config, case), team, Path("."))
         passes = endless(session)
         for _ in range(config["steps"]):
             session.begin_step()
             losses.append(session.take_step(passes)[0])
-    return float(torch.stack(losses)[-max(1, len(losses) // 10) :].mean()), session.precision.name
+    return float(torch.stack(losses)[-max(1, len(losses) // 10) :].mean())
 
 
 if __name__ == "__main__":

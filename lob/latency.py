@@ -12,7 +12,7 @@ from torch import Tensor
 from lob.encoder import BookEncoder
 from lob.policy import WindowEncoder
 
-BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64, 256)}
+BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 16, 256)}
 Encode = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -77,14 +77,15 @@ def make_compiled(module: WindowEncoder, price: Tensor, sizes: Tensor, mode: str
 
 
 def make_graphed(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
-    """Layers compiled for the shortest kernels, replayed as one CUDA graph for each batch size."""
+    """One CUDA graph a batch size; for single windows of layers whose kernels were searched for (most of a minute)."""
     logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)  # it tells of each candidate that does not fit
-    encode = make_compiled(module, price, sizes, "max-autotune-no-cudagraphs")
+    single = make_compiled(copy.deepcopy(module), price, sizes, "max-autotune-no-cudagraphs")
+    many = make_compiled(module, price, sizes)
     graphs: dict[int, tuple] = {}
 
     def replay(price: Tensor, sizes: Tensor) -> Tensor:
         if len(price) not in graphs:
-            static = price.clone(), sizes.clone()
+            encode, static = single if len(price) == 1 else many, (price.clone(), sizes.clone())
             stream = torch.cuda.Stream()
             with torch.cuda.stream(stream):
                 for _ in range(3):

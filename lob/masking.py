@@ -9,7 +9,7 @@ the hidden part of all values, met in expectation (a fraction of a cell is round
 - span64: one span of `share` of the time anywhere (64 states at T = 256 and 0.25), all levels.
 - patch:  cells of 16 states x 8 levels of a grid, both fields.
 - tail:   the last `share` of the states, all levels: nothing after them is visible.
-- mix:    three eighths of the windows patch, a quarter span, a quarter tail, an eighth entry.
+- mix:    of 16 windows seven patch, five span, three tail, one entry.
 
 Keys come from `window_keys(seed, epoch, samples)`, so a window's mask depends on nothing else: not on the rank, the
 batch or the device. Random bits are splitmix64 (Steele, Lea, Flood, 2014) of key and cell number.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 MASKS = ("entry", "level", "span", "span64", "patch", "tail")
 MODES = (*MASKS, "mix")
-MIX = {"tail": 0.875, "span": 0.625, "patch": 0.375}  # mask -> share of windows with it or a later one; else entry
+MIX = {"tail": 0.9375, "span": 0.75, "patch": 0.4375}  # mask -> share of windows with it or a later one; else entry
 SPAN_STATES, PATCH_STATES, PATCH_LEVELS = 16, 16, 8
 
 

@@ -84,13 +84,14 @@ class TELayer(nn.Module):
         self.heads = config.heads
         self.causal = config.causal
         self.dropout = config.dropout
+        self.attend = attend
         self.qkv = te.LayerNormLinear(config.width, 3 * config.width, eps=1e-5)
         self.proj = te.Linear(config.width, config.width)
         self.mlp = te.LayerNormMLP(config.width, config.ffn_width, eps=1e-5, activation="gelu")
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        attended = self.proj(compiled_attend()(self.qkv(x), cos, sin, self.heads, self.causal, dropout))
+        attended = self.proj(self.attend(self.qkv(x), cos, sin, self.heads, self.causal, dropout))
         x = x + F.dropout(attended, self.dropout, self.training)
         return x + F.dropout(self.mlp(x), self.dropout, self.training)
 
@@ -100,14 +101,20 @@ def build_encoder(
 ) -> BookEncoder:
     """Return the encoder on `device`: of Transformer Engine layers under FP8, of plain ones otherwise.
 
-    Both start from the same weights for the same torch seed. `compiled`: torch.compile the plain layers on a GPU.
+    Both start from the same weights for the same torch seed. `compiled`: torch.compile, on a GPU, the plain layers or
+    Transformer Engine's attention.
     """
     model = plain = BookEncoder(config)
     if precision.name == "fp8":
         model = BookEncoder(config, TELayer)
         load_plain_state(model.to(device), plain.state_dict())
     if compiled and device.type == "cuda":
-        own = [] if precision.name == "fp8" else list(model.layers)  # one layer's code serves all
+        own: list[nn.Module] = []
+        for layer in model.layers:  # one layer's code serves all
+            if isinstance(layer, TELayer):
+                layer.attend = compiled_attend()
+            else:
+                own.append(layer)
         # Windows of other than whole WHOLE_STATES broke mixed-order reductions too (see lob/precision.py).
         options = {} if precision.cudnn else {"triton.mix_order_reduction": False}
         for module in own + ([model.stem, model.decoder] if config.cell_width else []):

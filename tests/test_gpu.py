@@ -132,20 +132,21 @@ def test_fp8_training_learns_and_resumes_after_a_kill(tmp_path):
     write_book(tmp_path, rows=20_000)
     for script in ("exploration_main.py", "create_balanced_dataset.py"):
         subprocess.run([sys.executable, script, f"--data_dir={tmp_path}", "--plots=False"], cwd=ROOT, check=True)
-    whole = trainer(tmp_path, "--model_name=whole")
+    task = "--mask_mode=entry", "--fill=none"  # the loss starts high: 36 steps show that it falls
+    whole = trainer(tmp_path, "--model_name=whole", *task)
     printed, errors = whole.communicate()
     assert whole.returncode == 0, errors
     assert "precision  fp8" in printed
     expected = losses(tmp_path / "runs" / "whole")
     steps = len(expected) // 6
-    assert expected[-steps:].mean() < expected[:steps].mean()
-    killed = trainer(tmp_path, "--model_name=killed")
+    assert expected[-steps:].mean() < 0.5 * expected[:steps].mean()
+    killed = trainer(tmp_path, "--model_name=killed", *task)
     checkpoints = tmp_path / "runs" / "killed" / "checkpoints"
     while killed.poll() is None and len(list(checkpoints.glob("step_*.safetensors"))) < 2:
         time.sleep(0.05)
     killed.kill()
     killed.communicate()
-    resumed = trainer(tmp_path, "--model_name=killed", "--resume=True")
+    resumed = trainer(tmp_path, "--model_name=killed", "--resume=True", *task)
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     np.testing.assert_allclose(losses(tmp_path / "runs" / "killed"), expected, rtol=2e-2)
