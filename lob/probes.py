@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lob.encoder import BookEncoder, build_inputs
 from lob.files import Book
@@ -98,32 +99,25 @@ def hand_made(book: Book, ends: np.ndarray, states: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def embed(model: BookEncoder, book: Book, ends: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
-    """Embeddings of windows that end now, float64 (W, D): the last state's hidden vector, nothing masked."""
-    found = [np.empty((0, model.config.width))]
-    for tokens, *_ in batches(model, book, ends, batch_size, device):
-        found.append(model.encode(tokens)[:, -1].double().cpu().numpy())
-    return np.concatenate(found)
+def encode_windows(models: dict[str, BookEncoder], book: Book, ends: np.ndarray, batch_size: int,
+                   device: torch.device) -> dict[str, np.ndarray]:  # fmt: skip
+    """Features by name of windows that end now, nothing masked, float64 (W, P), all from the same inputs.
 
-
-@torch.inference_mode()
-def inputs_for_pca(model: BookEncoder, book: Book, ends: np.ndarray, batch_size: int,
-                   device: torch.device) -> np.ndarray:  # fmt: skip
-    """The encoder's input values: the last state's, and their means over the last 16 states and over the window."""
-    found = [np.empty((0, 6 * model.config.depth))]
-    for inputs in batches(model, book, ends, batch_size, device):
-        values = inputs[2].flatten(2)
-        parts = [values[:, -1], values[:, -16:].mean(1), values.mean(1)]
-        found.append(torch.cat(parts, dim=1).double().cpu().numpy())
-    return np.concatenate(found)
-
-
-def batches(model: BookEncoder, book: Book, ends: np.ndarray, size: int, device: torch.device):
-    """Yield what build_inputs makes of so many windows at a time, nothing masked."""
-    for begin in range(0, len(ends), size):
-        windows = gather_windows(book, ends[begin : begin + size], model.config.temporal_dim)
+    Of each of `models`, of one shape, the last state's hidden vector; `pca`: the last state's input values, and their
+    means over the last 16 states and over the window.
+    """
+    config = next(iter(models.values())).config
+    found: dict[str, list[Tensor]] = {name: [torch.empty(0, config.width)] for name in models}
+    found["pca"] = [torch.empty(0, 6 * config.depth)]
+    for begin in range(0, len(ends), batch_size):
+        windows = gather_windows(book, ends[begin : begin + batch_size], config.temporal_dim)
         price, sizes = (torch.from_numpy(x).to(device) for x in windows)
-        yield build_inputs(price, sizes, torch.zeros((*price.shape, 2), dtype=torch.bool, device=device), model.config)
+        tokens, _, values, _ = build_inputs(price, sizes, None, config)
+        for name, model in models.items():
+            found[name].append(model.encode(tokens)[:, -1].cpu())
+        values = values.flatten(2)
+        found["pca"].append(torch.cat([values[:, -1], values[:, -16:].mean(1), values.mean(1)], dim=1).cpu())
+    return {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray, penalty: float, classify: bool) -> Probe:
@@ -210,9 +204,8 @@ def make_sets(model: BookEncoder, splits: list[list[tuple[Book, np.ndarray]]], b
         labels: dict[str, list[np.ndarray]] = {task: [] for task in TASKS}
         blocks = []
         for number, (book, ends) in enumerate(windows):
-            parts["ours"].append(embed(model, book, ends, batch_size, device))
-            parts["random"].append(embed(untrained, book, ends, batch_size, device))
-            parts["pca"].append(inputs_for_pca(model, book, ends, batch_size, device))
+            for name, x in encode_windows({"ours": model, "random": untrained}, book, ends, batch_size, device).items():
+                parts[name].append(x)
             parts["hand_made"].append(hand_made(book, ends, model.config.temporal_dim))
             for task, label in label_windows(book, ends).items():
                 labels[task].append(label)
