@@ -8,7 +8,7 @@ Needs parsed books and a balanced sample made with these `split_ratios`. Trains 
 benchmarks/results/representation.json. Where there is a GPU with FP8 some seeds are also trained in bf16, and the
 paired losses are compared. Each of `ablations` is trained and scored once more and kept in
 benchmarks/results/ablation.json. All GPUs work at the same time; what a run prints is in `runs_dir`/<name>.log, and
-what is trained or scored there (fp8_0, bf16_0, ...) is not done again.
+what is trained or scored there (fp8_0, bf16_0, ...) is not done again; a run that was interrupted goes on.
 """
 
 config = {
@@ -28,7 +28,7 @@ config = {
     "write": False,  # keep the result in benchmarks/results/representation.json
 }
 
-from lob.config import InputError, load_config, run
+from lob.config import InputError, counted, load_config, run
 
 if __name__ == "__main__":
     config = load_config(
@@ -84,7 +84,7 @@ def main(config: dict) -> int:
         numbers = {metric: np.median(values)}
         if metric in ("error", "ours") and len(values) > 1:
             numbers |= {f"{metric}_least": min(values), f"{metric}_most": max(values)}
-        note = f"median of {len(reports)} seeds of training; {known}"
+        note = f"median of {counted(len(values), 'seed')} of training; {known}"
         rows += [{"case": case, "metric": name, "value": float(value), "unit": "", "note": note}
                  for name, value in numbers.items()]  # fmt: skip
     difference, half = compare_losses(losses)
@@ -155,6 +155,7 @@ def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Pa
             raise InputError(f"{folder} was trained with other {', '.join(differing)}: move it away, or set --runs_dir")
         return folder
     keys |= {"model_name": name, "data_dir": config["data_dir"], "runs_dir": config["runs_dir"]}
+    keys["resume"] = folder.exists()
     call("fp8_ddp_trainer.py", keys, folder.with_suffix(".log"), gpu)
     return runs_named(keys)[-1]
 

@@ -68,3 +68,9 @@ def test_a_variant_of_the_recipe_is_scored_beside_it(data, tmp_path):
     error, linear, ladder = (found["interpolation/BTC_USD/entry/log_size", metric]
                              for metric in ("error", "linear_time_error", "ladder_error"))  # fmt: skip
     assert error == pytest.approx(linear, rel=1e-4) and ladder != pytest.approx(linear, rel=1e-4)
+    run = tmp_path / "auto_0"  # as if it had been interrupted after its last checkpoint
+    (run / "report.json").unlink()
+    (run / "metrics.csv").write_text("".join((run / "metrics.csv").read_text().splitlines(keepends=True)[:-1]))
+    assert bench("prove", data, *words) == found
+    assert "resumed    after step" in run.with_suffix(".log").read_text()
+    assert not (tmp_path / "auto_0-2").exists()
