@@ -142,15 +142,14 @@ def accuracy_tables() -> list[str]:
 
     lines = [format_row(["windows of", "mask", "encoder (seeds)", "ladder carry", "best untrained", "ridge with ladder",
                          "skill over untrained", "over ridge", "ridge's error less ours", "blocks",
-                         "price: encoder", "price: ladder"]), format_row(["---"] * 2 + ["---:"] * 10)]  # fmt: skip
+                         "price"]), format_row(["---"] * 2 + ["---:"] * 9)]  # fmt: skip
     for case in dict.fromkeys(case for case, _ in cells if case.endswith("/log_size")):
         pair, mask, _ = case.split("/")
         sizes = show(
             case, "error", "ladder_error", "best_untrained_error", "ridge_error", "skill_untrained", "skill_ridge"
         )
-        prices = show(f"{pair}/{mask}/offset", "error", "ladder_error")
         row = [pair, mask, f"**{sizes[0]}**{seeds(case, 'error')}", *sizes[1:], interval(case, "difference_ridge", -1)]
-        lines.append(format_row([*row, *show(case, "blocks"), *prices]))
+        lines.append(format_row([*row, *show(case, "blocks"), *show(f"{pair}/{mask}/offset", "error")]))
     lines += ["", format_row(["windows of", "probe", "encoder (seeds)", "at 10 % of the labels", "hand-made features",
                               "random weights", "over hand-made", "over random", "blocks"]),
               format_row(["---"] * 2 + ["---:"] * 7)]  # fmt: skip
