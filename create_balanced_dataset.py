@@ -34,8 +34,8 @@ if __name__ == "__main__":
     config = load_config(
         config, __file__, optional={"pairs": list, "pair_weights": dict, "windows": int},
         choices={"strata": ("joint_cells", "equal_width", "quantile")},
-        bounds={"temporal_dim": ">= 2", "windows": ">= 1", "bins": ">= 2 and <= 32000", "outlier_std": "> 0",
-                "min_stride": ">= 1", "seed": ">= 0"},
+        bounds={"temporal_dim": ">= 2", "windows": ">= 1 and <= 1e12", "bins": ">= 2 and <= 32000",
+                "outlier_std": "> 0", "min_stride": ">= 1 and <= 1e12", "seed": ">= 0"},
     )  # fmt: skip
 
 import hashlib
@@ -82,8 +82,9 @@ def main(config: dict) -> int:
 def check_config(config: dict) -> None:
     """Refuse what is wrong whatever the data."""
     weights, cells = config["composite_weights"], config["cells"]
-    if [type(w) in (int, float) and w >= 0 for w in weights] != [True] * len(SCORED) or not any(weights):
-        raise InputError(f"composite_weights = {weights} must be {len(SCORED)} numbers >= 0, one for each of {SCORED}")
+    if [type(w) in (int, float) and 0 <= w <= 1e9 for w in weights] != [True] * len(SCORED) or not any(weights):
+        raise InputError(f"composite_weights = {weights} must be {len(SCORED)} numbers from 0 to 1e9, not all 0, one "
+                         f"for each of {SCORED}")  # fmt: skip
     if [type(c) is int and c >= 1 for c in cells] != [True] * 3 or np.prod(cells, dtype=float) > 32_000:
         raise InputError(f"cells = {cells} must be 3 numbers, of volatility, spread, direction, such as [8, 8, 9]")
 
@@ -110,8 +111,9 @@ def share_windows(pairs: list[Pair], config: dict) -> np.ndarray:
     """Return int64 (pairs, 3): windows to draw of each pair in each split, shared by the pairs that reach it."""
     states = {pair.book.pair: pair.book.rows for pair in pairs}
     weights = config["pair_weights"] if config["pair_weights"] is not None else states
-    if set(weights) != set(states) or not all(type(w) in (int, float) and w > 0 for w in weights.values()):
-        raise InputError(f"pair_weights = {weights} must give a positive share to each of {', '.join(states)}")
+    if set(weights) != set(states) or not all(type(w) in (int, float) and 0 < w <= 1e9 for w in weights.values()):
+        raise InputError(f"pair_weights = {weights} must give a share above 0, at most 1e9, to each of "
+                         f"{', '.join(states)}")  # fmt: skip
     have = np.array([[max(0, split.stop - split.start) for split in pair.splits] for pair in pairs])
     ratios = config["split_ratios"] if len(config["split_ratios"]) == 3 else have.sum(axis=0)  # of two dates
     shares = np.array([[weights[name]] for name in states]) * (have > 0)
@@ -209,9 +211,13 @@ def find_strata(pair: Pair, scale: np.ndarray, config: dict) -> list[np.ndarray]
 
     Those of validation and test stay, in the outermost strata: a market that has moved on is no reason to drop it.
     """
-    found, edges = [], None
+    found: list[np.ndarray] = []
+    edges = None
     for split, limit in zip(pair.splits, (config["outlier_std"], np.inf, np.inf), strict=True):
         stratum, score = place(pair.rows[split], scale, config["cells"], config["composite_weights"], limit)
+        if not found and (stratum < 0).all():
+            raise InputError(f"{pair.book.pair}: all {len(stratum):,} training windows are outliers: raise "
+                             f"--outlier_std={config['outlier_std']:g}")  # fmt: skip
         if not np.isfinite(score).all():
             raise InputError(f"{pair.book.pair}: a statistic is NaN or infinite: run exploration_main.py again")
         if config["strata"] != "joint_cells":
@@ -254,6 +260,9 @@ def draw_pair(pair: Pair, wanted: np.ndarray, config: dict) -> tuple[np.ndarray,
         }  # fmt: skip
         places.append(pair.splits[index].start + picked)
         samples.append(sample)
+    if not any(map(len, samples)):
+        raise InputError(f"{pair.book.pair}: none of the windows falls to it: raise --windows, or its share in "
+                         "--pair_weights, or leave the pair out")  # fmt: skip
     facts["shared_states"] = count_shared_states([s["end_row"] for s in samples], temporal_dim, pair.book.rows)
     on_grid = config["strata"] == "joint_cells" and tuple(config["cells"]) == GRID
     limits = config["composite_weights"], config["outlier_std"]

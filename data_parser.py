@@ -30,8 +30,9 @@ from lob.config import InputError, do_each, load_config, run
 if __name__ == "__main__":
     config = load_config(
         config, __file__, optional={"pairs": list, "feed": str, "tick_size": float, "scheduler": str},
-        bounds={"depth": ">= 2", "subsample": ">= 1", "state_interval_ms": ">= 0", "tick_size": "> 0 and < inf",
-                "max_crossed_ms": ">= 0", "max_gap_seconds": ">= 0", "max_clock_step_ms": ">= 0", "workers": ">= 0"},
+        bounds={"depth": ">= 2 and <= 100000", "subsample": ">= 1 and <= 1e9", "state_interval_ms": ">= 0 and <= 1e12",
+                "tick_size": "> 0 and < inf", "max_crossed_ms": ">= 0 and <= 1e12", "workers": ">= 0",
+                "max_gap_seconds": ">= 0 and <= 1e9", "max_clock_step_ms": ">= 0 and <= 1e12"},
     )  # fmt: skip
 
 import itertools
@@ -208,29 +209,33 @@ def list_files(folder: Path) -> list[Path]:
 def infer_units(batches: Iterator[Batch], tick_size: float | None) -> tuple[list[Batch], float, float]:
     """Read the first million rows; return them with the tick size and the lot size.
 
-    A tick is the largest power of ten that divides every price there (or as given), a lot at most 1e-8 and as fine as
-    float64 counts exactly.
+    A tick is the largest power of ten that divides every price there (or as given). A lot is as fine as these sizes
+    need, and down to 1e-8 where float64 still counts sizes a thousand times as large exactly.
     """
     first, rows = [], 0
     while rows < ROWS_TO_INFER_TICK and (batch := next(batches, None)) is not None:
         first.append(batch)
         rows += len(batch.time_ns)
     if tick_size is None:
-        tick_size = largest_power_of_ten([batch.price for batch in first])
+        tick_size = largest_power_of_ten([batch.price for batch in first], "prices", "set --tick_size")
     largest = max((float(batch.size.max()) for batch in first if len(batch.size)), default=1.0)
-    exact_digits = int(np.floor(np.log10(kernel.MAX_EXACT / max(largest, 1e-9))))
-    lot = min(largest_power_of_ten([batch.size for batch in first]), 1e-8)
-    return first, tick_size, max(lot, 10.0**-exact_digits)
+    needed = largest_power_of_ten([batch.size for batch in first], "sizes", "round them")
+    lot = min(needed, max(finest_lot(1000 * largest), 1e-8))
+    return first, tick_size, max(lot, finest_lot(largest))
 
 
-def largest_power_of_ten(arrays: list[np.ndarray]) -> float:
+def finest_lot(size: float) -> float:
+    """The smallest power of ten of which float64 counts up to `size` exactly."""
+    return 10.0 ** -int(np.floor(np.log10(kernel.MAX_EXACT / max(size, 1e-9))))
+
+
+def largest_power_of_ten(arrays: list[np.ndarray], name: str, remedy: str) -> float:
     """The largest power of ten, from 1e6 down to 1e-12, of which every value is a multiple."""
     values = np.unique(np.concatenate([np.unique(array) for array in arrays]))
     for digits in range(-6, 13):
-        scaled = values * 10.0**digits
-        if (np.abs(scaled - np.rint(scaled)) < np.maximum(1e-4, np.abs(scaled) * 1e-15)).all():
+        if kernel.is_whole(values * 10.0**digits).all():
             return float(f"1e{-digits}")
-    raise InputError("the first million prices are multiples of no power of ten down to 1e-12: set --tick_size")
+    raise InputError(f"the first million {name} are multiples of no power of ten down to 1e-12: {remedy}")
 
 
 def apply_batch(book: kernel.OrderBook, batch: Batch, tick_size: float, lot_size: float) -> None:
@@ -250,7 +255,8 @@ def apply_batch(book: kernel.OrderBook, batch: Batch, tick_size: float, lot_size
 
 def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: str) -> np.ndarray:
     """Return int64 multiples of `unit`; InputError naming file and row where a value is none."""
-    units, row = kernel.count_units(values, round(1 / unit) if unit < 1 else 0, unit)
+    per_one = round(1 / unit)
+    units, row = kernel.count_units(values, per_one if abs(per_one * unit - 1) < 1e-9 else 0, unit)
     if row >= 0:
         raise InputError(f"{batch.locate(row)}: {name} {float(values[row])!r} is no exact multiple of "
                          f"{unit:g}, {remedy}")  # fmt: skip

@@ -57,14 +57,21 @@ NEVER = np.iinfo(np.int64).min
 DONE, OUTPUT_FULL, GROW_LEVELS, GROW_ORDERS, CLOCK_BACK, NOT_INT32 = range(6)
 
 
+@inlined
+def is_whole(scaled):
+    """Whether a float64 (or each of an array) is an integer but for rounding: 1e-9 of it, at most 1e-4, or an ulp."""
+    size = np.abs(scaled)
+    return np.abs(scaled - np.rint(scaled)) <= np.maximum(np.minimum(size * 1e-9, 1e-4), size * 1e-15)
+
+
 @compiled
 def count_units(values, per_one, unit):
-    """Return int64 (n,), values in units (`per_one` to 1 where that is a fraction), and the first row that is none."""
+    """Return int64 (n,), values in units (`per_one` to 1; 0: not a whole number), and the first row that is none."""
     units, bad = np.empty(len(values), np.int64), -1
     for row in range(len(values)):
         scaled = values[row] * per_one if per_one else values[row] / unit
         whole = np.rint(scaled)
-        if not (abs(scaled - whole) <= max(0.01, abs(scaled) * 1e-15) and abs(whole) <= MAX_EXACT) and bad < 0:
+        if not (is_whole(scaled) and abs(whole) <= MAX_EXACT) and bad < 0:
             bad = row
         units[row] = np.int64(whole)
     return units, bad

@@ -184,7 +184,7 @@ def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
     types["update_type"] = types["is_buy"] = pa.dictionary(pa.int32(), pa.string())
     if "order_id" in names:
         types["order_id"] = pa.int64() if first.get("order_id", "").isdigit() else pa.string()
-    options = csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False)
+    options = csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[])
     return delimiter, options, path_date_ns(file) if by_time else 0
 
 

@@ -198,7 +198,7 @@ def draw_joint(rows: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
         else:
             counts, x, y = np.histogram2d(across, up, bins=50, range=(limits[names[j]], limits[names[i]]))
             mesh = axis.pcolormesh(x, y, np.ma.masked_equal(counts, 0).T, cmap="magma_r",
-                                   norm=LogNorm(1, len(rows) / 10), rasterized=True)  # fmt: skip
+                                   norm=LogNorm(1, max(2, len(rows) / 10)), rasterized=True)  # fmt: skip
         axis.grid(False)
         axis.tick_params(labelsize=7)
         if i == len(names) - 1:

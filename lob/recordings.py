@@ -93,7 +93,7 @@ def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarra
         with open_decompressed(file) as (handle, raw):
             if handle is raw:
                 array = np.load(file, mmap_mode="r")
-                shape, in_rows = array.shape, True
+                shape, dtype, in_rows = array.shape, array.dtype, True
             else:
                 version = np.lib.format.read_magic(handle)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -102,11 +102,16 @@ def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarra
             if len(shape) != 2 or shape[1] != 5 or shape[0] == 0 or not in_rows:
                 raise InputError(f"{file} holds an array {shape}{'' if in_rows else ' in column order'}: it must be "
                                  "(N, 5), and in row order to be read compressed")  # fmt: skip
+            if not (dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize >= 8)):
+                raise InputError(f"{file} holds {dtype}: it must be whole numbers or float64, that a time fits")
             for row in range(0, shape[0], rows):
+                stop = min(row + rows, shape[0])
                 if handle is raw:
-                    yield array[row : row + rows], min(row + rows, shape[0]) * 5 * array.itemsize
+                    yield array[row:stop], stop * 5 * dtype.itemsize
                 else:
-                    data = handle.read(min(rows, shape[0] - row) * 5 * dtype.itemsize)
+                    data = handle.read((stop - row) * 5 * dtype.itemsize)
+                    if len(data) < (stop - row) * 5 * dtype.itemsize:
+                        raise ValueError(f"it ends before row {stop}")
                     yield np.frombuffer(data, dtype).reshape(-1, 5), raw.tell()
     except (ValueError, OSError) as error:
         raise InputError(f"{file} is no whole NumPy array ({error}): write it again with numpy.save") from None

@@ -70,7 +70,10 @@ def parse_dates(dates: Sequence[float | str]) -> np.ndarray:
     seconds = [(m if m.tzinfo else m.replace(tzinfo=UTC)).timestamp() for m in moments]
     if seconds[0] > seconds[1]:
         raise InputError(f"split_ratios = {dates!r}: validation begins after test; give the earlier date first")
-    return np.array([round(s * 1e6) * 1000 for s in seconds], dtype=np.int64)
+    nanoseconds = [round(s * 1e6) * 1000 for s in seconds]
+    if max(map(abs, nanoseconds)) >= 2**63:
+        raise InputError(f"split_ratios = {dates!r}: dates must lie between the years 1678 and 2262")
+    return np.array(nanoseconds, dtype=np.int64)
 
 
 def split_rows(timestamps: np.ndarray, cuts: np.ndarray, embargo: int) -> np.ndarray:

@@ -325,6 +325,12 @@ def test_measures_by_hand():
         ({"split_ratios": [0.0, 0.5, 0.5]}, "no window of 32 states lies in the training share"),
         ({"pair_weights": {"AAA": 1}}, "pair_weights = .* to each of AAA, BBB"),
         ({"pair_weights": {"AAA": 1, "BBB": -1}}, "pair_weights"),
+        ({"pair_weights": {"AAA": 1, "BBB": np.inf}}, "pair_weights"),
+        ({"pair_weights": {"AAA": 1e6, "BBB": 1}}, "BBB: none of the windows falls to it: raise --windows"),
+        ({"composite_weights": [np.inf, 0, 0, 0]}, "composite_weights"),
+        ({"outlier_std": 0.001, "strata": "quantile"}, "training windows are outliers: raise --outlier_std=0.001"),
+        ({"outlier_std": 0.001, "windows": None}, "training windows are outliers: raise --outlier_std=0.001"),
+        ({"split_ratios": ["2026-05-02", "9999-12-31"]}, "between the years 1678 and 2262"),
         ({"pairs": ["CCC"]}, "no pair 'CCC'"),
     ],
 )
@@ -339,11 +345,13 @@ def test_bad_configurations_are_refused_and_nothing_is_written(folder, tmp_path,
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("--windows=0", "windows = 0 must be >= 1 or None"),
+        ("--windows=0", "windows = 0 must be >= 1 and <= 1e12 or None"),
         ("--bins=1", "bins = 1 must be >= 2"),
         ("--bins=32001", "bins = 32001"),
         ("--outlier_std=0.0", "outlier_std = 0.0 must be > 0"),
         ("--min_stride=0", "min_stride = 0"),
+        ("--min_stride=99999999999999999999", "min_stride = "),
+        ("--windows=99999999999999999999", "windows = "),
     ],
 )
 def test_numbers_out_of_bounds_are_refused(word, message):

@@ -136,6 +136,9 @@ def test_an_opening_snapshot_of_the_day_before_is_stamped_so(tmp_path):
         (HEADER + OPENING + row("01.0", "ADD", 1, "99", "nan", 7), "row 7: price 99.0 and size nan"),
         (HEADER + OPENING + row("05.0", "ADD", 1, "9", "1", 7) + row("03.0", "ADD", 1, "9", "1", 8), "row 8: time"),
         (HEADER + OPENING + "half a row\n", "row 7 has 1 columns"),
+        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "", 7), "row 7: entry_sx '' is not a number"),
+        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace("2026-05-02T00:00:01.0", ""),
+         "row 7: time_exchange '' is not a time"),
         (HEADER + OPENING + row("77.0", "ADD", 1, "99", "1", 7),
          "row 7: time_exchange '2026-05-02T00:00:77.0' is not a time: mend or drop the row"),
         (HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace(";7\n", ";x7\n"),
@@ -168,7 +171,7 @@ def test_missing_folders_and_books_too_thin_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("words", [("--depth=5",), ("--subsample=2", "--state_interval_ms=100"), ("--tick_size=-1.0",),
-                                   ("--feed=nonesuch",), ("--subsample=0",)])  # fmt: skip
+                                   ("--feed=nonesuch",), ("--subsample=0",), ("--max_gap_seconds=1e999",)])  # fmt: skip
 def test_impossible_settings_are_refused_by_name(tmp_path, words):
     assert words[0].split("=")[0].removeprefix("--") in refused(tmp_path, *words)
 
@@ -180,10 +183,38 @@ def test_a_finer_price_than_the_tick_names_row_and_remedy(tmp_path):
 
 
 def test_a_finer_size_than_the_first_million_rows_needed_names_its_remedy():
-    prices, sizes = np.array([1.0, 2.0]), np.array([1.0, 2.5])
-    batch = Batch(*[np.zeros(2)] * 4, prices, sizes, None, "file", 1, 0)
+    batch = one_batch([1.0, 2.0], [1.0, 2.5])
     with pytest.raises(InputError, match=r"row 2: size 2.5 is no exact multiple of 1, .* million .* round the sizes"):
         data_parser.apply_batch(None, batch, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("prices", "tick"),
+    [([0.5123, 0.4999, 0.501], 1e-4), ([50.0, 99.0], 1.0), ([1.2e-8, 3e-8], 1e-9), ([999.99, 1000.0, 1000.01], 0.01),
+     ([2e6, 3e6], 1e6), ([0.1 + 0.2, 60000.0], 0.1)],
+)  # fmt: skip
+def test_the_tick_found_divides_every_price(prices, tick):
+    assert data_parser.largest_power_of_ten([np.array(prices)], "prices", "") == tick
+
+
+def one_batch(prices: list[float], sizes: list[float]) -> Batch:
+    return Batch(*[np.zeros(len(prices))] * 4, np.array(prices), np.array(sizes), None, "file", 1, 0)
+
+
+@pytest.mark.parametrize("tick", [0.3, 0.4, 0.03, 2.5, 1 / 3, 0.25, 1e-10])
+def test_a_tick_may_be_any_number(tick):
+    prices = np.array([1.0, 7.0, 1000.0, 123_457.0]) * tick
+    assert data_parser.to_units(prices, tick, None, "price", "").tolist() == [1, 7, 1000, 123_457]
+    with pytest.raises(InputError, match=r"row 2: price .* is no exact multiple"):
+        data_parser.to_units(np.array([tick, 10.001 * tick]), tick, one_batch([0, 0], [0, 0]), "price", "")
+
+
+def test_no_size_becomes_zero_and_later_ones_may_be_a_thousand_times_as_large():
+    assert data_parser.infer_units(iter([one_batch([1.0, 2.0], [2.0, 1e-11])]), None)[2] == 1e-11
+    with pytest.raises(InputError, match=r"first million sizes are multiples of no power of ten .*: round them"):
+        data_parser.infer_units(iter([one_batch([1.0, 2.0], [1 / 3, 1.0])]), None)
+    _, _, lot = data_parser.infer_units(iter([one_batch([1.0, 2.0], [5e7, 0.01])]), None)
+    assert data_parser.to_units(np.array([5e10, 0.01]), lot, None, "size", "").tolist() == [5 * 10**15, 1000]
 
 
 def test_a_truncated_gzip_among_good_files_keeps_the_old_output_and_the_other_pairs(tmp_path):

@@ -186,10 +186,17 @@ def test_npy_faults_are_named(tmp_path) -> None:
     np.save(file, array)
     file.write_bytes(file.read_bytes()[:-100])
     assert "no whole NumPy array" in refuse(tmp_path)
+    for dtype in (str, np.float32, complex):
+        np.save(file, array.astype(dtype))
+        assert "must be whole numbers or float64" in refuse(tmp_path)
     np.save(file, np.asfortranarray(array))
     put(tmp_path, "1.npy.gz", file.read_bytes())
     file.unlink()
     assert "row order" in refuse(tmp_path)
+    np.save(file, array)
+    put(tmp_path, "1.npy.gz", file.read_bytes()[: -10 * 5 * 8])
+    file.unlink()
+    assert f"ends before row {len(array)}" in refuse(tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------------- Binance

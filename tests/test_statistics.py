@@ -223,6 +223,12 @@ def test_the_most_extreme_windows_are_the_most_extreme(data_dir):
     assert found == {title: 4900 if title == "largest fall" else 5000 for title in plots.EXTREMES}
 
 
+def test_the_pictures_of_a_single_window_are_drawn(tmp_path):
+    write_book(tmp_path, rows=64, depth=12)
+    assert main({**CONFIG, "data_dir": str(tmp_path), "plots": True, "temporal_dim": 64}) == 0
+    assert len(list((tmp_path / "plots").iterdir())) == 5
+
+
 def test_the_pictures_are_drawn_for_books_of_any_kind(tmp_path):
     """One of two days, two segments and trades, one whose price never moves: each picture is a readable PNG."""
     import matplotlib.image
