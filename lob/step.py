@@ -92,9 +92,10 @@ class MicroStep:
         loss, count = masked_loss(prediction, values, mask, task.loss)
         (loss / nominal).backward()
         if task.outlook:
-            windows = nominal / (task.mask_perc * math.prod(price_ticks.shape[1:]) * 2 * OUTLOOK_EVERY)
-            outlook = self.outlook_loss(price_ticks[::OUTLOOK_EVERY], sizes[::OUTLOOK_EVERY])
-            (task.outlook / windows * outlook).backward()
+            windows = nominal / (task.mask_perc * math.prod(price_ticks.shape[1:]) * 2)
+            asked, asked_sizes = price_ticks[::OUTLOOK_EVERY], sizes[::OUTLOOK_EVERY]
+            share = len(asked) / len(price_ticks)  # more than one in OUTLOOK_EVERY where the pass is no multiple of it
+            (task.outlook / (share * windows) * self.outlook_loss(asked, asked_sizes)).backward()
         return loss.detach(), count
 
 
