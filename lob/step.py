@@ -199,8 +199,11 @@ class Passes:
         self.fp8_state = {}
 
     @torch.inference_mode()
-    def evaluate(self, batches: Iterable[Batch]) -> Tensor:
+    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
         """Sums over the hidden values of all windows, float64 (3,): loss, loss of interpolation in time, and count."""
+        if self.fp8_state and batches:  # resumed, and no training pass yet: without gradients scales would stay at 1
+            self.reconstruct(batches[0])
+            load_fp8_state(self.plain.model, self.fp8_state)
         self.plain.model.eval()
         waited = self.store.wait_seconds
         sums = torch.zeros(3, dtype=torch.float64, device=self.store.device)

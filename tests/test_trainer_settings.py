@@ -265,6 +265,24 @@ def test_weights_of_a_broken_checkpoint_are_refused(tmp_path, change, meta, said
         load_weights(tmp_path / "broken.safetensors", BookEncoder(encoder))
 
 
+def test_a_resumed_run_has_its_scales_before_it_is_scored(sampled, tmp_path, monkeypatch):
+    """Scales stand in as weights here; the modules make them in their first pass."""
+    made = session(sampled, tmp_path, fill="none")
+    batches = made.sampler.held_out(1, 64)
+    made.passes.fp8_state = {name: torch.ones_like(x) for name, x in made.model.head.named_parameters()}
+    passes: list = []
+    made.model.register_forward_hook(lambda *_: passes.append(0))
+
+    def load(model, state):
+        assert len(passes) == 1
+        model.head.load_state_dict(state)
+
+    monkeypatch.setattr("lob.step.load_fp8_state", load)
+    found = made.passes.evaluate(batches)
+    made.passes.fp8_state = {}
+    assert found.equal(made.passes.evaluate(batches)) and (made.model.head.weight == 1).all()
+
+
 def test_presets_are_those_that_users_know():
     shapes = {name: (p["layers"], p["width"], p["ffn_width"], p["heads"]) for name, p in PRESETS.items()}
     assert shapes["deep_narrow_transformer"] == (40, 192, 1536, 8)
