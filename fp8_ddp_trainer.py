@@ -229,8 +229,9 @@ class Session:
         )
         self.finite = FiniteCheck(self.optimizer, team.device)
         self.best: tuple[dict[str, Tensor], dict[str, Any]] | None = None  # not yet written
-        self.saved_at, self.saved_step, self.save_seconds = time.perf_counter(), 0, 0.0
+        self.saved_at, self.save_seconds = time.perf_counter(), 0.0
         self.progress = Progress(**self.saved.get("progress", {}))
+        self.saved_place = (self.progress.epoch, self.progress.step)
         self.epoch_sums = tensors.pop("epoch_sums", torch.zeros(2, dtype=torch.float64)).to(team.device)
         fp8_state: dict[str, Tensor] = {}
         if self.saved:
@@ -302,7 +303,7 @@ class Session:
             self.end_epoch()
         if self.is_stale():
             log.print(f"stopped early: no better validation loss for {config['early_stopping_patience']} epochs")
-        if self.saved_step < progress.step:
+        if self.saved_place != (progress.epoch, progress.step):
             self.save()
         self.test()
 
@@ -382,8 +383,8 @@ class Session:
         if not self.config["use_scheduler"]:
             self.plateau.step(loss)
         rate = sampler.steps_an_epoch * sampler.windows_a_step / seconds
-        self.log.epoch(progress, seconds, loss_sum / count, loss, lr, rate)
-        self.log.picture(progress, *self.passes.reconstruct(sampler.held_out(1, 1)[0]))
+        self.log.epoch(progress, seconds, loss_sum / max(count, 1), loss, lr, rate)
+        self.log.picture(progress, *self.passes.reconstruct(sampler.first_held_out(1)))
         self.epoch_sums.zero_()
         self.log.count_time(self.progress, training=False)
         if self.unsaved_seconds() > SAVE_SPACING * self.save_seconds:
@@ -398,9 +399,10 @@ class Session:
         began = time.perf_counter()
         if self.team.rank == 0:
             self.write(f"step_{self.progress.step:08d}.safetensors", {})
-            for old in sorted(self.checkpoints.glob(STEPS))[: -self.config["keep_checkpoints"]]:
-                old.unlink()
-        self.saved_at, self.saved_step = time.perf_counter(), self.progress.step
+            old = sorted(self.checkpoints.glob(STEPS))[: -self.config["keep_checkpoints"]]
+            for file in [*old, *self.checkpoints.glob(".*.partial")]:  # of a process that was killed while it saved
+                file.unlink()
+        self.saved_at, self.saved_place = time.perf_counter(), (self.progress.epoch, self.progress.step)
         self.save_seconds = self.saved_at - began
         self.log.count_time(self.progress, training=False)
 

@@ -91,7 +91,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "config": json.loads((folder / "config.json").read_text()),
         "train": [float(row["train_loss"]) for row in kinds["epoch"]],
         "validation": [float(row["validation_loss"]) for row in kinds["epoch"]],
-        "test": [float(row["validation_loss"]) for row in kinds["test"]],
+        "test": [float(row["validation_loss"] or "nan") for row in kinds["test"]],
     }
 
 
@@ -102,7 +102,7 @@ def to_rows(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     values = {"train_loss": found["train"][-1], "validation_loss": found["validation"][-1]}
     values["test_loss"] = found["test"][0]
     return [{"case": name, "metric": metric, "value": value, "unit": "", "note": note}
-            for metric, value in values.items()]  # fmt: skip
+            for metric, value in values.items() if np.isfinite(value)]  # fmt: skip
 
 
 def compare(config: dict, runs: dict[str, dict]) -> list[dict[str, Any]]:

@@ -3,10 +3,10 @@
     runs/<name>/checkpoints/best.safetensors             the weights with the least validation loss
     runs/<name>/checkpoints/step_00001200.safetensors    weights and all a resumed run needs
 
-Tensors are named `model.<plain name>` (fp32), and in step files `optimizer.<plain name>.<key>` and `fp8.<name>`.
-The file's metadata holds one JSON text, `checkpoint`: format_version, encoder (the EncoderConfig), training config,
-progress, the learning rate and the identity of the data. There is no random state: order, masks and dropout follow
-from seed, epoch and step.
+Tensors are named `model.<plain name>` (fp32), and in step files `optimizer.<plain name>.<key>`, `fp8.<name>` and
+`epoch_sums`. The file's metadata holds one JSON text, `checkpoint`: format_version, encoder (the EncoderConfig),
+training config, progress, the learning rate and the identity of the data. There is no random state: order, masks and
+dropout follow from seed, epoch and step.
 """
 
 import json
@@ -72,14 +72,17 @@ def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[Bo
         model = BookEncoder(replace(EncoderConfig(**meta["encoder"]), outlook=False))
     except (KeyError, TypeError) as error:
         raise InputError(f"{file} names no encoder of this version ({error}): train again") from None
-    wrong = {name: tuple(t.shape) for name, t in model.state_dict().items()
-             if name not in tensors or tensors[name].shape != t.shape}  # fmt: skip
-    if wrong or len(tensors) != len(model.state_dict()):
-        raise InputError(
-            f"{file} does not hold the encoder that its metadata names ({next(iter(wrong), 'extra keys')})"
-        )
+    check_weights(file, tensors, model.state_dict())
     model.load_state_dict(tensors)
     return model.to(device).eval(), meta
+
+
+def check_weights(file: str | Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """InputError unless a checkpoint's tensors have the names and shapes of the encoder's that it is said to hold."""
+    wrong = [name for name, t in wanted.items() if name not in tensors or tensors[name].shape != t.shape]
+    if wrong or len(tensors) != len(wanted):
+        first = next(iter(wrong), "extra keys")
+        raise InputError(f"{file} does not hold the encoder that its metadata names ({first})")
 
 
 def describe_step(meta: dict[str, Any]) -> str:
@@ -92,11 +95,14 @@ def load_weights(file: str | Path, model: BookEncoder) -> None:
     """Put a checkpoint's weights into a model; InputError where it holds another network."""
     tensors, meta = load_checkpoint(file, "model.")
     free = {"dropout", "temporal_dim"}  # neither has weights
-    wanted = asdict(model.config)
-    differing = [f"{key} {meta['encoder'].get(key)!r}, not {value!r}" for key, value in wanted.items()
-                 if key not in free and meta["encoder"].get(key) != value]  # fmt: skip
+    found = meta.get("encoder")
+    if not isinstance(found, dict):
+        raise InputError(f"{file} names no encoder of this version: train again")
+    differing = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in asdict(model.config).items()
+                 if key not in free and found.get(key) != value]  # fmt: skip
     if differing:
         raise InputError(f"{file} holds an encoder of {', '.join(differing)}: set these keys, or another model_path")
+    check_weights(file, tensors, plain_state(model))
     load_plain_state(model, tensors)
 
 

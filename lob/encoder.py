@@ -213,7 +213,7 @@ def build_inputs(
     price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden, or None: nothing is,
     and the fill, which then equals the values, is not computed. `values` are the targets, normalised by `parameters`. A
     hidden value is zero in the tokens and its mask bit one, so that it differs from a true zero; nothing in tokens or
-    base depends on a hidden value. With `causal` and nothing hidden, no token depends on a later state.
+    base depends on a hidden value. With `causal`, "book" and nothing hidden, no token depends on a later state.
     """
     filled = mask is not None or config.fill == "none"
     ladder = None

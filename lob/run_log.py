@@ -1,5 +1,6 @@
 """What a training run leaves to look at: its folder, metrics.csv, TensorBoard events and the printed table."""
 
+import glob
 import json
 import math
 import os
@@ -48,20 +49,30 @@ def runs_named(config: dict[str, Any]) -> list[Path]:
     if name in ("", "..") or Path(name).name != name:
         raise InputError(f"model_name = {name!r} must be the name of one folder; --runs_dir names the one it lies in")
     found = [(1, folder / name)] if (folder / name).is_dir() else []
-    for path in folder.glob(f"{name}-*"):
+    for path in folder.glob(f"{glob.escape(name)}-*"):
         number = path.name.removeprefix(f"{name}-")
-        if number.isdigit():
+        if number.isdecimal() and not is_named(path, path.name):
             found.append((int(number), path))
     return [path for _, path in sorted(found)]
 
 
+def is_named(run: Path, name: str) -> bool:
+    """Whether a run was given this very name, as btc-2024 may have been, which is then no run of btc."""
+    try:
+        return bool(json.loads((run / "config.json").read_text())["model_name"] == name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def new_run(config: dict[str, Any]) -> Path:
     """Return the first free folder for a run of this name."""
-    name, taken = config["model_name"], runs_named(config)
-    if taken:
-        number = 1 if taken[-1].name == name else int(taken[-1].name.rpartition("-")[2])
-        name = f"{name}-{number + 1}"
-    return Path(config["runs_dir"]) / name
+    name, taken, folder = config["model_name"], runs_named(config), Path(config["runs_dir"])
+    if not taken:
+        return folder / name
+    number = 2 if taken[-1].name == name else int(taken[-1].name.rpartition("-")[2]) + 1
+    while (folder / f"{name}-{number}").exists():
+        number += 1
+    return folder / f"{name}-{number}"
 
 
 def find_run(config: dict[str, Any]) -> Path:
@@ -119,12 +130,15 @@ class RunLog:
             return self
         from tensorboardX import SummaryWriter
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        environment = describe_environment() | {"precision": self.precision}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=self.config["resume"])
+        except FileExistsError:
+            raise InputError(f"another run has just begun in {self.folder}: start this one again") from None
         if self.config["resume"]:
             for key, change in config_changes(self.folder, self.config).items():
                 if key != "resume":
                     print(f"changed    {change}")
-        environment = describe_environment() | {"precision": self.precision}
         for name, content in (("config.json", self.config), ("env.json", environment)):
             with new_file(self.folder / name) as handle:
                 handle.write(json.dumps(content, indent=1).encode())
@@ -200,6 +214,7 @@ class RunLog:
     def test(self, progress: Progress, loss: float, linear: float) -> None:
         """Log the best weights' loss on the test windows (nan where there are none) and end the table of hparams."""
         if math.isnan(loss):
+            self.write("test", progress, {})  # the row says that the run has ended
             self.print("test loss  none: no window lies in the test split")
         else:
             self.write("test", progress, {"validation_loss": loss})

@@ -66,6 +66,10 @@ class Sampler:
         for place in places[step:, :, rank].reshape(-1, places.shape[3]):
             yield self.batch(0, windows[place], repeats[place], epoch)
 
+    def first_held_out(self, split: int) -> Batch:
+        """Return a split's first window."""
+        return self.batch(split, np.arange(1), 0, HELD_OUT_EPOCH)
+
     def held_out(self, split: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """Return this rank's batches of all windows of a split."""
         mine = np.arange(rank, len(self.data.end_rows[split]), world)

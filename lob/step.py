@@ -92,9 +92,10 @@ class MicroStep:
         loss, count = masked_loss(prediction, values, mask, task.loss)
         (loss / nominal).backward()
         if task.outlook:
-            windows = nominal / (task.mask_perc * math.prod(price_ticks.shape[1:]) * 2 * OUTLOOK_EVERY)
-            outlook = self.outlook_loss(price_ticks[::OUTLOOK_EVERY], sizes[::OUTLOOK_EVERY])
-            (task.outlook / windows * outlook).backward()
+            windows = nominal / (task.mask_perc * math.prod(price_ticks.shape[1:]) * 2)
+            asked, asked_sizes = price_ticks[::OUTLOOK_EVERY], sizes[::OUTLOOK_EVERY]
+            share = len(asked) / len(price_ticks)  # more than one in OUTLOOK_EVERY where the pass is no multiple of it
+            (task.outlook / (share * windows) * self.outlook_loss(asked, asked_sizes)).backward()
         return loss.detach(), count
 
 
@@ -198,8 +199,11 @@ class Passes:
         self.fp8_state = {}
 
     @torch.inference_mode()
-    def evaluate(self, batches: Iterable[Batch]) -> Tensor:
+    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
         """Sums over the hidden values of all windows, float64 (3,): loss, loss of interpolation in time, and count."""
+        if self.fp8_state and batches:  # resumed, and no training pass yet: without gradients scales would stay at 1
+            self.reconstruct(batches[0])
+            load_fp8_state(self.plain.model, self.fp8_state)
         self.plain.model.eval()
         waited = self.store.wait_seconds
         sums = torch.zeros(3, dtype=torch.float64, device=self.store.device)

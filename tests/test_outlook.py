@@ -83,6 +83,17 @@ def test_the_vector_learns_the_outlook_and_the_masked_loss_stays_what_it_was():
     assert float(step.outlook_loss(*windows[:2]).detach()) < before / 2
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_its_weight_does_not_depend_on_how_many_windows_a_pass_has(size):
+    weights = []
+    for windows in (8, size):
+        step, (price_ticks, sizes, keys) = step_of(0.5)
+        for _ in range(24 // windows):
+            step(*(x[:1].repeat_interleave(windows, 0) for x in (price_ticks, sizes, keys)), 24.0)
+        weights.append(step.model.outlook.bias.grad)
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-8)
+
+
 def test_what_is_to_be_foretold_is_not_shown():
     step, (price_ticks, sizes, _) = step_of(0.5)
     shown = []

@@ -1,24 +1,31 @@
 """Each setting of fp8_ddp_trainer.py by its effect, in this process; what TensorBoard holds; apply_mask."""
 
+import json
+import shutil
 import signal
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import refusal
+from conftest import ROOT, refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_trainer import losses, metrics, weights
 
 import fp8_ddp_trainer
+from benchmarks.bench_runs import read_run, to_rows
+from benchmarks.prove import read_test_loss
 from fp8_ddp_trainer import Session, apply_mask, check_config, main
+from lob.checkpoints import load_checkpoint, load_weights, save_checkpoint, training_state
 from lob.config import InputError
 from lob.encoder import PRESETS, BookEncoder, encoder_config
 from lob.optimisation import make_optimizer, one_cycle
 from lob.precision import Precision, check_dimensions, choose_precision
 from lob.ranks import Team
-from lob.run_log import new_run
+from lob.run_log import new_run, runs_named
 from lob.te_encoder import plain_state
 
 SMALL = {"model_size": "tiny_transformer", "depth_dim": 16, "temporal_dim": 32, "batch_size": 16,
@@ -187,6 +194,93 @@ def test_a_step_moves_the_weights_by_the_clipped_gradient(sampled, tmp_path):
         moved = sum(float((end[f"model.{name}"] - tensor).double().square().sum()) for name, tensor in begin.items())
         assert 1e-3 < norm < 1e2
         assert moved**0.5 == pytest.approx(0.5 * min(norm, limit), rel=1e-3)
+
+
+def test_the_last_epochs_weights_are_kept_where_the_step_before_was_just_saved(sampled, tmp_path, monkeypatch):
+    monkeypatch.setattr(fp8_ddp_trainer, "SAVE_SPACING", 1e9)  # as where a save takes long
+    run = train(sampled, tmp_path, checkpoint_minutes=0.0)
+    before, after = (float(row["validation_loss"]) for row in metrics(run, "validation"))
+    progress = load_checkpoint(run / "checkpoints" / "best.safetensors")[1]["progress"]
+    newest = load_checkpoint(max((run / "checkpoints").glob("step_*")))[1]["progress"]
+    assert after < before and progress["best_loss"] == after
+    assert (newest["epoch"], newest["step_in_epoch"]) == (1, 0)
+
+
+def test_what_a_killed_save_left_is_removed(sampled, tmp_path):
+    run = train(sampled, tmp_path)
+    left = run / "checkpoints" / ".step_00000005.safetensors.partial"
+    left.write_bytes(b"half")
+    assert main(settings(sampled, tmp_path, resume=True, epochs=2)) == 0
+    assert not left.exists()
+
+
+def test_a_folder_that_another_run_took_meanwhile_is_left_alone(sampled, tmp_path, monkeypatch):
+    (tmp_path / "taken").mkdir()
+    monkeypatch.setattr(fp8_ddp_trainer, "new_run", lambda config: tmp_path / "taken")
+    with pytest.raises(InputError, match="another run has just begun in "):
+        main(settings(sampled, tmp_path))
+    assert not list((tmp_path / "taken").iterdir())
+
+
+def test_a_run_with_a_number_in_its_own_name_is_no_other_names_run(tmp_path):
+    def named(name):
+        return {"model_name": name, "runs_dir": str(tmp_path)}
+
+    for folder, name in (("btc", "btc"), ("btc-2", "btc"), ("btc-3", "btc-3"), ("btc-2024", "btc-2024")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps(named(name)))
+    assert [run.name for run in runs_named(named("btc"))] == ["btc", "btc-2"]
+    assert new_run(named("btc")).name == "btc-4"
+    assert new_run(named("btc-2024")).name == "btc-2024-2" and new_run(named("b*")).name == "b*"
+
+
+def test_a_mask_that_hides_nothing_trains_nothing(sampled, tmp_path):
+    (epoch,) = metrics(train(sampled, tmp_path, mask_perc=1e-12), "epoch")
+    assert float(epoch["train_loss"]) == float(epoch["validation_loss"]) == 0
+
+
+def test_a_run_without_test_windows_says_that_it_has_ended(sampled, tmp_path):
+    shutil.copytree(sampled, tmp_path / "data")
+    words = [f"--data_dir={tmp_path / 'data'}", "--temporal_dim=32", "--split_ratios=[0.75,0.25,0.0]"]
+    words += ["--strata=quantile", "--min_stride=1", "--windows=200"]
+    subprocess.run([sys.executable, "create_balanced_dataset.py", *words], cwd=ROOT, check=True, capture_output=True)
+    run = train(tmp_path / "data", tmp_path, split_ratios=[0.75, 0.25, 0.0])
+    assert [row["validation_loss"] for row in metrics(run, "test")] == [""]
+    assert read_test_loss(run) == float(metrics(run, "validation")[-1]["validation_loss"])
+    found = read_run(run)
+    assert len(found["test"]) == 1
+    assert {row["metric"] for row in to_rows("", found)} == {"train_loss", "validation_loss"}
+
+
+@pytest.mark.parametrize(
+    ("change", "meta", "said"),
+    [({"model.norm.weight": None}, True, "does not hold the encoder"), ({}, False, "names no encoder"),
+     ({"model.norm.weight": torch.ones(3)}, True, "does not hold the encoder")],
+)  # fmt: skip
+def test_weights_of_a_broken_checkpoint_are_refused(tmp_path, change, meta, said):
+    encoder = encoder_config("tiny_transformer", depth=16, temporal_dim=32)
+    tensors = {name: x for name, x in (training_state(BookEncoder(encoder)) | change).items() if x is not None}
+    save_checkpoint(tmp_path / "broken.safetensors", tensors, {"encoder": asdict(encoder)} if meta else {})
+    with pytest.raises(InputError, match=said):
+        load_weights(tmp_path / "broken.safetensors", BookEncoder(encoder))
+
+
+def test_a_resumed_run_has_its_scales_before_it_is_scored(sampled, tmp_path, monkeypatch):
+    """Scales stand in as weights here; the modules make them in their first pass."""
+    made = session(sampled, tmp_path, fill="none")
+    batches = made.sampler.held_out(1, 64)
+    made.passes.fp8_state = {name: torch.ones_like(x) for name, x in made.model.head.named_parameters()}
+    passes: list = []
+    made.model.register_forward_hook(lambda *_: passes.append(0))
+
+    def load(model, state):
+        assert len(passes) == 1
+        model.head.load_state_dict(state)
+
+    monkeypatch.setattr("lob.step.load_fp8_state", load)
+    found = made.passes.evaluate(batches)
+    made.passes.fp8_state = {}
+    assert found.equal(made.passes.evaluate(batches)) and (made.model.head.weight == 1).all()
 
 
 def test_presets_are_those_that_users_know():
