@@ -27,7 +27,7 @@ QUANTITIES = {  # name -> for the terminal; for the report
 }  # fmt: skip
 METHODS = {
     "level_mean": "mean of the level", "last_observation": "last value", "linear_time": "linear in time",
-    "linear_levels": "linear over levels", "ladder": "ladder carry", "ridge": "ridge regression",
+    "linear_levels": "linear over levels", "ladder": "ladder carry", "plain_ridge": "ridge regression",
     RIDGE: "ridge regression with ladder", "boosting": "gradient boosting", OURS: "encoder",
 }  # fmt: skip
 LEGEND = [
@@ -36,10 +36,12 @@ LEGEND = [
     f"Methods: {'; '.join(f'{name}: {label}' for name, label in METHODS.items())}.", "",
     "Best naive: of all methods but the encoder, the one of the least error on validation windows. Skill: 1 - the "
     "encoder's error / its error. Difference: the encoder's error less its error, a 95 % interval over blocks of time; "
-    "undecided: it holds 0. Win rate: share of windows on which the encoder is better. Median: of its errors.",
+    "undecided: it holds 0, or there is one block. Win rate: share of windows on which the encoder is better, a tie "
+    "half. Median: of its errors.",
 ]  # fmt: skip
 NOT_TRAINED = "not trained on this mask"
 RESAMPLES = 2000
+SAME = 1e-4  # of a method's mean error: less between it and the encoder's is rounding, such as of the ladder's prices
 Errors = dict[str, dict[str, np.ndarray]]  # quantity -> method -> float64 (W,)
 
 
@@ -116,8 +118,11 @@ def bootstrap(difference: np.ndarray, block: np.ndarray, seed: int) -> tuple[flo
     """95 % interval of the mean of `difference` (W,), blocks of time drawn with replacement, and how many there are.
 
     Windows that overlap or lie near each other are one observation, not many: Kuensch (1989), blocks not overlapping.
+    One block alone tells nothing of how blocks vary: NaN.
     """
     names, block = np.unique(block, return_inverse=True)
+    if len(names) == 1:
+        return float("nan"), float("nan"), 1
     sums, counts = np.bincount(block, difference), np.bincount(block)
     drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
     low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])
@@ -151,13 +156,13 @@ def compare(errors: Errors, chosen: Errors, block: np.ndarray, seed: int) -> dic
                                   ("naive", best, "best_naive_error")):  # fmt: skip
             if name not in methods:
                 continue
-            theirs = methods[name][seen]
-            low, high, blocks = bootstrap(ours[seen] - theirs, block[seen], seed)
-            mean = theirs.mean()
+            mean, difference = methods[name][seen].mean(), ours[seen] - methods[name][seen]
+            difference[np.abs(difference) < SAME * mean] = 0.0
+            low, high, blocks = bootstrap(difference, block[seen], seed)
             facts |= {
                 error: mean,
                 f"skill_{kind}": 1 - facts["error"] / mean if mean > 0 else np.nan,
-                f"win_rate_{kind}": ((ours[seen] < theirs) + 0.5 * (ours[seen] == theirs)).mean(),
+                f"win_rate_{kind}": ((difference < 0) + 0.5 * (difference == 0)).mean(),
                 f"difference_{kind}_low": low, f"difference_{kind}_high": high,
                 f"verdict_{kind}": verdict(low, high), "blocks": blocks,
             }  # fmt: skip

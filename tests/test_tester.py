@@ -60,10 +60,14 @@ def test_states_after_a_window_change_neither_embedding_nor_features(data_dir):
         later["sizes"][end:] *= 7
         later["timestamps"][end:] += 10**9
         changed, now = replace(book, **later), np.array([end])
-        for make in (lambda b, e: probes.embed(model, b, e, 4, torch.device("cpu")),
-                     lambda b, e: probes.inputs_for_pca(model, b, e, 4, torch.device("cpu")),
-                     lambda b, e: probes.hand_made(b, e, 256)):  # fmt: skip
-            np.testing.assert_array_equal(make(book, now), make(changed, now))
+        found, expected = (
+            probes.encode_windows({"ours": model}, b, now, 4, torch.device("cpu"))
+            | {"hand_made": probes.hand_made(b, now, 256)}
+            for b in (changed, book)
+        )
+        assert set(found) == {"ours", "pca", "hand_made"}
+        for name in found:
+            np.testing.assert_array_equal(found[name], expected[name])
     labels = [probes.label_windows(b, ends) for b in (book, changed)]
     assert not np.array_equal(labels[0]["volatility_50"], labels[1]["volatility_50"])
 
@@ -143,6 +147,32 @@ def test_best_naive_is_chosen_on_validation_not_on_the_test_windows():
     assert facts["ridge_error"] == 3 and facts["skill_ridge"] == pytest.approx(2 / 3)
 
 
+def test_every_naive_methods_error_is_reported_under_its_own_name():
+    names = [*scoring.UNTRAINED, *FITTED, scoring.OURS]
+    errors = {"log_size": {name: np.full(4, 1.0 + number) for number, name in enumerate(names)}}
+    facts = scoring.compare(errors, errors, np.arange(4), 0)["log_size"]
+    for number, name in enumerate(names[:-1]):
+        assert facts[f"{name}_error"] == 1.0 + number
+    assert facts["ridge_error"] == facts["ridge_ladder_error"]
+
+
+def test_one_block_of_time_decides_nothing():
+    low, high, blocks = scoring.bootstrap(np.array([-0.1, -0.3, -0.2]), np.zeros(3), 0)
+    assert blocks == 1 and np.isnan([low, high]).all() and scoring.verdict(low, high) == "undecided"
+    labels = np.array([0.0, 1.0, 0.0, 1.0])
+    found = probes.paired_interval(probes.area_under_curve, labels, 1 - labels, labels, np.zeros(4), 0)
+    assert found[2] == 1 and np.isnan(found[:2]).all()
+
+
+def test_prices_that_differ_by_rounding_alone_are_ties():
+    ladder = np.array([0.25, 0.5, 0.0, 0.125])
+    errors = {"offset": {"ladder": ladder, scoring.OURS: ladder + 7e-6}}
+    facts = scoring.compare(errors, errors, np.arange(4), 0)["offset"]
+    assert facts["verdict_untrained"] == "undecided" and facts["win_rate_untrained"] == 0.5
+    worse = {"offset": {"ladder": ladder, scoring.OURS: ladder + 1e-3}}
+    assert scoring.compare(worse, worse, np.arange(4), 0)["offset"]["verdict_untrained"] == "worse"
+
+
 def test_ridge_with_the_ladder_beats_both_of_its_parts():
     mask = make_mask(window_keys(0, 0, torch.arange(24)), 40, 24, 0.25, "patch")
     training, test = (hide(*moving_book(24, seed=seed), mask) for seed in (1, 2))
@@ -152,7 +182,7 @@ def test_ridge_with_the_ladder_beats_both_of_its_parts():
     errors = {}
     for name, columns in (filled | fitted.fill(test, filled, found)).items():
         errors[name] = float(((columns - test.values)[..., 1][test.mask[..., 1]] ** 2).mean())
-    assert errors["ridge_ladder"] < min(errors["ladder"], errors["ridge"], errors["linear_time"])
+    assert errors["ridge_ladder"] < min(errors["ladder"], errors["plain_ridge"], errors["linear_time"])
 
 
 @pytest.fixture(scope="module")
