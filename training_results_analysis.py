@@ -67,6 +67,7 @@ class Run:
     name: str
     config: dict[str, Any]
     precision: str  # that it ran in, where env.json names it
+    pairs: list[str]  # that it was trained on, where env.json or config.json names them
     metrics: dict[str, pd.DataFrame]
     report: list[dict[str, Any]]
     changed: float  # when config.json was written, s since the epoch
@@ -93,7 +94,7 @@ def main(config: dict[str, Any]) -> None:
         if names.count(folder.name) > 1:
             runs[-1].name = str(folder)
     if config["pairs"] is not None:
-        runs = [r for r in runs if sorted(r.config.get("pairs") or ()) == sorted(config["pairs"])]
+        runs = [r for r in runs if sorted(r.pairs) == sorted(config["pairs"])]
     if damaged:
         print(f"left out, damaged: {'; '.join(damaged)}")
     if not runs:
@@ -168,7 +169,8 @@ def read_run(folder: Path) -> Run:
     if unknown or not len(rows):
         raise ValueError(f"unknown kinds {sorted(unknown)}" if unknown else "metrics.csv holds no rows")
     metrics = {kind: rows[rows["kind"] == kind].reset_index(drop=True) for kind in sorted(KINDS)}
-    return Run(folder.name, config, str(env.get("precision", config.get("precision"))), metrics, report.get("rows", []),
+    return Run(folder.name, config, str(env.get("precision", config.get("precision"))),
+               env.get("pairs") or config.get("pairs") or [], metrics, report.get("rows", []),
                (folder / "config.json").stat().st_mtime)  # fmt: skip
 
 

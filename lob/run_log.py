@@ -103,12 +103,13 @@ def describe_environment() -> dict[str, Any]:
 class RunLog:
     """Writes a run's logs; on other ranks than the first it does nothing."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], active: bool, saved: dict[str, Any], precision: str):
+    def __init__(self, folder: Path, config: dict[str, Any], active: bool, saved: dict[str, Any],
+                 facts: dict[str, Any]):  # fmt: skip
         """saved: the metadata of the checkpoint that the run goes on from; what was logged after it is dropped.
 
-        precision: what the config's came to on this machine.
+        facts: what the config's precision and pairs came to, by key.
         """
-        self.folder, self.config, self.active, self.saved, self.precision = folder, config, active, saved, precision
+        self.folder, self.config, self.active, self.saved, self.facts = folder, config, active, saved, facts
         self.header_printed = False
         done = Progress(**saved.get("progress", {}))
         self.clock, self.logged = time.perf_counter(), (done.windows_seen, done.step_seconds, 0.0)
@@ -124,7 +125,7 @@ class RunLog:
             for key, change in config_changes(self.folder, self.config).items():
                 if key != "resume":
                     print(f"changed    {change}")
-        environment = describe_environment() | {"precision": self.precision}
+        environment = describe_environment() | self.facts
         for name, content in (("config.json", self.config), ("env.json", environment)):
             with new_file(self.folder / name) as handle:
                 handle.write(json.dumps(content, indent=1).encode())

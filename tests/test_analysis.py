@@ -233,6 +233,9 @@ def test_more_runs_and_pairs_choose_runs(tmp_path, capsys, no_pictures):
     assert list(table["run"]) == ["btc", "eth", "all"]
     _, table = analyse(tmp_path, capsys, more_runs=[str(tmp_path / "elsewhere")], pairs=["ETH_USD"])
     assert list(table["run"]) == ["eth"]
+    (tmp_path / "runs" / "all" / "env.json").write_text(json.dumps({"pairs": ["BTC_USD"]}))  # pairs = None came to it
+    _, table = analyse(tmp_path, capsys, more_runs=[str(single)], pairs=["BTC_USD"])
+    assert list(table["run"]) == ["btc", "all"]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys, no_pictures):
