@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lob.encoder import BookEncoder, build_inputs
 from lob.files import Book
-from lob.scoring import verdict
+from lob.scoring import interval, verdict
 from lob.windows import gather_windows
 
 HORIZON = 500  # states
@@ -172,19 +172,13 @@ def choose_probe(train: tuple[np.ndarray, np.ndarray], judge: tuple[np.ndarray, 
 
 
 def paired_interval(measure, ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, block: np.ndarray, seed: int):
-    """95 % interval of measure(ours) - measure(theirs), blocks of time drawn with replacement; and their number.
-
-    NaN with one block alone, and where no draw has a measure.
-    """
+    """95 % interval of measure(ours) - measure(theirs), blocks of time drawn with replacement; and their number."""
     members = [np.flatnonzero(block == name) for name in np.unique(block)]
     rng, found = np.random.default_rng(seed), []
     for _ in range(RESAMPLES):
         some = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
         found.append(measure(ours[some], labels[some]) - measure(theirs[some], labels[some]))
-    if len(members) == 1 or not np.isfinite(found).any():
-        return float("nan"), float("nan"), len(members)
-    low, high = np.nanquantile(found, [0.025, 0.975])
-    return float(low), float(high), len(members)
+    return *interval(found, measure(ours, labels) - measure(theirs, labels), len(members)), len(members)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Scores of filled windows: errors by quantity, the best naive method, and what a difference is worth."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ LEGEND = [
 ]  # fmt: skip
 NOT_TRAINED = "not trained on this mask"
 RESAMPLES = 2000
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 % points, 1 to 9 degrees of freedom
 SAME = 1e-4  # of a method's mean error: less between it and the encoder's is rounding, such as of the ladder's prices
 Errors = dict[str, dict[str, np.ndarray]]  # quantity -> method -> float64 (W,)
 
@@ -118,15 +119,26 @@ def bootstrap(difference: np.ndarray, block: np.ndarray, seed: int) -> tuple[flo
     """95 % interval of the mean of `difference` (W,), blocks of time drawn with replacement, and how many there are.
 
     Windows that overlap or lie near each other are one observation, not many: Kuensch (1989), blocks not overlapping.
-    One block alone tells nothing of how blocks vary: NaN.
     """
     names, block = np.unique(block, return_inverse=True)
-    if len(names) == 1:
-        return float("nan"), float("nan"), 1
     sums, counts = np.bincount(block, difference), np.bincount(block)
     drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
-    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])
-    return float(low), float(high), len(names)
+    return *interval(sums[drawn].sum(1) / counts[drawn].sum(1), difference.mean(), len(names)), len(names)
+
+
+def interval(drawn: Sequence[float] | np.ndarray, value: float, blocks: int) -> tuple[float, float]:
+    """95 % interval of a value that was taken anew of `drawn` blocks: their quantiles, made wider about the value.
+
+    Few blocks understate how they vary, by (n - 1) / n of the variance and as Student's t tells: of six, the quantiles
+    alone hold the truth in 86 % of cases. One block tells nothing of it: NaN.
+    """
+    few = blocks - 1
+    if few == 0 or not np.isfinite(drawn).any():
+        return float("nan"), float("nan")
+    student = STUDENT[few - 1] if few <= len(STUDENT) else 1.96 + 2.6 / few
+    wider = student / 1.96 * np.sqrt(blocks / few)
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return float(value + wider * (low - value)), float(value + wider * (high - value))
 
 
 def verdict(low: float, high: float) -> str:

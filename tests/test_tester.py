@@ -156,6 +156,17 @@ def test_every_naive_methods_error_is_reported_under_its_own_name():
     assert facts["ridge_error"] == facts["ridge_ladder_error"]
 
 
+@pytest.mark.parametrize("count", [6, 7, 44])
+def test_intervals_hold_the_truth_in_95_percent_of_cases(count):
+    rng = np.random.default_rng(3)
+    block = np.repeat(np.arange(count), 16)
+    held = 0
+    for seed in range(400):
+        low, high, _ = scoring.bootstrap(rng.normal(size=count)[block] + rng.normal(size=len(block)), block, seed)
+        held += low < 0 < high
+    assert 0.92 < held / 400 < 0.98
+
+
 def test_one_block_of_time_decides_nothing():
     low, high, blocks = scoring.bootstrap(np.array([-0.1, -0.3, -0.2]), np.zeros(3), 0)
     assert blocks == 1 and np.isnan([low, high]).all() and scoring.verdict(low, high) == "undecided"
