@@ -15,8 +15,9 @@ from benchmarks import prove
 from lob import latency, probes, scoring
 from lob.baselines import COLUMNS, FITTED, Moments, features, fill_untrained, fit_baselines, hide
 from lob.checkpoints import save_checkpoint
+from lob.config import InputError
 from lob.encoder import BookEncoder, encoder_config
-from lob.files import open_book
+from lob.files import identity, open_book
 from lob.masking import MASKS, make_mask, trained_on, window_keys
 from lob.windows import calendar_cuts, window_ends
 
@@ -226,6 +227,7 @@ def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, chec
     assert report["benchmark"] == "representation"
     cells = {(row["case"], row["metric"]): row["value"] for row in report["rows"]}
     assert np.isfinite(list(cells.values())).all()
+    assert all("penalties were chosen on these windows" in x for x in (done.stdout, (folder / "report.md").read_text()))
     for mask in ("entry", "tail"):
         for quantity in scoring.QUANTITIES:
             for suffix in ("", "/balanced"):
@@ -327,6 +329,12 @@ def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, che
         for _, ends in bench.windows_to_fit(book, split, 10**6, probes.HORIZON):
             assert len(ends) and ends.max() + probes.HORIZON <= first - 32  # window, horizon, embargo
     assert len(np.intersect1d(tested, window_ends(book.segment_starts, book.rows, 32))) == len(tested)
+    everything = {**tester.config, "data_dir": str(sampled), "split": "all", "fit_data_dir": str(sampled)}
+    bench = tester.Bench(everything, model, meta, books, torch.device("cpu"))
+    assert bench.windows_to_fit(book, "train", 8) == []
+    meta["data"]["books"] = [identity(book)]
+    with pytest.raises(InputError, match="BTC_USD was trained on"):
+        tester.Bench(everything, model, meta, books, torch.device("cpu"))
 
 
 def test_fp8_is_equivalent_only_where_the_whole_interval_lies_within_one_percent():
