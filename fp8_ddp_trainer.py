@@ -183,7 +183,8 @@ def train(rank: int, world: int, port: int | None, config: dict) -> None:
     with join_team(rank, world, config["backend"], port) as team:
         folder = team.agree(find_run(config) if config["resume"] else new_run(config))
         session = Session(config, team, folder)
-        with RunLog(folder, config, rank == 0, session.saved, session.precision.name) as session.log:
+        facts = {"precision": session.precision.name, "pairs": [book.pair for book in session.data.books]}
+        with RunLog(folder, config, rank == 0, session.saved, facts) as session.log:
             session.log.print(session.describe())
             try:
                 session.train(stop)

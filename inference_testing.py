@@ -145,6 +145,10 @@ class Bench:
         self.fit_books = books if other is None else open_books(other, None, model.config.depth)
         self.fitted: dict[Any, Fitted | None] = {}
         for book in books:
+            if config["split"] == "all" and identity(book) in meta["data"].get("books", ()):
+                raise InputError(
+                    f"{book.pair} was trained on, and split = 'all' holds those windows too: set --split=test"
+                )
             if not len(self.ends(book, config["split"])):
                 raise InputError(f"{book.pair} has no window in the split {config['split']!r} of this checkpoint: "
                                  f"set --pairs, or --split=all for a recording that was not trained on")  # fmt: skip
@@ -166,11 +170,15 @@ class Bench:
         return ends[ends + after <= np.minimum(segment_end, last)]
 
     def windows_to_fit(self, book: Book, split: str, count: int, after: int = 0) -> Windows:
-        """Windows of the same pair where it has any in that split, else of all pairs; none of what is tested."""
+        """Windows of the same pair where it has any in that split, else of all pairs.
+
+        None is tested, but in the split 'validation' those that penalties are chosen on.
+        """
         if self.config["split"] == "all" and self.config["fit_data_dir"] is None:
             return []
-        sources = [b for b in self.fit_books if b.pair == book.pair and len(self.ends(b, "train", after))]
-        sources = sources or [b for b in self.fit_books if len(self.ends(b, "train", after))]
+        others = [b for b in self.fit_books if self.config["split"] != "all" or identity(b) != identity(book)]
+        sources = [b for b in others if b.pair == book.pair and len(self.ends(b, "train", after))]
+        sources = sources or [b for b in others if len(self.ends(b, "train", after))]
         found = [(b, self.ends(b, split, after)) for b in sources]
         found = [(b, ends) for b, ends in found if len(ends)]
         return [(b, spread(ends, -(-count // len(found)))) for b, ends in found]
@@ -205,6 +213,9 @@ class Bench:
             if not chosen:
                 text = ["(no validation windows: the best naive method was chosen on the tested windows themselves)"]
                 yield [], text, text * (mask == config["masks"][-1])
+        if config["split"] == "validation":
+            text = ["(split = 'validation': checkpoint, best naive method and penalties were chosen on these windows)"]
+            yield [], text, text
 
     def balanced(self, book: Book) -> np.ndarray:
         """Window ends of the balanced sample in the tested split; none where there is no sample."""

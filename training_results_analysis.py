@@ -54,6 +54,7 @@ COLUMNS = ["kind", *COUNTS, "seconds", "train_loss", "validation_loss", "learnin
 NAMES = {"model_name", "runs_dir", "resume", "data_dir", "azure_data_root", "model_path"}  # no hyperparameters
 LOSS_KEYS = ("data_dir", "pairs", "split_ratios", "temporal_dim", "depth_dim", "normalization", "mask_mode",
              "mask_perc", "loss")  # fmt: skip # runs that differ in one of these are scored on other values
+REPORTED = {"case", "metric", "value", "note"}  # of a row of report.json
 PRINTED = {"run": "run", "model_size": "model", "precision": "precision", "epochs": "epochs", "minutes": "minutes",
            "windows_per_second": "windows/s", "data_wait_share": "waiting", "train_loss": "train",
            "best_validation": "best val.", "best_epoch": "at epoch", "test": "test"}  # fmt: skip
@@ -66,6 +67,7 @@ class Run:
     name: str
     config: dict[str, Any]
     precision: str  # that it ran in, where env.json names it
+    pairs: list[str]  # that it was trained on, where env.json or config.json names them
     metrics: dict[str, pd.DataFrame]
     report: list[dict[str, Any]]
     changed: float  # when config.json was written, s since the epoch
@@ -81,14 +83,18 @@ class Run:
 
 
 def main(config: dict[str, Any]) -> None:
-    runs, damaged = [], []
-    for folder in tqdm(find_runs(config), unit="run", desc="reading", disable=None, leave=False):
+    runs, damaged, folders = [], [], find_runs(config)
+    names = [folder.name for folder in folders]
+    for folder in tqdm(folders, unit="run", desc="reading", disable=None, leave=False):
         try:
             runs.append(read_run(folder))
         except (OSError, ValueError, KeyError) as error:
             damaged.append(f"{folder} ({str(error).splitlines()[0]})")
+            continue
+        if names.count(folder.name) > 1:
+            runs[-1].name = str(folder)
     if config["pairs"] is not None:
-        runs = [r for r in runs if sorted(r.config.get("pairs") or ()) == sorted(config["pairs"])]
+        runs = [r for r in runs if sorted(r.pairs) == sorted(config["pairs"])]
     if damaged:
         print(f"left out, damaged: {'; '.join(damaged)}")
     if not runs:
@@ -146,9 +152,13 @@ def read_run(folder: Path) -> Run:
 
     A last line without its end is what a killed run leaves and is not read.
     """
-    config = json.loads((folder / "config.json").read_text())
-    env, report = (json.loads((folder / name).read_text()) if (folder / name).exists() else {}
-                   for name in ("env.json", "report.json"))  # fmt: skip
+    config = read_object(folder / "config.json")
+    env, report = (
+        read_object(folder / name) if (folder / name).exists() else {} for name in ("env.json", "report.json")
+    )
+    lacking = [row for row in report.get("rows", []) if not isinstance(row, dict) or not set(row) >= REPORTED]
+    if lacking:
+        raise ValueError(f"report.json has rows without {', '.join(sorted(REPORTED))}")
     raw = (folder / "metrics.csv").read_bytes()
     raw = raw[: raw.rfind(b"\n") + 1]
     if raw.split(b"\n", 1)[0].decode() != ",".join(COLUMNS):
@@ -159,8 +169,17 @@ def read_run(folder: Path) -> Run:
     if unknown or not len(rows):
         raise ValueError(f"unknown kinds {sorted(unknown)}" if unknown else "metrics.csv holds no rows")
     metrics = {kind: rows[rows["kind"] == kind].reset_index(drop=True) for kind in sorted(KINDS)}
-    return Run(folder.name, config, str(env.get("precision", config.get("precision"))), metrics, report.get("rows", []),
+    return Run(folder.name, config, str(env.get("precision", config.get("precision"))),
+               env.get("pairs") or config.get("pairs") or [], metrics, report.get("rows", []),
                (folder / "config.json").stat().st_mtime)  # fmt: skip
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object; ValueError where the file holds something else."""
+    found = json.loads(file.read_text())
+    if not isinstance(found, dict):
+        raise ValueError(f"{file.name} holds no JSON object")
+    return found
 
 
 def make_table(runs: Sequence[Run]) -> pd.DataFrame:

@@ -157,7 +157,7 @@ class Moments:
 
 
 PLAIN_FEATURES = 11  # the first of `features`: those of the ridge regression without the ladder
-FITTED = {"ridge": PLAIN_FEATURES, "ridge_ladder": 24}  # method -> how many features it takes
+FITTED = {"plain_ridge": PLAIN_FEATURES, "ridge_ladder": 24}  # method -> how many features it takes
 
 
 @dataclass

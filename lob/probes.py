@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lob.encoder import BookEncoder, build_inputs
 from lob.files import Book
-from lob.scoring import verdict
+from lob.scoring import interval, verdict
 from lob.windows import gather_windows
 
 HORIZON = 500  # states
@@ -178,10 +178,7 @@ def paired_interval(measure, ours: np.ndarray, theirs: np.ndarray, labels: np.nd
     for _ in range(RESAMPLES):
         some = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
         found.append(measure(ours[some], labels[some]) - measure(theirs[some], labels[some]))
-    if not np.isfinite(found).any():
-        return float("nan"), float("nan"), len(members)
-    low, high = np.nanquantile(found, [0.025, 0.975])
-    return float(low), float(high), len(members)
+    return *interval(found, measure(ours, labels) - measure(theirs, labels), len(members)), len(members)
 
 
 @dataclass

@@ -114,12 +114,13 @@ def describe_environment() -> dict[str, Any]:
 class RunLog:
     """Writes a run's logs; on other ranks than the first it does nothing."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], active: bool, saved: dict[str, Any], precision: str):
+    def __init__(self, folder: Path, config: dict[str, Any], active: bool, saved: dict[str, Any],
+                 facts: dict[str, Any]):  # fmt: skip
         """saved: the metadata of the checkpoint that the run goes on from; what was logged after it is dropped.
 
-        precision: what the config's came to on this machine.
+        facts: what the config's precision and pairs came to, by key.
         """
-        self.folder, self.config, self.active, self.saved, self.precision = folder, config, active, saved, precision
+        self.folder, self.config, self.active, self.saved, self.facts = folder, config, active, saved, facts
         self.header_printed = False
         done = Progress(**saved.get("progress", {}))
         self.clock, self.logged = time.perf_counter(), (done.windows_seen, done.step_seconds, 0.0)
@@ -130,7 +131,7 @@ class RunLog:
             return self
         from tensorboardX import SummaryWriter
 
-        environment = describe_environment() | {"precision": self.precision}
+        environment = describe_environment() | self.facts
         try:
             self.folder.mkdir(parents=True, exist_ok=self.config["resume"])
         except FileExistsError:

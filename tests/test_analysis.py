@@ -149,7 +149,8 @@ def test_a_run_that_training_made_no_better_is_pointed_out(tmp_path, capsys, no_
 def test_damaged_runs_are_named_in_one_line_and_the_others_analysed(tmp_path, capsys, no_pictures):
     runs = tmp_path / "runs"
     write_run(runs / "whole", [1.0, 0.5])
-    for name in ("no_config", "cut_config", "wrong_header", "text", "too_wide", "empty", "no_rows", "binary", "kind"):
+    for name in ("no_config", "cut_config", "wrong_header", "text", "too_wide", "empty", "no_rows", "binary", "kind",
+                 "list_env", "list_report", "odd_report"):  # fmt: skip
         write_run(runs / name, [1.0, 0.5])
     (runs / "no_config" / "config.json").unlink()
     (runs / "cut_config" / "config.json").write_text('{"epochs": 4, "max')
@@ -161,6 +162,9 @@ def test_damaged_runs_are_named_in_one_line_and_the_others_analysed(tmp_path, ca
     metrics["no_rows"].write_text(HEADER)
     metrics["binary"].write_bytes(bytes(range(256)) * 10)
     metrics["kind"].write_text(HEADER + "stop,0,10,80,0.0,1.0,,,,,\n")
+    (runs / "list_env" / "env.json").write_text("[]")
+    (runs / "list_report" / "report.json").write_text("[1]")
+    (runs / "odd_report" / "report.json").write_text('{"rows": [{"case": "BTC/patch/log_size"}]}')
     (runs / "notes").mkdir()  # no run at all: not worth a word
     printed, table = analyse(tmp_path, capsys)
     assert list(table["run"]) == ["whole"]
@@ -229,6 +233,19 @@ def test_more_runs_and_pairs_choose_runs(tmp_path, capsys, no_pictures):
     assert list(table["run"]) == ["btc", "eth", "all"]
     _, table = analyse(tmp_path, capsys, more_runs=[str(tmp_path / "elsewhere")], pairs=["ETH_USD"])
     assert list(table["run"]) == ["eth"]
+    (tmp_path / "runs" / "all" / "env.json").write_text(json.dumps({"pairs": ["BTC_USD"]}))  # pairs = None came to it
+    _, table = analyse(tmp_path, capsys, more_runs=[str(single)], pairs=["BTC_USD"])
+    assert list(table["run"]) == ["btc", "all"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys, no_pictures):
+    for folder, loss in (("runs", 0.5), ("old", 0.4)):
+        run = write_run(tmp_path / folder / "a", [1.0, loss])
+        row = {"case": "BTC/patch/log_size", "metric": "skill_untrained", "value": loss, "unit": "", "note": ""}
+        (run / "report.json").write_text(json.dumps({"rows": [row]}))
+    printed, table = analyse(tmp_path, capsys, more_runs=[str(tmp_path / "old")])
+    assert list(table["run"]) == [str(tmp_path / "old" / "a"), str(tmp_path / "runs" / "a")]
+    assert "+0.400" in printed and "+0.500" in printed
 
 
 def test_samples_made_after_a_run_are_pointed_out(tmp_path, capsys, no_pictures):

@@ -15,8 +15,9 @@ from benchmarks import prove
 from lob import latency, probes, scoring
 from lob.baselines import COLUMNS, FITTED, Moments, features, fill_untrained, fit_baselines, hide
 from lob.checkpoints import save_checkpoint
+from lob.config import InputError
 from lob.encoder import BookEncoder, encoder_config
-from lob.files import open_book
+from lob.files import identity, open_book
 from lob.masking import MASKS, make_mask, trained_on, window_keys
 from lob.windows import calendar_cuts, window_ends
 
@@ -60,10 +61,14 @@ def test_states_after_a_window_change_neither_embedding_nor_features(data_dir):
         later["sizes"][end:] *= 7
         later["timestamps"][end:] += 10**9
         changed, now = replace(book, **later), np.array([end])
-        for make in (lambda b, e: probes.embed(model, b, e, 4, torch.device("cpu")),
-                     lambda b, e: probes.inputs_for_pca(model, b, e, 4, torch.device("cpu")),
-                     lambda b, e: probes.hand_made(b, e, 256)):  # fmt: skip
-            np.testing.assert_array_equal(make(book, now), make(changed, now))
+        found, expected = (
+            probes.encode_windows({"ours": model}, b, now, 4, torch.device("cpu"))
+            | {"hand_made": probes.hand_made(b, now, 256)}
+            for b in (changed, book)
+        )
+        assert set(found) == {"ours", "pca", "hand_made"}
+        for name in found:
+            np.testing.assert_array_equal(found[name], expected[name])
     labels = [probes.label_windows(b, ends) for b in (book, changed)]
     assert not np.array_equal(labels[0]["volatility_50"], labels[1]["volatility_50"])
 
@@ -143,6 +148,43 @@ def test_best_naive_is_chosen_on_validation_not_on_the_test_windows():
     assert facts["ridge_error"] == 3 and facts["skill_ridge"] == pytest.approx(2 / 3)
 
 
+def test_every_naive_methods_error_is_reported_under_its_own_name():
+    names = [*scoring.UNTRAINED, *FITTED, scoring.OURS]
+    errors = {"log_size": {name: np.full(4, 1.0 + number) for number, name in enumerate(names)}}
+    facts = scoring.compare(errors, errors, np.arange(4), 0)["log_size"]
+    for number, name in enumerate(names[:-1]):
+        assert facts[f"{name}_error"] == 1.0 + number
+    assert facts["ridge_error"] == facts["ridge_ladder_error"]
+
+
+@pytest.mark.parametrize("count", [6, 7, 44])
+def test_intervals_hold_the_truth_in_95_percent_of_cases(count):
+    rng = np.random.default_rng(3)
+    block = np.repeat(np.arange(count), 16)
+    held = 0
+    for seed in range(400):
+        low, high, _ = scoring.bootstrap(rng.normal(size=count)[block] + rng.normal(size=len(block)), block, seed)
+        held += low < 0 < high
+    assert 0.92 < held / 400 < 0.98
+
+
+def test_one_block_of_time_decides_nothing():
+    low, high, blocks = scoring.bootstrap(np.array([-0.1, -0.3, -0.2]), np.zeros(3), 0)
+    assert blocks == 1 and np.isnan([low, high]).all() and scoring.verdict(low, high) == "undecided"
+    labels = np.array([0.0, 1.0, 0.0, 1.0])
+    found = probes.paired_interval(probes.area_under_curve, labels, 1 - labels, labels, np.zeros(4), 0)
+    assert found[2] == 1 and np.isnan(found[:2]).all()
+
+
+def test_prices_that_differ_by_rounding_alone_are_ties():
+    ladder = np.array([0.25, 0.5, 0.0, 0.125])
+    errors = {"offset": {"ladder": ladder, scoring.OURS: ladder + 7e-6}}
+    facts = scoring.compare(errors, errors, np.arange(4), 0)["offset"]
+    assert facts["verdict_untrained"] == "undecided" and facts["win_rate_untrained"] == 0.5
+    worse = {"offset": {"ladder": ladder, scoring.OURS: ladder + 1e-3}}
+    assert scoring.compare(worse, worse, np.arange(4), 0)["offset"]["verdict_untrained"] == "worse"
+
+
 def test_ridge_with_the_ladder_beats_both_of_its_parts():
     mask = make_mask(window_keys(0, 0, torch.arange(24)), 40, 24, 0.25, "patch")
     training, test = (hide(*moving_book(24, seed=seed), mask) for seed in (1, 2))
@@ -152,7 +194,7 @@ def test_ridge_with_the_ladder_beats_both_of_its_parts():
     errors = {}
     for name, columns in (filled | fitted.fill(test, filled, found)).items():
         errors[name] = float(((columns - test.values)[..., 1][test.mask[..., 1]] ** 2).mean())
-    assert errors["ridge_ladder"] < min(errors["ladder"], errors["ridge"], errors["linear_time"])
+    assert errors["ridge_ladder"] < min(errors["ladder"], errors["plain_ridge"], errors["linear_time"])
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +227,7 @@ def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, chec
     assert report["benchmark"] == "representation"
     cells = {(row["case"], row["metric"]): row["value"] for row in report["rows"]}
     assert np.isfinite(list(cells.values())).all()
+    assert all("penalties were chosen on these windows" in x for x in (done.stdout, (folder / "report.md").read_text()))
     for mask in ("entry", "tail"):
         for quantity in scoring.QUANTITIES:
             for suffix in ("", "/balanced"):
@@ -286,6 +329,12 @@ def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, che
         for _, ends in bench.windows_to_fit(book, split, 10**6, probes.HORIZON):
             assert len(ends) and ends.max() + probes.HORIZON <= first - 32  # window, horizon, embargo
     assert len(np.intersect1d(tested, window_ends(book.segment_starts, book.rows, 32))) == len(tested)
+    everything = {**tester.config, "data_dir": str(sampled), "split": "all", "fit_data_dir": str(sampled)}
+    bench = tester.Bench(everything, model, meta, books, torch.device("cpu"))
+    assert bench.windows_to_fit(book, "train", 8) == []
+    meta["data"]["books"] = [identity(book)]
+    with pytest.raises(InputError, match="BTC_USD was trained on"):
+        tester.Bench(everything, model, meta, books, torch.device("cpu"))
 
 
 def test_fp8_is_equivalent_only_where_the_whole_interval_lies_within_one_percent():

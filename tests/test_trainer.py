@@ -74,6 +74,7 @@ def test_a_run_learns_and_leaves_what_it_says(whole):
     assert json.loads((whole / "config.json").read_text())["max_lr"] == 3e-3
     env = json.loads((whole / "env.json").read_text())
     assert "torch" in env["versions"] and f"precision  {env['precision']} (" in printed  # what "auto" came to
+    assert env["pairs"] == ["BTC_USD"]  # and what None came to
     assert list(whole.glob("events.out.tfevents*"))
     model, meta = load_model(whole / "checkpoints" / "best.safetensors")
     assert model.config.depth == 16
