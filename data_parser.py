@@ -35,6 +35,7 @@ if __name__ == "__main__":
                 "max_gap_seconds": ">= 0 and <= 1e9", "max_clock_step_ms": ">= 0 and <= 1e12"},
     )  # fmt: skip
 
+import hashlib
 import itertools
 import json
 import os
@@ -146,7 +147,7 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
             "format_version": FORMAT_VERSION, "pair": pair, "feed": feed, "depth": config["depth"],
             "tick_size": parsed["tick_size"], "lot_size": parsed["lot_size"], "subsample": config["subsample"],
             "state_interval_ms": config["state_interval_ms"], "rows": parsed["rows"], "updates": parsed["updates"],
-            "sources": [{"name": file.relative_to(raw).as_posix(), "bytes": file.stat().st_size} for file in files],
+            "sources": [describe_source(file, raw) for file in files],
             "counters": counters | {"crossed_ms": parsed["crossed_ns"] // 10**6},
         }  # fmt: skip
         check_states(partial, parsed["rows"])
@@ -154,6 +155,13 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
         meta |= {"segments": len(lengths), "longest_segment": int(lengths.max())}
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
     return report(pair, meta, folder, time.perf_counter() - began)
+
+
+def describe_source(file: Path, raw: Path) -> dict:
+    """What meta.json says of a file; by its digest, statistics of another file of the same length are told."""
+    with open(file, "rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return {"name": file.relative_to(raw).as_posix(), "bytes": file.stat().st_size, "sha256": digest}
 
 
 def parse_files(config: dict, feed: str, files: list[Path], folder: Path, given: tuple | None = None) -> dict:

@@ -143,7 +143,7 @@ def read_device(folder: Path) -> str:
     there = json.loads((folder / "env.json").read_text())
     versions = ", ".join(f"{name} {there['versions'][name]}" for name in ("torch", "transformer-engine")
                          if name in there["versions"])  # fmt: skip
-    return f"{there.get('gpu') or 'CPU'} (training and scoring, with {versions})"
+    return f"{there.get('gpu') or 'CPU'} (training and scoring at commit {there['commit']}, with {versions})"
 
 
 def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Path:

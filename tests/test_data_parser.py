@@ -1,6 +1,7 @@
 """data_parser.py from the shell: what it writes, what it refuses, and what survives a kill."""
 
 import gzip
+import hashlib
 import json
 import os
 import resource
@@ -294,7 +295,9 @@ def test_meta_names_sources_and_counts(tmp_path):
     put(tmp_path, cut_of_sample(20_000))
     done = parse(tmp_path, "--state_interval_ms=1000")
     meta = json.loads((tmp_path / "book_states" / "A_B" / "meta.json").read_text())
-    assert meta["sources"] == [{"name": "20260502.csv", "bytes": len(cut_of_sample(20_000))}]
+    cut = cut_of_sample(20_000)
+    digest = hashlib.sha256(cut).hexdigest()
+    assert meta["sources"] == [{"name": "20260502.csv", "bytes": len(cut), "sha256": digest}]
     assert meta["updates"] == 20_000
     assert meta["counters"]["snapshots"] == 1
     assert f"{meta['counters']['messages']:,}" in done.stdout
