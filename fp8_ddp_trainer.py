@@ -226,7 +226,7 @@ class Session:
             load_weights(config["model_path"], self.model)
         self.optimizer = make_optimizer(config["optimizer"], self.model, config["lr"], config["weight_decay"])
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, factor=config["lr_decay_factor"], patience=config["lr_decay_patience"]
+            self.optimizer, factor=config["lr_decay_factor"], patience=config["lr_decay_patience"], threshold=0
         )
         self.finite = FiniteCheck(self.optimizer, team.device)
         self.best: tuple[dict[str, Tensor], dict[str, Any]] | None = None  # not yet written

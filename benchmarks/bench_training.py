@@ -68,6 +68,8 @@ def main(config: dict) -> None:
     for name in config["cases"] or ():
         if name not in CASES:
             raise InputError(f"cases: {name!r} is none of {', '.join(CASES)}")
+    if "quick" in cases and (config["write"] or config["cases"] is not None):
+        raise InputError("there is nothing to keep or choose of the quick case: leave out --write and --cases")
     chosen = [name for name in cases if config["cases"] is None or name in config["cases"]]
     rows, rates = measure_limits() if gpus else [], {}
     for name in chosen:

@@ -37,6 +37,10 @@ def test_training_speed_is_measured_in_the_trainers_own_steps(data):
     found = bench("bench_training", data, "--quick=True", "--seconds=0.1")
     assert found["quick", "windows_per_second"] > 0 and found["quick", "model_tflops"] > 0
     assert 0 <= found["quick", "data_wait_share"] < 1
+    for word in ("--write=True", "--cases=['wide_fp8']"):  # a machine without a GPU must not replace the results
+        done = subprocess.run([sys.executable, "-m", "benchmarks.bench_training", word], cwd=ROOT, capture_output=True,
+                              text=True, check=False)  # fmt: skip
+        assert done.returncode == 2 and "leave out --write and --cases" in done.stderr
 
 
 def test_whole_runs_are_compared_and_not_run_twice(data, tmp_path):
