@@ -1,6 +1,7 @@
 """What needs an NVIDIA GPU with Transformer Engine: the two encoders agree, FP8 trains, and its state comes back."""
 
 import csv
+import re
 import subprocess
 import sys
 import time
@@ -150,6 +151,11 @@ def test_fp8_training_learns_and_resumes_after_a_kill(tmp_path):
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     np.testing.assert_allclose(losses(tmp_path / "runs" / "killed"), expected, rtol=2e-2)
+    again = trainer(tmp_path, "--model_name=whole", "--resume=True", *task)  # is scored before any training pass
+    scored, errors = again.communicate()
+    assert again.returncode == 0, errors
+    first, second = (float(re.search(r"test loss +([\d.]+)", text)[1]) for text in (printed, scored))
+    assert second == pytest.approx(first, rel=2e-3)
 
 
 @pytest.mark.parametrize("precision", ["fp8", "bf16"])
