@@ -4,6 +4,7 @@ On a GPU the whole micro-step is one CUDA graph: forty narrow layers are some th
 by one takes several times as long as running them.
 """
 
+import contextlib
 import itertools
 import math
 import time
@@ -198,33 +199,42 @@ class Passes:
         load_fp8_state(self.plain.model, self.fp8_state)
         self.fp8_state = {}
 
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave the time that training waited for data as it was."""
+        waited = self.store.wait_seconds
+        yield
+        self.store.wait_seconds = waited
+
+    @contextlib.contextmanager
+    def judging(self) -> Iterator[None]:
+        """Run the model without dropout, and uncompiled: a last batch of odd size is not worth a compilation."""
+        self.plain.model.eval()
+        with self.uncounted(), torch.compiler.set_stance("force_eager"):
+            yield
+        self.plain.model.train()
+
     @torch.inference_mode()
     def evaluate(self, batches: Sequence[Batch]) -> Tensor:
         """Sums over the hidden values of all windows, float64 (3,): loss, loss of interpolation in time, and count."""
         if self.fp8_state and batches:  # resumed, and no training pass yet: without gradients scales would stay at 1
             self.reconstruct(batches[0])
             load_fp8_state(self.plain.model, self.fp8_state)
-        self.plain.model.eval()
-        waited = self.store.wait_seconds
         sums = torch.zeros(3, dtype=torch.float64, device=self.store.device)
-        for windows in self.load(batches):
-            with torch.compiler.set_stance("force_eager"):  # a last batch of odd size is not worth a compilation
+        with self.judging():
+            for windows in self.load(batches):
                 prediction, values, mask = self.plain.predict(*windows)
-            loss, count = masked_loss(prediction, values, mask, self.plain.task.loss)
-            linear, _ = masked_loss(interpolate_time(values, ~mask), values, mask, self.plain.task.loss)
-            sums += torch.stack([loss.double(), linear.double(), count.double()])
-        self.plain.model.train()
-        self.store.wait_seconds = waited
+                loss, count = masked_loss(prediction, values, mask, self.plain.task.loss)
+                linear, _ = masked_loss(interpolate_time(values, ~mask), values, mask, self.plain.task.loss)
+                sums += torch.stack([loss.double(), linear.double(), count.double()])
         return sums
 
     @torch.inference_mode()
     def reconstruct(self, batch: Batch) -> list[Tensor]:
         """Values, mask and prediction, each (T, L, F) on the CPU, of a batch's first window."""
-        self.plain.model.eval()
-        (windows,) = self.load([batch])
-        with torch.compiler.set_stance("force_eager"):
+        with self.judging():
+            (windows,) = self.load([batch])
             prediction, values, mask = self.plain.predict(*windows)
-        self.plain.model.train()
         return [values[0].cpu(), mask[0].cpu(), prediction[0].float().cpu()]
 
     def measure_rate(self, batch: Batch) -> float:
@@ -233,8 +243,9 @@ class Passes:
         def time_pass(windows: int) -> float:
             began = time.perf_counter()
             part = Batch(batch.pair_index[:windows], batch.end_rows[:windows], batch.keys[:windows])
-            for loaded in self.load([part]):
-                self.step(*loaded, self.nominal)
+            with self.uncounted():
+                for loaded in self.load([part]):
+                    self.step(*loaded, self.nominal)
             return time.perf_counter() - began
 
         time_pass(1)  # loads and allocates what those that count find there
