@@ -162,7 +162,13 @@ def accuracy_tables() -> list[str]:
             interval(case, "over_random"),
         ]
         lines.append(format_row([*case.split("/probe/"), *found, *show(case, "blocks")]))
-    notes = dict.fromkeys(f"{row['case'].split('/')[0]}: {row['note']}.  " for row in result["rows"])
+    notes = dict.fromkeys(
+        f"{row['case'].split('/')[0]}: {row['note']}.  " for row in result["rows"] if "/" in row["case"]
+    )
+    paired = [row for row in result["rows"] if row["case"] == "FP8 over bf16"]
+    if paired:
+        difference, half = (row["value"] for row in paired)
+        lines += ["", f"FP8 over bf16: **{difference:+.2%}** of the loss, +-{half:.2%} ({paired[0]['note']})."]
     return [*lines, "", *notes, describe_conditions(result)]
 
 
