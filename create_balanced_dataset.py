@@ -255,7 +255,7 @@ def draw_pair(pair: Pair, wanted: np.ndarray, config: dict) -> tuple[np.ndarray,
         outliers = int(np.count_nonzero(stratum < 0))
         facts["splits"][SPLITS[index]] = {
             "windows": len(sample), "available": len(ends) - outliers, "outliers": outliers,
-            "strata": len(np.unique(sample["stratum"])), "exhausted_strata": exhausted,
+            "strata": len(np.unique(stratum[stratum >= 0])), "exhausted_strata": exhausted,
             "mean_overlap": overlap, "distinct_windows": distinct,
         }  # fmt: skip
         places.append(pair.splits[index].start + picked)

@@ -78,6 +78,13 @@ def test_samples_are_pure_apart_and_of_the_size_asked_for(folder, strata, min_st
         assert total == windows
 
 
+def test_strata_that_gave_all_they_had_are_among_those_counted(folder):
+    sample, meta = draw(folder, windows=None, min_stride=64)["AAA"]
+    split = meta["splits"]["train"]
+    drawn = len(np.unique(sample["stratum"][: split["windows"]]))
+    assert drawn <= split["exhausted_strata"] <= split["strata"]
+
+
 def test_strata_are_those_of_a_plain_calculation(folder):
     """Limits from the training windows; equal-width cells of volatility, spread and direction between them."""
     sample, meta = draw(folder)["AAA"]
