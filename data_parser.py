@@ -69,7 +69,7 @@ ROWS_TO_INFER_TICK = 1_000_000
 
 def main(config: dict) -> int:
     check_config(config)
-    pairs = find_pairs(config["data_dir"], "raw", config["pairs"], "training_data/make_sample.py")
+    pairs = find_pairs(config["data_dir"], "raw", config["pairs"], "")
     files = sum(len(list_files(Path(config["data_dir"]) / "raw" / pair)) for pair in pairs)
     workers = min(config["workers"] or os.cpu_count() or 1, files)
     if config["scheduler"] is None and not is_compiled():
@@ -139,8 +139,9 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
         counters = parsed["counters"]
         if parsed["rows"] == 0:
             raise InputError(f"{raw} holds no complete state of depth {config['depth']} in {parsed['updates']:,} rows "
-                             f"({counters['thin_states']:,} thin, {counters['crossed_states']:,} crossed): lower "
-                             "--depth or look at the files")  # fmt: skip
+                             f"({counters['thin_states']:,} states with fewer than {config['depth'] // 2} levels "
+                             f"on a side, {counters['crossed_states']:,} crossed): "
+                             "lower --depth or mend the files")  # fmt: skip
         if not parsed["any_trade"]:
             (partial / "traded.npy").unlink()
         meta = {

@@ -162,7 +162,7 @@ class Bench:
             ends = ends[split_of_windows(ends, self.states, rows) == SPLITS.index(split)]
             last = np.full(len(ends), rows[SPLITS.index(split), 1])
         if self.config["dates"] is not None and split == self.config["split"]:
-            begin, end = parse_dates(self.config["dates"])
+            begin, end = parse_dates(self.config["dates"], "dates")
             inside = (book.timestamps[ends - self.states] >= begin) & (book.timestamps[ends - 1] < end)
             ends, last = ends[inside], last[inside]
         segments = segment_ranges(book.segment_starts, book.rows)

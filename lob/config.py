@@ -49,7 +49,10 @@ def load_config(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
-        print(describe(script))
+        try:
+            print(describe(script), flush=True)
+        except BrokenPipeError:  # --help | head
+            os._exit(1)
         sys.exit(0)
     config = dict(defaults)
     try:
@@ -93,7 +96,12 @@ def check_value(key: str, value: Any, default: Any, optional: type | tuple[type,
     if (isinstance(value, kinds) and type(value) is not bool) or (float in kinds and type(value) is int):
         return
     wanted = " or ".join(kind.__name__ for kind in kinds) + (" or None" if default is None else "")
-    raise InputError(f"{key} = {value!r} is of type {type(value).__name__}, not {wanted}")
+    example = ""
+    if bool in kinds:
+        example = f": write --{key}=True or --{key}=False"
+    elif list in kinds and isinstance(value, str):
+        example = f': write --{key}="{[value]}"'
+    raise InputError(f"{key} = {value!r} is of type {type(value).__name__}, not {wanted}{example}")
 
 
 def is_within(value: float, bounds: str) -> bool:
@@ -158,14 +166,21 @@ def do_each(work: Callable[[str], None], pairs: Sequence[str], over: Callable = 
         except (InputError, CheckFailed, OSError) as error:
             failed.append(error)
             if len(pairs) > 1:
-                print(f"{Path(sys.argv[0]).name}: {pair}: {error}", file=sys.stderr, flush=True)
+                print(f"{Path(sys.argv[0]).name}: {pair}: {reason(error)}", file=sys.stderr, flush=True)
 
     list(over(attempt, pairs))
     if failed:
         kind = InputError if all(isinstance(error, InputError) for error in failed) else CheckFailed
         if len(pairs) == 1:
-            raise kind(f"{pairs[0]}: {failed[0]}")
+            raise kind(f"{pairs[0]}: {reason(failed[0])}")
         raise kind(f"{len(failed)} of {len(pairs)} pairs failed, the lines above say why")
+
+
+def reason(error: Exception) -> str:
+    """Return an error's text; of a failed system call what failed and the file, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
 
 
 def fail(script: str | Path, error: BaseException, status: int = 2) -> NoReturn:
@@ -187,8 +202,7 @@ def run(main: Callable[[dict[str, Any]], int | None], config: dict[str, Any]) ->
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
-        where = f": {error.filename}" if error.filename else ""
-        fail(sys.argv[0], RuntimeError(f"{error.strerror}{where}"), 1)
+        fail(sys.argv[0], RuntimeError(reason(error)), 1)
     except KeyboardInterrupt:
         fail(sys.argv[0], RuntimeError("interrupted; unfinished output was not put in place"), 130)
     sys.exit(status or 0)

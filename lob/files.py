@@ -89,15 +89,16 @@ def open_book(path: str | Path) -> Book:
 def find_pairs(data_dir: str | Path, stage: str, pairs: Sequence[str] | None, made_by: str) -> list[str]:
     """Return the pairs under `data_dir/stage`, sorted: all (None) or the named ones.
 
-    InputError where there are none, or one is missing; `made_by` is the script to run first.
+    InputError where there are none, or one is missing; `made_by` is the script to run first, '' where it is recordings.
     """
     folder = Path(data_dir) / stage
+    remedy = f"run {made_by} first" if made_by else f"put recordings into {folder}/<PAIR>/"
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}: run {made_by} first, or set --data_dir")
+        raise InputError(f"there is no folder {folder}: {remedy}, or set --data_dir")
     found = sorted({p.stem if p.suffix == ".npy" else p.name for p in folder.iterdir()
                     if not p.name.startswith(".") and (p.is_dir() or p.suffix == ".npy")})  # fmt: skip
     if not found:
-        raise InputError(f"{folder} is empty: run {made_by} first, or set --data_dir")
+        raise InputError(f"{folder} is empty: {remedy}, or set --data_dir")
     if pairs is not None and not pairs:
         raise InputError(f"pairs = {pairs!r} names none; there are {', '.join(found)} (None: all)")
     for pair in pairs or ():

@@ -80,7 +80,8 @@ def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
         for number, line in enumerate(itertools.islice(lines, first_row - 1, None), first_row):
             cells = line.rstrip("\n").replace('"', "").split(delimiter)
             if len(cells) != len(names):
-                return f"row {number} has {len(cells)} columns, the header {len(names)}: {line.strip()[:100]!r}"
+                found = f"{len(cells)} columns, the header {len(names)}: {line.strip()[:80]!r}"
+                return f"row {number} has {found}: mend or drop the row"
             if bad and cells[int(bad[1])] == bad[3]:
                 name, kind = names[int(bad[1])], KINDS.get(bad[2], "time")
                 return f"row {number}: {name} {bad[3]!r} is not a {kind}: mend or drop the row"

@@ -61,18 +61,18 @@ def calendar_cuts(
     return np.array(cuts, dtype=np.int64)
 
 
-def parse_dates(dates: Sequence[float | str]) -> np.ndarray:
-    """Return int64 (2,): two ascending ISO dates (UTC where they name no offset) in ns since the epoch."""
+def parse_dates(dates: Sequence[float | str], key: str = "split_ratios") -> np.ndarray:
+    """Return int64 (2,): a key's two ascending ISO dates (UTC where they name no offset) in ns since the epoch."""
     try:
         moments = [datetime.fromisoformat(str(date)) for date in dates]
     except ValueError as error:
-        raise InputError(f"split_ratios = {dates!r}: {error}, such as '2026-05-02T12:30'") from None
+        raise InputError(f"{key} = {dates!r}: {error}: write a date such as '2026-05-02T12:30'") from None
     seconds = [(m if m.tzinfo else m.replace(tzinfo=UTC)).timestamp() for m in moments]
     if seconds[0] > seconds[1]:
-        raise InputError(f"split_ratios = {dates!r}: validation begins after test; give the earlier date first")
+        raise InputError(f"{key} = {dates!r}: the first date is later than the second: give the earlier one first")
     nanoseconds = [round(s * 1e6) * 1000 for s in seconds]
     if max(map(abs, nanoseconds)) >= 2**63:
-        raise InputError(f"split_ratios = {dates!r}: dates must lie between the years 1678 and 2262")
+        raise InputError(f"{key} = {dates!r}: dates must lie between the years 1678 and 2262")
     return np.array(nanoseconds, dtype=np.int64)
 
 

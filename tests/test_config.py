@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lob.config import InputError, describe, load_config, run
+from lob.config import CheckFailed, InputError, describe, do_each, load_config, run
 
 SCRIPT = '''"""Does nothing.
 
@@ -70,8 +70,8 @@ def test_overrides_are_literals_of_the_defaults_type(script):
         ("--depth=True", ["depth = True", "bool", "not int"]),
         ("--lr=fast", ["lr = 'fast'", "not float"]),
         ("--lr=True", ["lr = True", "not float"]),
-        ("--use_scheduler=1", ["use_scheduler = 1", "not bool"]),
-        ("--pairs=BTC_USD", ["pairs = 'BTC_USD'", "not list or None"]),
+        ("--use_scheduler=1", ["use_scheduler = 1", "not bool: write --use_scheduler=True or --use_scheduler=False"]),
+        ("--pairs=BTC_USD", ["pairs = 'BTC_USD'", "not list or None: write --pairs=\"['BTC_USD']\""]),
         ("--tick_size=True", ["tick_size = True", "not int or float or None"]),
         ("--limit=True", ["limit = True", "not float or None"]),
         ("--limit=much", ["limit = 'much'", "not float or None"]),
@@ -155,6 +155,17 @@ def test_run_turns_errors_into_one_line_and_a_status(capsys, error, status, line
     assert stopped.value.code == status and err.count("\n") == 1 and line in err
 
 
+@pytest.mark.parametrize("pairs", [["A"], ["A", "B"]])
+def test_a_pair_that_cannot_be_written_is_told_as_a_full_disk_is(capsys, pairs):
+    def work(pair: str) -> None:
+        raise OSError(30, "Read-only file system", f"/data/{pair}.npy")
+
+    with pytest.raises(CheckFailed) as failed:
+        do_each(work, pairs)
+    told = capsys.readouterr().err + str(failed.value)
+    assert "A: Read-only file system: /data/A.npy" in told and "Errno" not in told
+
+
 def test_run_lets_our_own_mistakes_through_and_keeps_mains_status():
     with pytest.raises(ZeroDivisionError):
         run(raised(ZeroDivisionError()), {})
@@ -164,8 +175,13 @@ def test_run_lets_our_own_mistakes_through_and_keeps_mains_status():
         assert stopped.value.code == status
 
 
-def test_a_closed_pipe_leaves_no_traceback():
-    code = "from lob.config import run\ndef main(config):\n    while True: print('x' * 5000)\nrun(main, {})"
+ENDLESS = "from lob.config import run\ndef main(config):\n    while True: print('x' * 5000)\nrun(main, {})"
+HELP = ("from lob import config\nconfig.describe = lambda script: 'x' * 10**6\n"
+        "config.load_config({}, '', argv=['--help'])")  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [ENDLESS, HELP])
+def test_a_closed_pipe_leaves_no_traceback(code):
     reader = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert reader.stdout is not None and reader.stderr is not None
     reader.stdout.read(10)
