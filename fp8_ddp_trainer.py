@@ -103,6 +103,7 @@ from tqdm import tqdm
 from lob.checkpoints import load_checkpoint, load_training_state, load_weights, save_checkpoint, training_state
 from lob.dataset import Dataset, open_dataset
 from lob.encoder import count_parameters, encoder_config, flops_per_window
+from lob.files import check_writable
 from lob.masking import make_mask
 from lob.optimisation import make_optimizer, one_cycle, scale_gradients
 from lob.precision import WHOLE_STATES, check_dimensions, choose_precision
@@ -143,10 +144,7 @@ def check_config(config: dict) -> dict:
         if not root.is_dir():
             raise InputError(f"azure_data_root = {root} is no folder: mount the data disk or set another one")
         config = config | {"data_dir": str(root / config["data_dir"]), "runs_dir": str(root / config["runs_dir"])}
-    runs = Path(config["runs_dir"]).absolute()
-    there = next(folder for folder in (runs, *runs.parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"runs_dir = {config['runs_dir']} can't be written: {there} is not a writable folder")
+    check_writable(config["runs_dir"], "runs_dir")
     return config
 
 

@@ -61,7 +61,7 @@ from lob import probes, scoring
 from lob.baselines import Fitted, fit_baselines
 from lob.checkpoints import describe_step, find_checkpoint, load_model
 from lob.encoder import BookEncoder
-from lob.files import Book, identity, new_file, open_books, open_table
+from lob.files import Book, check_writable, identity, new_file, open_books, open_table
 from lob.latency import BATCHES, benchmark, time_encoder
 from lob.masking import MASKS, trained_on
 from lob.policy import WindowEncoder
@@ -81,6 +81,7 @@ def main(config: dict) -> int:
     check_config(config)
     device = pick_device(config["device"])
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
+    check_writable(run_folder(checkpoint), "the checkpoint's run")
     model, meta = load_model(checkpoint, device)
     books = open_books(config["data_dir"], config["pairs"], model.config.depth)
     print(f"{checkpoint} ({describe_step(meta)})")

@@ -19,7 +19,7 @@ on real windows by more than the tolerance is deleted, with exit status 1.
 
 config = {
     "data_dir": "training_data",  # folder whose book_states/ give the windows for the check
-    "pairs": None,  # list of pairs whose embeddings are written; None: all under book_states/
+    "pairs": None,  # list of pairs, for the check and for embeddings; None: all under book_states/
     "runs_dir": "runs",  # folder of all runs
     "model_path": None,  # checkpoint; None: the best one of the newest run
     "exports_dir": "exports",  # folder of the exported files
@@ -74,6 +74,7 @@ from lob.encoder import BookEncoder, EncoderConfig, count_parameters
 from lob.files import (
     FORMAT_VERSION,
     Book,
+    check_writable,
     find_pairs,
     format_bytes,
     identity,
@@ -132,6 +133,9 @@ def main(config: dict) -> int:
     folder = Path(config["exports_dir"]) / path.resolve().parent.parent.name
     inputs = check_inputs(config, encoder.config) if config["formats"] else {}
     books = open_books(config["data_dir"], config["pairs"], encoder.config.depth) if config["embeddings"] else []
+    for written, key in ((inputs, "exports_dir"), (books, "data_dir")):
+        if written:
+            check_writable(config[key], key)
     print(f"{path} ({describe_step(meta)}){f' -> {folder}' if inputs else ''}")
     if inputs:
         print(f"{'file':<28}{'bytes':>12}{'difference':>12}{'batch 1':>12}")
@@ -205,7 +209,7 @@ def make_part(part: str, encoder: BookEncoder, config: dict, precision: str = "f
 def check_inputs(config: dict, encoder: EncoderConfig) -> dict[str, tuple[Tensor, ...]]:
     """The inputs of each part: windows spread over the first pair whose depth fits, a mask, a state."""
     folder = Path(config["data_dir"])
-    names = find_pairs(folder, "book_states", None, "data_parser.py")
+    names = find_pairs(folder, "book_states", config["pairs"], "data_parser.py")
     count, states = config["check_windows"], encoder.temporal_dim
     for name in names:
         book = open_book(folder / "book_states" / name)

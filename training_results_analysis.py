@@ -44,7 +44,7 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 from tqdm import tqdm
 
-from lob.files import new_file
+from lob.files import check_writable, new_file
 from lob.plots import PALETTE, save, scale_axis  # and its style and backend
 
 KINDS = {"step", "validation", "epoch", "test"}
@@ -83,6 +83,8 @@ class Run:
 
 
 def main(config: dict[str, Any]) -> None:
+    output = Path(config["output_dir"] or Path(config["runs_dir"]) / "analysis")
+    check_writable(output, "output_dir")
     runs, damaged, folders = [], [], find_runs(config)
     names = [folder.name for folder in folders]
     for folder in tqdm(folders, unit="run", desc="reading", disable=None, leave=False):
@@ -111,7 +113,6 @@ def main(config: dict[str, Any]) -> None:
     for r in runs:
         for warning in find_warnings(r, config):
             print(f"warning: {r.name}: {warning}")
-    output = Path(config["output_dir"] or Path(config["runs_dir"]) / "analysis")
     files = [output / "runs.csv"]
     with new_file(files[0]) as handle:
         table.to_csv(handle, index=False)

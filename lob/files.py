@@ -107,6 +107,14 @@ def find_pairs(data_dir: str | Path, stage: str, pairs: Sequence[str] | None, ma
     return list(dict.fromkeys(pairs)) if pairs is not None else found
 
 
+def check_writable(folder: str | Path, key: str) -> None:
+    """Raise InputError where a folder, or the nearest one above it that exists, can't be written to."""
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{key} = {folder} can't be written: {there} is not a writable folder")
+
+
 def open_books(data_dir: str | Path, pairs: Sequence[str] | None, depth: int) -> list[Book]:
     """Open the books of these pairs (None: of all); InputError where one has not the `depth` of a checkpoint."""
     folder = Path(data_dir) / "book_states"

@@ -276,6 +276,7 @@ def test_every_loss_key_is_one_of_the_trainer():
         (["--runs_dir={}"], "no run "),
         (["--smoothing=0"], "smoothing = 0 must be >= 1"),
         (["--sort_bye=x"], "did you mean 'sort_by'"),
+        (["--runs_dir={}", "--output_dir=README.md/x"], "output_dir = "),
         (["--plateau_gain=2"], "plateau_gain = 2"),
     ],
 )

@@ -270,6 +270,8 @@ def test_users_mistakes_get_one_line(sampled, tmp_path, capsys):
         ({"pooling": "all", "parts": ["encoder"]}, "contain their future"),
         ({"policy_widths": [64, 0]}, "must be a list of widths"),
         ({"formats": []}, "nothing to do"),
+        ({"pairs": ["BTC_USDT"]}, "did you mean 'BTC_USD'"),
+        ({"exports_dir": f"{tmp_path}/hostile.pt/x"}, "exports_dir = "),
     ]
     if not torch.cuda.is_available():
         cases.append(({"devices": ["cpu", "cuda"]}, "torch finds no CUDA device"))

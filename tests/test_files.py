@@ -12,6 +12,7 @@ import lob.files
 from lob.config import InputError
 from lob.files import (
     ArrayWriter,
+    check_writable,
     find_pairs,
     identity,
     new_file,
@@ -101,6 +102,13 @@ def test_pairs_are_found_named_and_refused(tmp_path):
         find_pairs(tmp_path, "book_states", ["BTC_USDT"], "")
     with pytest.raises(InputError, match="pairs"):
         find_pairs(tmp_path, "book_states", [], "")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    check_writable(tmp_path / "new" / "deeper", "runs_dir")
+    monkeypatch.setattr(lob.files.os, "access", lambda *_: False)
+    with pytest.raises(InputError, match=f"runs_dir = .*new/deeper can't be written: {tmp_path} is not a writable"):
+        check_writable(tmp_path / "new" / "deeper", "runs_dir")
 
 
 def test_identity_changes_with_the_book(tmp_path):

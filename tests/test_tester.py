@@ -11,6 +11,8 @@ import torch
 from conftest import ROOT, refusal, write_book
 from test_ladder import moving_book
 
+import inference_testing
+import lob.files
 from benchmarks import prove
 from lob import latency, probes, scoring
 from lob.baselines import COLUMNS, FITTED, Moments, features, fill_untrained, fit_baselines, hide
@@ -313,6 +315,20 @@ def test_the_encoder_is_timed_as_it_can_be_run(monkeypatch):
 )  # fmt: skip
 def test_numbers_out_of_bounds_are_refused(word, message):
     assert message in refusal("inference_testing.py", word)
+
+
+def test_dates_are_refused_by_their_own_key(sampled, checkpoint):
+    done = run_tester(f"--data_dir={sampled}", f"--model_path={checkpoint}", "--dates=['2026-05-01', 'May']")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "dates = ['2026-05-01', 'May']" in done.stderr and "split_ratios" not in done.stderr
+
+
+def test_a_run_that_takes_no_report_is_refused_before_it_is_scored(sampled, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(lob.files.os, "access", lambda *_: False)
+    config = {**inference_testing.config, "data_dir": str(sampled), "model_path": str(checkpoint)}
+    with pytest.raises(InputError, match="can't be written"):
+        inference_testing.main(config)
+    assert capsys.readouterr().out == ""
 
 
 def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, checkpoint):
