@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.dates as mdates
@@ -107,7 +108,7 @@ def show_depth(axis: plt.Axes, price_ticks: np.ndarray, sizes: np.ndarray, tick:
     unseen = (level < cell[:, 0]) | (level > cell[:, -1]) | ~seen
     image = np.ma.array(np.where(image > 0, np.maximum(image, faint), faint / 10), mask=unseen)
     mesh = axis.imshow(
-        image, aspect="auto", origin="lower", extent=(begin, end, low * tick, (low + bins * step) * tick),
+        image, aspect="auto", origin="lower", extent=(begin, end, (low - 0.5) * tick, (low - 0.5 + bins * step) * tick),
         norm=LogNorm(faint, max(strong, faint * 1.01)), interpolation="nearest",
         cmap=plt.get_cmap("magma").with_extremes(under=EMPTY, bad=UNSEEN),
     )  # fmt: skip
@@ -115,6 +116,14 @@ def show_depth(axis: plt.Axes, price_ticks: np.ndarray, sizes: np.ndarray, tick:
     axis.grid(False)
     axis.ticklabel_format(axis="y", useOffset=False, style="plain")
     return mesh
+
+
+def add_size_bar(mesh: AxesImage, axes: plt.Axes | np.ndarray, label: str, **options: Any) -> None:
+    """Put the colour bar of a depth map beside `axes`, with plain numbers."""
+    faint, strong = mesh.get_clim()
+    ticks = LogLocator(subs=(1, 2, 5) if strong < 300 * faint else (1,))
+    bar = mesh.figure.colorbar(mesh, ax=axes, label=label, pad=0.01, ticks=ticks, format="{x:g}", **options)
+    bar.minorticks_off()
 
 
 def draw_book(book: Book) -> plt.Figure:
@@ -142,7 +151,7 @@ def draw_book(book: Book) -> plt.Figure:
     prices[gap] = np.nan
     mesh = show_depth(axes[2], prices, sizes, tick, *grid[[0, -1]] / DAY_NS)
     axes[2].set(ylabel="price", title="resting size by price (blue line: mid; grey: outside of the recorded levels)")
-    figure.colorbar(mesh, ax=axes[2], label="resting size", pad=0.01)
+    add_size_bar(mesh, axes[2], "resting size")
     set_time_axis(axes[2])
     return figure
 
@@ -271,7 +280,7 @@ def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
         axis.set_title(f"{title}: {LABELS[name]} {rows[name][pick]:.3g}\n{start[:10]} {start[11:]} UTC, "
                        f"{rows['duration_s'][pick]:.3g} s", fontsize=9)  # fmt: skip
         axis.set(xlabel="book state", ylabel="price")
-        figure.colorbar(mesh, ax=axis, label="resting size", pad=0.01)
+        add_size_bar(mesh, axis, "resting size")
     note = "blue line: mid; grey: outside of the recorded levels"
     figure.suptitle(f"{book.pair}: the most extreme windows ({note})", fontsize=11)
     return figure
@@ -310,7 +319,7 @@ def draw_fills(fills: dict[str, tuple[np.ndarray, np.ndarray]], hidden: np.ndarr
         axis.set(title=name, xlabel=f"book state\n{errors.get(name, '')}")
         if name not in fills:
             cover(axis, mesh, prices * tick, hidden)
-    figure.colorbar(mesh, ax=axes, label="resting size (black: no order)", extend="min", pad=0.01, aspect=40)
+    add_size_bar(mesh, axes, "resting size (black: no order)", extend="min", aspect=40)
     for axis in axes[:, 0]:
         axis.set_ylabel("price")
     figure.suptitle(title, fontsize=11)
@@ -321,7 +330,7 @@ def cover(axis: plt.Axes, mesh: AxesImage, prices: np.ndarray, hidden: np.ndarra
     """Paint those cells of a depth map grey whose nearest level, of `prices` (T, L), is `hidden`, bool (T, L)."""
     low, high = mesh.get_extent()[2:]
     rows, states = mesh.get_size()
-    at = low + (np.arange(rows) + 0.4) * (high - low) / rows  # a row is of the price at its lower edge
+    at = low + (np.arange(rows) + 0.5) * (high - low) / rows
     nearest = np.abs(at[:, None, None] - prices).argmin(axis=2)
     image = np.ma.masked_equal(hidden[np.arange(states), nearest], False)
     axis.imshow(image, aspect="auto", origin="lower", extent=mesh.get_extent(), cmap=ListedColormap([GREY]),
@@ -340,6 +349,6 @@ def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarr
             xlabel="level, from the lowest bid to the highest ask", ylabel=f"{mask} hidden:\nsquared error of log size"
         )
         row[1].set(xlabel="book states to the nearest one that shows the level", ylim=(0, None))
-    axes[0, 0].legend(fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(title, fontsize=11)
     return figure
