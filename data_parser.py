@@ -123,7 +123,7 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
     raw = Path(config["data_dir"]) / "raw" / pair
     files = list_files(raw)
     if not files:
-        raise InputError(f"{raw} holds no files: put the pair's recorded updates there")
+        raise InputError(f"{raw} holds no files (.md and .txt aside): put the pair's recorded updates there")
     feed = config["feed"] or find_feed(files[0])
     for file in files[1:]:
         if config["feed"] is None and (other := find_feed(file)) != feed:

@@ -141,7 +141,7 @@ def test_an_opening_snapshot_of_the_day_before_is_stamped_so(tmp_path):
         (HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace("2026-05-02T00:00:01.0", ""),
          "row 7: time_exchange '' is not a time"),
         (HEADER + OPENING + row("77.0", "ADD", 1, "99", "1", 7),
-         "row 7: time_exchange '2026-05-02T00:00:77.0' is not a time: mend or drop the row"),
+         "row 7: time_exchange '2026-05-02T00:00:77.0' is not a time such as 2026-05-02T12:30:00.5: mend"),
         (HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace(";7\n", ";x7\n"),
          "row 7: order_id 'x7' is not a whole number"),
         ((HEADER + OPENING).replace(";", "\t"), "name the columns so, with ; or , between them"),
@@ -165,7 +165,8 @@ def test_small_steps_back_are_clamped_and_counted(tmp_path):
 def test_missing_folders_and_books_too_thin_are_named(tmp_path):
     assert f"put recordings into {tmp_path}/raw/<PAIR>/, or set --data_dir" in refused(tmp_path)
     (tmp_path / "raw" / "A_B").mkdir(parents=True)
-    assert "holds no files" in refused(tmp_path)
+    (tmp_path / "raw" / "A_B" / "updates.txt").write_text(HEADER + OPENING)
+    assert "holds no files (.md and .txt aside)" in refused(tmp_path)
     put(tmp_path, HEADER + OPENING)
     line = refused(tmp_path)
     assert "no complete state of depth 96" in line and "states with fewer than 48 levels on a side" in line
