@@ -278,7 +278,7 @@ def find_warnings(r: Run, config: dict[str, Any]) -> Iterator[str]:
     if done < wanted and not len(r.metrics["test"]):
         yield f"unfinished: {done} of {counted(wanted, 'epoch')}"
     for file in sorted((Path(config["data_dir"]) / "balanced_samples").glob("*.json")):
-        if file.stem in (config["pairs"] or [file.stem]) and file.stat().st_mtime > r.changed:
+        if file.stem in (r.pairs or [file.stem]) and file.stat().st_mtime > r.changed:
             yield f"trained before {file} was last written: newer runs may have been scored on other windows"
 
 
@@ -343,11 +343,12 @@ def group_runs(runs: Sequence[Run], but: set[str]) -> list[list[Run]]:
 def draw_effects(runs: Sequence[Run], different: Sequence[str]) -> plt.Figure | None:
     """Best validation loss against each key in which runs differ while all others but the seed are equal.
 
-    A line a setting of the other keys, through the mean over seeds; the values are spread evenly.
+    Keys that change what the loss is taken over are left out. A line a setting of the other keys, through the mean over
+    seeds; the values are spread evenly.
     """
     finished = [r for r in runs if np.isfinite(r.best_loss)]
     groups = {key: [group for group in group_runs(finished, {key, "seed"}) if find_different_keys(group, {key})]
-              for key in different if key not in ("seed", "precision", "fp8_recipe")}  # fmt: skip
+              for key in different if key not in ("seed", "precision", "fp8_recipe", *LOSS_KEYS)}  # fmt: skip
     effects = {key: some for key, some in groups.items() if some}
     if not effects:
         return None

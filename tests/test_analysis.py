@@ -186,6 +186,7 @@ def test_effects_join_runs_that_differ_in_one_key_alone(tmp_path, capsys, no_pic
     for lr, seed, loss in ((1e-3, 0, 0.5), (1e-3, 1, 0.6), (1e-2, 0, 0.4)):
         write_run(tmp_path / "runs" / f"lr{lr}_{seed}", [1.0, loss], max_lr=lr, seed=seed)
     write_run(tmp_path / "runs" / "other", [1.0, 0.3], max_lr=1e-1, optimizer="sgd")
+    write_run(tmp_path / "runs" / "other_loss", [1.0, 0.3], max_lr=1e-3, mask_perc=0.5)
     runs = [analysis.read_run(folder) for folder in analysis.find_runs(settings(tmp_path))]
     figure = analysis.draw_effects(runs, analysis.find_different_keys(runs))
     assert figure is not None
@@ -255,6 +256,10 @@ def test_samples_made_after_a_run_are_pointed_out(tmp_path, capsys, no_pictures)
     sample.write_text("{}")
     os.utime(folder / "config.json", ns=(0, sample.stat().st_mtime_ns - 10**9))
     assert "old: trained before" in analyse(tmp_path, capsys)[0]
+    (folder / "env.json").write_text(json.dumps({"pairs": ["ETH_USD"]}))
+    os.utime(folder / "config.json", ns=(0, sample.stat().st_mtime_ns - 10**9))
+    assert "trained before" not in analyse(tmp_path, capsys)[0]
+    (folder / "env.json").unlink()
     os.utime(folder / "config.json", ns=(0, sample.stat().st_mtime_ns + 10**9))
     assert "trained before" not in analyse(tmp_path, capsys)[0]
 
