@@ -13,12 +13,13 @@ def keys(count):
 
 
 def test_mirrored_windows_exchange_bids_and_asks_and_stay_books():
-    price_ticks = torch.tensor([[[90, 97, 99, 102, 105, 111], [90, 96, 99, 103, 105, 111]]]).expand(2, -1, -1)
+    price_ticks = torch.tensor([[[90, 97, 99, 102, 105, 111], [91, 97, 101, 104, 105, 113]]]).expand(2, -1, -1)
     sizes = torch.arange(1.0, 7.0).expand(2, 2, 6)
     turned, swapped = exchange_sides(price_ticks, sizes, torch.tensor([[False], [True]]))
     assert turned[0].equal(price_ticks[0]) and swapped[0].equal(sizes[0])
     assert swapped[1].equal(sizes[1].flip(1))
     assert turned[1, 0].tolist() == [90, 96, 99, 102, 104, 111]  # distances from one side are those of the other
+    assert turned[1, 1].tolist() == [88, 96, 97, 100, 104, 110]  # a rise becomes a fall
     assert (turned.diff(dim=2) > 0).all()
     again, _ = exchange_sides(turned, swapped, torch.tensor([[False], [True]]))
     assert again.equal(price_ticks)
@@ -62,6 +63,13 @@ def test_sizes_vary_by_price_in_half_the_windows():
     values = torch.tensor([f for window in drawn for f in window.values()])
     assert values.abs().max() <= 1.5 and values.std() == pytest.approx(3 / 12**0.5, rel=0.05)
     assert values.mean() == pytest.approx(0, abs=0.05)
+
+
+def test_no_variation_of_a_window_tells_of_another():
+    price_ticks, sizes = (x.expand(4000, -1, -1) for x in moving_book(1, states=16, levels=8))
+    ways = [(True, 0.0, 0.0), (False, 0.5, 0.0), (False, 0.0, 1.5)]
+    varied = [(augment(price_ticks, sizes, keys(4000), *way)[1] != sizes).any(dim=(1, 2)).float() for way in ways]
+    assert (torch.corrcoef(torch.stack(varied)) - torch.eye(3)).abs().max() < 0.06  # four deviations of chance
 
 
 def test_a_window_is_varied_by_its_key_alone():
