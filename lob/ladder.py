@@ -73,7 +73,7 @@ def find_ladder(price_ticks: Tensor, mask: Tensor | None) -> Ladder:
     mid = state_mids(offset.float(), visible_price)
     fallback = linear_time(offset.float() - mid, visible_price) + mid
     filled = torch.where(known, price.float(), hold_between(fallback, price))
-    return Ladder(filled, known, visible_size, carried & known, before, after, share)
+    return Ladder(filled, known, visible_size, carried, before, after, share)
 
 
 def linear_time(values: Tensor, known: Tensor) -> Tensor:

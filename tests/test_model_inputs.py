@@ -7,7 +7,7 @@ from torch import nn
 
 from lob.encoder import BookEncoder, EncoderLayer, build_inputs, count_parameters, encoder_config, rotary_angles
 from lob.masking import MASKS, MODES, make_mask, window_keys
-from lob.normalisation import SCHEMES, fit, interpolate_time, invert, transform
+from lob.normalisation import SCHEMES, first_known_price, fit, interpolate_time, invert, state_mids, transform
 
 
 def windows(batch=3, states=64, levels=16, seed=0):
@@ -51,6 +51,18 @@ def test_masks_have_the_shapes_of_their_names():
     assert cells.any((3, 4)).equal(cells.all(4).all(3))
     assert cells[..., 0, 0].sum((1, 2)).eq(48).all()
     assert mask["patch"][..., 0].equal(mask["patch"][..., 1])
+
+
+def test_a_span_of_64_begins_anywhere():
+    begins = make_mask(keys(7000), 8, 1, 0.25, "span64")[:, :, 0, 0].int().argmax(dim=1)
+    np.testing.assert_allclose(begins.bincount(minlength=8), [1000] * 7 + [0], atol=120)  # four deviations of chance
+
+
+def test_which_mask_a_mixed_window_gets_tells_nothing_of_the_mask():
+    mix, patch = (make_mask(keys(8000), 32, 16, 0.25, mode) for mode in ("mix", "patch"))
+    chosen = patch[(mix == patch).flatten(1).all(dim=1)]
+    assert len(chosen) == pytest.approx(8000 * 7 / 16, rel=0.06)
+    np.testing.assert_allclose(chosen[:, ::16, ::8, 0].float().mean(dim=0), 0.25, atol=0.03)
 
 
 def test_a_mask_depends_on_seed_epoch_and_sample_alone():
@@ -110,6 +122,24 @@ def test_interpolation_agrees_with_numpy():
             at = np.flatnonzero(known[b, :, column])
             expected = np.interp(np.arange(50), at, values[b, at, column])
             np.testing.assert_allclose(found[b, :, column], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.1])
+def test_mids_and_first_prices_are_those_of_a_slow_reading(share):
+    generator = torch.Generator().manual_seed(1)
+    known = torch.rand(200, 5, 6, generator=generator) < share
+    price = torch.randint(0, 1000, (200, 5, 6), generator=generator)
+    mids, firsts = state_mids(price.double(), known), first_known_price(price, known)
+    for window, shown, found, first in zip(price.numpy(), known.numpy(), mids.numpy(), firsts.numpy(), strict=True):
+        if not shown.any():
+            continue
+        exact = {t: (window[t, 2] + window[t, 3]) / 2 for t in range(5) if shown[t, 2] and shown[t, 3]}
+        inner = {t: (window[t, :3][shown[t, :3]].max() + window[t, 3:][shown[t, 3:]].min()) / 2
+                 for t in range(5) if shown[t, :3].any() and shown[t, 3:].any()}  # fmt: skip
+        points = exact or inner or {0: window[shown].mean()}
+        np.testing.assert_allclose(found[:, 0], np.interp(range(5), list(points), list(points.values())), rtol=1e-6)
+        levels = (window[shown[:, level], level] if shown[:, level].any() else window[shown] for level in range(6))
+        assert first[0].tolist() == [prices[0] for prices in levels]
 
 
 @pytest.mark.parametrize("causal", [False, True])
