@@ -67,8 +67,7 @@ def fill_untrained(hidden: Hidden) -> tuple[dict[str, Tensor], Tensor]:
     seen = known | never
     columns = torch.where(known, values, in_time)
     mean = torch.where(seen, columns, 0).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
-    last = nearest_known(seen[..., :2])[0].repeat(1, 1, 1, 2)
-    last = torch.where(last >= 0, last, seen.to(torch.int8).argmax(dim=1, keepdim=True))  # else the first one
+    last = nearest_known(seen[..., :2])[0].clamp(min=0).repeat(1, 1, 1, 2)  # before the first one stands its value
     ladder = find_ladder(hidden.price_ticks, hidden.mask)
     log_size, minmax_size = (ladder.fill_sizes(hidden.values[..., k], in_time[..., k]) for k in (1, 3))
     filled = {
