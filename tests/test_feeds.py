@@ -16,6 +16,7 @@ from lob import feeds
 from lob.config import InputError
 from lob.feeds import FEEDS, SET, SNAPSHOT, find_feed
 from lob.files import open_book
+from lob.recordings import read_csv
 
 START_MS = 1_723_161_256_298
 COMPRESS = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstandard.compress}
@@ -112,6 +113,30 @@ def test_tardis_snapshot_in_mid_stream_replaces_the_book_even_over_two_times(tmp
     assert states == tell_states([*story, again])
     assert states[-1][3]  # another book: a segment begins
     assert count(tmp_path, "snapshots") == 2
+
+
+def write_coinapi(story: list[Message]) -> bytes:
+    rows = ["time_exchange;update_type;is_buy;entry_px;entry_sx\n"]
+    for time_ms, kind, levels in story:
+        begin = f"{np.datetime64(time_ms, 'ms')};{'SNAPSHOT' if kind == SNAPSHOT else 'SET'}"
+        rows += [f"{begin};{int(is_buy)};{ticks / 10};{lots / 1000}\n" for is_buy, ticks, lots in levels]
+    return "".join(rows).encode()
+
+
+@pytest.mark.parametrize("write", [write_tardis, write_coinapi])
+def test_a_message_may_go_on_in_the_next_block_of_a_file(tmp_path, monkeypatch, write) -> None:
+    def read_row_by_row(*args):
+        for row, columns, file_bytes in read_csv(*args):
+            for i in range(len(columns["is_buy" if "is_buy" in columns else "side"])):
+                yield row + i, {name: column[i : i + 1] for name, column in columns.items()}, file_bytes
+
+    monkeypatch.setattr(feeds, "read_csv", read_row_by_row)
+    story = tell_story(30)
+    levels = [(side, ticks + 3, lots) for side, ticks, lots in story[0][2]]
+    again = (START_MS + 1000, SNAPSHOT, levels)
+    cut = [(START_MS + 1000, SNAPSHOT, levels[:20]), (START_MS + 1001, SNAPSHOT, levels[20:])]
+    put(tmp_path, "1.csv", write([*story, *(cut if write is write_tardis else [again])]))
+    assert parse(tmp_path) == tell_states([*story, again])
 
 
 def test_tardis_faults_are_named(tmp_path) -> None:
@@ -274,7 +299,8 @@ def test_binance_snapshot_ahead_of_the_stream_waits_for_it(tmp_path, spot) -> No
 def test_binance_sequence_gap_ends_the_segment_until_the_next_snapshot(tmp_path, spot) -> None:
     story = tell_story(200)
     depth = [write_depth(message, story, spot) for message in range(1, 200)]
-    lost = [*depth[:50], *depth[51:60], depth[70], *depth[71:90], write_snapshot(85, story, 1), *depth[90:]]
+    older = write_snapshot(45, story, 1)  # than the gap: of no use, though the messages up to it were there
+    lost = [*depth[:50], *depth[51:60], older, *depth[70:90], write_snapshot(85, story, 1), *depth[90:]]
     write_lines(tmp_path, [write_snapshot(0, story, 1), *lost])
     assert parse(tmp_path) == [*tell_states(story[:51], first=1), *tell_states(story, first=86)]
     assert (count(tmp_path, "gaps"), count(tmp_path, "snapshots")) == (1, 2)
