@@ -118,11 +118,16 @@ def test_divergence_is_dated(tmp_path, capsys, no_pictures):
     diverging = np.concatenate([falling[:20], np.full(20, 3.0)])
     write_run(tmp_path / "runs" / "falling", [1, 0.8, 0.6, 0.4, 0.2], list(falling))
     write_run(tmp_path / "runs" / "diverging", [1, 0.8, 0.6, 2.5, 2.9], list(diverging))
+    recovered = [*diverging[:30], *np.full(10, 0.001)]
+    write_run(tmp_path / "runs" / "recovered", [1, 0.8, 0.6, 2.5, 0.1], recovered)
+    write_run(tmp_path / "runs" / "unfalling", [1, 0.8, 0.6, 0.4, 0.2], [0.01, *np.full(39, 1.0)])  # one entry's luck
     write_run(tmp_path / "runs" / "broken", [1, 0.8, 0.6, 0.5, 0.4], [*falling[:15], float("nan"), *falling[16:]])
     printed, _ = analyse(tmp_path, capsys, smoothing=5)
     warnings = [line for line in printed.splitlines() if line.startswith("warning: ")]
     assert not [line for line in warnings if "falling: " in line and ("diverged" in line or "train loss" in line)]
     assert [line for line in warnings if line.startswith("warning: diverging: diverged in epoch 3, step 2")]
+    (line,) = (line for line in warnings if line.startswith("warning: recovered: diverged"))
+    assert float(line.rsplit(" ", 1)[1]) == pytest.approx(np.mean(falling[15:20]), rel=0.2)
     assert "warning: broken: train loss nan at step 160, epoch 2" in warnings
     assert "diverged" not in analyse(tmp_path, capsys, smoothing=5, divergence_factor=50.0)[0]
 
@@ -133,6 +138,7 @@ def test_plateau_is_dated_from_the_last_gain(tmp_path, capsys, no_pictures):
     printed, _ = analyse(tmp_path, capsys)
     assert "warning: flat: plateau from epoch 2: 4 more epochs lowered the best validation loss by 0.50%" in printed
     assert "falling: plateau" not in printed
+    assert "flat: plateau" in analyse(tmp_path, capsys, plateau_epochs=4)[0]
     printed, _ = analyse(tmp_path, capsys, plateau_epochs=5)
     assert ": plateau" not in printed
 
@@ -210,6 +216,14 @@ def test_fp8_is_drawn_against_bf16_and_the_picture_goes_with_the_runs(tmp_path, 
     (folder / "config.json").unlink()
     analyse(tmp_path, capsys)
     assert not picture.exists()
+
+
+def test_the_difference_of_fp8_is_in_percent_of_bf16(tmp_path):
+    losses = {"fp8": [1.0, 0.6, 0.44], "bf16": [1.0, 0.5, 0.4]}
+    runs = [analysis.read_run(write_run(tmp_path / name, x, precision=name)) for name, x in losses.items()]
+    figure = analysis.draw_precision(runs)
+    assert figure is not None
+    assert figure.axes[1].lines[0].get_ydata() == pytest.approx([0.0, 20.0, 10.0])
 
 
 def test_accuracy_reports_are_tabled(tmp_path, capsys, no_pictures):

@@ -140,6 +140,22 @@ def test_losses_are_means_over_hidden_values(sampled, tmp_path, loss):
     np.testing.assert_allclose(made.model.head.bias.grad.numpy(), expected, rtol=1e-3, atol=1e-6)
 
 
+def test_validation_is_scored_beside_interpolation_and_its_waiting_is_not_counted(sampled, tmp_path):
+    made = session(sampled, tmp_path)
+    sums, count = np.zeros(2), 0
+    for windows in made.passes.load(made.sampler.held_out(1, 16)):
+        prediction, values, mask = (t.detach().numpy() for t in made.passes.plain.predict(*windows))
+        line = np.array([[[np.interp(range(32), np.flatnonzero(~hidden), truth[~hidden])
+                           for truth, hidden in zip(level.T, masked.T, strict=True)]
+                          for level, masked in zip(window.swapaxes(0, 1), where.swapaxes(0, 1), strict=True)]
+                         for window, where in zip(values, mask, strict=True)]).transpose(0, 3, 1, 2)  # fmt: skip
+        sums += [((answer - values)[mask].astype(np.float64) ** 2).sum() for answer in (prediction, line)]
+        count += mask.sum()
+    waited = made.passes.store.wait_seconds
+    assert made.evaluate(1) == pytest.approx(tuple(sums / count), rel=1e-4)
+    assert made.passes.store.wait_seconds == waited > 0
+
+
 def test_accumulation_takes_the_step_of_one_large_batch(sampled, tmp_path):
     """Two micro-steps of 16 windows take the step of one of 32."""
     runs = [train(sampled, tmp_path, batch_size=size, accumulation_steps=count) for size, count in ((16, 2), (32, 1))]
