@@ -212,6 +212,15 @@ def test_a_step_moves_the_weights_by_the_clipped_gradient(sampled, tmp_path):
         assert moved**0.5 == pytest.approx(0.5 * min(norm, limit), rel=1e-3)
 
 
+def test_the_best_weights_are_tested_and_not_the_last(sampled, tmp_path):
+    """Steps that are far too long: no weights are better than those before training."""
+    changes = {"optimizer": "sgd", "use_scheduler": False, "lr": 5.0, "batch_size": 300}
+    run, begin = train(sampled, tmp_path, **changes), session(sampled, tmp_path, **changes)
+    before, after = (float(row["validation_loss"]) for row in metrics(run, "validation"))
+    assert after > 1.1 * before == pytest.approx(1.1 * begin.evaluate(1)[0], rel=1e-5)
+    assert float(metrics(run, "test")[0]["validation_loss"]) == pytest.approx(begin.evaluate(2)[0], rel=1e-5)
+
+
 def test_the_last_epochs_weights_are_kept_where_the_step_before_was_just_saved(sampled, tmp_path, monkeypatch):
     monkeypatch.setattr(fp8_ddp_trainer, "SAVE_SPACING", 1e9)  # as where a save takes long
     run = train(sampled, tmp_path, checkpoint_minutes=0.0)
