@@ -26,6 +26,7 @@ from lob.optimisation import make_optimizer, one_cycle
 from lob.precision import Precision, check_dimensions, choose_precision
 from lob.ranks import Team
 from lob.run_log import new_run, runs_named
+from lob.step import FiniteCheck, NonFinite
 from lob.te_encoder import plain_state
 
 SMALL = {"model_size": "tiny_transformer", "depth_dim": 16, "temporal_dim": 32, "batch_size": 16,
@@ -210,6 +211,14 @@ def test_a_step_moves_the_weights_by_the_clipped_gradient(sampled, tmp_path):
         moved = sum(float((end[f"model.{name}"] - tensor).double().square().sum()) for name, tensor in begin.items())
         assert 1e-3 < norm < 1e2
         assert moved**0.5 == pytest.approx(0.5 * min(norm, limit), rel=1e-3)
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf"))])
+def test_neither_loss_nor_gradient_may_be_infinite(loss, norm):
+    check = FiniteCheck(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), torch.device("cpu"))
+    assert check.watch(*torch.tensor([1.0, 1.0, 1.0]), (0, 0, 1))  # a rank was asked to stop
+    with pytest.raises(NonFinite, match="step 7"):
+        check.watch(*torch.tensor([loss, norm, 0.0]), (0, 6, 7))
 
 
 def test_the_best_weights_are_tested_and_not_the_last(sampled, tmp_path):
