@@ -257,7 +257,8 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
     """Tardis.dev CSV files `incremental_book_L2` of one symbol (https://docs.tardis.dev, "CSV data types").
 
     Rows of one `local_timestamp` are one message; `timestamp`, microseconds, is the exchange's time. Amounts are
-    absolute, 0 removes the level. A run of is_snapshot rows, whatever their times, replaces the book at once.
+    absolute, 0 removes the level. A run of is_snapshot rows, whatever their times, replaces the book at once and begins
+    a message: so it is where a file begins, and files may be parsed side by side.
     """
     options = csv.ConvertOptions(column_types=TARDIS_TYPES, include_columns=list(TARDIS_TYPES), null_values=[])
     message, last_time, last_snapshot, symbols = 0, None, False, set[str]()
@@ -269,10 +270,8 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
                                  "takes one symbol")  # fmt: skip
             snapshot = column["is_snapshot"].to_numpy(zero_copy_only=False)
             local = column["local_timestamp"].to_numpy()
-            new = find_changes(local, last_time)
-            new[1:] &= ~(snapshot[1:] & snapshot[:-1])
-            new[0] &= not (snapshot[0] and last_snapshot)
-            messages = message + np.cumsum(new)
+            begins = snapshot > np.append(last_snapshot, snapshot[:-1])
+            messages = message + np.cumsum(np.where(snapshot, begins, find_changes(local, last_time)))
             message, last_time, last_snapshot = int(messages[-1]), local[-1], bool(snapshot[-1])
             is_buy = map_words(column["side"], {"bid": 1, "ask": 0}, "side", file, row) == 1
             yield Batch(

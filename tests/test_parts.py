@@ -4,6 +4,7 @@ By threads here for speed; by worker processes and by Dask workers through the s
 """
 
 import gzip
+import json
 import shutil
 import subprocess
 import sys
@@ -22,13 +23,14 @@ from lob.feeds import MATCH, SET, SNAPSHOT
 COINAPI_HEADER = "time_exchange;time_coinapi;update_type;is_buy;entry_px;entry_sx\n"
 TARDIS_HEADER = "exchange,symbol,timestamp,local_timestamp,is_snapshot,side,price,amount\n"
 NAMES = {SNAPSHOT: "SNAPSHOT", SET: "SET", MATCH: "MATCH"}
+START_MS = 1_723_161_600_000
 Row = tuple[int, int, bool, int, int]  # time in ms, type, is_buy, ticks, lots
 
 
 def tell_days(rng: np.random.Generator, days: int, messages: int, trades: bool) -> list[list[Row]]:
     """Days of a book around 1000 ticks. Each opens with a snapshot: mostly the book as it is, stamped near its end."""
     reference = ReferenceBook(4)
-    time, told = 1_723_161_600_000, []
+    time, told = START_MS, []
     for day in range(days):
         levels = [(side, ticks, lots) for side in (0, 1) for ticks, lots in reference.levels[side].items()]
         if day == 0 or rng.random() < 0.2:  # another book
@@ -102,6 +104,19 @@ def test_days_side_by_side_give_the_bytes_of_one_stream(tmp_path, monkeypatch, f
             assert parse(folder, executor, **settings) == parse(folder, None, **settings)
     assert len(joined) == 12
     assert any(joined)
+
+
+def test_a_day_that_opens_at_the_local_time_of_the_row_before_it_begins_a_message(tmp_path) -> None:
+    levels = [(side, 1000 + (-i if side else i), 5) for side in (True, False) for i in range(1, 5)]
+    days = [[(day + time, kind, *level) for time, kind in ((0, SNAPSHOT), (9, SET)) for level in levels]
+            for day in (START_MS, START_MS + 20)]  # fmt: skip
+    write_days(tmp_path, days, "tardis")
+    second = tmp_path / "raw" / "A_B" / "01.csv"
+    second.write_text(second.read_text().replace(f"{START_MS + 20}999", f"{START_MS + 9}999"))
+    with ThreadPoolExecutor(2) as executor:
+        apart = parse(tmp_path, executor)
+    assert apart == parse(tmp_path, None)
+    assert json.loads(apart["meta.json"])["rows"] == 4
 
 
 def run_parser(folder: Path, *words: str) -> subprocess.CompletedProcess:
