@@ -142,13 +142,18 @@ def coinapi_opening(head: bytes) -> str | None:
 def read_coinapi(files: list[Path]) -> Iterator[Batch]:
     """CoinAPI flat files `limitbook_full`: `;` or `,` between columns named in the header, in any order.
 
-    With a column order_id the feed is order by order, without it by level. `time_exchange` is a full date-time or a
-    time of day with the date (YYYYMMDD or YYYY-MM-DD) in the file's path; an opening snapshot stamped later in the day
-    than the row after it belongs to the day before. All consecutive rows of one time_exchange are one message.
+    With order ids the feed is order by order; without a column order_id, or where a file's first one is empty, by
+    level; files of both kinds are refused. `time_exchange` is a full date-time or a time of day with the date (YYYYMMDD
+    or YYYY-MM-DD) in the file's path; an opening snapshot stamped later in the day than the row after it belongs to the
+    day before. All consecutive rows of one time_exchange are one message.
     """
     message, last_time = 0, None
-    for file in files:
-        delimiter, options, date_ns = coinapi_layout(file)
+    layouts = [coinapi_layout(file) for file in files]
+    by_order = ["order_id" in options.column_types for _, options, _ in layouts]
+    if len(set(by_order)) > 1:
+        raise InputError(f"{files[by_order.index(True)]} has order ids, {files[by_order.index(False)]} has none: "
+                         "a pair's files are of one kind")  # fmt: skip
+    for file, (delimiter, options, date_ns) in zip(files, layouts, strict=True):
         for row, column, file_bytes in read_csv(file, delimiter, options):
             kinds = map_words(column["update_type"], COINAPI_TYPES, "update_type", file, row)
             time_ns = column["time_exchange"].cast(pa.int64()).to_numpy() + date_ns
@@ -182,8 +187,8 @@ def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
     if first.get("time_exchange", "").endswith("Z"):
         types["time_exchange"] = pa.timestamp("ns", "UTC")
     types["update_type"] = types["is_buy"] = pa.dictionary(pa.int32(), pa.string())
-    if "order_id" in names:
-        types["order_id"] = pa.int64() if first.get("order_id", "").isdigit() else pa.string()
+    if first.get("order_id"):
+        types["order_id"] = pa.int64() if first["order_id"].isdigit() else pa.string()
     options = csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[])
     return delimiter, options, path_date_ns(file) if by_time else 0
 

@@ -81,7 +81,7 @@ def test_order_by_order_file_with_two_decimals(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "variant", ["gzip", "zstd", "comma", "time of day", "by level", "uuid", "quoted", "words", "mark"]
+    "variant", ["gzip", "zstd", "comma", "time of day", "by level", "no ids", "uuid", "quoted", "words", "mark"]
 )
 def test_variants_of_the_layout_give_the_same_book(tmp_path, variant):
     text, name = HEADER + OPENING + row("01.5", "SET", 1, "98.50", "4", 11), "20260502.csv"
@@ -97,6 +97,8 @@ def test_variants_of_the_layout_give_the_same_book(tmp_path, variant):
         data = text.replace("2026-05-02T", "")
     elif variant == "by level":
         data = "\n".join(line.rpartition(";")[0] for line in text.splitlines()) + "\n"
+    elif variant == "no ids":
+        data = HEADER + "".join(f"{line.rpartition(';')[0]};\n" for line in text.splitlines()[1:])
     elif variant == "uuid":
         lines = [line.rpartition(";") for line in text.splitlines()[1:]]
         data = HEADER + "".join(f"{head};{int(order):08d}-aaaa-bbbb-cccc-dddddddddddd\n" for head, _, order in lines)
@@ -152,6 +154,17 @@ def test_bad_files_get_one_line_and_leave_nothing(tmp_path, text, said):
     line = refused(tmp_path, "--depth=4")
     assert said in line
     assert str(file.name) in line
+
+
+@pytest.mark.parametrize("column", [True, False])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_with_and_without_order_ids_are_not_mixed(tmp_path, column, workers):
+    put(tmp_path, HEADER + OPENING)
+    lines = (HEADER + OPENING).replace("2026-05-02", "2026-05-03").splitlines()
+    text = "\n".join(line.rpartition(";")[0] + ";" * column for line in lines)
+    put(tmp_path, text.replace(";\n", ";order_id\n", 1), "20260503.csv")
+    line = refused(tmp_path, "--depth=4", f"--workers={workers}")
+    assert "20260502.csv has order ids" in line and "20260503.csv has none" in line
 
 
 def test_small_steps_back_are_clamped_and_counted(tmp_path):
