@@ -87,6 +87,7 @@ if __name__ == "__main__":
         },
     )  # fmt: skip
 
+import fcntl
 import math
 import os
 import time
@@ -108,7 +109,7 @@ from lob.masking import make_mask
 from lob.optimisation import make_optimizer, one_cycle, scale_gradients
 from lob.precision import WHOLE_STATES, check_dimensions, choose_precision
 from lob.ranks import StopSignal, Team, join_team, launch
-from lob.run_log import Progress, RunLog, find_run, new_run
+from lob.run_log import Progress, RunLog, claim_run, find_run, new_run
 from lob.sampling import Sampler
 from lob.step import FiniteCheck, MicroStep, NonFinite, Passes, Task, windows_a_pass
 from lob.te_encoder import build_encoder, load_plain_state
@@ -121,7 +122,9 @@ SAVE_SPACING = 9  # seconds of training for each that the last save took, so tha
 def main(config: dict) -> int:
     config = check_config(config)
     check_data(config, open_dataset(config))
-    (find_run if config["resume"] else new_run)(config)  # refuses a name or config before any work
+    folder = (find_run if config["resume"] else new_run)(config)  # refuses a name or config before any work
+    if config["resume"]:
+        claim_run(folder, fcntl.LOCK_SH).close()  # several ranks may ask at once
     if "RANK" in os.environ:  # started by torchrun
         train(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None, config)
         return 0

@@ -1,5 +1,6 @@
 """What a training run leaves to look at: its folder, metrics.csv, TensorBoard events and the printed table."""
 
+import fcntl
 import glob
 import json
 import math
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,21 @@ def find_run(config: dict[str, Any]) -> Path:
     return runs[-1]
 
 
+def claim_run(run: Path, how: int = fcntl.LOCK_EX) -> BinaryIO:
+    """Open a run's metrics.csv, locked till it is closed or this process ends; InputError where another one has it.
+
+    The lock is the open file's: it leaves nothing behind, and a file system without locks goes without.
+    """
+    metrics = open(run / "metrics.csv", "ab+")  # noqa: SIM115 - the caller closes it
+    try:
+        fcntl.flock(metrics, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{run} is still running: wait for its end, or stop it, to resume it") from None
+    except OSError:
+        pass
+    return metrics
+
+
 def config_changes(run: Path, config: dict[str, Any]) -> dict[str, str]:
     """Say in which keys `config` differs from that of a run; InputError where the run has none."""
     try:
@@ -136,6 +152,7 @@ class RunLog:
             self.folder.mkdir(parents=True, exist_ok=self.config["resume"])
         except FileExistsError:
             raise InputError(f"another run has just begun in {self.folder}: start this one again") from None
+        self.metrics = claim_run(self.folder)
         if self.config["resume"]:
             for key, change in config_changes(self.folder, self.config).items():
                 if key != "resume":
@@ -143,7 +160,6 @@ class RunLog:
         for name, content in (("config.json", self.config), ("env.json", environment)):
             with new_file(self.folder / name) as handle:
                 handle.write(json.dumps(content, indent=1).encode())
-        self.metrics = open(self.folder / "metrics.csv", "ab")
         self.metrics.truncate(min(self.metrics_bytes(), self.saved.get("metrics_bytes", 0)))
         if self.metrics_bytes() == 0:
             self.write_row(COLUMNS)

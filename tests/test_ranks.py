@@ -51,6 +51,12 @@ def test_sigterm_stops_all_ranks_and_one_rank_goes_on_with_the_same_steps(sample
     run = tmp_path / "two"
     wait_for(process, lambda: (run / "metrics.csv").exists() and len(losses(run)) >= 2)
     started = ranks_of(process)
+    for rank in started:
+        rank.suspend()
+    said = train(sampled, tmp_path, "--model_name=two", *recipe, "--resume=True", status=2).stderr
+    for rank in started:
+        rank.resume()
+    assert said == f"fp8_ddp_trainer.py: {run} is still running: wait for its end, or stop it, to resume it\n"
     process.terminate()
     printed, said = process.communicate(timeout=60)
     assert process.returncode == 0, said

@@ -98,6 +98,9 @@ def test_killed_and_resumed_it_ends_bit_for_bit_the_same(sampled, tmp_path, whol
     epochs = 0 if moment == "in the first epoch" else 1
     wait_for(process, lambda: (run / "metrics.csv").exists() and len(metrics(run, "epoch")) == epochs
              and len(losses(run)) >= 3 + epochs * len(losses(whole)) // 3)  # fmt: skip
+    process.send_signal(signal.SIGSTOP)
+    said = train(sampled, tmp_path, "--model_name=killed", "--dropout=0.1", "--resume=True", status=2).stderr
+    assert said == f"fp8_ddp_trainer.py: {run} is still running: wait for its end, or stop it, to resume it\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
     train(sampled, tmp_path, "--model_name=killed", "--dropout=0.1", "--resume=True")
