@@ -93,6 +93,8 @@ def check_value(key: str, value: Any, default: Any, optional: type | tuple[type,
         kinds = (type(default),)
     if (default is None and value is None) or (type(value) is bool and bool in kinds):
         return
+    if default is None and isinstance(value, list) and (odd := [item for item in value if not isinstance(item, str)]):
+        raise InputError(f"{key} = {value!r} holds {odd[0]!r}, which is no text: write it in quotes, '{odd[0]}'")
     if (isinstance(value, kinds) and type(value) is not bool) or (float in kinds and type(value) is int):
         return
     wanted = " or ".join(kind.__name__ for kind in kinds) + (" or None" if default is None else "")

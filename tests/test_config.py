@@ -72,6 +72,7 @@ def test_overrides_are_literals_of_the_defaults_type(script):
         ("--lr=True", ["lr = True", "not float"]),
         ("--use_scheduler=1", ["use_scheduler = 1", "not bool: write --use_scheduler=True or --use_scheduler=False"]),
         ("--pairs=BTC_USD", ["pairs = 'BTC_USD'", "not list or None: write --pairs=\"['BTC_USD']\""]),
+        ("--pairs=[3]", ["pairs = [3] holds 3, which is no text: write it in quotes, '3'\n"]),
         ("--tick_size=True", ["tick_size = True", "not int or float or None"]),
         ("--limit=True", ["limit = True", "not float or None"]),
         ("--limit=much", ["limit = 'much'", "not float or None"]),
