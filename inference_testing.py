@@ -62,7 +62,7 @@ from lob.baselines import Fitted, fit_baselines
 from lob.checkpoints import describe_step, find_checkpoint, load_model
 from lob.encoder import BookEncoder
 from lob.files import Book, check_writable, identity, new_file, open_books, open_table
-from lob.latency import BATCHES, benchmark, time_encoder
+from lob.latency import BATCHES, benchmark, through, time_encoder
 from lob.masking import MASKS, trained_on
 from lob.policy import WindowEncoder
 from lob.run_log import describe_environment
@@ -104,9 +104,8 @@ def main(config: dict) -> int:
         if config["pictures"]:
             print("\n".join(f"picture    {file}" for file in bench.draw(book, run_folder(checkpoint))))
     windows = example_windows(books[0], model.config.temporal_dim, config["batch_size"])
-    speed = time_encoder(
-        f"latency/{device.type}", WindowEncoder(model, "last"), windows, config["latency_runs"], device
-    )
+    encode = through(device, WindowEncoder(model, "last"))
+    speed = time_encoder(f"latency/{device.type}", encode, windows, config["latency_runs"])
     facts = (f"{row['metric'].replace('_', ' ')} {row['value']:.4g} {row['unit']}" for row in speed)
     print(f"one window {'  '.join(facts)}")
     write_report(checkpoint, "report", rows + speed, lines, meta, device)

@@ -14,6 +14,7 @@ from conftest import ROOT, write_book
 from test_ladder import moving_book
 from test_te_names import engine_shapes
 
+from lob import latency
 from lob.encoder import PRESETS, BookEncoder, build_inputs, encoder_config
 from lob.ladder import find_ladder
 from lob.masking import make_mask, window_keys
@@ -186,3 +187,21 @@ def test_the_ladder_finds_the_same_in_a_graph_as_on_the_cpu():
     for name in ("price_known", "size_known", "before", "after"):
         assert getattr(found, name).cpu().equal(getattr(expected, name)), name
     torch.testing.assert_close(found.price.cpu(), expected.price, atol=1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("quicker", ["plain", "searched"])
+def test_a_graph_with_its_copies_gives_the_embedding_of_eager_layers(monkeypatch, quicker):
+    monkeypatch.setattr(latency, "SEARCH", None)  # takes a minute
+    monkeypatch.setattr(latency.Graph, "seconds", lambda graph: (graph.encode is model) == (quicker == "searched"))
+    torch.manual_seed(0)
+    model = (
+        latency.WindowEncoder(lively(BookEncoder(encoder_config("tiny_transformer", depth=24))), "last").cuda().eval()
+    )
+    windows = moving_book(4)
+    with torch.inference_mode():
+        wanted = model(*(x.cuda() for x in windows)).cpu()
+        graphed = latency.VARIANTS["graphed"](model, *(x[:1].cuda() for x in windows))
+        for count in (1, 4, 1):
+            for begin in range(4 - count + 1):
+                found = graphed(*(x[begin : begin + count] for x in windows))
+                assert relative(found, wanted[begin : begin + count]) < 1e-3
