@@ -1,7 +1,8 @@
 """From ticks and sizes to what a network sees, and back; scriptable torch, on any device.
 
 Axes: B window, T state, L level, F field (0 price, 1 size). `mask` is bool (B, T, L, F), True where a value is hidden.
-Nothing here reads a hidden value to make a parameter, so what the network is given can't depend on it.
+Nothing here reads a hidden value to make a parameter, so what the network is given can't depend on it. (One exception:
+the anchor of a window that shows no price, from which targets are told; what the network is given is without it.)
 
 Schemes (`normalization`):
 - 'book': price as signed log of the distance in ticks from the state's mid, log1p(|d|) sign(d) / 4; size as
@@ -81,7 +82,10 @@ def masked_range(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def first_known_price(price_ticks: Tensor, known: Tensor) -> Tensor:
-    """The first visible price of each level in time, int64 (B, 1, L); of the window's first one where there is none."""
+    """The first visible price of each level in time, int64 (B, 1, L); of the window's first one where there is none.
+
+    A window that shows no price is told from its first entry, so that targets stay small; `Reconstruction` undoes that.
+    """
     first = known.to(torch.int8).argmax(dim=1, keepdim=True)
     per_level = torch.gather(price_ticks, 1, first)
     flat = known.flatten(1).to(torch.int8).argmax(dim=1, keepdim=True)

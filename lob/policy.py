@@ -53,7 +53,10 @@ class WindowEncoder(nn.Module):
 
 
 class Reconstruction(nn.Module):
-    """Windows and a mask -> the predicted price in ticks and size of every entry."""
+    """Windows and a mask -> the predicted price in ticks and size of every entry.
+
+    A window that shows no price has none to count from: its prices are ticks from zero.
+    """
 
     def __init__(self, encoder: BookEncoder):
         super().__init__()
@@ -61,6 +64,8 @@ class Reconstruction(nn.Module):
 
     def forward(self, price_ticks: Tensor, sizes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         tokens, base, _, parameters = build_inputs(price_ticks, sizes, mask, self.encoder.config)
+        shown = (~mask[..., 0]).flatten(1).any(dim=1).view(-1, 1, 1)
+        parameters["anchor_ticks"] = parameters["anchor_ticks"] * shown  # else a hidden price's
         return invert(self.encoder(tokens, base), parameters, self.encoder.config.normalization)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from lob.encoder import BookEncoder, EncoderLayer, build_inputs, count_parameters, encoder_config, rotary_angles
 from lob.masking import MASKS, MODES, make_mask, window_keys
 from lob.normalisation import SCHEMES, first_known_price, fit, interpolate_time, invert, state_mids, transform
+from lob.policy import Reconstruction
 
 
 def windows(batch=3, states=64, levels=16, seed=0):
@@ -99,6 +100,23 @@ def test_hidden_values_change_nothing_the_encoder_sees(scheme, fill, mode):
     assert tokens.equal(found_tokens)
     assert base.equal(found_base)
     assert torch.isfinite(tokens).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("fill", ["none", "linear", "ladder"])
+def test_a_window_that_shows_no_price_is_reconstructed_without_one(scheme, fill):
+    price_ticks, sizes = windows()
+    mask = make_mask(keys(3), 64, 16, 0.25, "entry")
+    mask[1, ..., 0] = True
+    config = encoder_config("tiny_transformer", depth=16, temporal_dim=64, normalization=scheme, fill=fill)
+    model = Reconstruction(BookEncoder(config).eval())
+    with torch.inference_mode():
+        first, second = (model(p, sizes, mask) for p in (price_ticks, price_ticks.masked_fill(mask[..., 0], 123)))
+        tokens, base, _, parameters = build_inputs(price_ticks, sizes, mask, config)
+        plain = invert(model.encoder(tokens, base), parameters, scheme)
+    for found, poisoned, inverted in zip(first, second, plain, strict=True):
+        assert torch.isfinite(found).all() and found.equal(poisoned)
+        assert found[[0, 2]].equal(inverted[[0, 2]])
 
 
 def test_a_hidden_value_differs_from_a_true_zero():
