@@ -101,7 +101,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lob.checkpoints import load_checkpoint, load_training_state, load_weights, save_checkpoint, training_state
+from lob.checkpoints import (
+    METADATA,
+    Progress,
+    check_weights,
+    load_checkpoint,
+    load_training_state,
+    load_weights,
+    save_checkpoint,
+    training_state,
+)
 from lob.dataset import Dataset, open_dataset
 from lob.encoder import count_parameters, encoder_config, flops_per_window
 from lob.files import check_writable
@@ -109,10 +118,10 @@ from lob.masking import make_mask
 from lob.optimisation import make_optimizer, one_cycle, scale_gradients
 from lob.precision import WHOLE_STATES, check_dimensions, choose_precision
 from lob.ranks import StopSignal, Team, join_team, launch
-from lob.run_log import Progress, RunLog, claim_run, find_run, new_run
+from lob.run_log import RunLog, claim_run, find_run, new_run
 from lob.sampling import Sampler
 from lob.step import FiniteCheck, MicroStep, NonFinite, Passes, Task, windows_a_pass
-from lob.te_encoder import build_encoder, load_plain_state
+from lob.te_encoder import build_encoder
 from lob.window_store import WindowStore
 
 STEPS = "step_*.safetensors"  # checkpoints that a run can go on from
@@ -236,9 +245,10 @@ class Session:
         self.saved_place = (self.progress.epoch, self.progress.step)
         self.epoch_sums = tensors.pop("epoch_sums", torch.zeros(2, dtype=torch.float64)).to(team.device)
         fp8_state: dict[str, Tensor] = {}
-        if self.saved:
-            fp8_state = load_training_state(self.model, self.optimizer, tensors, self.saved["lr"])
-            self.plateau.load_state_dict(self.saved["plateau"])
+        if found:
+            check_weights(found, {"epoch_sums": self.epoch_sums}, {"epoch_sums": torch.zeros(2)})
+            fp8_state = load_training_state(found, self.model, self.optimizer, tensors, self.saved["lr"])
+            self.plateau.load_state_dict({key: self.saved["plateau"][key] for key in METADATA["plateau"]})
         task = Task(config["loss"], config["mask_mode"], config["mask_perc"])
         varied = replace(task, **{key: config[key] for key in ("mirror", "slow", "size_noise", "outlook")})
         store = WindowStore(self.data.books, config["temporal_dim"], team.device, config["num_workers"])
@@ -436,8 +446,7 @@ class Session:
         best = self.checkpoints / "best.safetensors"
         meta: dict[str, Any] = {}
         if self.team.rank == 0:
-            tensors, meta = load_checkpoint(best, "model.")
-            load_plain_state(self.model, tensors)
+            meta = load_weights(best, self.model)
         self.team.share(self.model)
         self.log.test(self.progress, *(self.evaluate(2) if len(self.data.end_rows[2]) else (math.nan, math.nan)))
         self.log.end(best, meta)

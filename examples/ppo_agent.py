@@ -341,10 +341,7 @@ def main(config: dict) -> int:
     if book.depth != encoder.config.depth:
         raise InputError(f"{book.path} has depth {book.depth}, the checkpoint wants {encoder.config.depth}: "
                          f"run data_parser.py --depth={encoder.config.depth}")  # fmt: skip
-    cuts = meta.get("data", {}).get("cuts_ns")
-    if cuts is None:
-        raise InputError(f"{checkpoint} does not say where its training period ends: train again")
-    replay = make_replay(book, encoder.config.temporal_dim, np.array(cuts, dtype=np.int64), config)
+    replay = make_replay(book, encoder.config.temporal_dim, np.array(meta["data"]["cuts_ns"], dtype=np.int64), config)
     rows, test = judge(replay, book, config, encoder), describe_test(replay, book, config)
     text = ["", *tabulate(rows), "", test, "", *LIMITS]
     print("\n".join(text))

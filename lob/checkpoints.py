@@ -5,12 +5,13 @@
 
 Tensors are named `model.<plain name>` (fp32), and in step files `optimizer.<plain name>.<key>`, `fp8.<name>` and
 `epoch_sums`. The file's metadata holds one JSON text, `checkpoint`: format_version, encoder (the EncoderConfig),
-training config, progress, the learning rate and the identity of the data. There is no random state: order, masks and
-dropout follow from seed, epoch and step.
+training config, progress, the learning rate and the identity of the data (see METADATA). There is no random state:
+order, masks and dropout follow from seed, epoch and step.
 """
 
 import json
-from dataclasses import asdict, replace
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,40 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lob.config import InputError
-from lob.encoder import BookEncoder, EncoderConfig
+from lob.encoder import FILLS, BookEncoder, EncoderConfig, unbuilt
 from lob.files import FORMAT_VERSION, new_file
+from lob.normalisation import SCHEMES
 from lob.te_encoder import fp8_state, load_plain_state, plain_name, plain_state
+
+
+@dataclass
+class Progress:
+    """How far a run is; it travels in every checkpoint."""
+
+    epoch: int = 0  # epochs done
+    step_in_epoch: int = 0  # optimizer steps done in the epoch under way
+    step: int = 0  # optimizer steps done in all
+    windows_seen: int = 0
+    best_loss: float = math.inf
+    best_epoch: int = 0  # the epoch that reached it, from 1; 0: before training
+    linear_loss: float = math.nan  # validation loss of linear interpolation in time, on the same masks
+    seconds: float = 0.0  # of the run, over all sessions
+    step_seconds: float = 0.0  # of these, in training steps
+    epoch_began: float = 0.0  # step_seconds when the epoch under way began
+
+
+METADATA: dict[str, Any] = {  # what is read of a checkpoint's metadata, by example (check_kind)
+    "encoder": asdict(EncoderConfig()),
+    "config": {"model_size": "", "mask_mode": ""},
+    "progress": asdict(Progress()),
+    "lr": 0.0,
+    "plateau": {"best": 0.0, "num_bad_epochs": 0, "cooldown_counter": 0, "last_epoch": 0},
+    "windows_a_step": 1,
+    "data": {"books": [{"pair": ""}], "cuts_ns": [0, 0]},
+    "metrics_bytes": 0,
+}
+DAMAGED = ("damaged, or not of this version: name another with --model_path, or train again "
+           "(with --resume: delete it to go on from the one before)")  # fmt: skip
 
 
 def save_checkpoint(file: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -43,12 +75,38 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
             meta = json.loads((handle.metadata() or {}).get("checkpoint", "null"))
             names = [name for name in handle.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
             tensors = {name.removeprefix(prefix): handle.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise InputError(f"{file} is not a safetensors checkpoint ({error}); other files are not opened") from None
     if not isinstance(meta, dict) or meta.get("format_version") != FORMAT_VERSION:
         found = meta.get("format_version") if isinstance(meta, dict) else None
         raise InputError(f"{file} has checkpoint version {found!r}, this program reads {FORMAT_VERSION}: train again")
+    check_kind(file, "", meta, METADATA)
     return tensors, meta
+
+
+def check_kind(file: Path, name: str, found: Any, example: Any) -> None:
+    """InputError unless metadata is of its example's kind.
+
+    That is a dict with at least the same keys, a list of as many such entries or more, a number from 0 (an int from 1
+    where the example is at least 1).
+    """
+    if isinstance(example, dict) and isinstance(found, dict):
+        for key, value in example.items():
+            check_kind(file, f"{name}.{key}".lstrip("."), found.get(key), value)
+        return
+    if isinstance(example, list) and isinstance(found, list) and len(found) >= len(example):
+        for entry in found:
+            check_kind(file, name, entry, example[0])
+        return
+    if type(found) is type(example) is int:
+        fits = found in range(min(example, 1), 2**63)
+    elif type(example) is float:
+        fits = type(found) in (int, float) and not found < 0
+    else:
+        fits = type(found) is type(example) and isinstance(found, bool | str)
+    if not fits:
+        said = "is missing" if found is None else f"is {repr(found)[:60]}"
+        raise InputError(f"{file}: metadata {name!r} {said}: {DAMAGED}")
 
 
 def find_checkpoint(runs_dir: str | Path, model_path: str | None) -> Path:
@@ -69,12 +127,25 @@ def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[Bo
     tensors, meta = load_checkpoint(file, "model.")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("outlook.")}
     try:
-        model = BookEncoder(replace(EncoderConfig(**meta["encoder"]), outlook=False))
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{file} names no encoder of this version ({error}): train again") from None
-    check_weights(file, tensors, model.state_dict())
+        encoder = replace(EncoderConfig(**meta["encoder"]), outlook=False)
+        check_encoder(encoder, len(tensors))
+        check_weights(file, tensors, unbuilt(encoder).state_dict())
+        model = BookEncoder(encoder)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{file} names no encoder of this version ({error}): {DAMAGED}") from None
     model.load_state_dict(tensors)
     return model.to(device).eval(), meta
+
+
+def check_encoder(config: EncoderConfig, tensors: int) -> None:
+    """ValueError for what the shapes of weights don't tell: an encoder that can't be run, or built in time."""
+    for name, known in (("normalization", SCHEMES), ("fill", FILLS if not config.cell_width else ("ladder",))):
+        if getattr(config, name) not in known:
+            raise ValueError(f"{name} = {getattr(config, name)!r}")
+    if not config.dropout < 1 or config.width % (2 * config.heads) or config.layers > tensors:
+        raise ValueError(
+            f"dropout {config.dropout}, width {config.width}, {config.heads} heads, {config.layers} layers"
+        )
 
 
 def check_weights(file: str | Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -82,7 +153,7 @@ def check_weights(file: str | Path, tensors: dict[str, Tensor], wanted: dict[str
     wrong = [name for name, t in wanted.items() if name not in tensors or tensors[name].shape != t.shape]
     if wrong or len(tensors) != len(wanted):
         first = next(iter(wrong), "extra keys")
-        raise InputError(f"{file} does not hold the encoder that its metadata names ({first})")
+        raise InputError(f"{file} does not hold the encoder that its metadata names ({first}): {DAMAGED}")
 
 
 def describe_step(meta: dict[str, Any]) -> str:
@@ -91,19 +162,18 @@ def describe_step(meta: dict[str, Any]) -> str:
     return f"step {step:,}" if step else "step 0, the weights before training: no later ones did better in validation"
 
 
-def load_weights(file: str | Path, model: BookEncoder) -> None:
-    """Put a checkpoint's weights into a model; InputError where it holds another network."""
+def load_weights(file: str | Path, model: BookEncoder) -> dict[str, Any]:
+    """Put a checkpoint's weights into a model and return its metadata; InputError where it holds another network."""
     tensors, meta = load_checkpoint(file, "model.")
     free = {"dropout", "temporal_dim"}  # neither has weights
-    found = meta.get("encoder")
-    if not isinstance(found, dict):
-        raise InputError(f"{file} names no encoder of this version: train again")
-    differing = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in asdict(model.config).items()
-                 if key not in free and found.get(key) != value]  # fmt: skip
+    found = meta["encoder"]
+    differing = [f"{key} {found[key]!r}, not {value!r}" for key, value in asdict(model.config).items()
+                 if key not in free and found[key] != value]  # fmt: skip
     if differing:
         raise InputError(f"{file} holds an encoder of {', '.join(differing)}: set these keys, or another model_path")
     check_weights(file, tensors, plain_state(model))
     load_plain_state(model, tensors)
+    return meta
 
 
 def training_state(model: BookEncoder, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
@@ -122,18 +192,26 @@ def training_state(model: BookEncoder, optimizer: torch.optim.Optimizer | None =
 
 
 def load_training_state(
-    model: BookEncoder, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], lr: float
+    file: str | Path, model: BookEncoder, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], lr: float
 ) -> dict[str, Tensor]:
-    """Put back what `training_state` returned, but FP8's scales: these are returned for load_fp8_state."""
+    """Put back what `training_state` returned, but FP8's scales: these are returned for load_fp8_state.
+
+    InputError where the weights and moments that were read of `file` are another network's or optimizer's.
+    """
     part: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "fp8": {}}
     for name, tensor in tensors.items():
         prefix, _, rest = name.partition(".")
         part.setdefault(prefix, {})[rest] = tensor
+    check_weights(file, part["model"], plain_state(model))
     load_plain_state(model, part["model"])
+    sgd, count = isinstance(optimizer, torch.optim.SGD), torch.zeros(())
     for name, parameter in model.named_parameters():
         prefix = f"{plain_name(name)}."
         state = {key.removeprefix(prefix): value for key, value in part["optimizer"].items() if key.startswith(prefix)}
         if state:
+            like = parameter.detach()
+            wanted = {"momentum_buffer": like} if sgd else {"step": count, "exp_avg": like, "exp_avg_sq": like}
+            check_weights(file, state, wanted)
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -21,6 +21,7 @@ from lob.ladder import Ladder, find_ladder, linear_time
 from lob.normalisation import fit, interpolate_time, signed_log, transform
 from lob.outlook import TARGETS
 
+FILLS = ("none", "linear", "ladder")
 INPUT_MULTIPLE = 16  # FP8 matrix products want every dimension to be a multiple of 16
 
 

@@ -9,7 +9,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from lob.checkpoints import describe_step
+from lob.checkpoints import Progress, describe_step
 from lob.config import InputError
 from lob.files import new_file
 
@@ -26,22 +25,6 @@ COLUMNS = ("kind", "epoch", "step", "windows_seen", "seconds", "train_loss", "va
 PACKAGES = ("torch", "numpy", "transformer-engine", "safetensors", "tensorboardX")
 MAY_CHANGE = {"epochs", "max_gpus", "num_workers", "resume", "runs_dir", "log_steps", "histogram_steps",
               "checkpoint_minutes", "keep_checkpoints"}  # fmt: skip
-
-
-@dataclass
-class Progress:
-    """How far a run is; it travels in every checkpoint."""
-
-    epoch: int = 0  # epochs done
-    step_in_epoch: int = 0  # optimizer steps done in the epoch under way
-    step: int = 0  # optimizer steps done in all
-    windows_seen: int = 0
-    best_loss: float = math.inf
-    best_epoch: int = 0  # the epoch that reached it, from 1; 0: before training
-    linear_loss: float = math.nan  # validation loss of linear interpolation in time, on the same masks
-    seconds: float = 0.0  # of the run, over all sessions
-    step_seconds: float = 0.0  # of these, in training steps
-    epoch_began: float = 0.0  # step_seconds when the epoch under way began
 
 
 def runs_named(config: dict[str, Any]) -> list[Path]:

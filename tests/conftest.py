@@ -7,10 +7,15 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from lob.encoder import EncoderConfig
 
 # Two test processes share two cores: more threads in each only wait for one another. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -53,6 +58,13 @@ def write_book(
             "state_interval_ms": 0, "rows": rows, "sources": [], "counters": {}}  # fmt: skip
     (folder / "meta.json").write_text(json.dumps(meta))
     return folder
+
+
+def metadata(encoder: "EncoderConfig", **changes: Any) -> dict[str, Any]:
+    """What a checkpoint of this encoder says of itself."""
+    from lob.checkpoints import METADATA
+
+    return METADATA | {"encoder": asdict(encoder)} | changes
 
 
 def refusal(script: str, *words: str) -> str:

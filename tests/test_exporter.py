@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, refusal, write_book
+from conftest import ROOT, metadata, refusal, write_book
 
 import model_exporter
 from benchmarks import bench_export
-from lob.checkpoints import load_model, save_checkpoint
+from lob.checkpoints import Progress, load_model, save_checkpoint
 from lob.config import CheckFailed, InputError, run
 from lob.encoder import PRESETS, BookEncoder, EncoderConfig, build_inputs, encoder_config
 from lob.files import identity, open_book, open_table
@@ -36,8 +36,7 @@ def checkpoint(runs: Path, depth: int = DEPTH, **choices) -> Path:
     file = runs / "a_run" / "checkpoints" / "best.safetensors"
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors["fp8.layers.0.layer.self_attention.scaling_fwd.scale"] = torch.ones(3)
-    save_checkpoint(file, tensors, {"encoder": asdict(config), "progress": {"step": 7},
-                                    "training": {"precision": "fp8", "fp8_recipe": "delayed"}})  # fmt: skip
+    save_checkpoint(file, tensors, metadata(config, progress=asdict(Progress(step=7))))
     return file
 
 
@@ -251,9 +250,9 @@ def test_users_mistakes_get_one_line(sampled, tmp_path, capsys):
     torch.save(Hostile(tmp_path / "harm"), tmp_path / "hostile.pt")
     good, other = checkpoint(tmp_path / "good"), {"model.embed.weight": torch.zeros(1)}
     checkpoint(tmp_path / "deeper", depth=20)
-    encoder = asdict(encoder_config("tiny_transformer", depth=DEPTH, temporal_dim=STATES))
-    save_checkpoint(tmp_path / "later.safetensors", other, {"encoder": {**encoder, "rope": 2}, "format_version": 1})
-    save_checkpoint(tmp_path / "newer.safetensors", other, {"encoder": encoder, "format_version": 9})
+    meta = metadata(encoder_config("tiny_transformer", depth=DEPTH, temporal_dim=STATES))
+    save_checkpoint(tmp_path / "later.safetensors", other, meta | {"encoder": meta["encoder"] | {"rope": 2}})
+    save_checkpoint(tmp_path / "newer.safetensors", other, meta | {"format_version": 9})
     cases = [
         ({"runs_dir": "none"}, "has a best checkpoint"),
         ({"model_path": f"{tmp_path}/hostile.pt"}, "is not a safetensors checkpoint"),

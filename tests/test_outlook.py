@@ -1,11 +1,11 @@
 """The outlook: its targets against loops over single windows, and that training for it moves the encoder's vector."""
 
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+from conftest import metadata
 from test_ladder import moving_book
 
 from lob.checkpoints import load_model, save_checkpoint, training_state
@@ -111,7 +111,7 @@ def test_what_is_to_be_foretold_is_not_shown():
 
 def test_its_head_stays_with_training(tmp_path):
     model = step_of(0.5)[0].model.eval()
-    save_checkpoint(tmp_path / "best.safetensors", training_state(model), {"encoder": asdict(model.config)})
+    save_checkpoint(tmp_path / "best.safetensors", training_state(model), metadata(model.config))
     loaded, _ = load_model(tmp_path / "best.safetensors")
     assert model.outlook is not None and loaded.outlook is None
     tokens, *_ = build_inputs(*step_of(0.0)[1][:2], None, model.config)

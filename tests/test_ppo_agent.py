@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import stable_baselines3.common.env_checker
 import torch
-from conftest import ROOT, refusal, write_book
+from conftest import ROOT, metadata, refusal, write_book
 
 from examples.ppo_agent import BookReplay, EncoderConfig, Replay, config, embed, make_replay, play, train
-from lob.checkpoints import save_checkpoint
+from lob.checkpoints import Progress, save_checkpoint
 from lob.config import InputError
 from lob.encoder import BookEncoder, build_inputs, encoder_config
 from lob.files import Book, open_book
@@ -220,12 +220,12 @@ def test_from_scratch_the_encoder_is_trained_and_reads_the_window_it_is_given(bo
     torch.testing.assert_close(trained.layers[0].fc1.weight, weight, atol=0.1, rtol=0)
 
 
-def save_run(folder: Path, cuts_ns: np.ndarray, **choices) -> Path:
+def save_run(folder: Path, cuts_ns: np.ndarray) -> Path:
     model = network()
     file = folder / "a_run" / "checkpoints" / "best.safetensors"
     save_checkpoint(file, {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
-                    {"encoder": asdict(model.config), "progress": {"step": 7},
-                     "data": {"cuts_ns": cuts_ns.tolist()}} | choices)  # fmt: skip
+                    metadata(model.config, progress=asdict(Progress(step=7)),
+                             data={"books": [{"pair": "BTC_USD"}], "cuts_ns": cuts_ns.tolist()}))  # fmt: skip
     return file
 
 
@@ -260,14 +260,12 @@ def test_users_mistakes_get_one_line(book, tmp_path):
 
     ours = {"data_dir": str(book.path.parent.parent), "runs_dir": str(tmp_path)}
     file = save_run(tmp_path, cuts_of(book))
-    save_run(tmp_path / "uncut", cuts_of(book), data={})
     save_run(tmp_path / "late", cuts_of(book) + 10**12)
     for wrong, said in [
         ({"variants": ["thawed"]}, "variants"),
         ({"latency_states": 32}, "latency_states = 32"),
         ({"imbalance_thresholds": []}, "imbalance_thresholds"),
         ({"pair": "ETH_USD"}, "no pair 'ETH_USD'"),
-        ({"runs_dir": str(tmp_path / "uncut")}, "does not say where its training period ends"),
         ({"runs_dir": str(tmp_path / "late")}, "no two decisions in the test period"),
     ]:
         with pytest.raises(InputError, match=said):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import metadata
 from torch import Tensor, nn
 
 from lob.checkpoints import load_checkpoint, load_training_state, save_checkpoint, training_state
@@ -128,9 +129,9 @@ def test_a_run_goes_on_with_the_other_encoder(tmp_path):
     old = torch.optim.AdamW(plain.parameters(), lr=0.01)
     step(plain, old)
     new = torch.optim.AdamW(engine.parameters(), lr=1.0)
-    save_checkpoint(tmp_path / "a.safetensors", training_state(plain, old), {})
+    save_checkpoint(tmp_path / "a.safetensors", training_state(plain, old), metadata(CONFIG))
     tensors, _ = load_checkpoint(tmp_path / "a.safetensors")
-    assert load_training_state(engine, new, tensors, lr=0.01) == {}
+    assert load_training_state("a.safetensors", engine, new, tensors, lr=0.01) == {}
     step(plain, old)
     step(engine, new)
     for name, tensor in plain_state(engine).items():

@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, refusal, write_book
+from conftest import ROOT, metadata, refusal, write_book
 from test_ladder import moving_book
 
 import inference_testing
@@ -206,8 +206,8 @@ def checkpoint(sampled, tmp_path_factory):
     cuts = calendar_cuts([book.timestamps], [book.segment_starts], [0.7, 0.25, 0.05])
     model = lively_encoder(16, 32, fill="ladder")
     file = tmp_path_factory.mktemp("runs") / "a" / "checkpoints" / "best.safetensors"
-    meta = {"encoder": asdict(model.config), "data": {"cuts_ns": cuts.tolist()}, "progress": {"step": 0},
-            "config": {"model_size": "tiny_transformer", "mask_mode": "entry"}}  # fmt: skip
+    meta = metadata(model.config, data={"books": [{"pair": "BTC_USD"}], "cuts_ns": cuts.tolist()},
+                    config={"model_size": "tiny_transformer", "mask_mode": "entry"})  # fmt: skip
     save_checkpoint(file, {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, meta)
     return file
 

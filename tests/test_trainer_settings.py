@@ -5,13 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, refusal
+from conftest import ROOT, metadata, refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_trainer import losses, metrics, weights
 
@@ -288,13 +288,13 @@ def test_a_run_without_test_windows_says_that_it_has_ended(sampled, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "meta", "said"),
-    [({"model.norm.weight": None}, True, "does not hold the encoder"), ({}, False, "names no encoder"),
+    [({"model.norm.weight": None}, True, "does not hold the encoder"), ({}, False, "'encoder.depth' is missing"),
      ({"model.norm.weight": torch.ones(3)}, True, "does not hold the encoder")],
 )  # fmt: skip
 def test_weights_of_a_broken_checkpoint_are_refused(tmp_path, change, meta, said):
     encoder = encoder_config("tiny_transformer", depth=16, temporal_dim=32)
     tensors = {name: x for name, x in (training_state(BookEncoder(encoder)) | change).items() if x is not None}
-    save_checkpoint(tmp_path / "broken.safetensors", tensors, {"encoder": asdict(encoder)} if meta else {})
+    save_checkpoint(tmp_path / "broken.safetensors", tensors, metadata(encoder) if meta else {"encoder": {}})
     with pytest.raises(InputError, match=said):
         load_weights(tmp_path / "broken.safetensors", BookEncoder(encoder))
 
