@@ -17,7 +17,7 @@ SEARCH = {  # kernels timed by themselves: where a host launches slowly, launche
     "max_autotune": True, "coordinate_descent_tuning": True, "profile_bandwidth_with_do_bench_using_profiling": True,
 }  # fmt: skip
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 16, 256)}
-Encode = Callable[[Tensor, Tensor], Tensor]  # windows in main memory -> their embeddings there
+Encode = Callable[[Tensor, Tensor], Tensor]  # windows -> their embeddings; what is timed takes both in main memory
 
 
 @torch.inference_mode()
