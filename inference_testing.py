@@ -65,7 +65,7 @@ from lob.files import Book, check_writable, identity, new_file, open_books, open
 from lob.latency import BATCHES, benchmark, through, time_encoder
 from lob.masking import MASKS, trained_on
 from lob.policy import WindowEncoder
-from lob.run_log import describe_environment
+from lob.results import describe_environment
 from lob.scoring import OURS, RIDGE, Task, compare, describe, fill, profile_errors, score, to_rows, window_errors
 from lob.windows import SPLITS, gather_windows, parse_dates, segment_ranges, split_of_windows, split_rows, window_ends
 

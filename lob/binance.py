@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from lob.levels import MAX_EXACT, borrow, compiled, inlined
+from lob.jit import MAX_EXACT, borrow, compiled, inlined
 
 # Of a message: its line, time as sent, last update, the one before the first, number of bids, of asks.
 HEAD = np.dtype([(name, np.int64) for name in ("line", "time", "last", "previous", "bids", "asks")])

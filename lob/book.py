@@ -18,16 +18,13 @@ What each update means (every exception is counted, see `COUNTERS`):
 import numpy as np
 
 from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
+from lob.jit import MAX_EXACT, borrow, compiled, inlined
 from lob.levels import (
     ASK,
     BID,
-    MAX_EXACT,
-    borrow,
     change_level,
-    compiled,
     empty_sides,
     grown_sides,
-    inlined,
     keep_depth,
     level_lots,
     remove_level,

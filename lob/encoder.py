@@ -19,9 +19,9 @@ from lob.cells import CellDecoder, CellStem
 from lob.config import InputError, nearest
 from lob.ladder import Ladder, find_ladder, linear_time
 from lob.normalisation import fit, interpolate_time, signed_log, transform
-from lob.outlook import TARGETS
 
 FILLS = ("none", "linear", "ladder")
+OUTLOOK_TARGETS = 26  # numbers that the outlook's head tells (lob/outlook.py)
 INPUT_MULTIPLE = 16  # FP8 matrix products want every dimension to be a multiple of 16
 
 
@@ -142,7 +142,7 @@ class BookEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         if not config.cell_width:
             self.head = nn.Linear(config.width, config.depth * 2)
-        self.outlook: Any = nn.Linear(config.width, TARGETS) if config.outlook else None
+        self.outlook: Any = nn.Linear(config.width, OUTLOOK_TARGETS) if config.outlook else None
         cos, sin = rotary_angles(config.temporal_dim, config.width // config.heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)

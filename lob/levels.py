@@ -6,17 +6,12 @@ int32 (clamped) and size float32. Each run lies inside a larger array, so that a
 elements and the visible levels of a state are four straight copies.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import njit
-from numba.extending import intrinsic
+
+from lob.jit import compiled, inlined
 
 BID, ASK = 0, 1
-MAX_EXACT = 2**53  # the largest integer up to which float64 holds all
 NEAR = 64  # levels a side among which a price is sought first: nearly all updates are there
-compiled = njit(cache=True, nogil=True)
-inlined = njit(cache=True, nogil=True, forceinline=True)
 
 
 def empty_sides(capacity):
@@ -38,29 +33,6 @@ def grown_sides(levels):
         for old, new in zip(arrays, grown, strict=True):
             new[side, new_begin : new_begin + end - begin] = old[side, begin:end]
     return new_bounds, *grown
-
-
-@intrinsic
-def borrow(typing_context, arrays):
-    """The same arrays (one, or a tuple of them) without their owner: numba counts no references to them.
-
-    The counting, an atomic add each time an array is handed on, took twice the time of the updates themselves.
-    """
-
-    def disown(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-        if hasattr(kind, "types"):  # a tuple
-            parts = (builder.extract_value(value, index) for index in range(len(kind)))
-            return context.make_tuple(
-                builder, kind, [disown(context, builder, *p) for p in zip(kind, parts, strict=True)]
-            )
-        array = context.make_array(kind)(context, builder, value)
-        array.meminfo = array.meminfo.type(None)
-        return array._getvalue()
-
-    def generate(context, builder, signature, values):
-        return disown(context, builder, signature.args[0], values[0])
-
-    return arrays(arrays), generate
 
 
 @inlined

@@ -9,6 +9,7 @@ validation. Axes: B window, T state, L level. Prices are in ticks, as the encode
 import torch
 from torch import Tensor
 
+from lob.encoder import OUTLOOK_TARGETS
 from lob.normalisation import signed_log
 
 AHEAD = 32  # states at most
@@ -20,7 +21,7 @@ SCALES = (
     1.0, 1.0, 3.5, 0.55, 0.65, 1.8, 0.35, 0.5, 1.15, 0.32, 0.52, 1.0,
     1.2, 1.2, 2.8,
 )  # fmt: skip
-TARGETS = len(SCALES)
+assert len(SCALES) == OUTLOOK_TARGETS
 
 
 def states_ahead(states: int) -> int:
@@ -29,7 +30,7 @@ def states_ahead(states: int) -> int:
 
 
 def describe(price_ticks: Tensor, sizes: Tensor) -> Tensor:
-    """Return the targets, float32 (B, TARGETS), of price_ticks int (B, T, L) and sizes (B, T, L), T at least 4.
+    """Return the targets, float32 (B, OUTLOOK_TARGETS), of price_ticks int (B, T, L) and sizes (B, T, L), T at least 4.
 
     Told is what is known `states_ahead` states before the last one. Of the state there: imbalances over `DEPTHS`, log
     spread, logs of the best sizes and of each side's depth less the mean log size; states since the last move; mean log

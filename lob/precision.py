@@ -1,14 +1,17 @@
 """Which arithmetic a run uses, and why."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lob.config import InputError
-from lob.encoder import EncoderConfig
+from lob.encoder import BookEncoder, EncoderConfig, attend
+from lob.te_encoder import TELayer, fp8_autocast, load_plain_state, te_obstacle
 
 RECIPES = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0)}  # name -> compute capability it needs
 FP8_PAYS_FROM_WIDTH = 768  # measured on an H100: below it plain compiled bf16 is as fast or faster
@@ -36,8 +39,6 @@ class Precision:
             if self.name != "fp32":
                 stack.enter_context(torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16))
             if self.name == "fp8":
-                from lob.te_encoder import fp8_autocast
-
                 stack.enter_context(fp8_autocast(self.recipe))
             yield
 
@@ -75,8 +76,6 @@ def fp8_obstacle(recipe: str, capability: tuple[int, int]) -> str:
         return f"the {recipe} recipe needs compute capability {need[0]}.{need[1]} or newer"
     if recipe == "block" and tuple(int(part) for part in (torch.version.cuda or "0.0").split(".")[:2]) < (12, 9):
         return f"the block recipe needs CUDA 12.9 or newer, torch was built with {torch.version.cuda}"
-    from lob.te_encoder import te_obstacle
-
     return te_obstacle()
 
 
@@ -94,3 +93,35 @@ def check_dimensions(config: EncoderConfig, batch_size: int, precision: Precisio
     for name, size in sizes.items():
         if size % 16:
             raise InputError(f"{name} = {size} must be a multiple of 16 under FP8: change it or use precision 'bf16'")
+
+
+@functools.cache
+def compiled_attend() -> Callable[..., Tensor]:
+    """`attend` with the rotation fused into one pass over queries and keys."""
+    return torch.compile(attend, dynamic=False)
+
+
+def build_encoder(
+    config: EncoderConfig, precision: Precision, device: torch.device, compiled: bool = False
+) -> BookEncoder:
+    """Return the encoder on `device`: of Transformer Engine layers under FP8, of plain ones otherwise.
+
+    Both start from the same weights for the same torch seed. `compiled`: torch.compile, on a GPU, the plain layers or
+    Transformer Engine's attention.
+    """
+    model = plain = BookEncoder(config)
+    if precision.name == "fp8":
+        model = BookEncoder(config, TELayer)
+        load_plain_state(model.to(device), plain.state_dict())
+    if compiled and device.type == "cuda":
+        own: list[nn.Module] = []
+        for layer in model.layers:  # one layer's code serves all
+            if isinstance(layer, TELayer):
+                layer.attend = compiled_attend()
+            else:
+                own.append(layer)
+        # Windows of other than whole WHOLE_STATES broke mixed-order reductions too (see above).
+        options = {} if precision.cudnn else {"triton.mix_order_reduction": False}
+        for module in own + ([model.stem, model.decoder] if config.cell_width else []):
+            module.compile(dynamic=False, options=options)
+    return model.to(device)

@@ -5,11 +5,8 @@ import glob
 import json
 import math
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,10 +16,10 @@ from torch import Tensor, nn
 from lob.checkpoints import Progress, describe_step
 from lob.config import InputError
 from lob.files import new_file
+from lob.results import describe_environment
 
 COLUMNS = ("kind", "epoch", "step", "windows_seen", "seconds", "train_loss", "validation_loss", "learning_rate",
            "gradient_norm", "windows_per_second", "data_wait_share")  # fmt: skip
-PACKAGES = ("torch", "numpy", "transformer-engine", "safetensors", "tensorboardX")
 MAY_CHANGE = {"epochs", "max_gpus", "num_workers", "resume", "runs_dir", "log_steps", "histogram_steps",
               "checkpoint_minutes", "keep_checkpoints"}  # fmt: skip
 
@@ -93,21 +90,6 @@ def config_changes(run: Path, config: dict[str, Any]) -> dict[str, str]:
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{run} can't be resumed: its config.json can't be read ({error})") from None
     return {key: f"{key} was {old.get(key)!r}, is {value!r}" for key, value in config.items() if old.get(key) != value}
-
-
-def describe_environment() -> dict[str, Any]:
-    """Commit, versions and GPU of this process."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
-                         cwd=Path(__file__).parent)  # fmt: skip
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"commit": git.stdout.strip() or None, "python": platform.python_version(), "versions": versions,
-            "gpu": gpu, "gpus": torch.cuda.device_count(), "machine": platform.platform()}  # fmt: skip
 
 
 class RunLog:

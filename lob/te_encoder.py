@@ -8,7 +8,7 @@ interleaves queries, keys and values by head and then copies them apart, 12 % of
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lob.encoder import BookEncoder, EncoderConfig, attend
-from lob.precision import Precision
 
 # Transformer Engine's name inside a layer -> the plain one, where they differ.
 PLAIN_NAMES = {
@@ -68,12 +67,6 @@ def make_recipe(name: str) -> Any:
     return makers[name]()
 
 
-@functools.cache
-def compiled_attend() -> Callable[..., Tensor]:
-    """`attend` with the rotation fused into one pass over queries and keys."""
-    return torch.compile(attend, dynamic=False)
-
-
 class TELayer(nn.Module):
     """The plain layer's mathematics in Transformer Engine modules, whose products run in FP8 under its autocast."""
 
@@ -94,32 +87,6 @@ class TELayer(nn.Module):
         attended = self.proj(self.attend(self.qkv(x), cos, sin, self.heads, self.causal, dropout))
         x = x + F.dropout(attended, self.dropout, self.training)
         return x + F.dropout(self.mlp(x), self.dropout, self.training)
-
-
-def build_encoder(
-    config: EncoderConfig, precision: Precision, device: torch.device, compiled: bool = False
-) -> BookEncoder:
-    """Return the encoder on `device`: of Transformer Engine layers under FP8, of plain ones otherwise.
-
-    Both start from the same weights for the same torch seed. `compiled`: torch.compile, on a GPU, the plain layers or
-    Transformer Engine's attention.
-    """
-    model = plain = BookEncoder(config)
-    if precision.name == "fp8":
-        model = BookEncoder(config, TELayer)
-        load_plain_state(model.to(device), plain.state_dict())
-    if compiled and device.type == "cuda":
-        own: list[nn.Module] = []
-        for layer in model.layers:  # one layer's code serves all
-            if isinstance(layer, TELayer):
-                layer.attend = compiled_attend()
-            else:
-                own.append(layer)
-        # Windows of other than whole WHOLE_STATES broke mixed-order reductions too (see lob/precision.py).
-        options = {} if precision.cudnn else {"triton.mix_order_reduction": False}
-        for module in own + ([model.stem, model.decoder] if config.cell_width else []):
-            module.compile(dynamic=False, options=options)
-    return model.to(device)
 
 
 def plain_name(name: str) -> str:

@@ -18,8 +18,8 @@ from lob import latency
 from lob.encoder import PRESETS, BookEncoder, build_inputs, encoder_config
 from lob.ladder import find_ladder
 from lob.masking import make_mask, window_keys
-from lob.precision import Precision
-from lob.te_encoder import TELayer, build_encoder, fp8_state, load_fp8_state, load_plain_state, plain_state, te_obstacle
+from lob.precision import Precision, build_encoder
+from lob.te_encoder import TELayer, fp8_state, load_fp8_state, load_plain_state, plain_state, te_obstacle
 
 pytestmark = [
     pytest.mark.gpu,

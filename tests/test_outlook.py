@@ -9,9 +9,9 @@ from conftest import metadata
 from test_ladder import moving_book
 
 from lob.checkpoints import load_model, save_checkpoint, training_state
-from lob.encoder import BookEncoder, build_inputs, encoder_config
+from lob.encoder import OUTLOOK_TARGETS, BookEncoder, build_inputs, encoder_config
 from lob.masking import window_keys
-from lob.outlook import AHEAD, SCALES, TARGETS, describe, states_ahead
+from lob.outlook import AHEAD, SCALES, describe, states_ahead
 from lob.precision import Precision
 from lob.step import MicroStep, Task
 
@@ -51,7 +51,7 @@ def test_targets_are_those_of_loops_over_single_windows(states):
     price_ticks[0, 1:] = price_ticks[0, 1]  # a book that stands still
     found = describe(price_ticks, sizes)
     expected = [slowly(*window) for window in zip(price_ticks.double().numpy(), sizes.double().numpy(), strict=True)]
-    assert found.shape == (6, TARGETS) and found.dtype == torch.float32
+    assert found.shape == (6, OUTLOOK_TARGETS) and found.dtype == torch.float32
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-4)
     assert states < STATES or (states_ahead(states) == AHEAD and found[:, -2].unique().numel() > 1)
 

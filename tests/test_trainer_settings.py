@@ -383,7 +383,7 @@ def test_azure_moves_data_and_runs_to_the_data_disk(sampled, tmp_path):
 def test_precision_follows_the_gpu(monkeypatch, name, capability, requested, expected, reason):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr("lob.te_encoder.te_obstacle", lambda: "")
+    monkeypatch.setattr("lob.precision.te_obstacle", lambda: "")
     choose = (requested, "delayed", 192, torch.device("cuda"))
     if expected is None:
         with pytest.raises(InputError, match=reason):
