@@ -49,7 +49,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from lob.files import Book, find_pairs, identity, open_book, open_table, save_table
+from lob.files import Book, identity, open_book
+from lob.storage import find_pairs, open_table, save_table
 from lob.windows import SPLITS, calendar_cuts, count_shared_states, split_rows
 
 SAMPLE = np.dtype([("end_row", np.int64), ("stratum", np.int32), ("weight", np.float64)])
@@ -385,10 +386,11 @@ def save_sample(
         numbers = [*np.quantile(before[name], [0.01, 0.5, 0.99]), *np.quantile(after[name], [0.01, 0.5, 0.99])]
         print(f"  {name:<22}" + "".join(f"{n:>{w}.4g}" for n, w in zip(numbers, (12, 12, 12, 14, 12, 12), strict=True)))
     if config["plots"]:
-        from lob import plots
+        from lob.plots import draw_balance
+        from lob.plotting import save
 
         picture = folder / "plots" / f"{pair.book.pair}_balanced.png"
-        print(f"  {plots.save(plots.draw_balance(before, after, SCORED, pair.book.pair), picture)}")
+        print(f"  {save(draw_balance(before, after, SCORED, pair.book.pair), picture)}")
 
 
 if __name__ == "__main__":

@@ -51,17 +51,10 @@ from tqdm import tqdm
 
 from lob import book as kernel
 from lob.feeds import FEEDS, SNAPSHOT, Batch, find_feed
-from lob.files import (
-    FORMAT_VERSION,
-    StateWriter,
-    check_states,
-    final_name,
-    find_pairs,
-    format_bytes,
-    new_folder,
-)
+from lob.files import StateWriter, check_states
 from lob.levels import ASK, BID
 from lob.recordings import read_ahead, read_head
+from lob.storage import FORMAT_VERSION, final_name, find_pairs, format_bytes, new_folder
 from lob.windows import segment_ranges
 
 ROWS_TO_INFER_TICK = 1_000_000

@@ -27,7 +27,8 @@ import numpy as np
 from numba import njit, prange
 from tqdm import tqdm
 
-from lob.files import Book, find_pairs, identity, new_table, open_book
+from lob.files import Book, identity, open_book
+from lob.storage import find_pairs, new_table
 from lob.windows import segment_ranges
 
 STATISTICS = np.dtype(
@@ -67,9 +68,9 @@ def describe_pair(pair: str, folder: Path, config: dict) -> None:
     rows = np.load(file, mmap_mode="r")
     print(summarise(rows))
     if config["plots"]:
-        from lob import plots
+        from lob.plots import draw_pair
 
-        for picture in plots.draw_pair(book, rows, MAIN, folder / "plots"):
+        for picture in draw_pair(book, rows, MAIN, folder / "plots"):
             print(f"  {picture}")
 
 

@@ -113,7 +113,6 @@ from lob.checkpoints import (
 )
 from lob.dataset import Dataset, open_dataset
 from lob.encoder import count_parameters, encoder_config, flops_per_window
-from lob.files import check_writable
 from lob.masking import make_mask
 from lob.optimisation import make_optimizer, one_cycle, scale_gradients
 from lob.precision import WHOLE_STATES, build_encoder, check_dimensions, choose_precision
@@ -121,6 +120,7 @@ from lob.ranks import StopSignal, Team, join_team, launch
 from lob.run_log import RunLog, claim_run, find_run, new_run
 from lob.sampling import Sampler
 from lob.step import FiniteCheck, MicroStep, NonFinite, Passes, Task, windows_a_pass
+from lob.storage import check_writable
 from lob.window_store import WindowStore
 
 STEPS = "step_*.safetensors"  # checkpoints that a run can go on from

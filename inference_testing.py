@@ -61,12 +61,13 @@ from lob import probes, scoring
 from lob.baselines import Fitted, fit_baselines
 from lob.checkpoints import describe_step, find_checkpoint, load_model
 from lob.encoder import BookEncoder
-from lob.files import Book, check_writable, identity, new_file, open_books, open_table
+from lob.files import Book, identity, open_books
 from lob.latency import BATCHES, benchmark, through, time_encoder
 from lob.masking import MASKS, trained_on
 from lob.policy import WindowEncoder
 from lob.results import describe_environment
 from lob.scoring import OURS, RIDGE, Task, compare, describe, fill, profile_errors, score, to_rows, window_errors
+from lob.storage import check_writable, new_file, open_table
 from lob.windows import SPLITS, gather_windows, parse_dates, segment_ranges, split_of_windows, split_rows, window_ends
 
 Windows = list[tuple[Book, np.ndarray]]  # of each book its end rows
@@ -273,7 +274,8 @@ class Bench:
     @torch.inference_mode()
     def draw(self, book: Book, folder: Path) -> list[Path]:
         """Draw one window as truth, masked and filled, and errors by level and distance."""
-        from lob.plots import draw_error_profiles, draw_fills, save
+        from lob.plots import draw_error_profiles, draw_fills
+        from lob.plotting import save
 
         config, ends = self.config, self.ends(book, self.config["split"])
         masks = [mask for mask in PROFILED_MASKS if mask in config["masks"]] or config["masks"][:1]

@@ -71,20 +71,10 @@ from tqdm import tqdm
 
 from lob.checkpoints import describe_step, find_checkpoint, load_model
 from lob.encoder import BookEncoder, EncoderConfig, count_parameters
-from lob.files import (
-    FORMAT_VERSION,
-    Book,
-    check_writable,
-    find_pairs,
-    format_bytes,
-    identity,
-    new_file,
-    new_table,
-    open_book,
-    open_books,
-)
+from lob.files import Book, identity, open_book, open_books
 from lob.onnx_program import to_onnx
 from lob.policy import ACTIONS, ActorCritic, Reconstruction, WindowEncoder, in_bf16
+from lob.storage import FORMAT_VERSION, check_writable, find_pairs, format_bytes, new_file, new_table
 from lob.window_store import WindowStore
 from lob.windows import gather_windows, segment_ranges, window_ends
 

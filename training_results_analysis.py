@@ -44,8 +44,8 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 from tqdm import tqdm
 
-from lob.files import check_writable, new_file
-from lob.plots import PALETTE, save, scale_axis  # and its style and backend
+from lob.plotting import PALETTE, save, scale_axis  # and its style and backend
+from lob.storage import check_writable, new_file
 
 KINDS = {"step", "validation", "epoch", "test"}
 COUNTS = {"epoch": "int64", "step": "int64", "windows_seen": "int64"}

@@ -75,8 +75,9 @@ from torch import Tensor
 
 from lob.checkpoints import find_checkpoint, load_model
 from lob.encoder import BookEncoder, EncoderConfig, build_inputs
-from lob.files import Book, find_pairs, new_file, open_book
+from lob.files import Book, open_book
 from lob.results import describe_environment
+from lob.storage import find_pairs, new_file
 from lob.windows import SPLITS, gather_windows, split_of_windows, split_rows, window_ends
 
 HOLD = 1  # 0 sells, 2 buys

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lob.config import InputError
 from lob.encoder import FILLS, BookEncoder, EncoderConfig, unbuilt
-from lob.files import FORMAT_VERSION, new_file
 from lob.normalisation import SCHEMES
+from lob.storage import FORMAT_VERSION, new_file
 from lob.te_encoder import fp8_state, load_plain_state, plain_name, plain_state
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lob.checkpoints import Progress, describe_step
 from lob.config import InputError
-from lob.files import new_file
 from lob.results import describe_environment
+from lob.storage import new_file
 
 COLUMNS = ("kind", "epoch", "step", "windows_seen", "seconds", "train_loss", "validation_loss", "learning_rate",
            "gradient_norm", "windows_per_second", "data_wait_share")  # fmt: skip

@@ -16,7 +16,8 @@ import create_balanced_dataset
 import exploration_main
 from create_balanced_dataset import SAMPLE, SCORED, draw_split, main, measure_overlap, normalised_entropy
 from lob.config import InputError
-from lob.files import open_book, open_table, save_table
+from lob.files import open_book
+from lob.storage import open_table, save_table
 from lob.windows import calendar_cuts, split_rows
 
 T = 32

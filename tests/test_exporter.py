@@ -18,9 +18,10 @@ from benchmarks import bench_export
 from lob.checkpoints import Progress, load_model, save_checkpoint
 from lob.config import CheckFailed, InputError, run
 from lob.encoder import PRESETS, BookEncoder, EncoderConfig, build_inputs, encoder_config
-from lob.files import identity, open_book, open_table
+from lob.files import identity, open_book
 from lob.normalisation import invert
 from lob.onnx_program import to_onnx
+from lob.storage import open_table
 from lob.windows import gather_windows, window_ends
 
 STATES, DEPTH = 32, 16

@@ -8,19 +8,10 @@ import numpy as np
 import pytest
 from conftest import write_book
 
-import lob.files
+import lob.storage
 from lob.config import InputError
-from lob.files import (
-    ArrayWriter,
-    check_writable,
-    find_pairs,
-    identity,
-    new_file,
-    new_folder,
-    new_table,
-    open_book,
-    open_table,
-)
+from lob.files import identity, open_book
+from lob.storage import ArrayWriter, check_writable, find_pairs, new_file, new_folder, new_table, open_table
 
 ROW = np.dtype([("end_row", np.int64), ("value", np.float64)])
 
@@ -106,7 +97,7 @@ def test_pairs_are_found_named_and_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     check_writable(tmp_path / "new" / "deeper", "runs_dir")
-    monkeypatch.setattr(lob.files.os, "access", lambda *_: False)
+    monkeypatch.setattr(lob.storage.os, "access", lambda *_: False)
     with pytest.raises(InputError, match=f"runs_dir = .*new/deeper can't be written: {tmp_path} is not a writable"):
         check_writable(tmp_path / "new" / "deeper", "runs_dir")
 
@@ -196,7 +187,7 @@ def test_a_kill_at_any_step_leaves_no_json_beside_another_array(tmp_path, monkey
         return wrapped
 
     write_table(tmp_path / "t.npy", [1.0, 2.0], temporal_dim=4)
-    monkeypatch.setattr(lob.files.os, "replace", stopping(os.replace))
+    monkeypatch.setattr(lob.storage.os, "replace", stopping(os.replace))
     monkeypatch.setattr(Path, "unlink", stopping(Path.unlink))
     finished = True
     try:

@@ -16,9 +16,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 import exploration_main
 from exploration_main import STATISTICS, chunk_statistics, main, write_statistics
-from lob import plots
+from lob import plots, plotting
 from lob.config import InputError
-from lob.files import Book, identity, open_book, open_table
+from lob.files import Book, identity, open_book
+from lob.storage import open_table
 from lob.windows import window_ends
 
 CONFIG = {**exploration_main.config, "plots": False}
@@ -252,8 +253,8 @@ def test_the_pictures_are_drawn_for_books_of_any_kind(tmp_path):
 def test_a_depth_map_shows_each_level_around_its_price_and_covers_it_alone(reach):
     """Rows of one tick, and of several: the mid between two of them is drawn between them."""
     ticks = np.repeat([[1000.0 - reach, 1000, 1001, 1001 + reach]], 8, axis=0)
-    figure, axis = plots.plt.subplots()
-    mesh = plots.show_depth(axis, ticks, np.ones_like(ticks), 0.5, 0, 8)
+    figure, axis = plotting.plt.subplots()
+    mesh = plotting.show_depth(axis, ticks, np.ones_like(ticks), 0.5, 0, 8)
     low, high = mesh.get_extent()[2:]
     rows = mesh.get_size()[0]
     height = round((high - low) / rows / 0.5)
@@ -267,14 +268,16 @@ def test_a_depth_map_shows_each_level_around_its_price_and_covers_it_alone(reach
     plots.cover(axis, mesh, ticks * 0.5, hidden)
     covered = np.flatnonzero(~np.ma.getmaskarray(axis.images[-1].get_array())[:, 0])
     assert np.abs(centres[covered] - 1000).max() <= reach / 2 and np.abs(centres[covered] - 1000).min() <= height / 2
-    plots.plt.close(figure)
+    plotting.plt.close(figure)
 
 
 def test_the_bar_of_a_depth_map_has_plain_numbers():
-    figure, axis = plots.plt.subplots()
+    figure, axis = plotting.plt.subplots()
     ticks = np.repeat([np.arange(8.0)], 9, axis=0)
-    plots.add_size_bar(plots.show_depth(axis, ticks, np.geomspace(0.6, 7, 72).reshape(9, 8), 1, 0, 9), axis, "size")
+    plotting.add_size_bar(
+        plotting.show_depth(axis, ticks, np.geomspace(0.6, 7, 72).reshape(9, 8), 1, 0, 9), axis, "size"
+    )
     figure.canvas.draw()
     labels = [label.get_text() for label in figure.axes[1].get_yticklabels(which="both")]
     assert {"1", "2", "5"} <= set(labels) and not any("10^" in label for label in labels)
-    plots.plt.close(figure)
+    plotting.plt.close(figure)

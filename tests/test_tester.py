@@ -12,7 +12,7 @@ from conftest import ROOT, metadata, refusal, write_book
 from test_ladder import moving_book
 
 import inference_testing
-import lob.files
+import lob.storage
 from benchmarks import prove
 from lob import latency, probes, scoring
 from lob.baselines import COLUMNS, FITTED, Moments, features, fill_untrained, fit_baselines, hide
@@ -324,7 +324,7 @@ def test_dates_are_refused_by_their_own_key(sampled, checkpoint):
 
 
 def test_a_run_that_takes_no_report_is_refused_before_it_is_scored(sampled, checkpoint, monkeypatch, capsys):
-    monkeypatch.setattr(lob.files.os, "access", lambda *_: False)
+    monkeypatch.setattr(lob.storage.os, "access", lambda *_: False)
     config = {**inference_testing.config, "data_dir": str(sampled), "model_path": str(checkpoint)}
     with pytest.raises(InputError, match="can't be written"):
         inference_testing.main(config)
