@@ -50,10 +50,10 @@ import numpy as np
 from tqdm import tqdm
 
 from lob import book as kernel
-from lob.feeds import FEEDS, SNAPSHOT, Batch, find_feed
+from lob.feeds.batch import FEEDS, SNAPSHOT, Batch, find_feed
+from lob.feeds.recordings import read_ahead, read_head
 from lob.files import StateWriter, check_states
 from lob.levels import ASK, BID
-from lob.recordings import read_ahead, read_head
 from lob.storage import FORMAT_VERSION, final_name, find_pairs, format_bytes, new_folder
 from lob.windows import segment_ranges
 

@@ -37,8 +37,8 @@ from pyarrow import csv
 import data_parser
 from benchmarks.report import ROOT, ROW, report, watch
 from lob.book import MESSAGES, UNKNOWN, OrderBook
-from lob.feeds import FEEDS, SET, SNAPSHOT
-from lob.recordings import open_decompressed, read_ahead, read_lines
+from lob.feeds.batch import FEEDS, SET, SNAPSHOT
+from lob.feeds.recordings import open_decompressed, read_ahead, read_lines
 
 DEPTH = 96
 LEVELS = 500  # a side in the opening snapshot

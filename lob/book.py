@@ -17,7 +17,7 @@ What each update means (every exception is counted, see `COUNTERS`):
 
 import numpy as np
 
-from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
+from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
 from lob.jit import MAX_EXACT, borrow, compiled, inlined
 from lob.levels import (
     ASK,

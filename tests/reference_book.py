@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from collections import Counter
 
-from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
+from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
 
 BID, ASK = 0, 1
 

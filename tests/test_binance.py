@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from lob import feeds
-from lob.binance import LineScanner
 from lob.config import InputError
+from lob.feeds.binance import read_binance
+from lob.feeds.binance_json import LineScanner
 
 SNAPSHOT = '1723161256298000000 {"lastUpdateId":0,"bids":[["1.0","2"]],"asks":[["3.0","4"]]}'
 ODD_NUMBERS = ("1e3", "1E-7", "-1", "-0.0", "+1", ".5", "5.", "", ".", "1.2.3", "nan", "inf", "x", " 1", "007.50")
@@ -75,7 +75,7 @@ def read(file) -> list | str:
     """All columns of the recording's batches, or the error."""
     try:
         columns: list[list] = [[] for _ in range(7)]
-        for batch in feeds.read_binance([file]):
+        for batch in read_binance([file]):
             for column, values in zip(columns, (*batch[:6], batch.lines), strict=True):
                 column += values.tolist()
         return columns

@@ -8,7 +8,8 @@ from conftest import ROOT
 from reference_book import ReferenceBook
 
 from lob.book import ASK, BID, CLOCK_BACK, COUNTERS, NOT_INT32, OrderBook
-from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB, read_coinapi
+from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
+from lob.feeds.coinapi import read_coinapi
 
 SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"
 MS = 10**6

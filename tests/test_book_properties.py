@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference_book import ReferenceBook, thin_states
 
 from lob.book import ASK, BID, COUNTERS, OrderBook
-from lob.feeds import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
+from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
 
 LOT = 0.5  # a power of two, so that lots times LOT are exact in float32
 

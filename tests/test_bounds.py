@@ -9,7 +9,7 @@ from conftest import ROOT
 PLANTED = """
 import numpy as np
 from lob.book import OrderBook
-from lob.feeds import SET
+from lob.feeds.batch import SET
 
 book = OrderBook(2, 1.0, lambda out: None)
 one = np.ones(1, dtype=np.int64)

@@ -19,7 +19,7 @@ from conftest import ROOT
 
 import data_parser
 from lob.config import InputError
-from lob.feeds import Batch
+from lob.feeds.batch import Batch
 from lob.files import open_book
 
 SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"

@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 from lob.book import ASK, BID, COUNTERS, OrderBook
-from lob.feeds import ADD, DELETE, FEEDS, MATCH, SET, SNAPSHOT, find_feed
+from lob.feeds.batch import ADD, DELETE, FEEDS, MATCH, SET, SNAPSHOT, find_feed
 
 pytestmark = pytest.mark.recorded
 FOREVER_MS = 10**12

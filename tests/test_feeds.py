@@ -12,11 +12,11 @@ from conftest import ROOT
 from reference_book import ReferenceBook
 
 import data_parser
-from lob import feeds
 from lob.config import InputError
-from lob.feeds import FEEDS, SET, SNAPSHOT, find_feed
+from lob.feeds import coinapi, tardis
+from lob.feeds.batch import FEEDS, SET, SNAPSHOT, find_feed
+from lob.feeds.recordings import read_csv
 from lob.files import open_book
-from lob.recordings import read_csv
 
 START_MS = 1_723_161_256_298
 COMPRESS = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstandard.compress}
@@ -130,7 +130,8 @@ def test_a_message_may_go_on_in_the_next_block_of_a_file(tmp_path, monkeypatch, 
             for i in range(len(columns["is_buy" if "is_buy" in columns else "side"])):
                 yield row + i, {name: column[i : i + 1] for name, column in columns.items()}, file_bytes
 
-    monkeypatch.setattr(feeds, "read_csv", read_row_by_row)
+    for reader in (coinapi, tardis):
+        monkeypatch.setattr(reader, "read_csv", read_row_by_row)
     story = tell_story(30)
     levels = [(side, ticks + 3, lots) for side, ticks, lots in story[0][2]]
     again = (START_MS + 1000, SNAPSHOT, levels)
@@ -384,7 +385,7 @@ def test_the_exchange_that_the_readme_adds_is_read(tmp_path) -> None:
     )
     assert code
     try:
-        exec(code[1], vars(feeds).copy())
+        exec(code[1], {})
         story = tell_story()
         for name, part in (("1.gz", story[:250]), ("2.gz", story[250:])):
             lines = []

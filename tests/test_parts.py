@@ -18,7 +18,7 @@ from reference_book import ReferenceBook
 
 import data_parser
 from lob.config import InputError
-from lob.feeds import MATCH, SET, SNAPSHOT
+from lob.feeds.batch import MATCH, SET, SNAPSHOT
 
 COINAPI_HEADER = "time_exchange;time_coinapi;update_type;is_buy;entry_px;entry_sx\n"
 TARDIS_HEADER = "exchange,symbol,timestamp,local_timestamp,is_snapshot,side,price,amount\n"

@@ -1,0 +1,36 @@
+"""NumPy arrays (N, 5) of updates."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lob.config import InputError
+from lob.feeds.batch import GAP, Batch, feed, find_changes, to_ns
+from lob.feeds.recordings import read_npy_chunks
+
+
+@feed(lambda head: head.startswith(b"\x93NUMPY"))
+def read_npy(files: list[Path]) -> Iterator[Batch]:
+    """NumPy arrays (N, 5) of numbers: time (s, ms, us or ns), update type, is_buy, price, size; rows count from 0.
+
+    Types: ADD 0, SUB 1, MATCH 2, SET 3, DELETE 4, SNAPSHOT 5. All consecutive rows of one time are one message.
+    """
+    message, last_time = 0, None
+    for file in files:
+        row = 0
+        for rows, file_bytes in read_npy_chunks(file):
+            time, kinds, is_buy, price, size = rows.T
+            bad = ~(np.isfinite(time) & np.isin(kinds, range(GAP)) & np.isin(is_buy, (0, 1)))
+            if bad.any():
+                first = int(np.argmax(bad))
+                raise InputError(f"{file}, row {row + first}: {rows[first].tolist()} is no time, update type (0 to 5), "
+                                 "is_buy (0 or 1), price and size")  # fmt: skip
+            time_ns = to_ns(time)
+            messages = message + np.cumsum(find_changes(time_ns, last_time))
+            message, last_time = int(messages[-1]), time_ns[-1]
+            yield Batch(
+                time_ns, messages, kinds.astype(np.uint8), is_buy == 1, price.astype(np.float64),
+                size.astype(np.float64), None, str(file), row, file_bytes,
+            )  # fmt: skip
+            row += len(rows)
