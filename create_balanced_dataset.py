@@ -49,7 +49,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from lob.files import Book, identity, open_book
+from lob.book.states import Book, identity, open_book
 from lob.storage import find_pairs, open_table, save_table
 from lob.windows import SPLITS, calendar_cuts, count_shared_states, split_rows
 

@@ -49,11 +49,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lob import book as kernel
+from lob.book import order_book as kernel
+from lob.book.price_levels import ASK, BID
+from lob.book.states import StateWriter, check_states
 from lob.feeds.batch import FEEDS, SNAPSHOT, Batch, find_feed
 from lob.feeds.recordings import read_ahead, read_head
-from lob.files import StateWriter, check_states
-from lob.levels import ASK, BID
 from lob.storage import FORMAT_VERSION, final_name, find_pairs, format_bytes, new_folder
 from lob.windows import segment_ranges
 
@@ -88,7 +88,7 @@ def check_config(config: dict) -> None:
 
 def is_compiled() -> bool:
     """Whether numba's cache holds the book's largest kernel as compiled from its present source."""
-    cached = Path(str(kernel.apply_rows.stats.cache_path)).glob("book.apply_rows-*.nbi")
+    cached = Path(str(kernel.apply_rows.stats.cache_path)).glob("order_book.apply_rows-*.nbi")
     return any(file.stat().st_mtime > Path(kernel.__file__).stat().st_mtime for file in cached)
 
 

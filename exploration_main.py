@@ -27,7 +27,7 @@ import numpy as np
 from numba import njit, prange
 from tqdm import tqdm
 
-from lob.files import Book, identity, open_book
+from lob.book.states import Book, identity, open_book
 from lob.storage import find_pairs, new_table
 from lob.windows import segment_ranges
 

@@ -59,9 +59,9 @@ from torch import Tensor
 
 from lob import probes, scoring
 from lob.baselines import Fitted, fit_baselines
+from lob.book.states import Book, identity, open_books
 from lob.checkpoints import describe_step, find_checkpoint, load_model
 from lob.encoder import BookEncoder
-from lob.files import Book, identity, open_books
 from lob.latency import BATCHES, benchmark, through, time_encoder
 from lob.masking import MASKS, trained_on
 from lob.policy import WindowEncoder

@@ -69,9 +69,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lob.book.states import Book, identity, open_book, open_books
 from lob.checkpoints import describe_step, find_checkpoint, load_model
 from lob.encoder import BookEncoder, EncoderConfig, count_parameters
-from lob.files import Book, identity, open_book, open_books
 from lob.onnx_program import to_onnx
 from lob.policy import ACTIONS, ActorCritic, Reconstruction, WindowEncoder, in_bf16
 from lob.storage import FORMAT_VERSION, check_writable, find_pairs, format_bytes, new_file, new_table

@@ -36,7 +36,7 @@ from pyarrow import csv
 
 import data_parser
 from benchmarks.report import ROOT, ROW, report, watch
-from lob.book import MESSAGES, UNKNOWN, OrderBook
+from lob.book.order_book import MESSAGES, UNKNOWN, OrderBook
 from lob.feeds.batch import FEEDS, SET, SNAPSHOT
 from lob.feeds.recordings import open_decompressed, read_ahead, read_lines
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks.report import ROW, report, watch
 from exploration_main import CHUNK_ROWS, STATISTICS, chunk_statistics
-from lob.files import Book, identity, open_book
+from lob.book.states import Book, identity, open_book
 from lob.storage import ArrayWriter, new_table
 
 BLOCK = 1 << 20

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from lob.files import Book
+from lob.book.states import Book
 from lob.plotting import BLUE, GREEN, GREY, RED, VIOLET, add_size_bar, save, show_depth
 
 DAY_NS = 86_400e9  # matplotlib's dates are days since the epoch

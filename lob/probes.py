@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lob.book.states import Book
 from lob.encoder import BookEncoder, build_inputs
-from lob.files import Book
 from lob.scoring import interval, verdict
 from lob.windows import gather_windows
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lob.baselines import UNTRAINED, Fitted, Hidden, fill_untrained, hide, to_columns
+from lob.book.states import Book
 from lob.encoder import BookEncoder, build_inputs
-from lob.files import Book
 from lob.masking import make_mask, window_keys
 from lob.normalisation import invert, nearest_known
 from lob.windows import gather_windows

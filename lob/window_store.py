@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lob.files import Book
+from lob.book.states import Book
 
 BATCHES_AHEAD = 4
 RESIDENT_SHARE = 0.4  # of the GPU's free memory

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from lob.book.states import Book
 from lob.config import InputError
-from lob.files import Book
 
 SPLITS = ("train", "validation", "test")
 

@@ -15,8 +15,8 @@ from conftest import ROOT, refusal, write_book
 import create_balanced_dataset
 import exploration_main
 from create_balanced_dataset import SAMPLE, SCORED, draw_split, main, measure_overlap, normalised_entropy
+from lob.book.states import open_book
 from lob.config import InputError
-from lob.files import open_book
 from lob.storage import open_table, save_table
 from lob.windows import calendar_cuts, split_rows
 

@@ -7,7 +7,8 @@ import pytest
 from conftest import ROOT
 from reference_book import ReferenceBook
 
-from lob.book import ASK, BID, CLOCK_BACK, COUNTERS, NOT_INT32, OrderBook
+from lob.book.order_book import CLOCK_BACK, COUNTERS, NOT_INT32, OrderBook
+from lob.book.price_levels import ASK, BID
 from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
 from lob.feeds.coinapi import read_coinapi
 

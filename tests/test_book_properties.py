@@ -8,7 +8,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from reference_book import ReferenceBook, thin_states
 
-from lob.book import ASK, BID, COUNTERS, OrderBook
+from lob.book.order_book import COUNTERS, OrderBook
+from lob.book.price_levels import ASK, BID
 from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
 
 LOT = 0.5  # a power of two, so that lots times LOT are exact in float32

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 PLANTED = """
 import numpy as np
-from lob.book import OrderBook
+from lob.book.order_book import OrderBook
 from lob.feeds.batch import SET
 
 book = OrderBook(2, 1.0, lambda out: None)

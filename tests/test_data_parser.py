@@ -18,9 +18,9 @@ import zstandard
 from conftest import ROOT
 
 import data_parser
+from lob.book.states import open_book
 from lob.config import InputError
 from lob.feeds.batch import Batch
-from lob.files import open_book
 
 SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"
 HEADER = "time_exchange;time_coinapi;update_type;is_buy;entry_px;entry_sx;order_id\n"

@@ -12,7 +12,7 @@ from conftest import ROOT
 from test_feeds import tell_states, tell_story, write_tardis
 
 import data_parser
-from lob.files import open_book
+from lob.book.states import open_book
 
 PATH = "/v1/binance-futures/incremental_book_L2/2024/08/01/BTCUSDT.csv.gz"
 

@@ -17,7 +17,8 @@ import orjson
 import pytest
 import zstandard
 
-from lob.book import ASK, BID, COUNTERS, OrderBook
+from lob.book.order_book import COUNTERS, OrderBook
+from lob.book.price_levels import ASK, BID
 from lob.feeds.batch import ADD, DELETE, FEEDS, MATCH, SET, SNAPSHOT, find_feed
 
 pytestmark = pytest.mark.recorded

@@ -15,10 +15,10 @@ from conftest import ROOT, metadata, refusal, write_book
 
 import model_exporter
 from benchmarks import bench_export
+from lob.book.states import identity, open_book
 from lob.checkpoints import Progress, load_model, save_checkpoint
 from lob.config import CheckFailed, InputError, run
 from lob.encoder import PRESETS, BookEncoder, EncoderConfig, build_inputs, encoder_config
-from lob.files import identity, open_book
 from lob.normalisation import invert
 from lob.onnx_program import to_onnx
 from lob.storage import open_table

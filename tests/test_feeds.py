@@ -12,11 +12,11 @@ from conftest import ROOT
 from reference_book import ReferenceBook
 
 import data_parser
+from lob.book.states import open_book
 from lob.config import InputError
 from lob.feeds import coinapi, tardis
 from lob.feeds.batch import FEEDS, SET, SNAPSHOT, find_feed
 from lob.feeds.recordings import read_csv
-from lob.files import open_book
 
 START_MS = 1_723_161_256_298
 COMPRESS = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstandard.compress}

@@ -9,8 +9,8 @@ import pytest
 from conftest import write_book
 
 import lob.storage
+from lob.book.states import identity, open_book
 from lob.config import InputError
-from lob.files import identity, open_book
 from lob.storage import ArrayWriter, check_writable, find_pairs, new_file, new_folder, new_table, open_table
 
 ROW = np.dtype([("end_row", np.int64), ("value", np.float64)])

@@ -11,8 +11,8 @@ import torch
 from conftest import ROOT
 
 from lob.baselines import fill_untrained, hide
+from lob.book.states import open_book
 from lob.encoder import BookEncoder, build_inputs, encoder_config
-from lob.files import open_book
 from lob.ladder import find_ladder
 from lob.masking import MASKS, make_mask, window_keys
 from lob.normalisation import SCHEMES, fit, invert, transform

@@ -16,10 +16,10 @@ import torch
 from conftest import ROOT, metadata, refusal, write_book
 
 from examples.ppo_agent import BookReplay, EncoderConfig, Replay, config, embed, make_replay, play, train
+from lob.book.states import Book, open_book
 from lob.checkpoints import Progress, save_checkpoint
 from lob.config import InputError
 from lob.encoder import BookEncoder, build_inputs, encoder_config
-from lob.files import Book, open_book
 from lob.windows import calendar_cuts, count_shared_states, split_rows
 
 STATES = 32

@@ -9,7 +9,7 @@ from test_tester import lively_encoder
 
 from lob import probes, scoring
 from lob.baselines import PENALTIES, Moments, choose_weights, features, fill_untrained, hide
-from lob.files import open_book
+from lob.book.states import open_book
 from lob.masking import make_mask, window_keys
 
 

@@ -17,8 +17,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 import exploration_main
 from exploration_main import STATISTICS, chunk_statistics, main, write_statistics
 from lob import plots, plotting
+from lob.book.states import Book, identity, open_book
 from lob.config import InputError
-from lob.files import Book, identity, open_book
 from lob.storage import open_table
 from lob.windows import window_ends
 

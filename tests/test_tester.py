@@ -16,10 +16,10 @@ import lob.storage
 from benchmarks import prove
 from lob import latency, probes, scoring
 from lob.baselines import COLUMNS, FITTED, Moments, features, fill_untrained, fit_baselines, hide
+from lob.book.states import identity, open_book
 from lob.checkpoints import save_checkpoint
 from lob.config import InputError
 from lob.encoder import BookEncoder, encoder_config
-from lob.files import identity, open_book
 from lob.masking import MASKS, make_mask, trained_on, window_keys
 from lob.windows import calendar_cuts, window_ends
 

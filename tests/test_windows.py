@@ -9,8 +9,8 @@ from conftest import write_book
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lob.book.states import open_book
 from lob.config import InputError
-from lob.files import open_book
 from lob.windows import (
     calendar_cuts,
     count_shared_states,

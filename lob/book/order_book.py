@@ -1,6 +1,6 @@
 """The order book: update rows in, one complete state a message out. Exact integers, one numba kernel for all feeds.
 
-Prices are ticks and sizes lots, int64. The sides are sorted arrays (`lob/levels.py`); order-by-order feeds keep their
+Prices are ticks and sizes lots, int64. The sides are sorted arrays (`lob/book/price_levels.py`); order-by-order feeds keep their
 orders in a hash table beside them. The whole book is kept, however far from the mid an order rests.
 
 What each update means (every exception is counted, see `COUNTERS`):
@@ -17,9 +17,7 @@ What each update means (every exception is counted, see `COUNTERS`):
 
 import numpy as np
 
-from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
-from lob.jit import MAX_EXACT, borrow, compiled, inlined
-from lob.levels import (
+from lob.book.price_levels import (
     ASK,
     BID,
     change_level,
@@ -30,6 +28,8 @@ from lob.levels import (
     remove_level,
     write_state,
 )
+from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
+from lob.jit import MAX_EXACT, borrow, compiled, inlined
 
 COUNTERS = (
     "messages",  # completed messages; each leaves the book in a state

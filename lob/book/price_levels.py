@@ -1,4 +1,4 @@
-"""The two sorted sides of an order book, as numba functions on arrays that only `lob/book.py` holds.
+"""The two sorted sides of an order book, as numba functions on arrays that only `lob/book/order_book.py` holds.
 
 `levels` is a tuple: bounds int64 (2, 2), begin and end of each side's run; then, each (2, capacity) with a row a side,
 ticks int64 and lots int64, ascending in price, the time of the last change int64, and what is written of a level, ticks

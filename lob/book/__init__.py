@@ -1,0 +1,1 @@
+"""The order book: update rows in, complete states out, and their files."""
