@@ -51,7 +51,7 @@ from numba import njit, prange
 
 from lob.book.states import Book, identity, open_book
 from lob.storage import find_pairs, open_table, save_table
-from lob.windows import SPLITS, calendar_cuts, count_shared_states, split_rows
+from lob.windows.splits import SPLITS, calendar_cuts, count_shared_states, split_rows
 
 SAMPLE = np.dtype([("end_row", np.int64), ("stratum", np.int32), ("weight", np.float64)])
 SCORED = ("mid_price_change_bps", "average_spread_bps", "std_tick_returns_bps", "mean_tick_returns_bps")
@@ -386,8 +386,8 @@ def save_sample(
         numbers = [*np.quantile(before[name], [0.01, 0.5, 0.99]), *np.quantile(after[name], [0.01, 0.5, 0.99])]
         print(f"  {name:<22}" + "".join(f"{n:>{w}.4g}" for n, w in zip(numbers, (12, 12, 12, 14, 12, 12), strict=True)))
     if config["plots"]:
-        from lob.plots import draw_balance
         from lob.plotting import save
+        from lob.windows.pictures import draw_balance
 
         picture = folder / "plots" / f"{pair.book.pair}_balanced.png"
         print(f"  {save(draw_balance(before, after, SCORED, pair.book.pair), picture)}")

@@ -55,7 +55,7 @@ from lob.book.states import StateWriter, check_states
 from lob.feeds.batch import FEEDS, SNAPSHOT, Batch, find_feed
 from lob.feeds.recordings import read_ahead, read_head
 from lob.storage import FORMAT_VERSION, final_name, find_pairs, format_bytes, new_folder
-from lob.windows import segment_ranges
+from lob.windows.splits import segment_ranges
 
 ROWS_TO_INFER_TICK = 1_000_000
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from lob.book.states import Book, identity, open_book
 from lob.storage import find_pairs, new_table
-from lob.windows import segment_ranges
+from lob.windows.splits import segment_ranges
 
 STATISTICS = np.dtype(
     [
@@ -68,7 +68,7 @@ def describe_pair(pair: str, folder: Path, config: dict) -> None:
     rows = np.load(file, mmap_mode="r")
     print(summarise(rows))
     if config["plots"]:
-        from lob.plots import draw_pair
+        from lob.windows.pictures import draw_pair
 
         for picture in draw_pair(book, rows, MAIN, folder / "plots"):
             print(f"  {picture}")

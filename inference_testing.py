@@ -68,7 +68,15 @@ from lob.policy import WindowEncoder
 from lob.results import describe_environment
 from lob.scoring import OURS, RIDGE, Task, compare, describe, fill, profile_errors, score, to_rows, window_errors
 from lob.storage import check_writable, new_file, open_table
-from lob.windows import SPLITS, gather_windows, parse_dates, segment_ranges, split_of_windows, split_rows, window_ends
+from lob.windows.splits import (
+    SPLITS,
+    gather_windows,
+    parse_dates,
+    segment_ranges,
+    split_of_windows,
+    split_rows,
+    window_ends,
+)
 
 Windows = list[tuple[Book, np.ndarray]]  # of each book its end rows
 Part = tuple[list[dict], list[str], list[str]]  # rows of report.json, lines of report.md, lines for the terminal
@@ -274,7 +282,7 @@ class Bench:
     @torch.inference_mode()
     def draw(self, book: Book, folder: Path) -> list[Path]:
         """Draw one window as truth, masked and filled, and errors by level and distance."""
-        from lob.plots import draw_error_profiles, draw_fills
+        from lob.evaluation.pictures import draw_error_profiles, draw_fills
         from lob.plotting import save
 
         config, ends = self.config, self.ends(book, self.config["split"])

@@ -76,7 +76,7 @@ from lob.onnx_program import to_onnx
 from lob.policy import ACTIONS, ActorCritic, Reconstruction, WindowEncoder, in_bf16
 from lob.storage import FORMAT_VERSION, check_writable, find_pairs, format_bytes, new_file, new_table
 from lob.window_store import WindowStore
-from lob.windows import gather_windows, segment_ranges, window_ends
+from lob.windows.splits import gather_windows, segment_ranges, window_ends
 
 PARTS = ("encoder", "reconstruction", "actor_critic")
 FORMATS = {"torchscript": ".pt", "onnx": ".onnx"}

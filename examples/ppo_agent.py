@@ -78,7 +78,7 @@ from lob.checkpoints import find_checkpoint, load_model
 from lob.encoder import BookEncoder, EncoderConfig, build_inputs
 from lob.results import describe_environment
 from lob.storage import find_pairs, new_file
-from lob.windows import SPLITS, gather_windows, split_of_windows, split_rows, window_ends
+from lob.windows.splits import SPLITS, gather_windows, split_of_windows, split_rows, window_ends
 
 HOLD = 1  # 0 sells, 2 buys
 ACCOUNTS = ("net_bps", "gross_bps", "spread_bps", "fee_bps", "trades")  # net = gross - spread - fee

@@ -10,7 +10,7 @@ import numpy as np
 from lob.book.states import Book, identity, open_book
 from lob.config import InputError
 from lob.storage import find_pairs, open_table
-from lob.windows import SPLITS, calendar_cuts, count_shared_states, split_of_windows, split_rows
+from lob.windows.splits import SPLITS, calendar_cuts, count_shared_states, split_of_windows, split_rows
 
 
 @dataclass(frozen=True)

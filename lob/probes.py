@@ -18,7 +18,7 @@ from torch import Tensor
 from lob.book.states import Book
 from lob.encoder import BookEncoder, build_inputs
 from lob.scoring import interval, verdict
-from lob.windows import gather_windows
+from lob.windows.splits import gather_windows
 
 HORIZON = 500  # states
 TASKS = {

@@ -13,7 +13,7 @@ from lob.book.states import Book
 from lob.encoder import BookEncoder, build_inputs
 from lob.masking import make_mask, window_keys
 from lob.normalisation import invert, nearest_known
-from lob.windows import gather_windows
+from lob.windows.splits import gather_windows
 
 MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
 OURS, RIDGE = "encoder", "ridge_ladder"

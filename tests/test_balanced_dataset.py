@@ -18,7 +18,7 @@ from create_balanced_dataset import SAMPLE, SCORED, draw_split, main, measure_ov
 from lob.book.states import open_book
 from lob.config import InputError
 from lob.storage import open_table, save_table
-from lob.windows import calendar_cuts, split_rows
+from lob.windows.splits import calendar_cuts, split_rows
 
 T = 32
 CONFIG = {**create_balanced_dataset.config, "temporal_dim": T, "plots": False, "windows": 300, "min_stride": 4}

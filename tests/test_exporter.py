@@ -22,7 +22,7 @@ from lob.encoder import PRESETS, BookEncoder, EncoderConfig, build_inputs, encod
 from lob.normalisation import invert
 from lob.onnx_program import to_onnx
 from lob.storage import open_table
-from lob.windows import gather_windows, window_ends
+from lob.windows.splits import gather_windows, window_ends
 
 STATES, DEPTH = 32, 16
 EVERY_PART = list(model_exporter.PARTS)

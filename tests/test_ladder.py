@@ -16,7 +16,7 @@ from lob.encoder import BookEncoder, build_inputs, encoder_config
 from lob.ladder import find_ladder
 from lob.masking import MASKS, make_mask, window_keys
 from lob.normalisation import SCHEMES, fit, invert, transform
-from lob.windows import gather_windows, window_ends
+from lob.windows.splits import gather_windows, window_ends
 
 
 def moving_book(batch=2, states=40, levels=24, seed=0):

@@ -20,7 +20,7 @@ from lob.book.states import Book, open_book
 from lob.checkpoints import Progress, save_checkpoint
 from lob.config import InputError
 from lob.encoder import BookEncoder, build_inputs, encoder_config
-from lob.windows import calendar_cuts, count_shared_states, split_rows
+from lob.windows.splits import calendar_cuts, count_shared_states, split_rows
 
 STATES = 32
 SMALL = config | {"decision_stride": 7, "latency_states": 1, "episode_steps": 9, "fee_bps": 1.7, "position_limit": 2}

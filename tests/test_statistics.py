@@ -16,11 +16,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 import exploration_main
 from exploration_main import STATISTICS, chunk_statistics, main, write_statistics
-from lob import plots, plotting
+from lob import plotting
 from lob.book.states import Book, identity, open_book
 from lob.config import InputError
+from lob.evaluation.pictures import cover
 from lob.storage import open_table
-from lob.windows import window_ends
+from lob.windows.pictures import EXTREMES, find_extremes
+from lob.windows.splits import window_ends
 
 CONFIG = {**exploration_main.config, "plots": False}
 
@@ -216,12 +218,12 @@ def test_the_most_extreme_windows_are_the_most_extreme(data_dir):
     """Also where they share states, or lie in one block of 4,096 windows."""
     rows = np.zeros(9000, STATISTICS)
     rows["end_row"] = np.arange(9000) + 256
-    for name, sign in plots.EXTREMES.values():
+    for name, sign in EXTREMES.values():
         rows[name] = np.random.default_rng(len(name)).normal(size=9000)
         rows[name][5000] = -90 if sign == 0 else 80
     rows["mid_price_change_bps"][4900] = -70
-    found = plots.find_extremes(rows)
-    assert found == {title: 4900 if title == "largest fall" else 5000 for title in plots.EXTREMES}
+    found = find_extremes(rows)
+    assert found == {title: 4900 if title == "largest fall" else 5000 for title in EXTREMES}
 
 
 def test_the_pictures_of_a_single_window_are_drawn(tmp_path):
@@ -265,7 +267,7 @@ def test_a_depth_map_shows_each_level_around_its_price_and_covers_it_alone(reach
         assert len(shown) == 1 and shown[0] > 0.5
     hidden = np.zeros(ticks.shape, dtype=bool)
     hidden[:, 1] = True
-    plots.cover(axis, mesh, ticks * 0.5, hidden)
+    cover(axis, mesh, ticks * 0.5, hidden)
     covered = np.flatnonzero(~np.ma.getmaskarray(axis.images[-1].get_array())[:, 0])
     assert np.abs(centres[covered] - 1000).max() <= reach / 2 and np.abs(centres[covered] - 1000).min() <= height / 2
     plotting.plt.close(figure)

@@ -21,7 +21,7 @@ from lob.checkpoints import save_checkpoint
 from lob.config import InputError
 from lob.encoder import BookEncoder, encoder_config
 from lob.masking import MASKS, make_mask, trained_on, window_keys
-from lob.windows import calendar_cuts, window_ends
+from lob.windows.splits import calendar_cuts, window_ends
 
 
 def lively_encoder(depth, states, **choices):
@@ -262,13 +262,13 @@ def test_masks_in_training_are_those_that_windows_get():
 
 
 def test_hidden_cells_are_grey_in_the_masked_panel_alone():
-    from lob import plots
+    from lob.evaluation.pictures import draw_fills
 
     prices = np.tile(np.array([100.0, 102.0, 104.0, 109.0]), (6, 1))
     sizes, hidden = np.tile(np.array([1.0, 2.0, 3.0, 4.0]), (6, 1)), np.zeros((6, 4), dtype=bool)
     hidden[2:4, 1:3] = True
     fills = {"truth": (prices, sizes), "encoder": (prices, 10 * sizes)}
-    figure = plots.draw_fills(fills, hidden, {"encoder": "1 tick off"}, 0.5, "of a model")
+    figure = draw_fills(fills, hidden, {"encoder": "1 tick off"}, 0.5, "of a model")
     truth, masked, encoder = (axis.images for axis in figure.axes[:3])
     assert (len(truth), len(masked), len(encoder)) == (1, 2, 1)
     assert figure.axes[-1].get_ylabel().startswith("resting size")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lob.book.states import open_book
 from lob.config import InputError
-from lob.windows import (
+from lob.windows.splits import (
     calendar_cuts,
     count_shared_states,
     gather_windows,

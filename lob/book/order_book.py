@@ -1,7 +1,7 @@
 """The order book: update rows in, one complete state a message out. Exact integers, one numba kernel for all feeds.
 
-Prices are ticks and sizes lots, int64. The sides are sorted arrays (`lob/book/price_levels.py`); order-by-order feeds keep their
-orders in a hash table beside them. The whole book is kept, however far from the mid an order rests.
+Prices are ticks and sizes lots, int64. The sides are sorted arrays (`lob/book/price_levels.py`); order-by-order feeds
+keep their orders in a hash table beside them. The whole book is kept, however far from the mid an order rests.
 
 What each update means (every exception is counted, see `COUNTERS`):
 

@@ -1,0 +1,1 @@
+"""Windows of states: which there are, what the market was like in them, and which are drawn."""
