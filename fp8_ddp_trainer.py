@@ -25,7 +25,7 @@ config = {
     "causal": False,  # attend to earlier states only
     "dropout": 0.1,  # in attention and after each block
     # task
-    "mask_mode": "mix",  # entry, level, span, span64, patch, tail, or mix (see lob/masking.py)
+    "mask_mode": "mix",  # entry, level, span, span64, patch, tail, or mix (see lob/model/masking.py)
     "mask_perc": 0.25,  # share of the values that are hidden
     "mirror": True,  # exchange bids and asks in half the training windows
     "slow": 0.8,  # share of the training windows that are replayed 2 to 4 times slower
@@ -101,19 +101,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lob.checkpoints import (
-    METADATA,
-    Progress,
-    check_weights,
-    load_checkpoint,
-    load_training_state,
-    load_weights,
-    save_checkpoint,
-    training_state,
-)
 from lob.dataset import Dataset, open_dataset
-from lob.encoder import count_parameters, encoder_config, flops_per_window
-from lob.masking import make_mask
+from lob.model.checkpoint import METADATA, Progress, check_weights, load_checkpoint, save_checkpoint
+from lob.model.encoder import count_parameters, encoder_config, flops_per_window
+from lob.model.masking import make_mask
+from lob.model.window_store import WindowStore
 from lob.optimisation import make_optimizer, one_cycle, scale_gradients
 from lob.precision import WHOLE_STATES, build_encoder, check_dimensions, choose_precision
 from lob.ranks import StopSignal, Team, join_team, launch
@@ -121,7 +113,7 @@ from lob.run_log import RunLog, claim_run, find_run, new_run
 from lob.sampling import Sampler
 from lob.step import FiniteCheck, MicroStep, NonFinite, Passes, Task, windows_a_pass
 from lob.storage import check_writable
-from lob.window_store import WindowStore
+from lob.training.saving import load_training_state, load_weights, training_state
 
 STEPS = "step_*.safetensors"  # checkpoints that a run can go on from
 SAVE_SPACING = 9  # seconds of training for each that the last save took, so that a slow disk costs a tenth of the time
@@ -176,7 +168,7 @@ def apply_mask(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Hide a share of the values of windows (B, T, L, 2); return them with `mask_value` there, and the mask (bool).
 
-    'cuda' means the inputs' device where there is no CUDA. `mode`: see lob/masking.py; `keys`: int64 (B,), one a
+    'cuda' means the inputs' device where there is no CUDA. `mode`: see lob/model/masking.py; `keys`: int64 (B,), one a
     window, which fix the mask; without them it is drawn from torch's random state.
     """
     inputs = inputs.to(inputs.device if device == "cuda" and not torch.cuda.is_available() else device)

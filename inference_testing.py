@@ -5,8 +5,9 @@
     python inference_testing.py --benchmark=True
 
 Reads the best checkpoint of the newest run and `book_states/`; writes `report.json` (benchmark `representation`),
-`report.md` and pictures into the checkpoint's run. What is scored is in lob/scoring.py, the naive methods are in
-lob/baselines.py and lob/ladder.py, the masks in lob/masking.py, the probes in lob/probes.py. All that is fitted or
+`report.md` and pictures into the checkpoint's run. What is scored is in lob/evaluation/scoring.py, the naive methods
+are in lob/evaluation/fills.py, ridge.py and lob/model/ladder.py, the masks in lob/model/masking.py, the probes in
+lob/evaluation/probes.py. All that is fitted or
 chosen is fitted on training windows and chosen on validation windows, by the checkpoint's calendar cut, which holds for
 pairs that it has never seen too. `benchmark` times the encoder alone instead and writes `latency.json`.
 """
@@ -19,7 +20,7 @@ config = {
     "split": "test",  # test or validation: the checkpoint's calendar cut; all: whole recordings (never trained on)
     "dates": None,  # two ISO dates (UTC): only windows between them; None: all of the split
     "fit_data_dir": None,  # data whose training windows the ridge regression is fitted on; None: those of data_dir
-    "masks": ["entry", "level", "span", "span64", "patch", "tail"],  # see lob/masking.py
+    "masks": ["entry", "level", "span", "span64", "patch", "tail"],  # see lob/model/masking.py
     "mask_perc": 0.25,  # hidden share of the values
     "windows": 48,  # windows a pair, evenly spaced over the split, and as many of the balanced sample
     "fit_windows": 24,  # training windows of the ridge regression, and as many validation windows
@@ -60,11 +61,11 @@ from torch import Tensor
 from lob import probes, scoring
 from lob.baselines import Fitted, fit_baselines
 from lob.book.states import Book, identity, open_books
-from lob.checkpoints import describe_step, find_checkpoint, load_model
-from lob.encoder import BookEncoder
 from lob.latency import BATCHES, benchmark, through, time_encoder
-from lob.masking import MASKS, trained_on
-from lob.policy import WindowEncoder
+from lob.model.checkpoint import describe_step, find_checkpoint, load_model
+from lob.model.embedding import WindowEncoder
+from lob.model.encoder import BookEncoder
+from lob.model.masking import MASKS, trained_on
 from lob.results import describe_environment
 from lob.scoring import OURS, RIDGE, Task, compare, describe, fill, profile_errors, score, to_rows, window_errors
 from lob.storage import check_writable, new_file, open_table

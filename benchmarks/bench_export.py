@@ -7,7 +7,7 @@ a program that trades, and a batch has all cores; TorchScript also runs on the G
 """
 
 config = {
-    "presets": ["tiny_transformer", "deep_narrow_transformer"],  # model sizes of lob/encoder.py
+    "presets": ["tiny_transformer", "deep_narrow_transformer"],  # model sizes of lob/model/encoder.py
     "devices": ["cpu"],  # cpu, cuda or both (ONNX files run on the CPU)
     "depth": 96,  # levels of a state
     "temporal_dim": 256,  # states of a window
@@ -34,7 +34,7 @@ from torch import Tensor
 
 import model_exporter
 from benchmarks.report import ROW, report
-from lob.encoder import BookEncoder, encoder_config
+from lob.model.encoder import BookEncoder, encoder_config
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -34,9 +34,9 @@ import torch
 from torch import Tensor
 
 import fp8_ddp_trainer
-import lob.window_store
+import lob.model.window_store
 from benchmarks.report import report
-from lob.encoder import flops_per_window
+from lob.model.encoder import flops_per_window
 from lob.ranks import join_team, launch
 
 # The settings of the published reference, whose model these benchmarks train.
@@ -103,8 +103,8 @@ def endless(session: Any) -> Iterator[Tensor]:
 
 def measure_case(rank: int, world: int, port: int | None, config: dict, case: dict[str, Any], file: Path) -> dict:
     """Time a case's steps on this rank; the first one writes what it found to `file` and returns it."""
-    share = lob.window_store.RESIDENT_SHARE
-    lob.window_store.RESIDENT_SHARE = 0.0 if case.get("streaming") else share
+    share = lob.model.window_store.RESIDENT_SHARE
+    lob.model.window_store.RESIDENT_SHARE = 0.0 if case.get("streaming") else share
     with join_team(rank, world, "nccl", port) as team:
         if team.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # the memory of a CUDA graph is taken at its capture
@@ -141,7 +141,7 @@ def measure_case(rank: int, world: int, port: int | None, config: dict, case: di
     torch.compiler.reset()
     if on_gpu:
         torch.cuda.empty_cache()
-    lob.window_store.RESIDENT_SHARE = share
+    lob.model.window_store.RESIDENT_SHARE = share
     return json.loads(file.read_text()) if rank == 0 else {}
 
 

@@ -74,8 +74,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
 from lob.book.states import Book, open_book
-from lob.checkpoints import find_checkpoint, load_model
-from lob.encoder import BookEncoder, EncoderConfig, build_inputs
+from lob.model.checkpoint import find_checkpoint, load_model
+from lob.model.encoder import BookEncoder, EncoderConfig
+from lob.model.inputs import build_inputs
 from lob.results import describe_environment
 from lob.storage import find_pairs, new_file
 from lob.windows.splits import SPLITS, gather_windows, split_of_windows, split_rows, window_ends

@@ -1,1 +1,1 @@
-"""What two scripts must agree on exactly: feeds, book, files, windows, normalisation, encoder, checkpoints."""
+"""Rooms along the pipeline; see CONTRIBUTING.md for the rule of the house."""

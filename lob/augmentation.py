@@ -6,7 +6,7 @@ Axes: B window, T state, L level. Windows are price_ticks int (B, T, L) and size
 import torch
 from torch import Tensor
 
-from lob.masking import draw, scramble, uniform
+from lob.model.masking import draw, scramble, uniform
 
 SLOWEST = 4  # times; COIN-M BTC sends 69 states/s where USD-M BTC sends 19 to 31
 

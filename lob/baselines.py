@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lob.ladder import find_ladder
-from lob.normalisation import fit, interpolate_time, nearest_known, transform
+from lob.model.ladder import find_ladder
+from lob.model.normalisation import fit, interpolate_time, nearest_known, transform
 
 COLUMNS = ("price_ticks", "log_size", "minmax_price", "minmax_size")
 BOOSTING_ENTRIES = 50_000  # hidden values that gradient boosting is fitted on, of each column
@@ -57,7 +57,7 @@ def fill_untrained(hidden: Hidden) -> tuple[dict[str, Tensor], Tensor]:
     """Return each method of UNTRAINED as float32 (B, T, L, K), and where the ladder found values, bool (B, T, L, K).
 
     A level that is never visible is filled linearly across levels first, a state without a visible level linearly in
-    time, so that no method is left without an answer. `ladder`: see lob/ladder.py.
+    time, so that no method is left without an answer. `ladder`: see lob/model/ladder.py.
     """
     known = hidden.known
     values = torch.where(known, hidden.values, 0)

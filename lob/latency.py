@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lob.encoder import BookEncoder
-from lob.policy import WindowEncoder
+from lob.model.embedding import WindowEncoder
+from lob.model.encoder import BookEncoder
 
 SEARCH = {  # kernels timed by themselves: where a host launches slowly, launches would be all that is seen
     "max_autotune": True, "coordinate_descent_tuning": True, "profile_bandwidth_with_do_bench_using_profiling": True,

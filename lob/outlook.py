@@ -9,8 +9,8 @@ validation. Axes: B window, T state, L level. Prices are in ticks, as the encode
 import torch
 from torch import Tensor
 
-from lob.encoder import OUTLOOK_TARGETS
-from lob.normalisation import signed_log
+from lob.model.encoder import OUTLOOK_TARGETS
+from lob.model.normalisation import signed_log
 
 AHEAD = 32  # states at most
 REACHES = (5, 20, 80)  # states back, and the whole window

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lob.config import InputError
-from lob.encoder import BookEncoder, EncoderConfig, attend
+from lob.model.encoder import BookEncoder, EncoderConfig, attend
 from lob.te_encoder import TELayer, fp8_autocast, load_plain_state, te_obstacle
 
 RECIPES = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0)}  # name -> compute capability it needs

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lob.book.states import Book
-from lob.encoder import BookEncoder, build_inputs
+from lob.model.encoder import BookEncoder
+from lob.model.inputs import build_inputs
 from lob.scoring import interval, verdict
 from lob.windows.splits import gather_windows
 

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from lob.checkpoints import Progress, describe_step
 from lob.config import InputError
+from lob.model.checkpoint import Progress, describe_step
 from lob.results import describe_environment
 from lob.storage import new_file
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lob.config import InputError
 from lob.dataset import Dataset
-from lob.masking import window_keys
+from lob.model.masking import window_keys
 
 HELD_OUT_EPOCH = -1  # masks of validation and test windows are the same in every epoch
 REPEATS = 64  # how often a window can be drawn in one epoch before its masks repeat

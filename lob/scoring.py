@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lob.baselines import UNTRAINED, Fitted, Hidden, fill_untrained, hide, to_columns
 from lob.book.states import Book
-from lob.encoder import BookEncoder, build_inputs
-from lob.masking import make_mask, window_keys
-from lob.normalisation import invert, nearest_known
+from lob.model.encoder import BookEncoder
+from lob.model.inputs import build_inputs
+from lob.model.masking import make_mask, window_keys
+from lob.model.normalisation import invert, nearest_known
 from lob.windows.splits import gather_windows
 
 MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}

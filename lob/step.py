@@ -17,14 +17,15 @@ from torch import Tensor
 
 from lob.augmentation import augment
 from lob.config import CheckFailed
-from lob.encoder import BookEncoder, EncoderConfig, build_inputs
-from lob.masking import make_mask
-from lob.normalisation import interpolate_time
+from lob.model.encoder import BookEncoder, EncoderConfig
+from lob.model.inputs import build_inputs
+from lob.model.masking import make_mask
+from lob.model.normalisation import interpolate_time
+from lob.model.window_store import WindowStore
 from lob.outlook import describe, states_ahead
 from lob.precision import Precision
 from lob.sampling import Batch
 from lob.te_encoder import load_fp8_state
-from lob.window_store import WindowStore
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
@@ -58,7 +59,7 @@ class Task:
 class MicroStep:
     """`step(windows, keys, nominal)` adds the gradient of (summed loss / nominal) and returns the sum and the count.
 
-    windows: price_ticks and sizes (B, T, L); keys: int64 (B,), of the masks (lob/masking.py) and variations.
+    windows: price_ticks and sizes (B, T, L); keys: int64 (B,), of the masks (lob/model/masking.py) and variations.
     """
 
     def __init__(self, model: BookEncoder, config: EncoderConfig, precision: Precision, task: Task):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lob.encoder import BookEncoder, EncoderConfig, attend
+from lob.model.encoder import BookEncoder, EncoderConfig, attend
 
 # Transformer Engine's name inside a layer -> the plain one, where they differ.
 PLAIN_NAMES = {

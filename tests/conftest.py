@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from lob.encoder import EncoderConfig
+    from lob.model.encoder import EncoderConfig
 
 # Two test processes share two cores: more threads in each only wait for one another. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -62,7 +62,7 @@ def write_book(
 
 def metadata(encoder: "EncoderConfig", **changes: Any) -> dict[str, Any]:
     """What a checkpoint of this encoder says of itself."""
-    from lob.checkpoints import METADATA
+    from lob.model.checkpoint import METADATA
 
     return METADATA | {"encoder": asdict(encoder)} | changes
 

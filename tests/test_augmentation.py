@@ -5,7 +5,7 @@ import torch
 from test_ladder import moving_book
 
 from lob.augmentation import augment, exchange_sides, slow_down, vary_sizes
-from lob.masking import window_keys
+from lob.model.masking import window_keys
 
 
 def keys(count):

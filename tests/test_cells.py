@@ -5,9 +5,10 @@ import torch
 from test_ladder import moving_book
 from torch.utils.flop_counter import FlopCounterMode
 
-from lob.encoder import BookEncoder, build_inputs, count_parameters, encoder_config, flops_per_window
-from lob.masking import MASKS, make_mask, window_keys
-from lob.policy import Reconstruction, WindowEncoder
+from lob.model.embedding import Reconstruction, WindowEncoder
+from lob.model.encoder import BookEncoder, count_parameters, encoder_config, flops_per_window
+from lob.model.inputs import build_inputs
+from lob.model.masking import MASKS, make_mask, window_keys
 from lob.te_encoder import load_plain_state, plain_state
 
 STATES, LEVELS = 40, 24

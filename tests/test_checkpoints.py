@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 import fp8_ddp_trainer
 import inference_testing
 import model_exporter
-from lob.checkpoints import load_checkpoint, save_checkpoint
 from lob.config import run
+from lob.model.checkpoint import load_checkpoint, save_checkpoint
 
 SMALL = {"model_size": "tiny_transformer", "depth_dim": 16, "temporal_dim": 32, "batch_size": 64, "epochs": 1,
          "fill": "linear", "outlook": 0.0}  # fmt: skip

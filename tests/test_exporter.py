@@ -16,10 +16,11 @@ from conftest import ROOT, metadata, refusal, write_book
 import model_exporter
 from benchmarks import bench_export
 from lob.book.states import identity, open_book
-from lob.checkpoints import Progress, load_model, save_checkpoint
 from lob.config import CheckFailed, InputError, run
-from lob.encoder import PRESETS, BookEncoder, EncoderConfig, build_inputs, encoder_config
-from lob.normalisation import invert
+from lob.model.checkpoint import Progress, load_model, save_checkpoint
+from lob.model.encoder import PRESETS, BookEncoder, EncoderConfig, encoder_config
+from lob.model.inputs import build_inputs
+from lob.model.normalisation import invert
 from lob.onnx_program import to_onnx
 from lob.storage import open_table
 from lob.windows.splits import gather_windows, window_ends
@@ -199,7 +200,7 @@ def test_a_file_that_differs_or_does_not_run_is_deleted_with_status_1(sampled, t
 
 
 class Scans(torch.nn.Module):
-    """What lob.normalisation and lob.ladder do and ONNX lacks."""
+    """What lob.model.normalisation and lob.model.ladder do and ONNX lacks."""
 
     def forward(self, x: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         place = torch.sort(x, dim=1, stable=True)[1]

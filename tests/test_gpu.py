@@ -15,9 +15,10 @@ from test_ladder import moving_book
 from test_te_names import engine_shapes
 
 from lob import latency
-from lob.encoder import PRESETS, BookEncoder, build_inputs, encoder_config
-from lob.ladder import find_ladder
-from lob.masking import make_mask, window_keys
+from lob.model.encoder import PRESETS, BookEncoder, encoder_config
+from lob.model.inputs import build_inputs
+from lob.model.ladder import find_ladder
+from lob.model.masking import make_mask, window_keys
 from lob.precision import Precision, build_encoder
 from lob.te_encoder import TELayer, fp8_state, load_fp8_state, load_plain_state, plain_state, te_obstacle
 

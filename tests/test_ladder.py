@@ -12,10 +12,11 @@ from conftest import ROOT
 
 from lob.baselines import fill_untrained, hide
 from lob.book.states import open_book
-from lob.encoder import BookEncoder, build_inputs, encoder_config
-from lob.ladder import find_ladder
-from lob.masking import MASKS, make_mask, window_keys
-from lob.normalisation import SCHEMES, fit, invert, transform
+from lob.model.encoder import BookEncoder, encoder_config
+from lob.model.inputs import build_inputs
+from lob.model.ladder import find_ladder
+from lob.model.masking import MASKS, make_mask, window_keys
+from lob.model.normalisation import SCHEMES, fit, invert, transform
 from lob.windows.splits import gather_windows, window_ends
 
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from lob.encoder import BookEncoder, EncoderLayer, build_inputs, count_parameters, encoder_config, rotary_angles
-from lob.masking import MASKS, MODES, make_mask, window_keys
-from lob.normalisation import SCHEMES, first_known_price, fit, interpolate_time, invert, state_mids, transform
-from lob.policy import Reconstruction
+from lob.model.embedding import Reconstruction
+from lob.model.encoder import BookEncoder, EncoderLayer, count_parameters, encoder_config, rotary_angles
+from lob.model.inputs import build_inputs
+from lob.model.masking import MASKS, MODES, make_mask, window_keys
+from lob.model.normalisation import SCHEMES, first_known_price, fit, interpolate_time, invert, state_mids, transform
 
 
 def windows(batch=3, states=64, levels=16, seed=0):
@@ -188,7 +189,7 @@ def test_a_layer_agrees_with_torchs_own_up_to_the_rotation(causal):
 
 def test_rotation_makes_scores_depend_on_distance_alone():
     cos, sin = rotary_angles(20, 16)
-    from lob.encoder import rotate
+    from lob.model.encoder import rotate
 
     q, k = torch.randn(16), torch.randn(16)
     queries, keys_ = rotate(q.expand(1, 20, 1, 16), cos, sin), rotate(k.expand(1, 20, 1, 16), cos, sin)

@@ -8,12 +8,14 @@ import torch
 from conftest import metadata
 from test_ladder import moving_book
 
-from lob.checkpoints import load_model, save_checkpoint, training_state
-from lob.encoder import OUTLOOK_TARGETS, BookEncoder, build_inputs, encoder_config
-from lob.masking import window_keys
+from lob.model.checkpoint import load_model, save_checkpoint
+from lob.model.encoder import OUTLOOK_TARGETS, BookEncoder, encoder_config
+from lob.model.inputs import build_inputs
+from lob.model.masking import window_keys
 from lob.outlook import AHEAD, SCALES, describe, states_ahead
 from lob.precision import Precision
 from lob.step import MicroStep, Task
+from lob.training.saving import training_state
 
 STATES, LEVELS = 140, 16
 

@@ -17,9 +17,10 @@ from conftest import ROOT, metadata, refusal, write_book
 
 from examples.ppo_agent import BookReplay, EncoderConfig, Replay, config, embed, make_replay, play, train
 from lob.book.states import Book, open_book
-from lob.checkpoints import Progress, save_checkpoint
 from lob.config import InputError
-from lob.encoder import BookEncoder, build_inputs, encoder_config
+from lob.model.checkpoint import Progress, save_checkpoint
+from lob.model.encoder import BookEncoder, encoder_config
+from lob.model.inputs import build_inputs
 from lob.windows.splits import calendar_cuts, count_shared_states, split_rows
 
 STATES = 32

@@ -10,7 +10,7 @@ from test_tester import lively_encoder
 from lob import probes, scoring
 from lob.baselines import PENALTIES, Moments, choose_weights, features, fill_untrained, hide
 from lob.book.states import open_book
-from lob.masking import make_mask, window_keys
+from lob.model.masking import make_mask, window_keys
 
 
 def hidden_windows(mode):

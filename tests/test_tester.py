@@ -17,10 +17,10 @@ from benchmarks import prove
 from lob import latency, probes, scoring
 from lob.baselines import COLUMNS, FITTED, Moments, features, fill_untrained, fit_baselines, hide
 from lob.book.states import identity, open_book
-from lob.checkpoints import save_checkpoint
 from lob.config import InputError
-from lob.encoder import BookEncoder, encoder_config
-from lob.masking import MASKS, make_mask, trained_on, window_keys
+from lob.model.checkpoint import save_checkpoint
+from lob.model.encoder import BookEncoder, encoder_config
+from lob.model.masking import MASKS, make_mask, trained_on, window_keys
 from lob.windows.splits import calendar_cuts, window_ends
 
 
@@ -333,7 +333,7 @@ def test_a_run_that_takes_no_report_is_refused_before_it_is_scored(sampled, chec
 
 def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, checkpoint):
     import inference_testing as tester
-    from lob.checkpoints import load_model
+    from lob.model.checkpoint import load_model
 
     model, meta = load_model(checkpoint)
     books = tester.open_books(sampled, None, model.config.depth)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from lob.checkpoints import load_checkpoint, load_model
+from lob.model.checkpoint import load_checkpoint, load_model
 
 SMALL = ("--model_size=tiny_transformer", "--depth_dim=16", "--temporal_dim=32", "--batch_size=32",
          "--accumulation_steps=2", "--epochs=3", "--log_steps=1", "--max_lr=3e-3", "--dropout=0.0",

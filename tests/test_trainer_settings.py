@@ -19,15 +19,16 @@ import fp8_ddp_trainer
 from benchmarks.bench_runs import read_run, to_rows
 from benchmarks.prove import read_test_loss
 from fp8_ddp_trainer import Session, apply_mask, check_config, main
-from lob.checkpoints import load_checkpoint, load_weights, save_checkpoint, training_state
 from lob.config import InputError
-from lob.encoder import PRESETS, BookEncoder, encoder_config
+from lob.model.checkpoint import load_checkpoint, save_checkpoint
+from lob.model.encoder import PRESETS, BookEncoder, encoder_config
 from lob.optimisation import make_optimizer, one_cycle
 from lob.precision import Precision, check_dimensions, choose_precision
 from lob.ranks import Team
 from lob.run_log import new_run, runs_named
 from lob.step import FiniteCheck, NonFinite
 from lob.te_encoder import plain_state
+from lob.training.saving import load_weights, training_state
 
 SMALL = {"model_size": "tiny_transformer", "depth_dim": 16, "temporal_dim": 32, "batch_size": 16,
          "accumulation_steps": 2, "epochs": 1, "log_steps": 1, "max_lr": 3e-3, "dropout": 0.0,

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lob.normalisation import first_known_price, interpolate_time, nearest_known, state_mids
+from lob.model.normalisation import first_known_price, interpolate_time, nearest_known, state_mids
 
 NEVER = 2**30  # ticks; stands for a price that is not known
 
@@ -29,7 +29,7 @@ NEVER = 2**30  # ticks; stands for a price that is not known
 class Ladder:
     """What was found in windows, with every hidden price filled."""
 
-    price: Tensor  # float32 (B, T, L), ticks above the window's anchor (as lob.normalisation's)
+    price: Tensor  # float32 (B, T, L), ticks above the window's anchor (as lob.model.normalisation's)
     price_known: Tensor  # bool (B, T, L): visible or found
     size_visible: Tensor  # bool (B, T, L)
     carried: Tensor  # bool (B, T, L): this price shows a size in another state

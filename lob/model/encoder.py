@@ -15,10 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lob.cells import CellDecoder, CellStem
 from lob.config import InputError, nearest
-from lob.ladder import Ladder, find_ladder, linear_time
-from lob.normalisation import fit, interpolate_time, signed_log, transform
 
 FILLS = ("none", "linear", "ladder")
 OUTLOOK_TARGETS = 26  # numbers that the outlook's head tells (lob/outlook.py)
@@ -35,7 +32,7 @@ class EncoderConfig:
     layers: int = 2
     heads: int = 4
     ffn_width: int = 128
-    cell_width: int = 0  # C of a convolutional stem and decoder (lob/cells.py); 0: linear ones
+    cell_width: int = 0  # C of a convolutional stem and decoder (CellStem); 0: linear ones
     dropout: float = 0.0
     normalization: str = "book"
     fill: str = "linear"  # what stands in for hidden values, and what the head's output is added to
@@ -184,96 +181,6 @@ class BookEncoder(nn.Module):
         return base + self.head(self.encode(tokens)).float().view(base.shape)
 
 
-def fill_hidden(
-    ladder: Ladder | None,
-    in_time: Tensor,
-    sizes: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    parameters: dict[str, Tensor],
-    config: EncoderConfig,
-) -> Tensor:
-    """Return what stands in for hidden values before any learning, float32 (B, T, L, F), zero for fill 'none'."""
-    if config.fill == "linear":
-        return interpolate_time(values, ~mask)
-    if ladder is not None:
-        anchor = parameters["anchor_ticks"]
-        if config.normalization == "minmax":  # one anchor a level
-            anchor = anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
-        price = transform(ladder.price.double() + anchor, sizes, parameters, config.normalization)[..., 0]
-        return torch.stack([price, ladder.fill_sizes(values[..., 1], in_time[..., 1])], dim=3)
-    return torch.zeros_like(values)
-
-
-def build_inputs(
-    price_ticks: Tensor, sizes: Tensor, mask: Tensor | None, config: EncoderConfig
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Turn windows into what the encoder takes: tokens (B, T, C), base (B, T, L, F), values, parameters.
-
-    For a convolutional stem the tokens are cells, (B, T, L, CHANNELS).
-    price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden, or None: nothing is,
-    and the fill, which then equals the values, is not computed. `values` are the targets, normalised by `parameters`. A
-    hidden value is zero in the tokens and its mask bit one, so that it differs from a true zero; nothing in tokens or
-    base depends on a hidden value. With `causal`, "book" and nothing hidden, no token depends on a later state.
-    """
-    filled = mask is not None or config.fill == "none"
-    ladder = None
-    if config.cell_width or (filled and config.fill == "ladder"):
-        ladder = find_ladder(price_ticks, mask)
-    if mask is None:
-        mask = torch.zeros(sizes.shape, dtype=torch.bool, device=sizes.device).unsqueeze(3).expand(-1, -1, -1, 2)
-    parameters = fit(price_ticks, sizes, mask, config.normalization, config.causal)
-    values = transform(price_ticks, sizes, parameters, config.normalization)
-    in_time = linear_time(values, ~mask) if filled and ladder is not None else values
-    base = fill_hidden(ladder, in_time, sizes, values, mask, parameters, config) if filled else values
-    batch, states = values.shape[:2]
-    visible = values.masked_fill(mask, 0.0)
-    path = values.new_zeros(batch, states, 1)
-    if config.normalization == "book":
-        mid = parameters["mid"]
-        path = signed_log(mid - (mid[:, :1] if config.causal else mid[:, -1:])) / 4.0
-    if ladder is not None and config.cell_width:
-        return cell_channels(visible, mask, base, in_time, ladder, path, config.causal), base, values, parameters
-    channels = [visible.flatten(2), mask.flatten(2).to(values.dtype)]
-    if config.fill != "none":
-        channels.append(base.flatten(2))
-    if config.normalization == "book":
-        channels.append(path)
-    used = sum(channel.shape[2] for channel in channels)
-    channels.append(values.new_zeros(batch, states, config.input_width - used))
-    return torch.cat(channels, dim=2), base, values, parameters
-
-
-def cell_channels(
-    visible: Tensor, mask: Tensor, base: Tensor, in_time: Tensor, ladder: Ladder, path: Tensor, causal: bool
-) -> Tensor:
-    """Return what a convolutional stem is told of each cell, float32 (B, T, L, CHANNELS).
-
-    Visible values, mask bits, the fill; whether price and size are known or found; the sizes last and next seen at the
-    same price less the fill, and log1p of how many states away; linear interpolation in time and the level's mean size
-    less the fill; the mid's path (B, T, 1). With `causal` nothing of later states and no mean.
-    """
-    size = base[..., 1]
-    levels, own = size.shape[2], torch.arange(size[0].numel(), device=size.device).view(size.shape[1:])
-    left, right = ladder.neighbours(visible[..., 1])
-    far = [torch.log1p(((own - at).abs() // levels).to(size.dtype)) / 4.0 for at in (ladder.before, ladder.after)]
-    nothing = torch.zeros_like(size)
-    left, right = (torch.where(ladder.carried, x - size, nothing) for x in (left, right))
-    mean = visible[..., 1].sum(1, keepdim=True) / (~mask[..., 1]).sum(1, keepdim=True).clamp(min=1) - size
-    in_time = in_time - base
-    if causal:
-        earlier = ladder.before < own
-        left, far = torch.where(earlier, left, nothing), [torch.where(earlier, far[0], nothing), nothing]
-        right, mean, in_time = nothing, nothing, torch.zeros_like(in_time)
-    return torch.stack(
-        [
-            *visible.unbind(3), *mask.to(size.dtype).unbind(3), *base.unbind(3), ladder.price_known.to(size.dtype),
-            ladder.size_known.to(size.dtype), left, right, *far, *in_time.unbind(3), path.expand_as(size), mean,
-        ],
-        dim=3,
-    )  # fmt: skip
-
-
 def count_parameters(config: EncoderConfig) -> int:
     """Parameters of the network."""
     return sum(parameter.numel() for parameter in unbuilt(config).parameters())
@@ -296,3 +203,64 @@ def flops_per_window(config: EncoderConfig) -> float:
     parameters = sum(parameter.numel() * (config.depth if name.startswith(cells) else 1)
                      for name, parameter in unbuilt(config).named_parameters())  # fmt: skip
     return 6.0 * parameters * states + 12.0 * config.layers * states * states * config.width
+
+
+CHANNELS = 16  # inputs of a cell, as lob.model.inputs.cell_channels makes them
+TOKEN_CHANNELS = 16  # of each cell in what goes to a state's token and comes back from it
+STEM_DILATIONS, DECODER_DILATIONS = (1, 2, 4), (1, 2, 4, 8, 1)  # states between a convolution's taps, by block
+
+
+class CellBlock(nn.Module):
+    """x + conv(gelu(conv(x))) of cells (B, T, L, C), 3 x 3; it starts as the identity."""
+
+    def __init__(self, width: int, dilation: int, causal: bool):
+        super().__init__()
+        padding = ((2 if causal else 1) * dilation, 1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=padding, dilation=(dilation, 1))
+        self.conv2 = nn.Conv2d(width, width, 3, padding=padding, dilation=(dilation, 1))
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = x.shape[1]
+        y = F.gelu(self.conv1(x.permute(0, 3, 1, 2))[:, :, :states], approximate="tanh")
+        return x + self.conv2(y)[:, :, :states].permute(0, 2, 3, 1)
+
+
+class CellStem(nn.Module):
+    """Inputs (B, T, L, CHANNELS) -> cells (B, T, L, C) and tokens (B, T, D)."""
+
+    def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
+        super().__init__()
+        self.mix = nn.Linear(CHANNELS, cell_width)
+        self.level = nn.Parameter(torch.zeros(levels, cell_width))
+        self.blocks = nn.Sequential(*(CellBlock(cell_width, dilation, causal) for dilation in STEM_DILATIONS))
+        self.pool = nn.Linear(cell_width, TOKEN_CHANNELS)
+        self.token = nn.Linear(levels * TOKEN_CHANNELS, width)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        cells = self.blocks(self.mix(inputs) + self.level)
+        return cells, self.token(self.pool(cells).flatten(2))
+
+
+class CellDecoder(nn.Module):
+    """Inputs, cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F): zero for prices.
+
+    The ladder's prices stay: those it found are exact, and learned changes of the others made them worse under every
+    mask (NOTES.md).
+    """
+
+    def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
+        super().__init__()
+        self.levels = levels
+        self.spread = nn.Linear(width, levels * TOKEN_CHANNELS)
+        self.join = nn.Linear(cell_width + TOKEN_CHANNELS, cell_width)
+        self.blocks = nn.Sequential(*(CellBlock(cell_width, dilation, causal) for dilation in DECODER_DILATIONS))
+        self.norm = nn.LayerNorm(cell_width)
+        self.head = nn.Linear(cell_width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, cells: Tensor, hidden: Tensor) -> Tensor:
+        states = self.spread(hidden).unflatten(2, (self.levels, -1))
+        cells = cells + self.join(torch.cat([cells, states.to(cells.dtype)], dim=3))
+        return F.pad(self.head(self.norm(self.blocks(cells))).float(), (1, 0))

@@ -1,0 +1,1 @@
+"""The network: masks, normalisation, inputs, encoder, checkpoint, embedding."""

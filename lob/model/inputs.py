@@ -1,0 +1,98 @@
+"""What the network takes: a window and its mask as tokens, and the values that it corrects."""
+
+import torch
+from torch import Tensor
+
+from lob.model.encoder import EncoderConfig
+from lob.model.ladder import Ladder, find_ladder, linear_time
+from lob.model.normalisation import fit, interpolate_time, signed_log, transform
+
+
+def fill_hidden(
+    ladder: Ladder | None,
+    in_time: Tensor,
+    sizes: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    parameters: dict[str, Tensor],
+    config: EncoderConfig,
+) -> Tensor:
+    """Return what stands in for hidden values before any learning, float32 (B, T, L, F), zero for fill 'none'."""
+    if config.fill == "linear":
+        return interpolate_time(values, ~mask)
+    if ladder is not None:
+        anchor = parameters["anchor_ticks"]
+        if config.normalization == "minmax":  # one anchor a level
+            anchor = anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
+        price = transform(ladder.price.double() + anchor, sizes, parameters, config.normalization)[..., 0]
+        return torch.stack([price, ladder.fill_sizes(values[..., 1], in_time[..., 1])], dim=3)
+    return torch.zeros_like(values)
+
+
+def build_inputs(
+    price_ticks: Tensor, sizes: Tensor, mask: Tensor | None, config: EncoderConfig
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Turn windows into what the encoder takes: tokens (B, T, C), base (B, T, L, F), values, parameters.
+
+    For a convolutional stem the tokens are cells, (B, T, L, CHANNELS).
+    price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden, or None: nothing is,
+    and the fill, which then equals the values, is not computed. `values` are the targets, normalised by `parameters`. A
+    hidden value is zero in the tokens and its mask bit one, so that it differs from a true zero; nothing in tokens or
+    base depends on a hidden value. With `causal`, "book" and nothing hidden, no token depends on a later state.
+    """
+    filled = mask is not None or config.fill == "none"
+    ladder = None
+    if config.cell_width or (filled and config.fill == "ladder"):
+        ladder = find_ladder(price_ticks, mask)
+    if mask is None:
+        mask = torch.zeros(sizes.shape, dtype=torch.bool, device=sizes.device).unsqueeze(3).expand(-1, -1, -1, 2)
+    parameters = fit(price_ticks, sizes, mask, config.normalization, config.causal)
+    values = transform(price_ticks, sizes, parameters, config.normalization)
+    in_time = linear_time(values, ~mask) if filled and ladder is not None else values
+    base = fill_hidden(ladder, in_time, sizes, values, mask, parameters, config) if filled else values
+    batch, states = values.shape[:2]
+    visible = values.masked_fill(mask, 0.0)
+    path = values.new_zeros(batch, states, 1)
+    if config.normalization == "book":
+        mid = parameters["mid"]
+        path = signed_log(mid - (mid[:, :1] if config.causal else mid[:, -1:])) / 4.0
+    if ladder is not None and config.cell_width:
+        return cell_channels(visible, mask, base, in_time, ladder, path, config.causal), base, values, parameters
+    channels = [visible.flatten(2), mask.flatten(2).to(values.dtype)]
+    if config.fill != "none":
+        channels.append(base.flatten(2))
+    if config.normalization == "book":
+        channels.append(path)
+    used = sum(channel.shape[2] for channel in channels)
+    channels.append(values.new_zeros(batch, states, config.input_width - used))
+    return torch.cat(channels, dim=2), base, values, parameters
+
+
+def cell_channels(
+    visible: Tensor, mask: Tensor, base: Tensor, in_time: Tensor, ladder: Ladder, path: Tensor, causal: bool
+) -> Tensor:
+    """Return what a convolutional stem is told of each cell, float32 (B, T, L, CHANNELS).
+
+    Visible values, mask bits, the fill; whether price and size are known or found; the sizes last and next seen at the
+    same price less the fill, and log1p of how many states away; linear interpolation in time and the level's mean size
+    less the fill; the mid's path (B, T, 1). With `causal` nothing of later states and no mean.
+    """
+    size = base[..., 1]
+    levels, own = size.shape[2], torch.arange(size[0].numel(), device=size.device).view(size.shape[1:])
+    left, right = ladder.neighbours(visible[..., 1])
+    far = [torch.log1p(((own - at).abs() // levels).to(size.dtype)) / 4.0 for at in (ladder.before, ladder.after)]
+    nothing = torch.zeros_like(size)
+    left, right = (torch.where(ladder.carried, x - size, nothing) for x in (left, right))
+    mean = visible[..., 1].sum(1, keepdim=True) / (~mask[..., 1]).sum(1, keepdim=True).clamp(min=1) - size
+    in_time = in_time - base
+    if causal:
+        earlier = ladder.before < own
+        left, far = torch.where(earlier, left, nothing), [torch.where(earlier, far[0], nothing), nothing]
+        right, mean, in_time = nothing, nothing, torch.zeros_like(in_time)
+    return torch.stack(
+        [
+            *visible.unbind(3), *mask.to(size.dtype).unbind(3), *base.unbind(3), ladder.price_known.to(size.dtype),
+            ladder.size_known.to(size.dtype), left, right, *far, *in_time.unbind(3), path.expand_as(size), mean,
+        ],
+        dim=3,
+    )  # fmt: skip
