@@ -101,18 +101,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lob.dataset import Dataset, open_dataset
 from lob.model.checkpoint import METADATA, Progress, check_weights, load_checkpoint, save_checkpoint
 from lob.model.encoder import count_parameters, encoder_config, flops_per_window
 from lob.model.masking import make_mask
 from lob.model.window_store import WindowStore
-from lob.optimisation import make_optimizer, one_cycle, scale_gradients
-from lob.precision import WHOLE_STATES, build_encoder, check_dimensions, choose_precision
-from lob.ranks import StopSignal, Team, join_team, launch
-from lob.run_log import RunLog, claim_run, find_run, new_run
-from lob.sampling import Sampler
-from lob.step import FiniteCheck, MicroStep, NonFinite, Passes, Task, windows_a_pass
 from lob.storage import check_writable
+from lob.training.distributed import StopSignal, Team, join_team, launch
+from lob.training.optimisation import FiniteCheck, NonFinite, make_optimizer, one_cycle, scale_gradients
+from lob.training.passes import MicroStep, Passes, Task, windows_a_pass
+from lob.training.precision import WHOLE_STATES, build_encoder, check_dimensions, choose_precision
+from lob.training.run_folder import claim_run, find_run, new_run
+from lob.training.run_log import RunLog
+from lob.training.samples import Dataset, Sampler, open_dataset
 from lob.training.saving import load_training_state, load_weights, training_state
 
 STEPS = "step_*.safetensors"  # checkpoints that a run can go on from

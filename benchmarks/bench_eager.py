@@ -34,7 +34,7 @@ import torch
 import fp8_ddp_trainer
 from benchmarks.bench_training import REFERENCE, endless, session_config
 from benchmarks.report import report
-from lob.ranks import join_team
+from lob.training.distributed import join_team
 
 
 def main(config: dict) -> None:

@@ -37,7 +37,7 @@ import fp8_ddp_trainer
 import lob.model.window_store
 from benchmarks.report import report
 from lob.model.encoder import flops_per_window
-from lob.ranks import join_team, launch
+from lob.training.distributed import join_team, launch
 
 # The settings of the published reference, whose model these benchmarks train.
 REFERENCE = {"fill": "linear", "mask_mode": "entry", "mirror": False, "slow": 0.0, "size_noise": 0.0, "outlook": 0.0,

@@ -49,9 +49,9 @@ import numpy as np
 import torch
 
 from benchmarks.report import ROOT, report
-from lob.dataset import open_dataset
-from lob.precision import fp8_obstacle
-from lob.run_log import runs_named
+from lob.training.precision import fp8_obstacle
+from lob.training.run_folder import runs_named
+from lob.training.samples import open_dataset
 
 METRICS = ("error", "best_untrained_error", "ridge_error", "linear_time_error", "ladder_error", "skill_untrained",
            "skill_ridge", "difference_untrained_low", "difference_untrained_high", "difference_ridge_low",

@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_ladder import moving_book
 
-from lob.augmentation import augment, exchange_sides, slow_down, vary_sizes
 from lob.model.masking import window_keys
+from lob.training.augmentation import augment, exchange_sides, slow_down, vary_sizes
 
 
 def keys(count):

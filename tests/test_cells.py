@@ -9,7 +9,7 @@ from lob.model.embedding import Reconstruction, WindowEncoder
 from lob.model.encoder import BookEncoder, count_parameters, encoder_config, flops_per_window
 from lob.model.inputs import build_inputs
 from lob.model.masking import MASKS, make_mask, window_keys
-from lob.te_encoder import load_plain_state, plain_state
+from lob.training.te_layer import load_plain_state, plain_state
 
 STATES, LEVELS = 40, 24
 SMALL = {"depth": LEVELS, "temporal_dim": STATES, "width": 32, "heads": 2, "layers": 2, "ffn_width": 64,

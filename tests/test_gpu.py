@@ -19,8 +19,8 @@ from lob.model.encoder import PRESETS, BookEncoder, encoder_config
 from lob.model.inputs import build_inputs
 from lob.model.ladder import find_ladder
 from lob.model.masking import make_mask, window_keys
-from lob.precision import Precision, build_encoder
-from lob.te_encoder import TELayer, fp8_state, load_fp8_state, load_plain_state, plain_state, te_obstacle
+from lob.training.precision import Precision, build_encoder
+from lob.training.te_layer import TELayer, fp8_state, load_fp8_state, load_plain_state, plain_state, te_obstacle
 
 pytestmark = [
     pytest.mark.gpu,

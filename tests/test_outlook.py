@@ -12,16 +12,16 @@ from lob.model.checkpoint import load_model, save_checkpoint
 from lob.model.encoder import OUTLOOK_TARGETS, BookEncoder, encoder_config
 from lob.model.inputs import build_inputs
 from lob.model.masking import window_keys
-from lob.outlook import AHEAD, SCALES, describe, states_ahead
-from lob.precision import Precision
-from lob.step import MicroStep, Task
+from lob.training.objective import AHEAD, SCALES, describe, states_ahead
+from lob.training.passes import MicroStep, Task
+from lob.training.precision import Precision
 from lob.training.saving import training_state
 
 STATES, LEVELS = 140, 16
 
 
 def slowly(ticks: np.ndarray, sizes: np.ndarray) -> list[float]:
-    """The targets of one window, (T, L) each, in the order of lob.outlook.describe."""
+    """The targets of one window, (T, L) each, in the order of lob.training.objective.describe."""
     half, coming = LEVELS // 2, min(32, len(ticks) // 2)
     now = len(ticks) - coming - 1
     bid, ask, mid = ticks[:, half - 1], ticks[:, half], (ticks[:, half - 1] + ticks[:, half]) / 2

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lob.dataset import Dataset
-from lob.sampling import HELD_OUT_EPOCH, Sampler
+from lob.training.samples import HELD_OUT_EPOCH, Dataset, Sampler
 
 WEIGHTS = np.array([0.3, 1.0, 2.5, 0.0, 3.75, 1.2, 0.25])
 

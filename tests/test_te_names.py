@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lob.model.checkpoint import load_checkpoint, save_checkpoint
 from lob.model.encoder import BookEncoder, EncoderConfig, rotary_angles
-from lob.te_encoder import load_plain_state, plain_name, plain_state
 from lob.training.saving import load_training_state, training_state
+from lob.training.te_layer import load_plain_state, plain_name, plain_state
 
 CONFIG = EncoderConfig(depth=16, temporal_dim=8, width=48, layers=2, heads=3, ffn_width=80)
 

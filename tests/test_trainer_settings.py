@@ -22,13 +22,12 @@ from fp8_ddp_trainer import Session, apply_mask, check_config, main
 from lob.config import InputError
 from lob.model.checkpoint import load_checkpoint, save_checkpoint
 from lob.model.encoder import PRESETS, BookEncoder, encoder_config
-from lob.optimisation import make_optimizer, one_cycle
-from lob.precision import Precision, check_dimensions, choose_precision
-from lob.ranks import Team
-from lob.run_log import new_run, runs_named
-from lob.step import FiniteCheck, NonFinite
-from lob.te_encoder import plain_state
+from lob.training.distributed import Team
+from lob.training.optimisation import FiniteCheck, NonFinite, make_optimizer, one_cycle
+from lob.training.precision import Precision, check_dimensions, choose_precision
+from lob.training.run_folder import new_run, runs_named
 from lob.training.saving import load_weights, training_state
+from lob.training.te_layer import plain_state
 
 SMALL = {"model_size": "tiny_transformer", "depth_dim": 16, "temporal_dim": 32, "batch_size": 16,
          "accumulation_steps": 2, "epochs": 1, "log_steps": 1, "max_lr": 3e-3, "dropout": 0.0,
@@ -312,7 +311,7 @@ def test_a_resumed_run_has_its_scales_before_it_is_scored(sampled, tmp_path, mon
         assert len(passes) == 1
         model.head.load_state_dict(state)
 
-    monkeypatch.setattr("lob.step.load_fp8_state", load)
+    monkeypatch.setattr("lob.training.passes.load_fp8_state", load)
     found = made.passes.evaluate(batches)
     made.passes.fp8_state = {}
     assert found.equal(made.passes.evaluate(batches)) and (made.model.head.weight == 1).all()
@@ -384,7 +383,7 @@ def test_azure_moves_data_and_runs_to_the_data_disk(sampled, tmp_path):
 def test_precision_follows_the_gpu(monkeypatch, name, capability, requested, expected, reason):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr("lob.precision.te_obstacle", lambda: "")
+    monkeypatch.setattr("lob.training.precision.te_obstacle", lambda: "")
     choose = (requested, "delayed", 192, torch.device("cuda"))
     if expected is None:
         with pytest.raises(InputError, match=reason):

@@ -1,8 +1,8 @@
 """The encoder in plain PyTorch: the mathematics that training, testing and export agree on.
 
 Axes: B window, T state, L level, F field, C inputs a state, D width, H heads. One token a book state; rotary positions
-on queries and keys, pre-norm layers, tanh GELU, a linear head back to L*F. `lob/te_encoder.py` holds the same network
-of Transformer Engine layers; checkpoints hold the names used here.
+on queries and keys, pre-norm layers, tanh GELU, a linear head back to L*F. `lob/training/te_layer.py` holds the
+same network of Transformer Engine layers; checkpoints hold the names used here.
 """
 
 import functools
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lob.config import InputError, nearest
 
 FILLS = ("none", "linear", "ladder")
-OUTLOOK_TARGETS = 26  # numbers that the outlook's head tells (lob/outlook.py)
+OUTLOOK_TARGETS = 26  # numbers that the outlook's head tells (lob/training/objective.py)
 INPUT_MULTIPLE = 16  # FP8 matrix products want every dimension to be a multiple of 16
 
 
@@ -37,7 +37,7 @@ class EncoderConfig:
     normalization: str = "book"
     fill: str = "linear"  # what stands in for hidden values, and what the head's output is added to
     causal: bool = False
-    outlook: bool = False  # a head on the last state's vector (lob/outlook.py), for training alone
+    outlook: bool = False  # a head on the last state's vector (lob/training/objective.py), for training alone
 
     @property
     def input_width(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lob.config import InputError
 from lob.model.checkpoint import check_weights, load_checkpoint
 from lob.model.encoder import BookEncoder
-from lob.te_encoder import fp8_state, load_plain_state, plain_name, plain_state
+from lob.training.te_layer import fp8_state, load_plain_state, plain_name, plain_state
 
 
 def load_weights(file: str | Path, model: BookEncoder) -> dict[str, Any]:

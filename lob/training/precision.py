@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lob.config import InputError
 from lob.model.encoder import BookEncoder, EncoderConfig, attend
-from lob.te_encoder import TELayer, fp8_autocast, load_plain_state, te_obstacle
+from lob.training.te_layer import TELayer, fp8_autocast, load_plain_state, te_obstacle
 
 RECIPES = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0)}  # name -> compute capability it needs
 FP8_PAYS_FROM_WIDTH = 768  # measured on an H100: below it plain compiled bf16 is as fast or faster

@@ -14,9 +14,9 @@ import torch
 from conftest import ROOT
 from test_trainer import command, losses, metrics, train, wait_for, weights
 
-from lob import ranks
 from lob.config import CheckFailed, InputError
-from lob.ranks import free_port, launch
+from lob.training import distributed
+from lob.training.distributed import free_port, launch
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="ranks of a GPU machine are its GPUs")
 
@@ -129,22 +129,22 @@ def test_a_machine_without_loopback_is_refused_at_once(monkeypatch):
 
 @pytest.mark.parametrize("started", ["here", "by torchrun"])
 def test_ranks_that_never_meet_end_with_one_line(monkeypatch, started):
-    monkeypatch.setattr(ranks, "MEETING_SECONDS", 1)
+    monkeypatch.setattr(distributed, "MEETING_SECONDS", 1)
     port = free_port()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
     where = f"127.0.0.1:{port}"
     with (
         pytest.raises(CheckFailed, match=f"rank 1 did not meet the other ranks at {where} within 1 s: ") as caught,
-        ranks.join_team(1, 2, "gloo", port if started == "here" else None),
+        distributed.join_team(1, 2, "gloo", port if started == "here" else None),
     ):
         pass
     assert "\n" not in str(caught.value)
 
 
 def add_up_on(rank: int, world: int, port: int, folder: Path) -> None:
-    ranks.LARGE = 10
-    with ranks.join_team(rank, world, "gloo", port) as team:
+    distributed.LARGE = 10
+    with distributed.join_team(rank, world, "gloo", port) as team:
         gradients = [torch.full((3,), rank + 1.0), torch.full((4, 5), rank + 10.0), torch.full((2, 2), rank + 5.0)]
         team.add_up(gradients)
         torch.save(gradients, folder / f"{rank}.pt")

@@ -15,32 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lob.augmentation import augment
-from lob.config import CheckFailed
 from lob.model.encoder import BookEncoder, EncoderConfig
 from lob.model.inputs import build_inputs
 from lob.model.masking import make_mask
 from lob.model.normalisation import interpolate_time
 from lob.model.window_store import WindowStore
-from lob.outlook import describe, states_ahead
-from lob.precision import Precision
-from lob.sampling import Batch
-from lob.te_encoder import load_fp8_state
+from lob.training.augmentation import augment
+from lob.training.objective import describe, masked_loss, states_ahead
+from lob.training.precision import Precision
+from lob.training.samples import Batch
+from lob.training.te_layer import load_fp8_state
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "mse": F.mse_loss,
-    "mae": F.l1_loss,
-    "huber": F.huber_loss,
-    "smoothl1": F.smooth_l1_loss,
-}
 WARM_UP_PASSES = 3
 OUTLOOK_EVERY = 4  # windows, of which one is asked for its outlook too
-
-
-def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> tuple[Tensor, Tensor]:
-    """Sum of the loss over hidden values, in float32, and their count."""
-    each = LOSSES[loss](prediction.float(), target, reduction="none")
-    return torch.where(mask, each, 0.0).sum(), mask.sum()
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,7 @@ class Task:
     mirror: bool = False  # exchange bids and asks in half of them
     slow: float = 0.0  # share that is slowed down
     size_noise: float = 0.0  # of the logs of half the windows' sizes
-    outlook: float = 0.0  # weight of the loss of lob/outlook.py
+    outlook: float = 0.0  # weight of the loss of lob/training/objective.py
 
 
 class MicroStep:
@@ -256,58 +243,6 @@ class Passes:
             seconds = time_pass(windows)
         self.step.model.zero_grad()
         return windows / seconds
-
-
-class FiniteCheck:
-    """Keeps a non-finite loss or gradient from the weights, and ends the run with its place.
-
-    On a CPU at once. On a GPU the fused optimizer is told to skip the update and the host learns of it one step later,
-    so that it never waits for the step under way.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device):
-        self.optimizer, self.on_gpu = optimizer, device.type == "cuda"
-        self.numbers = torch.zeros(3, dtype=torch.float64, pin_memory=self.on_gpu)  # loss, norm, ranks asked to stop
-        self.place: tuple[int, int, int] | None = None
-        if self.on_gpu:
-            self.copied = torch.cuda.Event()
-
-    def watch(self, loss: Tensor, norm: Tensor, stopping: Tensor, place: tuple[int, int, int]) -> bool:
-        """Look at a step before its update; NonFinite where it (on a GPU: the step before) is not finite.
-
-        place: epochs done, steps done in this one, number of the step. Return whether a rank was asked to stop.
-        """
-        numbers = torch.stack([loss.double(), norm.double(), stopping.double()])
-        if not self.on_gpu:
-            self.numbers, self.place = numbers, place
-            return self.check()
-        asked = self.check()
-        self.numbers.copy_(numbers, non_blocking=True)
-        self.copied.record()
-        self.place = place
-        self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined] # as GradScaler does
-        return asked
-
-    def check(self) -> bool:
-        """Look at the step watched last."""
-        if self.place is None:
-            return False
-        if self.on_gpu:
-            self.copied.synchronize()
-        loss, norm, stopping = self.numbers.tolist()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise NonFinite(loss, norm, self.place)
-        return stopping > 0
-
-
-class NonFinite(CheckFailed):
-    """A loss or gradient that is not finite, and its place (see FiniteCheck.watch)."""
-
-    def __init__(self, loss: float, norm: float, place: tuple[int, int, int]):
-        epoch, batch, step = place
-        self.place = place
-        super().__init__(f"loss {loss} and gradient norm {norm} at step {step} (epoch {epoch + 1}, batch {batch + 1} "
-                         "of it): the weights were not updated")  # fmt: skip
 
 
 def windows_a_pass(config: EncoderConfig, share: int, batch_size: int, device: torch.device) -> int:

@@ -6,7 +6,10 @@ later is learned by heart: forecasts of 128 states' volatility correlated 0.50 w
 validation. Axes: B window, T state, L level. Prices are in ticks, as the encoder sees them.
 """
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lob.model.encoder import OUTLOOK_TARGETS
@@ -71,3 +74,17 @@ def volatility(moves: Tensor) -> Tensor:
 def first(happens: Tensor) -> Tensor:
     """Where along the second axis something happens first, int64 (B,); its length where it never does."""
     return torch.where(happens.any(1), happens.int().argmax(1), happens.shape[1])
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "huber": F.huber_loss,
+    "smoothl1": F.smooth_l1_loss,
+}
+
+
+def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+    """Sum of the loss over hidden values, in float32, and their count."""
+    each = LOSSES[loss](prediction.float(), target, reduction="none")
+    return torch.where(mask, each, 0.0).sum(), mask.sum()

@@ -1,0 +1,82 @@
+"""A run's folder: its name, its lock, and the columns of metrics.csv."""
+
+import fcntl
+import glob
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lob.config import InputError
+
+COLUMNS = ("kind", "epoch", "step", "windows_seen", "seconds", "train_loss", "validation_loss", "learning_rate",
+           "gradient_norm", "windows_per_second", "data_wait_share")  # fmt: skip
+MAY_CHANGE = {"epochs", "max_gpus", "num_workers", "resume", "runs_dir", "log_steps", "histogram_steps",
+              "checkpoint_minutes", "keep_checkpoints"}  # fmt: skip
+
+
+def runs_named(config: dict[str, Any]) -> list[Path]:
+    """The run folders of this model_name, oldest first: <name>, <name>-2, ...; InputError where that is a path."""
+    name, folder = config["model_name"], Path(config["runs_dir"])
+    if name in ("", "..") or Path(name).name != name:
+        raise InputError(f"model_name = {name!r} must be the name of one folder; --runs_dir names the one it lies in")
+    found = [(1, folder / name)] if (folder / name).is_dir() else []
+    for path in folder.glob(f"{glob.escape(name)}-*"):
+        number = path.name.removeprefix(f"{name}-")
+        if number.isdecimal() and not is_named(path, path.name):
+            found.append((int(number), path))
+    return [path for _, path in sorted(found)]
+
+
+def is_named(run: Path, name: str) -> bool:
+    """Whether a run was given this very name, as btc-2024 may have been, which is then no run of btc."""
+    try:
+        return bool(json.loads((run / "config.json").read_text())["model_name"] == name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def new_run(config: dict[str, Any]) -> Path:
+    """Return the first free folder for a run of this name."""
+    name, taken, folder = config["model_name"], runs_named(config), Path(config["runs_dir"])
+    if not taken:
+        return folder / name
+    number = 2 if taken[-1].name == name else int(taken[-1].name.rpartition("-")[2]) + 1
+    while (folder / f"{name}-{number}").exists():
+        number += 1
+    return folder / f"{name}-{number}"
+
+
+def find_run(config: dict[str, Any]) -> Path:
+    """Return the newest run of this name; InputError where there is none or it was made with another config."""
+    runs = runs_named(config)
+    if not runs:
+        raise InputError(f"there is no run {config['model_name']!r} in {config['runs_dir']} to resume: "
+                         f"leave out --resume")  # fmt: skip
+    changed = [change for key, change in config_changes(runs[-1], config).items() if key not in MAY_CHANGE]
+    if changed:
+        raise InputError(f"{runs[-1]} was trained with another config: {'; '.join(changed)}: change it back to resume")
+    return runs[-1]
+
+
+def claim_run(run: Path, how: int = fcntl.LOCK_EX) -> BinaryIO:
+    """Open a run's metrics.csv, locked till it is closed or this process ends; InputError where another one has it.
+
+    The lock is the open file's: it leaves nothing behind, and a file system without locks goes without.
+    """
+    metrics = open(run / "metrics.csv", "ab+")  # noqa: SIM115 - the caller closes it
+    try:
+        fcntl.flock(metrics, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{run} is still running: wait for its end, or stop it, to resume it") from None
+    except OSError:
+        pass
+    return metrics
+
+
+def config_changes(run: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Say in which keys `config` differs from that of a run; InputError where the run has none."""
+    try:
+        old = json.loads((run / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{run} can't be resumed: its config.json can't be read ({error})") from None
+    return {key: f"{key} was {old.get(key)!r}, is {value!r}" for key, value in config.items() if old.get(key) != value}
