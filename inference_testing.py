@@ -58,16 +58,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lob import probes, scoring
-from lob.baselines import Fitted, fit_baselines
 from lob.book.states import Book, identity, open_books
-from lob.latency import BATCHES, benchmark, through, time_encoder
+from lob.evaluation import probes, report, scoring
+from lob.evaluation.latency import BATCHES, benchmark, through, time_encoder
+from lob.evaluation.report import describe, to_rows
+from lob.evaluation.ridge import Fitted, fit_baselines
+from lob.evaluation.scoring import OURS, RIDGE, Task, compare, fill, profile_errors, score, window_errors
 from lob.model.checkpoint import describe_step, find_checkpoint, load_model
 from lob.model.embedding import WindowEncoder
 from lob.model.encoder import BookEncoder
 from lob.model.masking import MASKS, trained_on
 from lob.results import describe_environment
-from lob.scoring import OURS, RIDGE, Task, compare, describe, fill, profile_errors, score, to_rows, window_errors
 from lob.storage import check_writable, new_file, open_table
 from lob.windows.splits import (
     SPLITS,
@@ -103,7 +104,7 @@ def main(config: dict) -> int:
         write_report(checkpoint, "latency", rows, [], meta, device)
         return 0
     bench = Bench(config, model, meta, books, device)
-    rows, lines = [], ["", *scoring.LEGEND, "", *probes.LEGEND]
+    rows, lines = [], ["", *report.LEGEND, "", *probes.LEGEND]
     for book in books:
         for part in (bench.score_masks(book), bench.probe(book)):
             for found, text, shown in part:
@@ -199,7 +200,7 @@ class Bench:
         natural, balanced = spread(self.ends(book, config["split"]), config["windows"]), self.balanced(book)
         both = np.unique(np.concatenate([natural, balanced]))
         windows = f"{book.pair}, {counted(len(natural), 'window')} of the split {config['split']!r}"
-        yield [], [], scoring.table_head(windows)
+        yield [], [], report.table_head(windows)
         for mask in config["masks"]:
             heading = mask if mask in self.trained_on else f"{mask}, {scoring.NOT_TRAINED}"
             task = Task(mask, config["mask_perc"], self.states, config["batch_size"], self.device)
@@ -219,7 +220,7 @@ class Bench:
                         for row in to_rows(f"{book.pair}/{mask}/{quantity}{suffix}", facts)]  # fmt: skip
                 title = f"{book.pair}, mask {heading}{', balanced sample' if suffix else ''}"
                 text = describe(title, counted(len(ends), "window"), mine, found)
-                yield rows, text, [] if suffix else scoring.summarise(heading, found)
+                yield rows, text, [] if suffix else report.summarise(heading, found)
             if not chosen:
                 text = ["(no validation windows: the best naive method was chosen on the tested windows themselves)"]
                 yield [], text, text * (mask == config["masks"][-1])

@@ -71,11 +71,11 @@ from tqdm import tqdm
 
 from lob.book.states import Book, identity, open_book, open_books
 from lob.export.actor_critic import ACTIONS, ActorCritic
+from lob.export.onnx_program import to_onnx
 from lob.model.checkpoint import describe_step, find_checkpoint, load_model
 from lob.model.embedding import Reconstruction, WindowEncoder, in_bf16
 from lob.model.encoder import BookEncoder, EncoderConfig, count_parameters
 from lob.model.window_store import WindowStore
-from lob.onnx_program import to_onnx
 from lob.storage import FORMAT_VERSION, check_writable, find_pairs, format_bytes, new_file, new_table
 from lob.windows.splits import gather_windows, segment_ranges, window_ends
 

@@ -17,11 +17,11 @@ import model_exporter
 from benchmarks import bench_export
 from lob.book.states import identity, open_book
 from lob.config import CheckFailed, InputError, run
+from lob.export.onnx_program import to_onnx
 from lob.model.checkpoint import Progress, load_model, save_checkpoint
 from lob.model.encoder import PRESETS, BookEncoder, EncoderConfig, encoder_config
 from lob.model.inputs import build_inputs
 from lob.model.normalisation import invert
-from lob.onnx_program import to_onnx
 from lob.storage import open_table
 from lob.windows.splits import gather_windows, window_ends
 

@@ -14,7 +14,7 @@ from conftest import ROOT, write_book
 from test_ladder import moving_book
 from test_te_names import engine_shapes
 
-from lob import latency
+from lob.evaluation import latency
 from lob.model.encoder import PRESETS, BookEncoder, encoder_config
 from lob.model.inputs import build_inputs
 from lob.model.ladder import find_ladder

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from lob.baselines import fill_untrained, hide
 from lob.book.states import open_book
+from lob.evaluation.fills import fill_untrained, hide
 from lob.model.encoder import BookEncoder, encoder_config
 from lob.model.inputs import build_inputs
 from lob.model.ladder import find_ladder

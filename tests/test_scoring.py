@@ -7,9 +7,10 @@ from conftest import write_book
 from test_ladder import moving_book
 from test_tester import lively_encoder
 
-from lob import probes, scoring
-from lob.baselines import PENALTIES, Moments, choose_weights, features, fill_untrained, hide
 from lob.book.states import open_book
+from lob.evaluation import intervals, probes, scoring
+from lob.evaluation.fills import fill_untrained, hide
+from lob.evaluation.ridge import PENALTIES, Moments, choose_weights, features
 from lob.model.masking import make_mask, window_keys
 
 
@@ -99,7 +100,7 @@ def test_penalties_are_chosen_on_validation_windows():
 
 def test_a_block_of_many_windows_counts_as_many():
     block = np.append(np.arange(20), np.repeat(np.arange(20, 40), 9))
-    low, high, _ = scoring.bootstrap(np.where(block < 20, 1.0, 0.0), block, 0)
+    low, high, _ = intervals.bootstrap(np.where(block < 20, 1.0, 0.0), block, 0)
     assert 0.03 < low < 0.1 < high < 0.2
 
 

@@ -14,10 +14,11 @@ from test_ladder import moving_book
 import inference_testing
 import lob.storage
 from benchmarks import prove
-from lob import latency, probes, scoring
-from lob.baselines import COLUMNS, FITTED, Moments, features, fill_untrained, fit_baselines, hide
 from lob.book.states import identity, open_book
 from lob.config import InputError
+from lob.evaluation import fills, intervals, latency, probes, scoring
+from lob.evaluation.fills import COLUMNS, fill_untrained, hide
+from lob.evaluation.ridge import FITTED, Moments, features, fit_baselines
 from lob.model.checkpoint import save_checkpoint
 from lob.model.encoder import BookEncoder, encoder_config
 from lob.model.masking import MASKS, make_mask, trained_on, window_keys
@@ -46,7 +47,7 @@ def test_hidden_values_change_no_methods_answer(mode, poison):
     with torch.inference_mode():
         for model in models:
             expected, found = (scoring.fill(hidden, fitted, model) for hidden in (clean, poisoned))
-            assert set(found) == {*scoring.UNTRAINED, *FITTED, scoring.OURS}
+            assert set(found) == {*fills.UNTRAINED, *FITTED, scoring.OURS}
             for method in found:
                 assert torch.isfinite(found[method][~clean.known]).all(), method
                 assert found[method][~clean.known].equal(expected[method][~clean.known]), method
@@ -133,11 +134,11 @@ def test_bootstrap_has_the_width_of_the_theory_and_counts_blocks():
     rng = np.random.default_rng(2)
     block = np.repeat(np.arange(100), 5)
     difference = np.repeat(rng.normal(1.0, 2.0, 100), 5)  # windows of one block tell the same
-    low, high, blocks = scoring.bootstrap(difference, block, 0)
+    low, high, blocks = intervals.bootstrap(difference, block, 0)
     assert blocks == 100
     assert (high - low) / 2 == pytest.approx(1.96 * difference.std() / 10, rel=0.1)
     assert low < difference.mean() < high
-    assert scoring.verdict(low, high) == "worse" and scoring.verdict(-1, 1) == "undecided"
+    assert intervals.verdict(low, high) == "worse" and scoring.verdict(-1, 1) == "undecided"
 
 
 def test_best_naive_is_chosen_on_validation_not_on_the_test_windows():
@@ -151,7 +152,7 @@ def test_best_naive_is_chosen_on_validation_not_on_the_test_windows():
 
 
 def test_every_naive_methods_error_is_reported_under_its_own_name():
-    names = [*scoring.UNTRAINED, *FITTED, scoring.OURS]
+    names = [*fills.UNTRAINED, *FITTED, scoring.OURS]
     errors = {"log_size": {name: np.full(4, 1.0 + number) for number, name in enumerate(names)}}
     facts = scoring.compare(errors, errors, np.arange(4), 0)["log_size"]
     for number, name in enumerate(names[:-1]):
@@ -165,14 +166,14 @@ def test_intervals_hold_the_truth_in_95_percent_of_cases(count):
     block = np.repeat(np.arange(count), 16)
     held = 0
     for seed in range(400):
-        low, high, _ = scoring.bootstrap(rng.normal(size=count)[block] + rng.normal(size=len(block)), block, seed)
+        low, high, _ = intervals.bootstrap(rng.normal(size=count)[block] + rng.normal(size=len(block)), block, seed)
         held += low < 0 < high
     assert 0.92 < held / 400 < 0.98
 
 
 def test_one_block_of_time_decides_nothing():
-    low, high, blocks = scoring.bootstrap(np.array([-0.1, -0.3, -0.2]), np.zeros(3), 0)
-    assert blocks == 1 and np.isnan([low, high]).all() and scoring.verdict(low, high) == "undecided"
+    low, high, blocks = intervals.bootstrap(np.array([-0.1, -0.3, -0.2]), np.zeros(3), 0)
+    assert blocks == 1 and np.isnan([low, high]).all() and intervals.verdict(low, high) == "undecided"
     labels = np.array([0.0, 1.0, 0.0, 1.0])
     found = probes.paired_interval(probes.area_under_curve, labels, 1 - labels, labels, np.zeros(4), 0)
     assert found[2] == 1 and np.isnan(found[:2]).all()

@@ -1,6 +1,6 @@
 """Scores of filled windows: errors by quantity, the best naive method, and what a difference is worth."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lob.baselines import UNTRAINED, Fitted, Hidden, fill_untrained, hide, to_columns
 from lob.book.states import Book
+from lob.evaluation.fills import UNTRAINED, Hidden, fill_untrained, hide, to_columns
+from lob.evaluation.intervals import bootstrap, verdict
+from lob.evaluation.ridge import Fitted
 from lob.model.encoder import BookEncoder
 from lob.model.inputs import build_inputs
 from lob.model.masking import make_mask, window_keys
@@ -31,18 +33,7 @@ METHODS = {
     "linear_levels": "linear over levels", "ladder": "ladder carry", "plain_ridge": "ridge regression",
     RIDGE: "ridge regression with ladder", "boosting": "gradient boosting", OURS: "encoder",
 }  # fmt: skip
-LEGEND = [
-    "Errors are means over the hidden values of a window, then over windows; lower is better.", "",
-    *(f"- {name}: {meaning}" for name, (_, meaning) in QUANTITIES.items()), "",
-    f"Methods: {'; '.join(f'{name}: {label}' for name, label in METHODS.items())}.", "",
-    "Best naive: of all methods but the encoder, the one of the least error on validation windows. Skill: 1 - the "
-    "encoder's error / its error. Difference: the encoder's error less its error, a 95 % interval over blocks of time; "
-    "undecided: it holds 0, or there is one block. Win rate: share of windows on which the encoder is better, a tie "
-    "half. Median: of its errors.",
-]  # fmt: skip
 NOT_TRAINED = "not trained on this mask"
-RESAMPLES = 2000
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 % points, 1 to 9 degrees of freedom
 SAME = 1e-4  # of a method's mean error: less between it and the encoder's is rounding, such as of the ladder's prices
 Errors = dict[str, dict[str, np.ndarray]]  # quantity -> method -> float64 (W,)
 
@@ -116,37 +107,6 @@ def mean_where(x: Tensor, where: Tensor) -> Tensor:
     return torch.where(where, x, torch.zeros_like(x)).flatten(1).sum(1) / where.flatten(1).sum(1)
 
 
-def bootstrap(difference: np.ndarray, block: np.ndarray, seed: int) -> tuple[float, float, int]:
-    """95 % interval of the mean of `difference` (W,), blocks of time drawn with replacement, and how many there are.
-
-    Windows that overlap or lie near each other are one observation, not many: Kuensch (1989), blocks not overlapping.
-    """
-    names, block = np.unique(block, return_inverse=True)
-    sums, counts = np.bincount(block, difference), np.bincount(block)
-    drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
-    return *interval(sums[drawn].sum(1) / counts[drawn].sum(1), difference.mean(), len(names)), len(names)
-
-
-def interval(drawn: Sequence[float] | np.ndarray, value: float, blocks: int) -> tuple[float, float]:
-    """95 % interval of a value that was taken anew of `drawn` blocks: their quantiles, made wider about the value.
-
-    Few blocks understate how they vary, by (n - 1) / n of the variance and as Student's t tells: of six, the quantiles
-    alone hold the truth in 86 % of cases. One block tells nothing of it: NaN.
-    """
-    few = blocks - 1
-    if few == 0 or not np.isfinite(drawn).any():
-        return float("nan"), float("nan")
-    student = STUDENT[few - 1] if few <= len(STUDENT) else 1.96 + 2.6 / few
-    wider = student / 1.96 * np.sqrt(blocks / few)
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return float(value + wider * (low - value)), float(value + wider * (high - value))
-
-
-def verdict(low: float, high: float) -> str:
-    """What an interval of (our error - theirs) says."""
-    return "better" if high < 0 else "worse" if low > 0 else "undecided"
-
-
 def pick_best(chosen: dict[str, np.ndarray], names: list[str]) -> str | None:
     """The method of the least mean error on the validation windows."""
     scores = {name: np.nanmean(chosen[name]) for name in names if name in chosen and np.isfinite(chosen[name]).any()}
@@ -183,43 +143,6 @@ def compare(errors: Errors, chosen: Errors, block: np.ndarray, seed: int) -> dic
         note = f"best untrained: {untrained}; best naive: {best}, {facts['verdict_naive']}"
         found[quantity] = {**each, **facts, "untrained": untrained, "naive": best, "note": note}
     return found
-
-
-def to_rows(case: str, facts: dict) -> list[dict]:
-    """A row of the report for each fact that is a finite number, all with the fact `note`."""
-    return [{"case": case, "metric": metric, "value": float(value), "unit": "", "note": facts["note"]}
-            for metric, value in facts.items() if not isinstance(value, str) and np.isfinite(value)]  # fmt: skip
-
-
-def table_head(windows: str) -> list[str]:
-    """Lines that stand above those of `summarise`."""
-    return [f"\n{windows}: mean errors, lower is better; verdict: beside the best naive method",
-            f"{'':<36}{'encoder':>9}     {'best untrained method':<27}{'ridge with ladder':>18}   verdict"]  # fmt: skip
-
-
-def summarise(mask: str, found: dict[str, dict]) -> list[str]:
-    """Lines for the terminal: a quantity's errors of the encoder and of the methods to beat, and the verdict."""
-    lines = [f"mask {mask}"]
-    for quantity, facts in found.items():
-        ridge = f"{facts['ridge_error']:.4g}" if "ridge_error" in facts else "-"
-        lines.append(f"  {QUANTITIES[quantity][0]:<34}{facts['error']:>9.4g}{facts['best_untrained_error']:>12.4g} "
-                     f"{METHODS[facts['untrained']]:<19}{ridge:>18}   {facts['verdict_naive']}")  # fmt: skip
-    return lines
-
-
-def describe(title: str, windows: str, errors: Errors, found: dict[str, dict]) -> list[str]:
-    """Lines of a Markdown table: mean error of every method by quantity, and the encoder against the best naive one."""
-    methods = list(next(iter(errors.values())))
-    head = ["quantity", *methods, "best naive", "skill", "difference (95 %)", "blocks", "verdict", "win rate", "median"]
-    lines = [f"\n### {title}, {windows}\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for quantity, facts in found.items():
-        cells = [quantity, *(f"{np.nanmean(errors[quantity][method]):.4g}" for method in methods), facts["naive"],
-                 f"{facts['skill_naive']:+.3f}",
-                 f"{facts['difference_naive_low']:+.3g} to {facts['difference_naive_high']:+.3g}",
-                 str(facts["blocks"]), facts["verdict_naive"], f"{facts['win_rate_naive']:.2f}",
-                 f"{facts['median_error']:.4g}"]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
 
 
 @torch.inference_mode()

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from lob.book.states import Book
+from lob.evaluation.intervals import interval, verdict
 from lob.model.encoder import BookEncoder
 from lob.model.inputs import build_inputs
-from lob.scoring import interval, verdict
 from lob.windows.splits import gather_windows
 
 HORIZON = 500  # states
