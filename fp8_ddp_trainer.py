@@ -90,39 +90,38 @@ if __name__ == "__main__":
 import fcntl
 import math
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from lob.model.checkpoint import METADATA, Progress, check_weights, load_checkpoint, save_checkpoint
-from lob.model.encoder import count_parameters, encoder_config, flops_per_window
+from lob.model.checkpoint import Progress
+from lob.model.encoder import EncoderConfig, encoder_config
+from lob.model.inputs import build_inputs
 from lob.model.masking import make_mask
+from lob.model.normalisation import interpolate_time
 from lob.model.window_store import WindowStore
 from lob.storage import check_writable
-from lob.training.distributed import StopSignal, Team, join_team, launch
+from lob.training.augmentation import augment
+from lob.training.distributed import StopSignal, Team, free_port, join_team, wait_for_ranks
+from lob.training.objective import masked_loss, outlook_loss
 from lob.training.optimisation import FiniteCheck, NonFinite, make_optimizer, one_cycle, scale_gradients
-from lob.training.passes import MicroStep, Passes, Task, windows_a_pass
+from lob.training.passes import Passes, windows_a_pass
 from lob.training.precision import WHOLE_STATES, build_encoder, check_dimensions, choose_precision
 from lob.training.run_folder import claim_run, find_run, new_run
 from lob.training.run_log import RunLog
 from lob.training.samples import Dataset, Sampler, open_dataset
-from lob.training.saving import load_training_state, load_weights, training_state
-
-STEPS = "step_*.safetensors"  # checkpoints that a run can go on from
-SAVE_SPACING = 9  # seconds of training for each that the last save took, so that a slow disk costs a tenth of the time
+from lob.training.saving import BEST, Saver, load_newest, load_weights, resume
 
 
 def main(config: dict) -> int:
     config = check_config(config)
-    check_data(config, open_dataset(config))
-    folder = (find_run if config["resume"] else new_run)(config)  # refuses a name or config before any work
+    open_data(config).check(config["depth_dim"])
+    folder = run_folder(config)  # refuses a name or config before any work
     if config["resume"]:
         claim_run(folder, fcntl.LOCK_SH).close()  # several ranks may ask at once
     if "RANK" in os.environ:  # started by torchrun
@@ -132,8 +131,8 @@ def main(config: dict) -> int:
     ranks = min(gpus, config["max_gpus"] or gpus) if gpus else config["max_gpus"] or 1
     if ranks == 1:
         train(0, 1, None, config)
-    else:
-        launch(train, ranks, config)
+    else:  # a process a GPU
+        wait_for_ranks(mp.spawn(train, (ranks, free_port(), config), nprocs=ranks, join=False))
     return 0
 
 
@@ -151,76 +150,95 @@ def check_config(config: dict) -> dict:
     return config
 
 
-def check_data(config: dict, data: Dataset) -> None:
-    if data.books[0].depth != config["depth_dim"]:
-        depth = data.books[0].depth
-        raise InputError(f"depth_dim = {config['depth_dim']}, but {data.books[0].path} holds {depth} levels: "
-                         f"set --depth_dim={depth} or parse again")  # fmt: skip
-    if data.shared_states:
-        raise CheckFailed(f"{data.shared_states} states are shared by two splits: the samples are not to be used")
-    if not len(data.end_rows[0]) or not len(data.end_rows[1]):
-        raise InputError(f"no windows to train or validate on ({data.describe()}): sample more, or change split_ratios")
+def open_data(config: dict) -> Dataset:
+    return open_dataset(config["data_dir"], config["pairs"], config["temporal_dim"], config["split_ratios"])
 
 
-def apply_mask(
-    inputs: Tensor, mask_percentage: float = 0.15, mask_value: float = 0.0, device: str = "cuda", *,
-    mode: str = "entry", keys: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Hide a share of the values of windows (B, T, L, 2); return them with `mask_value` there, and the mask (bool).
-
-    'cuda' means the inputs' device where there is no CUDA. `mode`: see lob/model/masking.py; `keys`: int64 (B,), one a
-    window, which fix the mask; without them it is drawn from torch's random state.
-    """
-    inputs = inputs.to(inputs.device if device == "cuda" and not torch.cuda.is_available() else device)
-    if keys is None:
-        keys = torch.randint(-(2**62), 2**62, (len(inputs),), device=inputs.device)
-    mask = make_mask(keys.to(inputs.device), inputs.shape[1], inputs.shape[2], mask_percentage, mode)
-    return inputs.masked_fill(mask, mask_value), mask
+def run_folder(config: dict) -> Path:
+    """Return the folder of the run to resume, or of a new one."""
+    if config["resume"]:
+        return find_run(config["runs_dir"], config["model_name"], config)
+    return new_run(config["runs_dir"], config["model_name"])
 
 
 def train(rank: int, world: int, port: int | None, config: dict) -> None:
-    """Train on one rank, from the beginning or from where the run to resume stands."""
+    """Train on one rank of `world`, from the beginning or from where the run to resume stands."""
     stop = StopSignal()
     with join_team(rank, world, config["backend"], port) as team:
-        folder = team.agree(find_run(config) if config["resume"] else new_run(config))
-        session = Session(config, team, folder)
-        facts = {"precision": session.precision.name, "pairs": [book.pair for book in session.data.books]}
-        with RunLog(folder, config, rank == 0, session.saved, facts) as session.log:
-            session.log.print(session.describe())
+        folder = team.agree(run_folder(config))
+        trainer = Trainer(config, team, folder)
+        facts = {"precision": trainer.precision.name, "pairs": [book.pair for book in trainer.data.books]}
+        with RunLog(folder, config, rank == 0, config["resume"], trainer.saved, facts) as trainer.log:
+            trainer.describe()
             try:
-                session.train(stop)
+                trainer.run_epochs(stop)
             except NonFinite as error:
-                raise CheckFailed(f"{error}; {session.save_failure(*error.place)}") from None
+                epoch, batch, step = error.place
+                windows = next(trainer.sampler.training(epoch, batch))  # of all ranks
+                where = trainer.saver.save_failure(step, windows, trainer.epoch_sums, trainer.log.metrics_bytes())
+                raise CheckFailed(f"{error}; {where}") from None
 
 
-class Session:
-    """A model in training: what its steps share, and the steps. Building one checks everything and writes nothing."""
+def apply_mask(
+    price_ticks: Tensor,
+    sizes: Tensor,
+    keys: Tensor,
+    mask_percentage: float,
+    mask_mode: str,
+    encoder: EncoderConfig,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hide values of windows from the network. Edit this function to hide others.
+
+    price_ticks, sizes: (B, T, L), T book states of L levels; keys: int64 (B,), which fix each window's mask.
+    Returns `tokens`, what the network sees, in which a hidden value is 0 and its mask bit 1; `base`, the first guess
+    of every value that the network corrects; `values`, the normalised targets; and `mask`, bool, True where hidden;
+    the last three are (B, T, L, F) with F = 0 price, 1 size. Nothing in tokens or base depends on a hidden value: the
+    normalisation is fitted to the visible values alone.
+    """
+    _, states, levels = price_ticks.shape
+    mask = make_mask(keys, states, levels, mask_percentage, mask_mode)
+    tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, encoder)
+    return tokens, base, values, mask
+
+
+class Trainer:
+    """A model in training. To build one checks everything and writes nothing."""
 
     log: RunLog
 
     def __init__(self, config: dict, team: Team, folder: Path):
-        self.config, self.team, self.checkpoints = config, team, folder / "checkpoints"
-        found = max(self.checkpoints.glob(STEPS), default=None) if config["resume"] else None
-        tensors, self.saved = load_checkpoint(found) if found else ({}, {})
-        self.data = open_dataset(config)
-        self.identity = self.data.identity()
-        if self.saved and self.saved["data"] != self.identity:
-            raise InputError(f"{found} was trained on other samples than those now in {config['data_dir']}: "
-                             "make them again as they were, or start without --resume")  # fmt: skip
-        self.encoder = encoder_config(
-            config["model_size"], depth=config["depth_dim"], outlook=config["outlook"] > 0,
-            **{key: config[key] for key in ("temporal_dim", "causal", "dropout", "normalization", "fill")},
-        )  # fmt: skip
+        self.config, self.team = config, team
+        checkpoints = folder / "checkpoints"
+        found, tensors, self.saved = load_newest(checkpoints) if config["resume"] else (None, {}, {})
+        self.progress = Progress(**self.saved.get("progress", {}))
+
+        self.data = open_data(config)
+        identity = self.data.identity()
+        if self.saved and self.saved["data"] != identity:
+            raise InputError(
+                f"{found} was trained on other samples than those now in {config['data_dir']}: "
+                "make them again as they were, or start without --resume"
+            )
         windows = self.saved.get("windows_a_step", config["batch_size"] * config["accumulation_steps"] * team.world)
         if windows % team.world:
-            raise InputError(f"the run's {windows} windows a step can't be divided among {team.world} ranks: "
-                             "set --max_gpus")  # fmt: skip
+            raise InputError(
+                f"the run's {windows} windows a step can't be divided among {team.world} ranks: set --max_gpus"
+            )
         self.sampler = Sampler(self.data, config["seed"], windows)
+
+        keys = ("temporal_dim", "causal", "dropout", "normalization", "fill")
+        self.encoder = encoder_config(
+            config["model_size"],
+            depth=config["depth_dim"],
+            outlook=config["outlook"] > 0,
+            **{key: config[key] for key in keys},
+        )
         precision = choose_precision(config["precision"], config["fp8_recipe"], self.encoder.width, team.device)
         self.precision = replace(precision, cudnn=config["temporal_dim"] % WHOLE_STATES == 0)
         size = windows_a_pass(self.encoder, windows // team.world, config["batch_size"], team.device)
         self.passes_a_step = windows // team.world // size
         check_dimensions(self.encoder, size, self.precision)
+
         torch.manual_seed(config["seed"])
         self.model = build_encoder(self.encoder, self.precision, team.device, config["compile"])
         if config["load_model"] and not self.saved:
@@ -230,90 +248,69 @@ class Session:
             self.optimizer, factor=config["lr_decay_factor"], patience=config["lr_decay_patience"], threshold=0
         )
         self.finite = FiniteCheck(self.optimizer, team.device)
-        self.best: tuple[dict[str, Tensor], dict[str, Any]] | None = None  # not yet written
-        self.saved_at, self.save_seconds = time.perf_counter(), 0.0
-        self.progress = Progress(**self.saved.get("progress", {}))
-        self.saved_place = (self.progress.epoch, self.progress.step)
-        self.epoch_sums = tensors.pop("epoch_sums", torch.zeros(2, dtype=torch.float64)).to(team.device)
+        self.epoch_sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # of loss and of hidden values
         fp8_state: dict[str, Tensor] = {}
         if found:
-            check_weights(found, {"epoch_sums": self.epoch_sums}, {"epoch_sums": torch.zeros(2)})
-            fp8_state = load_training_state(found, self.model, self.optimizer, tensors, self.saved["lr"])
-            self.plateau.load_state_dict({key: self.saved["plateau"][key] for key in METADATA["plateau"]})
-        task = Task(config["loss"], config["mask_mode"], config["mask_perc"])
-        varied = replace(task, **{key: config[key] for key in ("mirror", "slow", "size_noise", "outlook")})
-        store = WindowStore(self.data.books, config["temporal_dim"], team.device, config["num_workers"])
+            sums, fp8_state = resume(found, tensors, self.saved, self.model, self.optimizer, self.plateau)
+            self.epoch_sums += sums.to(team.device)
+        facts = {
+            "encoder": asdict(self.encoder),
+            "config": config,
+            "windows_a_step": windows,
+            "data": identity,
+        }
+        self.saver = Saver(
+            checkpoints,
+            facts,
+            self.model,
+            self.optimizer,
+            self.plateau,
+            self.progress,
+            keep=config["keep_checkpoints"],
+            writes=team.rank == 0,
+        )
+
+        # What a step hides on average: gradients are scaled by it before they are summed, by the true count after.
         values = 2 * config["temporal_dim"] * config["depth_dim"]
-        self.nominal = config["mask_perc"] * values * windows  # hidden values of a step, expected
-        graph = config["compile"] and team.device.type == "cuda"
-        training, plain = (MicroStep(self.model, self.encoder, self.precision, of) for of in (varied, task))
-        self.passes = Passes(training, plain, store, size, self.nominal, graph, self.passes_a_step == 1, fp8_state)
+        self.nominal = config["mask_perc"] * values * windows
+        self.passes = Passes(
+            self.micro_step,
+            self.model,
+            WindowStore(self.data.books, config["temporal_dim"], team.device, config["num_workers"]),
+            size,
+            graph=config["compile"] and team.device.type == "cuda",
+            only=self.passes_a_step == 1,
+            fp8=self.precision.name == "fp8",
+            fp8_state=fp8_state,
+        )
 
-    def describe(self) -> str:
-        config, sampler, progress, team = self.config, self.sampler, self.progress, self.team
-        lines = [
-            f"run        {self.checkpoints.parent}",
-            f"data       {self.data.describe()}",
-            f"model      {config['model_size']}: {count_parameters(self.encoder):,} parameters, "
-            f"{flops_per_window(self.encoder) / 1e9:.2f} GFLOPs a window",
-            f"precision  {self.precision.name} ({self.precision.reason})",
-            f"step       {sampler.windows_a_step} windows in {self.passes_a_step} pass(es) on each of {team.world} "
-            f"rank(s) on {team.device.type}; {sampler.steps_an_epoch:,} steps an epoch; states "
-            f"{'on the GPU' if self.passes.store.resident else 'in files'}",
-        ]
-        done = progress.epoch >= config["epochs"] or self.is_stale()
-        if team.device.type == "cpu" and not done:
-            batch = sampler.batch(0, np.arange(min(self.passes.size, len(self.data.end_rows[0]))), 0, 0)
-            rate = team.world * self.passes.measure_rate(batch)
-            windows = sampler.steps_an_epoch * sampler.windows_a_step + len(self.data.end_rows[1]) / 3  # forward only
-            minutes = windows * (config["epochs"] - progress.epoch) / rate / 60
-            estimate = f"{minutes / 60:,.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
-            lines.append(f"time       about {estimate} at {rate:,.1f} windows/s, measured on this CPU just now")
-        if config["resume"]:
-            rest = "nothing is left to train; testing the best weights again" if done else f"epoch {progress.epoch + 1}"
-            lines.append(f"resumed    after step {progress.step:,}: {rest}")
-        return "\n".join(lines)
+    def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hide values of windows and predict them: prediction, targets and mask, (B, T, L, F) each."""
+        config = self.config
+        tokens, base, values, mask = apply_mask(
+            price_ticks, sizes, keys, config["mask_perc"], config["mask_mode"], self.encoder
+        )
+        with self.precision.autocast():  # FP8 begins here: Transformer Engine's; else torch's bf16, or nothing
+            prediction = self.model(tokens, base)
+        return prediction, values, mask
 
-    def train(self, stop: StopSignal) -> None:
-        """Train to the last epoch, to early stopping or to SIGTERM; test unless it was the latter."""
-        config, progress, sampler, team, log = self.config, self.progress, self.sampler, self.team, self.log
-        log.count_time(progress, training=False)
-        if progress.step == 0:
-            self.validate()
-        while progress.epoch < config["epochs"] and not self.is_stale():
-            batches = sampler.training(
-                progress.epoch, progress.step_in_epoch, team.rank, team.world, self.passes_a_step
-            )
-            passes = self.passes.run(batches)
-            bar = tqdm(total=sampler.steps_an_epoch * sampler.windows_a_step, unit="window", leave=False,
-                       initial=progress.step_in_epoch * sampler.windows_a_step, desc=f"epoch {progress.epoch + 1}",
-                       disable=None if log.active else True)  # fmt: skip
-            while progress.step_in_epoch < sampler.steps_an_epoch:
-                lr = self.begin_step()
-                loss, norm, stopped = self.take_step(passes, stop.received)
-                bar.update(sampler.windows_a_step)
-                if progress.step % config["log_steps"] == 0:
-                    log.step(progress, float(loss), lr, float(norm), self.passes.store.wait_seconds)
-                epoch_ends = progress.step_in_epoch == sampler.steps_an_epoch
-                if config["validate_steps"] and progress.step % config["validate_steps"] == 0 and not epoch_ends:
-                    self.validate()
-                if stopped or self.unsaved_seconds() > config["checkpoint_minutes"] * 60:
-                    self.save()
-                if stopped:
-                    log.print(f"stopped by SIGTERM at step {progress.step:,}; go on with --resume=True")
-                    return
-            bar.close()
-            self.end_epoch()
-        if self.is_stale():
-            log.print(f"stopped early: no better validation loss for {config['early_stopping_patience']} epochs")
-        if self.saved_place != (progress.epoch, progress.step):
-            self.save()
-        self.test()
+    def micro_step(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradients of one pass; return its summed loss and its count of hidden values.
 
-    def is_stale(self) -> bool:
-        return self.progress.epoch - self.progress.best_epoch >= self.config["early_stopping_patience"]
+        On a GPU this whole function is captured as one CUDA graph (lob/training/passes.py).
+        """
+        config = self.config
+        price_ticks, sizes = augment(price_ticks, sizes, keys, config["mirror"], config["slow"], config["size_noise"])
+        prediction, values, mask = self.predict(price_ticks, sizes, keys)
+        loss, hidden = masked_loss(prediction, values, mask, config["loss"])
+        (loss / self.nominal).backward()
+        if config["outlook"]:
+            error, asked = outlook_loss(self.model, self.precision, price_ticks, sizes)
+            share = asked / len(price_ticks)
+            (config["outlook"] / (share * self.sampler.windows_a_step) * error).backward()
+        return loss.detach(), hidden
 
-    def begin_step(self) -> float:
+    def set_rate(self) -> float:
         """Set the learning rate and the random state of a step; both follow from its number. Return the rate."""
         if self.config["use_scheduler"]:
             steps = self.config["epochs"] * self.sampler.steps_an_epoch
@@ -323,7 +320,7 @@ class Session:
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
         return self.optimizer.param_groups[0]["lr"]
 
-    def take_step(self, passes: Iterator[Tensor], stop: bool = False) -> tuple[Tensor, Tensor, bool]:
+    def step(self, windows: Iterator[tuple[Tensor, ...]], stop: bool = False) -> tuple[Tensor, Tensor, bool]:
         """Run a step's passes, make the gradients those of the mean over all ranks' hidden values, clip and update.
 
         Return the loss, the gradient's norm before clipping, and whether a rank was asked to stop (on a GPU: a step
@@ -332,53 +329,73 @@ class Session:
         progress, team = self.progress, self.team
         sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # of loss and of hidden values
         for _ in range(self.passes_a_step):
-            sums += next(passes)
-        loss_sum, count, stopping = team.total(*sums, float(stop))
+            sums += self.passes.run(*next(windows))  # micro_step: mask, forward, loss, backward
+
+        loss_sum, hidden, stopping = team.total(*sums, float(stop))
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         team.add_up(gradients)
-        to_mean = (self.nominal / count.clamp(min=1)).float()
+        loss = loss_sum / hidden.clamp(min=1)
+        to_mean = (self.nominal / hidden.clamp(min=1)).float()
         norm = nn.utils.get_total_norm(gradients) * to_mean
         clip = (self.config["max_grad_norm"] / (norm + 1e-6)).clamp(max=1)
         scale_gradients(self.optimizer, gradients, to_mean * clip)
-        loss = loss_sum / count.clamp(min=1)
+
         place = (progress.epoch, progress.step_in_epoch, progress.step + 1)
-        stopped = self.finite.watch(loss, norm, stopping, place)
+        stopped = self.finite.watch(loss, norm, stopping, place)  # no update by a gradient that is not finite
         self.optimizer.step()
         if self.config["histogram_steps"] and (progress.step + 1) % self.config["histogram_steps"] == 0:
             self.log.histograms(self.model, progress.step + 1)
         self.passes.clear_gradients()
-        self.epoch_sums += torch.stack([loss_sum, count])
+
+        self.epoch_sums += torch.stack([loss_sum, hidden])
         progress.step += 1
         progress.step_in_epoch += 1
         progress.windows_seen += self.sampler.windows_a_step
         return loss, norm, stopped
 
-    def evaluate(self, split: int) -> tuple[float, float]:
-        """Loss over the hidden values of a split's windows, and that of linear interpolation in time; on all ranks."""
-        batches = self.sampler.held_out(split, self.config["batch_size"], self.team.rank, self.team.world)
-        ours, linear, count = self.team.total(*self.passes.evaluate(batches)).tolist()
-        return ours / max(count, 1), linear / max(count, 1)
+    def run_epochs(self, stop: StopSignal) -> None:
+        """Train to the last epoch, to early stopping or to SIGTERM; test unless it was the latter."""
+        config, progress, sampler, team, log = self.config, self.progress, self.sampler, self.team, self.log
+        log.count_time(progress, training=False)
+        if progress.step == 0:
+            self.validate()
+        while progress.epoch < config["epochs"] and not self.is_stale():
+            batches = sampler.training(
+                progress.epoch, progress.step_in_epoch, team.rank, team.world, self.passes_a_step
+            )
+            windows = self.passes.windows(batches)
+            bar = log.bar(progress, sampler.steps_an_epoch, sampler.windows_a_step)
+            while progress.step_in_epoch < sampler.steps_an_epoch:
+                lr = self.set_rate()
+                loss, norm, stopped = self.step(windows, stop.received)
+                bar.update(sampler.windows_a_step)
+                if progress.step % config["log_steps"] == 0:
+                    log.step(progress, float(loss), lr, float(norm), self.passes.store.wait_seconds)
+                epoch_ends = progress.step_in_epoch == sampler.steps_an_epoch
+                if config["validate_steps"] and progress.step % config["validate_steps"] == 0 and not epoch_ends:
+                    self.validate()
+                if stopped or self.saver.is_due(config["checkpoint_minutes"]):
+                    self.save()
+                if stopped:
+                    log.print(f"stopped by SIGTERM at step {progress.step:,}; go on with --resume=True")
+                    return
+            bar.close()
+            self.end_epoch()
+        if self.is_stale():
+            log.print(f"stopped early: no better validation loss for {config['early_stopping_patience']} epochs")
+        if not self.saver.is_saved():
+            self.save()
+        self.test()
 
-    def validate(self) -> float:
-        """Validate, log, and keep the weights where they are the best so far."""
-        progress = self.progress
-        self.log.count_time(progress, training=True)
-        loss, progress.linear_loss = self.evaluate(1)
-        self.log.count_time(progress, training=False)
-        self.log.validation(progress, loss)
-        if loss < progress.best_loss:
-            progress.best_loss, progress.best_epoch = loss, progress.epoch + (progress.step_in_epoch > 0)
-            if self.team.rank == 0:
-                weights = {name: x.to("cpu", copy=True) for name, x in training_state(self.model).items()}
-                self.best = weights, self.meta()
-        return loss
+    def is_stale(self) -> bool:
+        return self.progress.epoch - self.progress.best_epoch >= self.config["early_stopping_patience"]
 
     def end_epoch(self) -> None:
         """Validate, decay the learning rate, log and save."""
-        progress, sampler = self.progress, self.sampler
+        progress, sampler, log = self.progress, self.sampler, self.log
         self.finite.check()
-        loss_sum, count = self.epoch_sums.tolist()
-        self.log.count_time(self.progress, training=True)
+        loss_sum, hidden = self.epoch_sums.tolist()
+        log.count_time(progress, training=True)
         seconds, progress.epoch_began = progress.step_seconds - progress.epoch_began, progress.step_seconds
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
         loss = self.validate()
@@ -386,61 +403,78 @@ class Session:
         if not self.config["use_scheduler"]:
             self.plateau.step(loss)
         rate = sampler.steps_an_epoch * sampler.windows_a_step / seconds
-        self.log.epoch(progress, seconds, loss_sum / max(count, 1), loss, lr, rate)
-        self.log.picture(progress, *self.passes.reconstruct(sampler.first_held_out(1)))
+        log.epoch(progress, seconds, loss_sum / max(hidden, 1), loss, lr, rate)
+        log.picture(progress, *self.reconstruct())
         self.epoch_sums.zero_()
-        self.log.count_time(self.progress, training=False)
-        if self.unsaved_seconds() > SAVE_SPACING * self.save_seconds:
+        log.count_time(progress, training=False)
+        if self.saver.is_worth_its_time():
             self.save()
 
-    def unsaved_seconds(self) -> float:
-        return time.perf_counter() - self.saved_at
+    @torch.inference_mode()
+    def evaluate(self, split: int) -> tuple[float, float]:
+        """Loss over the hidden values of a split's windows, and that of linear interpolation in time; on all ranks."""
+        batches = self.sampler.held_out(split, self.config["batch_size"], self.team.rank, self.team.world)
+        if self.passes.fp8_state and batches:  # resumed, and no training pass yet
+            self.reconstruct()  # makes the tensors of the scales, which without gradients would stay at 1
+            self.passes.load_scales()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.team.device)  # of loss, of the line's, of hidden values
+        with self.passes.judging():
+            for windows in self.passes.load(batches):
+                prediction, values, mask = self.predict(*windows)
+                loss, hidden = masked_loss(prediction, values, mask, self.config["loss"])
+                line, _ = masked_loss(interpolate_time(values, ~mask), values, mask, self.config["loss"])
+                sums += torch.stack([loss.double(), line.double(), hidden.double()])
+        loss_sum, line_sum, count = self.team.total(*sums).tolist()
+        return loss_sum / max(count, 1), line_sum / max(count, 1)
 
-    def save(self) -> None:
-        """Write the best weights, where they are new, and a checkpoint with all that a resumed run needs."""
-        self.log.count_time(self.progress, training=True)
-        began = time.perf_counter()
-        if self.team.rank == 0:
-            self.write(f"step_{self.progress.step:08d}.safetensors", {})
-            old = sorted(self.checkpoints.glob(STEPS))[: -self.config["keep_checkpoints"]]
-            for file in [*old, *self.checkpoints.glob(".*.partial")]:  # of a process that was killed while it saved
-                file.unlink()
-        self.saved_at, self.saved_place = time.perf_counter(), (self.progress.epoch, self.progress.step)
-        self.save_seconds = self.saved_at - began
-        self.log.count_time(self.progress, training=False)
+    @torch.inference_mode()
+    def reconstruct(self) -> list[Tensor]:
+        """Values, mask and prediction, each (T, L, F) on the CPU, of the first validation window."""
+        with self.passes.judging():
+            (windows,) = self.passes.load([self.sampler.first_held_out(1)])
+            prediction, values, mask = self.predict(*windows)
+        return [values[0].cpu(), mask[0].cpu(), prediction[0].float().cpu()]
 
-    def write(self, name: str, more: dict[str, Tensor]) -> None:
-        if self.best:
-            save_checkpoint(self.checkpoints / "best.safetensors", *self.best)
-            self.best = None
-        tensors = training_state(self.model, self.optimizer) | {"epoch_sums": self.epoch_sums} | more
-        save_checkpoint(self.checkpoints / name, tensors, self.meta())
-
-    def meta(self) -> dict[str, Any]:
-        """What a checkpoint says of itself, beside its tensors."""
-        return {"encoder": asdict(self.encoder), "config": self.config, "progress": asdict(self.progress),
-                "lr": self.optimizer.param_groups[0]["lr"], "plateau": self.plateau.state_dict(),
-                "windows_a_step": self.sampler.windows_a_step, "data": self.identity,
-                "metrics_bytes": self.log.metrics_bytes()}  # fmt: skip
-
-    def save_failure(self, epoch: int, batch: int, step: int) -> str:
-        """Keep the weights that a failed step met and the windows of all ranks in it; say where."""
-        windows = next(self.sampler.training(epoch, batch))
-        name = f"nonfinite_step_{step:08d}.safetensors"
-        if self.team.rank == 0:
-            self.write(name, {"batch.pair_index": torch.from_numpy(windows.pair_index), "batch.keys": windows.keys,
-                                  "batch.end_rows": torch.from_numpy(windows.end_rows)})  # fmt: skip
-        return f"the weights before it and its windows are in {self.checkpoints / name}"
+    def validate(self) -> float:
+        """Validate, log, and keep the weights if they are the best so far."""
+        progress = self.progress
+        self.log.count_time(progress, training=True)
+        loss, progress.linear_loss = self.evaluate(1)
+        self.log.count_time(progress, training=False)
+        self.log.validation(progress, loss)
+        if loss < progress.best_loss:
+            progress.best_loss, progress.best_epoch = loss, progress.epoch + (progress.step_in_epoch > 0)
+            self.saver.keep_best(self.log.metrics_bytes())
+        return loss
 
     def test(self) -> None:
         """Score the best weights on the test split and say where everything is."""
-        best = self.checkpoints / "best.safetensors"
-        meta: dict[str, Any] = {}
-        if self.team.rank == 0:
-            meta = load_weights(best, self.model)
+        best = self.saver.checkpoints / BEST
+        meta = load_weights(best, self.model) if self.team.rank == 0 else {}
         self.team.share(self.model)
-        self.log.test(self.progress, *(self.evaluate(2) if len(self.data.end_rows[2]) else (math.nan, math.nan)))
+        has_windows = len(self.data.end_rows[2]) > 0
+        self.log.test(self.progress, *(self.evaluate(2) if has_windows else (math.nan, math.nan)))
         self.log.end(best, meta)
+
+    def save(self) -> None:
+        self.log.count_time(self.progress, training=True)
+        self.saver.save(self.epoch_sums, self.log.metrics_bytes())
+        self.log.count_time(self.progress, training=False)
+
+    def describe(self) -> None:
+        """Print what the run is made of, how long it will take and where it goes on."""
+        epochs_left = 0 if self.is_stale() else max(0, self.config["epochs"] - self.progress.epoch)
+        self.log.describe(
+            self.data,
+            self.config["model_size"],
+            self.encoder,
+            self.precision,
+            self.sampler,
+            self.passes,
+            self.team,
+            self.progress,
+            epochs_left,
+        )
 
 
 if __name__ == "__main__":

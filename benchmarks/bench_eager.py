@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 import fp8_ddp_trainer
-from benchmarks.bench_training import REFERENCE, endless, session_config
+from benchmarks.bench_training import REFERENCE, endless, trainer_config
 from benchmarks.report import report
 from lob.training.distributed import join_team
 
@@ -60,11 +60,11 @@ def mean_loss(config: dict, precision: str, seed: int, compiled: bool) -> float:
     case |= {"precision": precision, "compile": compiled, "seed": seed}
     losses = []
     with join_team(0, 1, "nccl", None) as team:
-        session = fp8_ddp_trainer.Session(session_config(config, case), team, Path("."))
-        passes = endless(session)
+        trainer = fp8_ddp_trainer.Trainer(trainer_config(config, case), team, Path("."))
+        windows = endless(trainer)
         for _ in range(config["steps"]):
-            session.begin_step()
-            losses.append(session.take_step(passes)[0])
+            trainer.set_rate()
+            losses.append(trainer.step(windows)[0])
     return float(torch.stack(losses)[-max(1, len(losses) // 10) :].mean())
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.bench_training --write=True          one GPU; with two also their ratio (minutes)
     python -m benchmarks.bench_training --quick=True          any machine: a tiny model, a few steps
 
-Needs the books and samples of the first three scripts. A case builds the trainer's session and takes its steps: windows
+Needs the books and samples of the first three scripts. A case builds a Trainer and takes its steps: windows
 are gathered, hidden and normalised, the optimizer included, no validation. Prints a table and one JSON line.
 """
 
@@ -31,23 +31,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor
 
 import fp8_ddp_trainer
 import lob.model.window_store
+from benchmarks.reference import REFERENCE
 from benchmarks.report import report
 from lob.model.encoder import flops_per_window
-from lob.training.distributed import join_team, launch
+from lob.training.distributed import free_port, join_team, wait_for_ranks
 
-# The settings of the published reference, whose model these benchmarks train.
-REFERENCE = {"fill": "linear", "mask_mode": "entry", "mirror": False, "slow": 0.0, "size_noise": 0.0, "outlook": 0.0,
-             "dropout": 0.0, "batch_size": 48, "accumulation_steps": 4, "max_lr": 2.5e-4,
-             "weight_decay": 0.01}  # fmt: skip
-DEEP = {**REFERENCE, "model_size": "deep_narrow_transformer"}
-WIDE = {**REFERENCE, "model_size": "wide_transformer"}
+# The published reference's settings, with our inputs: the book's normalisation, and the line in time as first guess.
+DEEP = {**REFERENCE, "normalization": "book", "fill": "linear"}
+WIDE = {**DEEP, "model_size": "wide_transformer"}
 LARGE = {"batch_size": 512, "accumulation_steps": 1}
 WIDE_LARGE = {"batch_size": 192, "accumulation_steps": 1}
-QUICK = {**REFERENCE, "model_size": "tiny_transformer", "batch_size": 8, "accumulation_steps": 2}
+QUICK = {**DEEP, "model_size": "tiny_transformer", "batch_size": 8, "accumulation_steps": 2}
 # Case -> what differs from the trainer's defaults; `streaming`: windows come from files, not the GPU.
 CASES: dict[str, dict[str, Any]] = {
     "deep_narrow_as_configured": {**DEEP, "precision": "fp8"},
@@ -82,23 +81,24 @@ def main(config: dict) -> None:
         if name in chosen:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "result.json"
-                launch(measure_case, 2, config, cases[name], file)
+                arguments = 2, free_port(), config, cases[name], file
+                wait_for_ranks(mp.spawn(measure_case, arguments, nprocs=2, join=False))
                 ratio = json.loads(file.read_text())["windows_per_second"] / rates[name]
             rows.append({"case": "two_gpu_scaling", "metric": name, "value": ratio, "unit": "", "note": "two over one"})
     report("training", rows, config["write"])
 
 
-def session_config(config: dict, case: dict[str, Any]) -> dict[str, Any]:
+def trainer_config(config: dict, case: dict[str, Any]) -> dict[str, Any]:
     """The trainer's config of a case: its defaults, with a learning rate cycle so long that it hardly moves."""
     changes = {key: value for key, value in case.items() if key != "streaming"}
-    return {**fp8_ddp_trainer.config, "data_dir": config["data_dir"], "epochs": 1000, **changes}
+    return {**fp8_ddp_trainer.config, **changes, "data_dir": config["data_dir"], "epochs": 1000}
 
 
-def endless(session: Any) -> Iterator[Tensor]:
-    """The session's passes over epoch after epoch."""
-    sampler, team = session.sampler, session.team
-    epochs = (sampler.training(epoch, 0, team.rank, team.world, session.passes_a_step) for epoch in itertools.count())
-    return session.passes.run(itertools.chain.from_iterable(epochs))
+def endless(trainer: fp8_ddp_trainer.Trainer) -> Iterator[tuple[Tensor, ...]]:
+    """The trainer's windows, epoch after epoch."""
+    sampler, team = trainer.sampler, trainer.team
+    epochs = (sampler.training(epoch, 0, team.rank, team.world, trainer.passes_a_step) for epoch in itertools.count())
+    return trainer.passes.windows(itertools.chain.from_iterable(epochs))
 
 
 def measure_case(rank: int, world: int, port: int | None, config: dict, case: dict[str, Any], file: Path) -> dict:
@@ -108,35 +108,35 @@ def measure_case(rank: int, world: int, port: int | None, config: dict, case: di
     with join_team(rank, world, "nccl", port) as team:
         if team.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # the memory of a CUDA graph is taken at its capture
-        session = fp8_ddp_trainer.Session(session_config(config, case), team, file.parent)
-        passes, store, on_gpu = endless(session), session.passes.store, team.device.type == "cuda"
+        trainer = fp8_ddp_trainer.Trainer(trainer_config(config, case), team, file.parent)
+        windows, store, on_gpu = endless(trainer), trainer.passes.store, team.device.type == "cuda"
         for _ in range(3):
-            session.take_step(passes)
+            trainer.step(windows)
         if on_gpu:
             torch.cuda.synchronize()
         steps, began, waited = 0, time.perf_counter(), store.wait_seconds
         while True:  # the ranks must take the same number of steps
             for _ in range(4):
-                session.begin_step()
-                loss, *_ = session.take_step(passes)
+                trainer.set_rate()
+                loss, *_ = trainer.step(windows)
                 steps += 1
             if on_gpu:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - began
             if team.agree(seconds) >= config["seconds"]:
                 break
-        rate = steps * session.sampler.windows_a_step / seconds
+        rate = steps * trainer.sampler.windows_a_step / seconds
         found = {
             "windows_per_second": rate,
-            "model_tflops": rate * flops_per_window(session.encoder) / 1e12,
+            "model_tflops": rate * flops_per_window(trainer.encoder) / 1e12,
             "data_wait_share": (store.wait_seconds - waited) / seconds,
             "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
             "train_loss": float(loss),
         }
-        note = f"{session.sampler.windows_a_step} windows a step in {session.passes_a_step} pass(es) on {world} rank(s)"
+        note = f"{trainer.sampler.windows_a_step} windows a step in {trainer.passes_a_step} pass(es) on {world} rank(s)"
         if rank == 0:
-            file.write_text(json.dumps({**found, "note": f"{note}, {session.precision.name}, {steps} steps"}))
-    del session, passes, store
+            file.write_text(json.dumps({**found, "note": f"{note}, {trainer.precision.name}, {steps} steps"}))
+    del trainer, windows, store
     gc.collect()
     torch.compiler.reset()
     if on_gpu:
@@ -148,12 +148,16 @@ def measure_case(rank: int, world: int, port: int | None, config: dict, case: di
 def to_rows(name: str, found: dict[str, Any], limits: list[dict]) -> list[dict]:
     """Rows of a case; the matrix rate measured in the same run gives its utilisation."""
     units = {"windows_per_second": "1/s", "model_tflops": "TFLOP/s", "peak_memory_gb": "GB"}
-    rows = [{"case": name, "metric": key, "value": value, "unit": units.get(key, ""), "note": found["note"]}
-            for key, value in found.items() if key != "note"]  # fmt: skip
+    rows = [
+        {"case": name, "metric": key, "value": value, "unit": units.get(key, ""), "note": found["note"]}
+        for key, value in found.items()
+        if key != "note"
+    ]
     rate = next((row["value"] for row in limits if row["metric"] == "bf16_tflops"), None)
     if rate:
-        rows.append({"case": name, "metric": "share_of_bf16_matrix_rate", "value": found["model_tflops"] / rate,
-                     "unit": "", "note": "model FLOPs, no recomputation counted"})  # fmt: skip
+        share = found["model_tflops"] / rate
+        note = "model FLOPs, no recomputation counted"
+        rows.append({"case": name, "metric": "share_of_bf16_matrix_rate", "value": share, "unit": "", "note": note})
     return rows
 
 
@@ -162,8 +166,10 @@ def measure_limits() -> list[dict]:
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     half = torch.randn(2**30, device="cuda", dtype=torch.bfloat16)
     into, one = torch.empty_like(half), torch.ones((), device="cuda")
-    work = {"bf16_tflops": (lambda: a @ a, 2 * 8192**3 / 1e12, "TFLOP/s"),
-            "copy_gb_per_second": (lambda: into.copy_(half), 4 * 2**30 / 1e9, "GB/s")}  # fmt: skip
+    work = {
+        "bf16_tflops": (lambda: a @ a, 2 * 8192**3 / 1e12, "TFLOP/s"),
+        "copy_gb_per_second": (lambda: into.copy_(half), 4 * 2**30 / 1e9, "GB/s"),
+    }
     if torch.cuda.get_device_capability() >= (8, 9):
         b = a.to(torch.float8_e4m3fn)
         scaled = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16, "use_fast_accum": True}

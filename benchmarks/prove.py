@@ -62,10 +62,8 @@ PROBE_METRICS = ("hand_made", "pca", "random", "ours", "hand_made_10pct", "ours_
 
 
 def main(config: dict) -> int:
-    data = open_dataset(
-        {"temporal_dim": config["recipe"].get("temporal_dim", 256)}
-        | {key: config[key] for key in ("data_dir", "pairs", "split_ratios")}
-    )
+    states = config["recipe"].get("temporal_dim", 256)
+    data = open_dataset(config["data_dir"], config["pairs"], states, config["split_ratios"])
     trained = [book.pair for book in data.books]
     scored = [*(config["scored"] or trained), *(config["unseen"] or [])]
     fp8 = torch.cuda.is_available() and not fp8_obstacle("delayed", torch.cuda.get_device_capability())
@@ -159,7 +157,7 @@ def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Pa
     keys |= {"model_name": name, "data_dir": config["data_dir"], "runs_dir": config["runs_dir"]}
     keys["resume"] = folder.exists()
     call("fp8_ddp_trainer.py", keys, folder.with_suffix(".log"), gpu)
-    return runs_named(keys)[-1]
+    return runs_named(config["runs_dir"], name)[-1]
 
 
 def read_test_loss(folder: Path) -> float | None:

@@ -11,14 +11,20 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import torch.multiprocessing as mp
 from conftest import ROOT
 from test_trainer import command, losses, metrics, train, wait_for, weights
 
 from lob.config import CheckFailed, InputError
 from lob.training import distributed
-from lob.training.distributed import free_port, launch
+from lob.training.distributed import free_port, wait_for_ranks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="ranks of a GPU machine are its GPUs")
+
+
+def launch(work, ranks: int, *arguments) -> None:
+    """Start ranks as the trainer does."""
+    wait_for_ranks(mp.spawn(work, (ranks, free_port(), *arguments), nprocs=ranks, join=False))
 
 
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:

@@ -13,15 +13,17 @@ import pytest
 import torch
 from conftest import ROOT, metadata, refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_ladder import moving_book
 from test_trainer import losses, metrics, weights
 
 import fp8_ddp_trainer
 from benchmarks.bench_runs import read_run, to_rows
 from benchmarks.prove import read_test_loss
-from fp8_ddp_trainer import Session, apply_mask, check_config, main
+from fp8_ddp_trainer import Trainer, apply_mask, check_config, main
 from lob.config import InputError
 from lob.model.checkpoint import load_checkpoint, save_checkpoint
 from lob.model.encoder import PRESETS, BookEncoder, encoder_config
+from lob.model.inputs import build_inputs
 from lob.training.distributed import Team
 from lob.training.optimisation import FiniteCheck, NonFinite, make_optimizer, one_cycle
 from lob.training.precision import Precision, check_dimensions, choose_precision
@@ -49,28 +51,65 @@ def settings(data: Path, runs: Path, **changes) -> dict:
 def train(data: Path, runs: Path, **changes) -> Path:
     """Train in this process; return the run's folder."""
     config = settings(data, runs, **changes)
-    folder = new_run(config)
+    folder = new_run(config["runs_dir"], config["model_name"])
     assert main(config) == 0
     return folder
 
 
-def session(data: Path, runs: Path, **changes) -> Session:
+def trainer(data: Path, runs: Path, **changes) -> Trainer:
     config = settings(data, runs, **changes)
-    return Session(config, Team(0, 1, torch.device("cpu")), runs / "run")
+    return Trainer(config, Team(0, 1, torch.device("cpu")), runs / "run")
 
 
-def test_apply_mask_hides_a_share_and_marks_it():
-    inputs = torch.randn(8, 64, 16, 2)
-    torch.manual_seed(0)
-    masked, mask = apply_mask(inputs)
-    assert mask.dtype == torch.bool and mask.shape == inputs.shape
-    assert float(mask.float().mean()) == pytest.approx(0.15, abs=0.01)
-    assert (masked[mask] == 0).all() and torch.equal(masked[~mask], inputs[~mask])
-    masked, mask = apply_mask(inputs, 0.4, -7.5, "cpu")
-    assert float(mask.float().mean()) == pytest.approx(0.4, abs=0.01) and (masked[mask] == -7.5).all()
+@pytest.mark.parametrize("fill", ["none", "linear", "ladder"])
+def test_apply_mask_hides_a_share_and_marks_it(fill):
+    """Hidden values are zero beside a mask bit of one, visible ones are the targets; nothing else depends on them."""
+    price_ticks, sizes = moving_book(8, states=64, levels=16)
+    encoder = encoder_config("tiny_transformer", depth=16, temporal_dim=64, fill=fill)
     keys = torch.arange(8)
-    again = [apply_mask(inputs, 0.25, mode="span", keys=keys)[1] for _ in range(2)]
-    assert torch.equal(*again) and (again[0].flatten(2).float().std(dim=2) == 0).all()
+    tokens, base, values, mask = apply_mask(price_ticks, sizes, keys, 0.4, "entry", encoder)
+    assert mask.dtype == torch.bool and mask.shape == values.shape == base.shape == (8, 64, 16, 2)
+    assert float(mask.float().mean()) == pytest.approx(0.4, abs=0.01)
+    seen, bits = tokens[..., :32].view_as(values), tokens[..., 32:64].view_as(values)
+    assert torch.equal(bits.bool(), mask)
+    assert (seen[mask] == 0).all() and torch.equal(seen[~mask], values[~mask])
+    if fill != "none":
+        torch.testing.assert_close(base[~mask], values[~mask], rtol=1e-5, atol=1e-6)
+    others = price_ticks + 3 * mask[..., 0], sizes * torch.where(mask[..., 1], 7.0, 1.0)
+    again = apply_mask(*others, keys, 0.4, "entry", encoder)
+    assert torch.equal(again[0], tokens) and torch.equal(again[1], base) and torch.equal(again[3], mask)
+    spans = [apply_mask(price_ticks, sizes, keys, 0.25, "span", encoder)[3] for _ in range(2)]
+    assert torch.equal(*spans) and (spans[0].flatten(2).float().std(dim=2) == 0).all()
+
+
+def test_an_edited_apply_mask_changes_what_is_trained(sampled, tmp_path):
+    """Who edits the function in a copy of the script, as users of the published reference do, trains another task."""
+    source = (ROOT / "fp8_ddp_trainer.py").read_text()
+    line = "    mask = make_mask(keys, states, levels, mask_percentage, mask_mode)\n"
+    edited = "    mask = torch.zeros(len(keys), states, levels, 2, dtype=torch.bool, device=keys.device)\n"
+    edited += "    mask[:, :, levels // 2, 1] = True\n"
+    assert source.count(line) == 1
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "lob").symlink_to(ROOT / "lob")
+    (copy / "fp8_ddp_trainer.py").write_text(source.replace(line, edited))
+    words = [f"--{key}={value}" for key, value in SMALL.items()]
+    words += [f"--data_dir={sampled}", f"--runs_dir={tmp_path / 'runs'}", "--loss=mae", "--fill=none"]
+    command = [sys.executable, "fp8_ddp_trainer.py", *words]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "pretrained_ddp"
+    before = float(metrics(run, "validation")[0]["validation_loss"])
+    made = trainer(sampled, tmp_path, loss="mae", fill="none")
+    error, count = 0.0, 0
+    for price_ticks, sizes, _ in made.passes.load(made.sampler.held_out(1, 16)):
+        mask = torch.zeros(*sizes.shape, 2, dtype=torch.bool)
+        mask[:, :, 8, 1] = True
+        tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, made.encoder)
+        with torch.inference_mode():
+            error += float((made.model.eval()(tokens, base) - values)[mask].abs().double().sum())
+        count += int(mask.sum())
+    assert before == pytest.approx(error / count, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +168,11 @@ LOSS = {  # of the difference between prediction and target; torch's defaults: d
 @pytest.mark.parametrize("loss", LOSS)
 def test_losses_are_means_over_hidden_values(sampled, tmp_path, loss):
     """The loss and the gradient of the head's bias, from predictions and masks alone."""
-    made = session(sampled, tmp_path, loss=loss, fill="none")
+    made = trainer(sampled, tmp_path, loss=loss, fill="none")
     batch = next(made.sampler.training(0, 0, passes=2))
     ((price_ticks, sizes, keys),) = made.passes.load([batch])
-    prediction, values, mask = (t.detach().numpy() for t in made.passes.plain.predict(price_ticks, sizes, keys))
-    found = next(made.passes.run(iter([batch]))).numpy()
+    prediction, values, mask = (t.detach().numpy() for t in made.predict(price_ticks, sizes, keys))
+    found = made.passes.run(*next(made.passes.windows([batch]))).numpy()
     error = (prediction - values).astype(np.float64)
     np.testing.assert_allclose(found, [LOSS[loss](error)[mask].sum(), mask.sum()], rtol=1e-5)
     slope = (LOSS[loss](error + 1e-5) - LOSS[loss](error - 1e-5)) / 2e-5
@@ -142,10 +181,10 @@ def test_losses_are_means_over_hidden_values(sampled, tmp_path, loss):
 
 
 def test_validation_is_scored_beside_interpolation_and_its_waiting_is_not_counted(sampled, tmp_path):
-    made = session(sampled, tmp_path)
+    made = trainer(sampled, tmp_path)
     sums, count = np.zeros(2), 0
     for windows in made.passes.load(made.sampler.held_out(1, 16)):
-        prediction, values, mask = (t.detach().numpy() for t in made.passes.plain.predict(*windows))
+        prediction, values, mask = (t.detach().numpy() for t in made.predict(*windows))
         line = np.array([[[np.interp(range(32), np.flatnonzero(~hidden), truth[~hidden])
                            for truth, hidden in zip(level.T, masked.T, strict=True)]
                           for level, masked in zip(window.swapaxes(0, 1), where.swapaxes(0, 1), strict=True)]
@@ -186,7 +225,7 @@ def test_optimizers_take_the_published_steps(name):
 
 
 def test_the_optimizer_named_is_the_one_that_steps(sampled, tmp_path):
-    kinds = {name: type(session(sampled, tmp_path, optimizer=name).optimizer) for name in ("adamw", "adam", "sgd")}
+    kinds = {name: type(trainer(sampled, tmp_path, optimizer=name).optimizer) for name in ("adamw", "adam", "sgd")}
     assert kinds == {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
@@ -203,7 +242,7 @@ def test_onecycle_is_torchs(steps):
 def test_a_step_moves_the_weights_by_the_clipped_gradient(sampled, tmp_path):
     """Plain gradient descent: the first step has the length lr x min(norm, max_grad_norm)."""
     changes = {"optimizer": "sgd", "use_scheduler": False, "lr": 0.5, "batch_size": 600}
-    begin = plain_state(session(sampled, tmp_path, **changes).model)
+    begin = plain_state(trainer(sampled, tmp_path, **changes).model)
     for limit in (1e-4, 1e3):
         run = train(sampled, tmp_path, max_grad_norm=limit, **changes)
         assert len(losses(run)) == 1
@@ -224,14 +263,14 @@ def test_neither_loss_nor_gradient_may_be_infinite(loss, norm):
 def test_the_best_weights_are_tested_and_not_the_last(sampled, tmp_path):
     """Steps that are far too long: no weights are better than those before training."""
     changes = {"optimizer": "sgd", "use_scheduler": False, "lr": 5.0, "batch_size": 300}
-    run, begin = train(sampled, tmp_path, **changes), session(sampled, tmp_path, **changes)
+    run, begin = train(sampled, tmp_path, **changes), trainer(sampled, tmp_path, **changes)
     before, after = (float(row["validation_loss"]) for row in metrics(run, "validation"))
     assert after > 1.1 * before == pytest.approx(1.1 * begin.evaluate(1)[0], rel=1e-5)
     assert float(metrics(run, "test")[0]["validation_loss"]) == pytest.approx(begin.evaluate(2)[0], rel=1e-5)
 
 
 def test_the_last_epochs_weights_are_kept_where_the_step_before_was_just_saved(sampled, tmp_path, monkeypatch):
-    monkeypatch.setattr(fp8_ddp_trainer, "SAVE_SPACING", 1e9)  # as where a save takes long
+    monkeypatch.setattr("lob.training.saving.SAVE_SPACING", 1e9)  # as where a save takes long
     run = train(sampled, tmp_path, checkpoint_minutes=0.0)
     before, after = (float(row["validation_loss"]) for row in metrics(run, "validation"))
     progress = load_checkpoint(run / "checkpoints" / "best.safetensors")[1]["progress"]
@@ -250,22 +289,19 @@ def test_what_a_killed_save_left_is_removed(sampled, tmp_path):
 
 def test_a_folder_that_another_run_took_meanwhile_is_left_alone(sampled, tmp_path, monkeypatch):
     (tmp_path / "taken").mkdir()
-    monkeypatch.setattr(fp8_ddp_trainer, "new_run", lambda config: tmp_path / "taken")
+    monkeypatch.setattr(fp8_ddp_trainer, "new_run", lambda *_: tmp_path / "taken")
     with pytest.raises(InputError, match="another run has just begun in "):
         main(settings(sampled, tmp_path))
     assert not list((tmp_path / "taken").iterdir())
 
 
 def test_a_run_with_a_number_in_its_own_name_is_no_other_names_run(tmp_path):
-    def named(name):
-        return {"model_name": name, "runs_dir": str(tmp_path)}
-
     for folder, name in (("btc", "btc"), ("btc-2", "btc"), ("btc-3", "btc-3"), ("btc-2024", "btc-2024")):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "config.json").write_text(json.dumps(named(name)))
-    assert [run.name for run in runs_named(named("btc"))] == ["btc", "btc-2"]
-    assert new_run(named("btc")).name == "btc-4"
-    assert new_run(named("btc-2024")).name == "btc-2024-2" and new_run(named("b*")).name == "b*"
+        (tmp_path / folder / "config.json").write_text(json.dumps({"model_name": name}))
+    assert [run.name for run in runs_named(tmp_path, "btc")] == ["btc", "btc-2"]
+    assert new_run(tmp_path, "btc").name == "btc-4"
+    assert new_run(tmp_path, "btc-2024").name == "btc-2024-2" and new_run(tmp_path, "b*").name == "b*"
 
 
 def test_a_mask_that_hides_nothing_trains_nothing(sampled, tmp_path):
@@ -301,8 +337,7 @@ def test_weights_of_a_broken_checkpoint_are_refused(tmp_path, change, meta, said
 
 def test_a_resumed_run_has_its_scales_before_it_is_scored(sampled, tmp_path, monkeypatch):
     """Scales stand in as weights here; the modules make them in their first pass."""
-    made = session(sampled, tmp_path, fill="none")
-    batches = made.sampler.held_out(1, 64)
+    made = trainer(sampled, tmp_path, fill="none")
     made.passes.fp8_state = {name: torch.ones_like(x) for name, x in made.model.head.named_parameters()}
     passes: list = []
     made.model.register_forward_hook(lambda *_: passes.append(0))
@@ -312,9 +347,9 @@ def test_a_resumed_run_has_its_scales_before_it_is_scored(sampled, tmp_path, mon
         model.head.load_state_dict(state)
 
     monkeypatch.setattr("lob.training.passes.load_fp8_state", load)
-    found = made.passes.evaluate(batches)
+    found = made.evaluate(1)
     made.passes.fp8_state = {}
-    assert found.equal(made.passes.evaluate(batches)) and (made.model.head.weight == 1).all()
+    assert found == made.evaluate(1) and (made.model.head.weight == 1).all()
 
 
 def test_presets_are_those_that_users_know():
@@ -331,7 +366,7 @@ def test_presets_are_those_that_users_know():
 def test_settings_reach_the_model_and_the_data(sampled, tmp_path):
     changes = {"dropout": 0.2, "causal": True, "fill": "none", "normalization": "minmax", "num_workers": 2,
                "model_size": "tiny_transformer", "lr": 0.7}  # fmt: skip
-    made = session(sampled, tmp_path, **changes)
+    made = trainer(sampled, tmp_path, **changes)
     used = made.model.config
     assert (used.dropout, used.causal, used.fill, used.normalization) == (0.2, True, "none", "minmax")
     assert made.model.layers[0].dropout == 0.2 and made.optimizer.param_groups[0]["lr"] == 0.7
@@ -342,9 +377,9 @@ def test_settings_reach_the_model_and_the_data(sampled, tmp_path):
 def test_masks_follow_mode_share_and_seed(sampled, tmp_path):
     found = {}
     for seed, mode, share in ((0, "entry", 0.25), (1, "entry", 0.25), (0, "tail", 0.25), (0, "entry", 0.6)):
-        made = session(sampled, tmp_path, seed=seed, mask_mode=mode, mask_perc=share)
+        made = trainer(sampled, tmp_path, seed=seed, mask_mode=mode, mask_perc=share)
         ((price_ticks, sizes, keys),) = made.passes.load(made.sampler.held_out(1, 64)[:1])
-        mask = made.passes.plain.predict(price_ticks, sizes, keys)[2]
+        mask = made.predict(price_ticks, sizes, keys)[2]
         assert float(mask.float().mean()) == pytest.approx(share, abs=0.01)
         found[seed, mode, share] = mask
     assert not torch.equal(found[0, "entry", 0.25], found[1, "entry", 0.25])
@@ -353,7 +388,7 @@ def test_masks_follow_mode_share_and_seed(sampled, tmp_path):
 
 
 def test_seeds_give_other_weights_and_orders(sampled, tmp_path):
-    first, same, other = (session(sampled, tmp_path, seed=seed) for seed in (0, 0, 1))
+    first, same, other = (trainer(sampled, tmp_path, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.model.embed.weight, same.model.embed.weight)
     assert not torch.equal(first.model.embed.weight, other.model.embed.weight)
     orders = [made.sampler.draw_order(0)[0] for made in (first, same, other)]

@@ -42,7 +42,7 @@ class Progress:
     epoch_began: float = 0.0  # step_seconds when the epoch under way began
 
 
-METADATA: dict[str, Any] = {  # what is read of a checkpoint's metadata, by example (check_kind)
+METADATA: dict[str, Any] = {  # what is read from a checkpoint's metadata, as an example (check_kind)
     "encoder": asdict(EncoderConfig()),
     "config": {"model_size": "", "mask_mode": ""},
     "progress": asdict(Progress()),
@@ -52,8 +52,10 @@ METADATA: dict[str, Any] = {  # what is read of a checkpoint's metadata, by exam
     "data": {"books": [{"pair": ""}], "cuts_ns": [0, 0]},
     "metrics_bytes": 0,
 }
-DAMAGED = ("damaged, or not of this version: name another with --model_path, or train again "
-           "(with --resume: delete it to go on from the one before)")  # fmt: skip
+DAMAGED = (
+    "damaged, or not of this version: name another with --model_path, or train again "
+    "(with --resume: delete it to go on from the one before)"
+)
 
 
 def save_checkpoint(file: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -65,7 +67,10 @@ def save_checkpoint(file: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
 
 
 def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors whose names begin with `prefix` (stripped) and the metadata; InputError where it is not one."""
+    """Return the tensors whose names begin with `prefix`, which is stripped, and the metadata.
+
+    Raises InputError if the file is missing, is no checkpoint, or is one of another version.
+    """
     file = Path(file)
     if not file.is_file():
         raise InputError(f"there is no checkpoint {file}: train one with fp8_ddp_trainer.py or set --model_path")
@@ -84,10 +89,10 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
 
 
 def check_kind(file: Path, name: str, found: Any, example: Any) -> None:
-    """InputError unless metadata is of its example's kind.
+    """Raise InputError unless metadata is of the same kind as its example.
 
-    That is a dict with at least the same keys, a list of as many such entries or more, a number from 0 (an int from 1
-    where the example is at least 1).
+    The same kind is: a dict with at least the same keys; a list of at least as many such entries; a number from 0 (an
+    int from 1 if the example is at least 1); a text; a boolean.
     """
     if isinstance(example, dict) and isinstance(found, dict):
         for key, value in example.items():
@@ -109,7 +114,10 @@ def check_kind(file: Path, name: str, found: Any, example: Any) -> None:
 
 
 def find_checkpoint(runs_dir: str | Path, model_path: str | None) -> Path:
-    """Return `model_path`, or if None the best checkpoint of the newest run; InputError where there is none."""
+    """Return `model_path`, or if it is None the best checkpoint of the newest run.
+
+    Raises InputError if there is none.
+    """
     if model_path is not None:
         return Path(model_path)
     found = sorted(Path(runs_dir).glob("*/checkpoints/best.safetensors"), key=lambda file: file.stat().st_mtime)
@@ -137,7 +145,7 @@ def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[Bo
 
 
 def check_encoder(config: EncoderConfig, tensors: int) -> None:
-    """ValueError for what the shapes of weights don't tell: an encoder that can't be run, or built in time."""
+    """Raise ValueError for an encoder that can't be run, or built in time, whatever the shapes of the weights are."""
     for name, known in (("normalization", SCHEMES), ("fill", FILLS if not config.cell_width else ("ladder",))):
         if getattr(config, name) not in known:
             raise ValueError(f"{name} = {getattr(config, name)!r}")
@@ -148,7 +156,7 @@ def check_encoder(config: EncoderConfig, tensors: int) -> None:
 
 
 def check_weights(file: str | Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """InputError unless a checkpoint's tensors have the names and shapes of the encoder's that it is said to hold."""
+    """Raise InputError unless a checkpoint's tensors have the names and shapes of the encoder in its metadata."""
     wrong = [name for name, t in wanted.items() if name not in tensors or tensors[name].shape != t.shape]
     if wrong or len(tensors) != len(wanted):
         first = next(iter(wrong), "extra keys")
@@ -156,6 +164,6 @@ def check_weights(file: str | Path, tensors: dict[str, Tensor], wanted: dict[str
 
 
 def describe_step(meta: dict[str, Any]) -> str:
-    """Say which step's weights a checkpoint holds, and what that means where it is none."""
+    """Say which step's weights a checkpoint holds, and what step 0 means."""
     step = meta["progress"]["step"]
     return f"step {step:,}" if step else "step 0, the weights before training: no later ones did better in validation"

@@ -1,8 +1,14 @@
 """The encoder in plain PyTorch: the mathematics that training, testing and export agree on.
 
-Axes: B window, T state, L level, F field, C inputs a state, D width, H heads. One token a book state; rotary positions
-on queries and keys, pre-norm layers, tanh GELU, a linear head back to L*F. `lob/training/te_layer.py` holds the
-same network of Transformer Engine layers; checkpoints hold the names used here.
+One token a book state; rotary positions on queries and keys, pre-norm layers, tanh GELU. The tokens come from a linear
+layer or from a convolutional stem, the values from a linear head or a convolutional decoder. A *cell* is a level of a
+state: what happens to a resting size shows in its neighbours in time and price, so the stem compares cells before they
+become a token, and the decoder has the cells beside the encoder's answer. Convolutions run over (B, C, T, L) in
+channels-last memory, where C is the contiguous axis.
+
+`lob/training/te_layer.py` holds the same layers by Transformer Engine; checkpoints hold the names used here.
+
+Axes: B window, T state, L level, F field, C inputs a state or channels a cell, D width, H heads.
 """
 
 import functools
@@ -18,8 +24,11 @@ from torch import Tensor, nn
 from lob.config import InputError, nearest
 
 FILLS = ("none", "linear", "ladder")
-OUTLOOK_TARGETS = 26  # numbers that the outlook's head tells (lob/training/objective.py)
-INPUT_MULTIPLE = 16  # FP8 matrix products want every dimension to be a multiple of 16
+OUTLOOK_TARGETS = 26  # numbers that the outlook's head predicts (lob/training/objective.py)
+INPUT_MULTIPLE = 16  # FP8 matrix products need every dimension to be a multiple of 16
+CHANNELS = 16  # inputs of a cell, as lob.model.inputs.cell_channels makes them
+TOKEN_CHANNELS = 16  # of each cell in what goes to a state's token and comes back from it
+STEM_DILATIONS, DECODER_DILATIONS = (1, 2, 4), (1, 2, 4, 8, 1)  # states between a convolution's taps, by block
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class EncoderConfig:
 
     @property
     def input_width(self) -> int:
-        """C: values and mask bits, the fill where there is one and the mid's path, padded to a multiple of 16."""
+        """C: values, mask bits, the fill (if there is one) and the mid's path, padded to a multiple of 16."""
         channels = self.depth * 2 * (2 if self.fill == "none" else 3) + (self.normalization == "book")
         return -(-channels // INPUT_MULTIPLE) * INPUT_MULTIPLE
 
@@ -56,7 +65,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def encoder_config(model_size: str, **choices: Any) -> EncoderConfig:
-    """Return the preset `model_size` with `choices` put in; InputError for an unknown one or an impossible choice."""
+    """Return the preset `model_size` with `choices` put in.
+
+    Raises InputError if the preset is unknown or a choice is impossible for it.
+    """
     if model_size not in PRESETS:
         raise InputError(
             f"unknown model_size {model_size!r}{nearest(model_size, PRESETS)}; known: {', '.join(PRESETS)}"
@@ -115,6 +127,62 @@ class EncoderLayer(nn.Module):
         x = x + F.dropout(attended, self.dropout, self.training)
         hidden = self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
         return x + F.dropout(hidden, self.dropout, self.training)
+
+
+class CellBlock(nn.Module):
+    """x + conv(gelu(conv(x))) of cells (B, T, L, C), 3 x 3 over state x level; it starts as the identity."""
+
+    def __init__(self, width: int, dilation: int, causal: bool):
+        super().__init__()
+        padding = ((2 if causal else 1) * dilation, 1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=padding, dilation=(dilation, 1))
+        self.conv2 = nn.Conv2d(width, width, 3, padding=padding, dilation=(dilation, 1))
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = x.shape[1]
+        y = F.gelu(self.conv1(x.permute(0, 3, 1, 2))[:, :, :states], approximate="tanh")
+        return x + self.conv2(y)[:, :, :states].permute(0, 2, 3, 1)
+
+
+class CellStem(nn.Module):
+    """Inputs (B, T, L, CHANNELS) -> cells (B, T, L, C) and tokens (B, T, D)."""
+
+    def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
+        super().__init__()
+        self.mix = nn.Linear(CHANNELS, cell_width)
+        self.level = nn.Parameter(torch.zeros(levels, cell_width))
+        self.blocks = nn.Sequential(*(CellBlock(cell_width, dilation, causal) for dilation in STEM_DILATIONS))
+        self.pool = nn.Linear(cell_width, TOKEN_CHANNELS)
+        self.token = nn.Linear(levels * TOKEN_CHANNELS, width)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        cells = self.blocks(self.mix(inputs) + self.level)
+        return cells, self.token(self.pool(cells).flatten(2))
+
+
+class CellDecoder(nn.Module):
+    """Inputs, cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F): zero for prices.
+
+    The ladder's prices stay: those it found are exact, and learned changes of the others made them worse under every
+    mask (NOTES.md).
+    """
+
+    def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
+        super().__init__()
+        self.levels = levels
+        self.spread = nn.Linear(width, levels * TOKEN_CHANNELS)
+        self.join = nn.Linear(cell_width + TOKEN_CHANNELS, cell_width)
+        self.blocks = nn.Sequential(*(CellBlock(cell_width, dilation, causal) for dilation in DECODER_DILATIONS))
+        self.norm = nn.LayerNorm(cell_width)
+        self.head = nn.Linear(cell_width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, cells: Tensor, hidden: Tensor) -> Tensor:
+        states = self.spread(hidden).unflatten(2, (self.levels, -1))
+        cells = cells + self.join(torch.cat([cells, states.to(cells.dtype)], dim=3))
+        return F.pad(self.head(self.norm(self.blocks(cells))).float(), (1, 0))
 
 
 class BookEncoder(nn.Module):
@@ -200,67 +268,7 @@ def flops_per_window(config: EncoderConfig) -> float:
     """
     states = config.temporal_dim
     cells = ("stem.mix", "stem.blocks", "stem.pool", "decoder.join", "decoder.blocks", "decoder.norm", "decoder.head")
-    parameters = sum(parameter.numel() * (config.depth if name.startswith(cells) else 1)
-                     for name, parameter in unbuilt(config).named_parameters())  # fmt: skip
+    parameters = 0
+    for name, parameter in unbuilt(config).named_parameters():
+        parameters += parameter.numel() * (config.depth if name.startswith(cells) else 1)
     return 6.0 * parameters * states + 12.0 * config.layers * states * states * config.width
-
-
-CHANNELS = 16  # inputs of a cell, as lob.model.inputs.cell_channels makes them
-TOKEN_CHANNELS = 16  # of each cell in what goes to a state's token and comes back from it
-STEM_DILATIONS, DECODER_DILATIONS = (1, 2, 4), (1, 2, 4, 8, 1)  # states between a convolution's taps, by block
-
-
-class CellBlock(nn.Module):
-    """x + conv(gelu(conv(x))) of cells (B, T, L, C), 3 x 3; it starts as the identity."""
-
-    def __init__(self, width: int, dilation: int, causal: bool):
-        super().__init__()
-        padding = ((2 if causal else 1) * dilation, 1)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=padding, dilation=(dilation, 1))
-        self.conv2 = nn.Conv2d(width, width, 3, padding=padding, dilation=(dilation, 1))
-        nn.init.zeros_(self.conv2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        states = x.shape[1]
-        y = F.gelu(self.conv1(x.permute(0, 3, 1, 2))[:, :, :states], approximate="tanh")
-        return x + self.conv2(y)[:, :, :states].permute(0, 2, 3, 1)
-
-
-class CellStem(nn.Module):
-    """Inputs (B, T, L, CHANNELS) -> cells (B, T, L, C) and tokens (B, T, D)."""
-
-    def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
-        super().__init__()
-        self.mix = nn.Linear(CHANNELS, cell_width)
-        self.level = nn.Parameter(torch.zeros(levels, cell_width))
-        self.blocks = nn.Sequential(*(CellBlock(cell_width, dilation, causal) for dilation in STEM_DILATIONS))
-        self.pool = nn.Linear(cell_width, TOKEN_CHANNELS)
-        self.token = nn.Linear(levels * TOKEN_CHANNELS, width)
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        cells = self.blocks(self.mix(inputs) + self.level)
-        return cells, self.token(self.pool(cells).flatten(2))
-
-
-class CellDecoder(nn.Module):
-    """Inputs, cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F): zero for prices.
-
-    The ladder's prices stay: those it found are exact, and learned changes of the others made them worse under every
-    mask (NOTES.md).
-    """
-
-    def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
-        super().__init__()
-        self.levels = levels
-        self.spread = nn.Linear(width, levels * TOKEN_CHANNELS)
-        self.join = nn.Linear(cell_width + TOKEN_CHANNELS, cell_width)
-        self.blocks = nn.Sequential(*(CellBlock(cell_width, dilation, causal) for dilation in DECODER_DILATIONS))
-        self.norm = nn.LayerNorm(cell_width)
-        self.head = nn.Linear(cell_width, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, cells: Tensor, hidden: Tensor) -> Tensor:
-        states = self.spread(hidden).unflatten(2, (self.levels, -1))
-        cells = cells + self.join(torch.cat([cells, states.to(cells.dtype)], dim=3))
-        return F.pad(self.head(self.norm(self.blocks(cells))).float(), (1, 0))

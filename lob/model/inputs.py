@@ -17,7 +17,7 @@ def fill_hidden(
     parameters: dict[str, Tensor],
     config: EncoderConfig,
 ) -> Tensor:
-    """Return what stands in for hidden values before any learning, float32 (B, T, L, F), zero for fill 'none'."""
+    """Return the fill: the first guess of hidden values, before any learning, float32 (B, T, L, F); 0 for 'none'."""
     if config.fill == "linear":
         return interpolate_time(values, ~mask)
     if ladder is not None:
@@ -34,11 +34,12 @@ def build_inputs(
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Turn windows into what the encoder takes: tokens (B, T, C), base (B, T, L, F), values, parameters.
 
-    For a convolutional stem the tokens are cells, (B, T, L, CHANNELS).
-    price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden, or None: nothing is,
-    and the fill, which then equals the values, is not computed. `values` are the targets, normalised by `parameters`. A
-    hidden value is zero in the tokens and its mask bit one, so that it differs from a true zero; nothing in tokens or
-    base depends on a hidden value. With `causal`, "book" and nothing hidden, no token depends on a later state.
+    price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden. Without a mask
+    nothing is hidden, and the fill, which then equals the values, is not computed. For a convolutional stem the tokens
+    are cells, (B, T, L, CHANNELS). `values` are the targets, normalised by `parameters`; `base` is the fill.
+
+    A hidden value is 0 in the tokens and its mask bit 1, so that it differs from a true zero. Nothing in tokens or base
+    depends on a hidden value. With `causal`, "book" and nothing hidden, no token depends on a later state.
     """
     filled = mask is not None or config.fill == "none"
     ladder = None
@@ -71,11 +72,12 @@ def build_inputs(
 def cell_channels(
     visible: Tensor, mask: Tensor, base: Tensor, in_time: Tensor, ladder: Ladder, path: Tensor, causal: bool
 ) -> Tensor:
-    """Return what a convolutional stem is told of each cell, float32 (B, T, L, CHANNELS).
+    """Return the inputs of a convolutional stem for each cell, float32 (B, T, L, CHANNELS).
 
-    Visible values, mask bits, the fill; whether price and size are known or found; the sizes last and next seen at the
-    same price less the fill, and log1p of how many states away; linear interpolation in time and the level's mean size
-    less the fill; the mid's path (B, T, 1). With `causal` nothing of later states and no mean.
+    They are: visible values; mask bits; the fill; whether price and size are visible or were found by the ladder; the
+    last and the next size at the same price, less the fill, and log1p of how many states away they are; linear
+    interpolation in time and the level's mean size, both less the fill; the path of the mid (B, T, 1). With `causal`
+    they hold nothing of later states and no mean.
     """
     size = base[..., 1]
     levels, own = size.shape[2], torch.arange(size[0].numel(), device=size.device).view(size.shape[1:])
@@ -89,10 +91,17 @@ def cell_channels(
         earlier = ladder.before < own
         left, far = torch.where(earlier, left, nothing), [torch.where(earlier, far[0], nothing), nothing]
         right, mean, in_time = nothing, nothing, torch.zeros_like(in_time)
-    return torch.stack(
-        [
-            *visible.unbind(3), *mask.to(size.dtype).unbind(3), *base.unbind(3), ladder.price_known.to(size.dtype),
-            ladder.size_known.to(size.dtype), left, right, *far, *in_time.unbind(3), path.expand_as(size), mean,
-        ],
-        dim=3,
-    )  # fmt: skip
+    channels = [
+        *visible.unbind(3),
+        *mask.to(size.dtype).unbind(3),
+        *base.unbind(3),
+        ladder.price_known.to(size.dtype),
+        ladder.size_known.to(size.dtype),
+        left,
+        right,
+        *far,
+        *in_time.unbind(3),
+        path.expand_as(size),
+        mean,
+    ]
+    return torch.stack(channels, dim=3)

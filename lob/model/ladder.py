@@ -33,8 +33,8 @@ class Ladder:
     price_known: Tensor  # bool (B, T, L): visible or found
     size_visible: Tensor  # bool (B, T, L)
     carried: Tensor  # bool (B, T, L): this price shows a size in another state
-    before: Tensor  # int64 (B, T, L): place t * L + l of the last size at this price; of the next, where there is none
-    after: Tensor  # int64 (B, T, L): of the next one; of the last, where there is none
+    before: Tensor  # int64 (B, T, L): place t * L + l of the last size at this price, or of the next if there is none
+    after: Tensor  # int64 (B, T, L): place of the next one, or of the last if there is none
     share: Tensor  # float32 (B, T, L): of the time from `before` to `after`
 
     @property
@@ -43,13 +43,16 @@ class Ladder:
         return self.size_visible | self.carried
 
     def neighbours(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Sizes in any form, (B, T, L), at `before` and at `after`."""
+        """Return `values` (B, T, L), sizes or a function of them, at `before` and at `after`."""
         flat = values.flatten(1)
         left, right = (flat.gather(1, at.flatten(1)).view_as(values) for at in (self.before, self.after))
         return left, right
 
     def fill_sizes(self, values: Tensor, otherwise: Tensor) -> Tensor:
-        """Sizes in any form, (B, T, L), with the hidden ones filled; `otherwise`: `linear_time` of them."""
+        """Return `values` (B, T, L), sizes or a function of them, with the hidden ones filled.
+
+        otherwise: `linear_time` of the values, for sizes at prices that no other state shows.
+        """
         left, right = self.neighbours(values)
         filled = torch.where(self.carried, left + (right - left) * self.share, otherwise)
         return torch.where(self.size_visible, values, filled)
@@ -127,8 +130,8 @@ def hold_between(x: Tensor, price: Tensor) -> Tensor:
 def same_price(price: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the nearest entries of `source`, bool (B, T, L), at each entry's price in the states before and after it.
 
-    Return whether there is any, their places t * L + l (the other one's where there is none, the entry's own without
-    any), and the share of the time between them that lies before the entry.
+    Return whether there is any; their places t * L + l (if one is missing, that of the other; if both are, the entry's
+    own); and the share of the time between them that lies before the entry.
     """
     batch, steps, levels = price.shape
     count = steps * levels
@@ -144,6 +147,8 @@ def same_price(price: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     right = place.gather(1, torch.where(has_after, after, torch.where(has_before, before, own)))
     time, begin, end = (torch.div(x, levels, rounding_mode="floor") for x in (place, left, right))
     share = (time - begin).float() / (end - begin).clamp(min=1).float()
-    found = [torch.empty_like(x).scatter(1, place, x).view(batch, steps, levels)
-             for x in (has_before | has_after, left, right, share)]  # fmt: skip
-    return found[0], found[1], found[2], found[3]
+
+    def in_place(x: Tensor) -> Tensor:
+        return torch.empty_like(x).scatter(1, place, x).view(batch, steps, levels)
+
+    return in_place(has_before | has_after), in_place(left), in_place(right), in_place(share)

@@ -1,8 +1,8 @@
 """From ticks and sizes to what a network sees, and back; scriptable torch, on any device.
 
 Axes: B window, T state, L level, F field (0 price, 1 size). `mask` is bool (B, T, L, F), True where a value is hidden.
-Nothing here reads a hidden value to make a parameter, so what the network is given can't depend on it. (One exception:
-the anchor of a window that shows no price, from which targets are told; what the network is given is without it.)
+No parameter is made from a hidden value, so what the network is given can't depend on one. There is one exception: the
+anchor of a window that shows no price. Its targets count from that anchor; what the network is given does not.
 
 Schemes (`normalization`):
 - 'book': price as signed log of the distance in ticks from the state's mid, log1p(|d|) sign(d) / 4; size as
@@ -23,7 +23,7 @@ SIZE_SCALE = 2.0  # log sizes of a crypto book have a standard deviation near 2
 def nearest_known(known: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     """Where along `dim` the nearest known entry at or before and at or after each one lies, int64 of `known`'s shape.
 
-    -1 where there is none before, the axis' length where there is none after.
+    -1 stands for none before, the axis' length for none after.
     """
     size = known.shape[dim]
     shape = [1] * known.dim()
@@ -82,9 +82,10 @@ def masked_range(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def first_known_price(price_ticks: Tensor, known: Tensor) -> Tensor:
-    """The first visible price of each level in time, int64 (B, 1, L); of the window's first one where there is none.
+    """Return the first visible price of each level in time, int64 (B, 1, L).
 
-    A window that shows no price is told from its first entry, so that targets stay small; `Reconstruction` undoes that.
+    A level that shows none takes the window's first visible price. A window that shows none takes its first entry, so
+    that targets stay small; `Reconstruction` undoes that.
     """
     first = known.to(torch.int8).argmax(dim=1, keepdim=True)
     per_level = torch.gather(price_ticks, 1, first)
@@ -116,8 +117,8 @@ def state_mids(offset: Tensor, known: Tensor) -> Tensor:
 def fit(price_ticks: Tensor, sizes: Tensor, mask: Tensor, scheme: str, causal: bool = False) -> dict[str, Tensor]:
     """Return the parameters of `scheme` for each window, from its visible values alone.
 
-    price_ticks: int (B, T, L); sizes: float (B, T, L), > 0; mask: bool (B, T, L, 2). With `causal`, those of 'book'
-    are a state's own where nothing is hidden: no later state has a part in them.
+    price_ticks: int (B, T, L); sizes: float (B, T, L), > 0; mask: bool (B, T, L, 2). With `causal` and
+    nothing hidden, the parameters of 'book' at a state depend on no later state.
     """
     price_ticks = price_ticks.to(torch.int64)
     known_price, known_size = ~mask[..., 0], ~mask[..., 1]
@@ -134,8 +135,13 @@ def fit(price_ticks: Tensor, sizes: Tensor, mask: Tensor, scheme: str, causal: b
     ratio = (price_ticks - anchor).float() / anchor.float().abs().clamp(min=1.0)
     price_low, price_range = masked_range(ratio, known_price)
     size_low, size_range = masked_range(sizes.float(), known_size)
-    return {"anchor_ticks": anchor, "price_low": price_low, "price_range": price_range, "size_low": size_low,
-            "size_range": size_range}  # fmt: skip
+    return {
+        "anchor_ticks": anchor,
+        "price_low": price_low,
+        "price_range": price_range,
+        "size_low": size_low,
+        "size_range": size_range,
+    }
 
 
 def transform(price_ticks: Tensor, sizes: Tensor, parameters: dict[str, Tensor], scheme: str) -> Tensor:

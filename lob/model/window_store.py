@@ -1,6 +1,6 @@
 """Windows for a network, gathered on its device.
 
-Where the states of all pairs fit, they live on the GPU and a window is an index; else threads copy windows from the
+If the states of all pairs fit, they live on the GPU and a window is an index. Otherwise threads copy windows from the
 memory-mapped files into pinned memory, a few batches ahead.
 """
 
@@ -26,8 +26,14 @@ class WindowStore:
     that its caller waited for data.
     """
 
-    def __init__(self, books: list[Book], temporal_dim: int, device: torch.device, num_workers: int = 4,
-                 resident: bool | None = None):  # fmt: skip
+    def __init__(
+        self,
+        books: list[Book],
+        temporal_dim: int,
+        device: torch.device,
+        num_workers: int = 4,
+        resident: bool | None = None,
+    ):
         self.books, self.temporal_dim, self.device = books, temporal_dim, device
         self.offsets = np.concatenate([[0], np.cumsum([book.rows for book in books])]).astype(np.int64)
         self.num_workers, self.wait_seconds = max(1, num_workers), 0.0

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException
 
 from lob.config import CheckFailed, InputError
 
@@ -84,8 +84,8 @@ class Team:
 def join_team(rank: int, world: int, backend: str, port: int | None) -> Iterator[Team]:
     """Pick this rank's device and join the others (by `port` of this machine, or as torchrun says); leave in the end.
 
-    CheckFailed where they don't meet. After an error nothing is waited for: the group is left as it is, and the process
-    ends.
+    Raises CheckFailed if they don't meet. After an error nothing is waited for: the group is left as it is, and the
+    process ends.
     """
     local = int(os.environ.get("LOCAL_RANK", rank))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -100,37 +100,43 @@ def join_team(rank: int, world: int, backend: str, port: int | None) -> Iterator
 
 
 def meet(rank: int, world: int, port: int | None) -> dist.Store:
-    """Return the store by which ranks find each other, once all have; apart, since saving may take longer than that."""
+    """Return the store by which ranks find each other, once all have.
+
+    It has a time limit of its own: what one rank does later, such as saving, may take longer than a meeting.
+    """
     address = f"tcp://127.0.0.1:{port}" if port else "env://"
     try:
         store, *_ = next(dist.rendezvous(address, rank, world, timeout=timedelta(seconds=MEETING_SECONDS)))
     except dist.DistError:
         where = f"127.0.0.1:{port}" if port else f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise CheckFailed(f"rank {rank} did not meet the other ranks at {where} within {MEETING_SECONDS} s: "
-                          "start all of them, and let this address through") from None  # fmt: skip
+        raise CheckFailed(
+            f"rank {rank} did not meet the other ranks at {where} within {MEETING_SECONDS} s: "
+            "start all of them, and let this address through"
+        ) from None
     store.set_timeout(timedelta(seconds=WORK_SECONDS))
     return store
 
 
 def free_port() -> int:
-    """Return a port of this machine that no one listens on; InputError where ranks could not meet by one."""
+    """Return a port of this machine that no one listens on. Raises InputError if ranks can't meet there."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", 0))
             probe.listen()
             socket.create_connection(probe.getsockname(), timeout=5).close()
         except OSError as error:
-            raise InputError(f"ranks can't reach each other by 127.0.0.1 ({error.strerror}): bring the loopback "
-                             "interface up, or set --max_gpus=1") from None  # fmt: skip
+            raise InputError(
+                f"ranks can't reach each other by 127.0.0.1 ({error.strerror}): "
+                "bring the loopback interface up, or set --max_gpus=1"
+            ) from None
         return int(probe.getsockname()[1])
 
 
-def launch(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
-    """Run `work(rank, ranks, port, *arguments)` in `ranks` processes of this machine.
+def wait_for_ranks(context: ProcessContext) -> None:
+    """Wait for the processes of `mp.spawn(..., join=False)`.
 
-    SIGTERM goes on to all of them. Where one fails the others are ended and its error is raised here.
+    SIGTERM goes on to all of them. If one fails, the others are ended and its error is raised here.
     """
-    context = torch.multiprocessing.spawn(work, (ranks, free_port(), *arguments), nprocs=ranks, join=False)
     signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in context.processes])
     try:
         while not context.join(grace_period=GRACE_SECONDS):

@@ -19,7 +19,7 @@ def make_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) 
 def scale_gradients(optimizer: torch.optim.Optimizer, gradients: list[Tensor], factor: Tensor) -> None:
     """Multiply gradients by `factor`; a fused optimizer does so within its step, without another pass over them."""
     if optimizer.defaults["fused"]:
-        optimizer.grad_scale = 1 / factor  # type: ignore[attr-defined] # as GradScaler tells fused optimizers
+        optimizer.grad_scale = 1 / factor  # type: ignore[attr-defined] # as GradScaler does
     else:
         torch._foreach_mul_(gradients, factor)
 
@@ -41,8 +41,8 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
 class FiniteCheck:
     """Keeps a non-finite loss or gradient from the weights, and ends the run with its place.
 
-    On a CPU at once. On a GPU the fused optimizer is told to skip the update and the host learns of it one step later,
-    so that it never waits for the step under way.
+    On a CPU it looks at each step at once. On a GPU it tells the fused optimizer to skip the update, and the host
+    learns of that one step later, so that it never waits for the step under way.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device):
@@ -53,9 +53,10 @@ class FiniteCheck:
             self.copied = torch.cuda.Event()
 
     def watch(self, loss: Tensor, norm: Tensor, stopping: Tensor, place: tuple[int, int, int]) -> bool:
-        """Look at a step before its update; NonFinite where it (on a GPU: the step before) is not finite.
+        """Look at a step before its update; return whether a rank was asked to stop.
 
-        place: epochs done, steps done in this one, number of the step. Return whether a rank was asked to stop.
+        place: epochs done, steps done in this one, number of the step. Raises NonFinite if the loss or the gradient's
+        norm of this step (on a GPU: of the step before) is not finite.
         """
         numbers = torch.stack([loss.double(), norm.double(), stopping.double()])
         if not self.on_gpu:
@@ -86,5 +87,7 @@ class NonFinite(CheckFailed):
     def __init__(self, loss: float, norm: float, place: tuple[int, int, int]):
         epoch, batch, step = place
         self.place = place
-        super().__init__(f"loss {loss} and gradient norm {norm} at step {step} (epoch {epoch + 1}, batch {batch + 1} "
-                         "of it): the weights were not updated")  # fmt: skip
+        super().__init__(
+            f"loss {loss} and gradient norm {norm} at step {step} (epoch {epoch + 1}, batch {batch + 1} of it): "
+            "the weights were not updated"
+        )

@@ -44,7 +44,10 @@ class Precision:
 
 
 def choose_precision(requested: str, fp8_recipe: str, width: int, device: torch.device) -> Precision:
-    """Return the precision to use; InputError with the reason where the hardware lacks what was asked for."""
+    """Return the precision to use, with the reason for it.
+
+    Raises InputError if the hardware lacks what was asked for.
+    """
     if device.type != "cuda":
         if requested in ("fp8", "bf16"):
             raise InputError(
@@ -70,7 +73,7 @@ def choose_precision(requested: str, fp8_recipe: str, width: int, device: torch.
 
 
 def fp8_obstacle(recipe: str, capability: tuple[int, int]) -> str:
-    """What stands against FP8 here, or nothing."""
+    """Return why FP8 can't be used here, or an empty text."""
     need = RECIPES[recipe]
     if capability < need:
         return f"the {recipe} recipe needs compute capability {need[0]}.{need[1]} or newer"
@@ -80,7 +83,7 @@ def fp8_obstacle(recipe: str, capability: tuple[int, int]) -> str:
 
 
 def check_dimensions(config: EncoderConfig, batch_size: int, precision: Precision) -> None:
-    """InputError where FP8's matrix products could not take the shapes: each dimension a multiple of 16."""
+    """Raise InputError if FP8's matrix products can't take the shapes: each dimension must be a multiple of 16."""
     if config.width % config.heads or (config.width // config.heads) % 2:
         raise InputError(f"width {config.width} must be an even multiple of the number of heads {config.heads}")
     if precision.name != "fp8":

@@ -1,4 +1,7 @@
-"""A run's folder: its name, its lock, and the columns of metrics.csv."""
+"""A run's folder: its name, its lock, its stored settings, and the columns of metrics.csv.
+
+`settings` is the whole config of a run, stored and compared here; no key of it is read.
+"""
 
 import fcntl
 import glob
@@ -8,15 +11,38 @@ from typing import Any, BinaryIO
 
 from lob.config import InputError
 
-COLUMNS = ("kind", "epoch", "step", "windows_seen", "seconds", "train_loss", "validation_loss", "learning_rate",
-           "gradient_norm", "windows_per_second", "data_wait_share")  # fmt: skip
-MAY_CHANGE = {"epochs", "max_gpus", "num_workers", "resume", "runs_dir", "log_steps", "histogram_steps",
-              "checkpoint_minutes", "keep_checkpoints"}  # fmt: skip
+COLUMNS = (
+    "kind",
+    "epoch",
+    "step",
+    "windows_seen",
+    "seconds",
+    "train_loss",
+    "validation_loss",
+    "learning_rate",
+    "gradient_norm",
+    "windows_per_second",
+    "data_wait_share",
+)
+MAY_CHANGE = {  # keys in which a resumed run may differ from what it was before
+    "epochs",
+    "max_gpus",
+    "num_workers",
+    "resume",
+    "runs_dir",
+    "log_steps",
+    "histogram_steps",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+}
 
 
-def runs_named(config: dict[str, Any]) -> list[Path]:
-    """The run folders of this model_name, oldest first: <name>, <name>-2, ...; InputError where that is a path."""
-    name, folder = config["model_name"], Path(config["runs_dir"])
+def runs_named(runs_dir: str | Path, name: str) -> list[Path]:
+    """Return the folders of the runs of this name, oldest first: <name>, <name>-2, ...
+
+    Raises InputError if the name is a path.
+    """
+    folder = Path(runs_dir)
     if name in ("", "..") or Path(name).name != name:
         raise InputError(f"model_name = {name!r} must be the name of one folder; --runs_dir names the one it lies in")
     found = [(1, folder / name)] if (folder / name).is_dir() else []
@@ -28,16 +54,16 @@ def runs_named(config: dict[str, Any]) -> list[Path]:
 
 
 def is_named(run: Path, name: str) -> bool:
-    """Whether a run was given this very name, as btc-2024 may have been, which is then no run of btc."""
+    """Return whether a run was given this very name, as btc-2024 may have been: then it is no run of btc."""
     try:
         return bool(json.loads((run / "config.json").read_text())["model_name"] == name)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def new_run(config: dict[str, Any]) -> Path:
+def new_run(runs_dir: str | Path, name: str) -> Path:
     """Return the first free folder for a run of this name."""
-    name, taken, folder = config["model_name"], runs_named(config), Path(config["runs_dir"])
+    taken, folder = runs_named(runs_dir, name), Path(runs_dir)
     if not taken:
         return folder / name
     number = 2 if taken[-1].name == name else int(taken[-1].name.rpartition("-")[2]) + 1
@@ -46,22 +72,25 @@ def new_run(config: dict[str, Any]) -> Path:
     return folder / f"{name}-{number}"
 
 
-def find_run(config: dict[str, Any]) -> Path:
-    """Return the newest run of this name; InputError where there is none or it was made with another config."""
-    runs = runs_named(config)
+def find_run(runs_dir: str | Path, name: str, settings: dict[str, Any]) -> Path:
+    """Return the newest run of this name, to be resumed.
+
+    Raises InputError if there is none, or if it was trained with other settings.
+    """
+    runs = runs_named(runs_dir, name)
     if not runs:
-        raise InputError(f"there is no run {config['model_name']!r} in {config['runs_dir']} to resume: "
-                         f"leave out --resume")  # fmt: skip
-    changed = [change for key, change in config_changes(runs[-1], config).items() if key not in MAY_CHANGE]
+        raise InputError(f"there is no run {name!r} in {runs_dir} to resume: leave out --resume")
+    changed = [change for key, change in changed_settings(runs[-1], settings).items() if key not in MAY_CHANGE]
     if changed:
         raise InputError(f"{runs[-1]} was trained with another config: {'; '.join(changed)}: change it back to resume")
     return runs[-1]
 
 
 def claim_run(run: Path, how: int = fcntl.LOCK_EX) -> BinaryIO:
-    """Open a run's metrics.csv, locked till it is closed or this process ends; InputError where another one has it.
+    """Open a run's metrics.csv and lock it until it is closed or this process ends.
 
-    The lock is the open file's: it leaves nothing behind, and a file system without locks goes without.
+    Raises InputError if another process holds the lock. The lock belongs to the open file and leaves nothing behind;
+    on a file system without locks the file is opened without one.
     """
     metrics = open(run / "metrics.csv", "ab+")  # noqa: SIM115 - the caller closes it
     try:
@@ -73,10 +102,12 @@ def claim_run(run: Path, how: int = fcntl.LOCK_EX) -> BinaryIO:
     return metrics
 
 
-def config_changes(run: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Say in which keys `config` differs from that of a run; InputError where the run has none."""
+def changed_settings(run: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """Return, by key, how `settings` differ from those of a run. Raises InputError if the run has none."""
     try:
         old = json.loads((run / "config.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{run} can't be resumed: its config.json can't be read ({error})") from None
-    return {key: f"{key} was {old.get(key)!r}, is {value!r}" for key, value in config.items() if old.get(key) != value}
+    return {
+        key: f"{key} was {old.get(key)!r}, is {value!r}" for key, value in settings.items() if old.get(key) != value
+    }

@@ -8,26 +8,45 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lob.config import InputError
 from lob.model.checkpoint import Progress, describe_step
+from lob.model.encoder import EncoderConfig, count_parameters, flops_per_window
 from lob.results import describe_environment
 from lob.storage import new_file
-from lob.training.run_folder import COLUMNS, claim_run, config_changes
+from lob.training.distributed import Team
+from lob.training.passes import Passes
+from lob.training.precision import Precision
+from lob.training.run_folder import COLUMNS, changed_settings, claim_run
+from lob.training.samples import Dataset, Sampler
 
 
 class RunLog:
-    """Writes a run's logs; on other ranks than the first it does nothing."""
+    """Writes a run's logs; on other ranks than the first it does nothing.
 
-    def __init__(self, folder: Path, config: dict[str, Any], active: bool, saved: dict[str, Any],
-                 facts: dict[str, Any]):  # fmt: skip
-        """saved: the metadata of the checkpoint that the run goes on from; what was logged after it is dropped.
+    settings: the run's whole config, stored and shown; resumed: the run goes on; saved: metadata of the checkpoint that
+    it goes on from (what was logged after that is dropped); facts: what precision and pairs came to, by key.
+    """
 
-        facts: what the config's precision and pairs came to, by key.
-        """
-        self.folder, self.config, self.active, self.saved, self.facts = folder, config, active, saved, facts
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        active: bool,
+        resumed: bool,
+        saved: dict[str, Any],
+        facts: dict[str, Any],
+    ):
+        self.folder = folder
+        self.settings = settings
+        self.active = active
+        self.resumed = resumed
+        self.saved = saved
+        self.facts = facts
         self.header_printed = False
         done = Progress(**saved.get("progress", {}))
         self.clock, self.logged = time.perf_counter(), (done.windows_seen, done.step_seconds, 0.0)
@@ -40,22 +59,22 @@ class RunLog:
 
         environment = describe_environment() | self.facts
         try:
-            self.folder.mkdir(parents=True, exist_ok=self.config["resume"])
+            self.folder.mkdir(parents=True, exist_ok=self.resumed)
         except FileExistsError:
             raise InputError(f"another run has just begun in {self.folder}: start this one again") from None
         self.metrics = claim_run(self.folder)
-        if self.config["resume"]:
-            for key, change in config_changes(self.folder, self.config).items():
+        if self.resumed:
+            for key, change in changed_settings(self.folder, self.settings).items():
                 if key != "resume":
                     print(f"changed    {change}")
-        for name, content in (("config.json", self.config), ("env.json", environment)):
+        for name, content in (("config.json", self.settings), ("env.json", environment)):
             with new_file(self.folder / name) as handle:
                 handle.write(json.dumps(content, indent=1).encode())
         self.metrics.truncate(min(self.metrics_bytes(), self.saved.get("metrics_bytes", 0)))
         if self.metrics_bytes() == 0:
             self.write_row(COLUMNS)
         self.board = SummaryWriter(str(self.folder), purge_step=self.purge_step)
-        self.board.add_text("config", "\n".join(f"    {key} = {value!r}" for key, value in self.config.items()))
+        self.board.add_text("config", "\n".join(f"    {key} = {value!r}" for key, value in self.settings.items()))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,6 +83,9 @@ class RunLog:
             self.board.close()
 
     def metrics_bytes(self) -> int:
+        """Return the length of metrics.csv."""
+        if not self.active:
+            return 0
         return os.fstat(self.metrics.fileno()).st_size
 
     def write_row(self, values: Iterable[Any]) -> None:
@@ -81,12 +103,68 @@ class RunLog:
         if self.active:
             print(text, flush=True)
 
+    def describe(
+        self,
+        data: Dataset,
+        model_size: str,
+        encoder: EncoderConfig,
+        precision: Precision,
+        sampler: Sampler,
+        passes: Passes,
+        team: Team,
+        progress: Progress,
+        epochs_left: int,
+    ) -> None:
+        """Print what a run begins with: where it is, its data, model, precision, steps, duration on a CPU."""
+        passes_a_step = sampler.windows_a_step // team.world // passes.size
+        lines = [
+            f"run        {self.folder}",
+            f"data       {data.describe()}",
+            f"model      {model_size}: {count_parameters(encoder):,} parameters, "
+            f"{flops_per_window(encoder) / 1e9:.2f} GFLOPs a window",
+            f"precision  {precision.name} ({precision.reason})",
+            f"step       {sampler.windows_a_step} windows in {passes_a_step} pass(es) on each of {team.world} "
+            f"rank(s) on {team.device.type}; {sampler.steps_an_epoch:,} steps an epoch; states "
+            f"{'on the GPU' if passes.store.resident else 'in files'}",
+        ]
+        if team.device.type == "cpu" and epochs_left:
+            some = np.arange(min(passes.size, len(data.end_rows[0])))
+            rate = team.world * passes.measure_rate(sampler.batch(0, some, 0, 0))
+            validation = len(data.end_rows[1]) / 3  # a forward pass alone
+            windows = sampler.steps_an_epoch * sampler.windows_a_step + validation
+            minutes = windows * epochs_left / rate / 60
+            estimate = f"{minutes / 60:,.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
+            lines.append(f"time       about {estimate} at {rate:,.1f} windows/s, measured on this CPU just now")
+        if self.resumed:
+            rest = f"epoch {progress.epoch + 1}"
+            if not epochs_left:
+                rest = "nothing is left to train; testing the best weights again"
+            lines.append(f"resumed    after step {progress.step:,}: {rest}")
+        self.print("\n".join(lines))
+
+    def bar(self, progress: Progress, steps: int, windows_a_step: int) -> tqdm:
+        """Return a progress bar over the epoch's windows; it is drawn in a terminal alone."""
+        return tqdm(
+            total=steps * windows_a_step,
+            initial=progress.step_in_epoch * windows_a_step,
+            unit="window",
+            leave=False,
+            desc=f"epoch {progress.epoch + 1}",
+            disable=None if self.active else True,
+        )
+
     def write(self, kind: str, progress: Progress, scalars: dict[str, float]) -> None:
         """Append a row to metrics.csv and the scalars to TensorBoard."""
         if not self.active:
             return
-        row = {"kind": kind, "epoch": progress.epoch, "step": progress.step, "windows_seen": progress.windows_seen,
-               "seconds": round(progress.seconds, 3), **scalars}  # fmt: skip
+        row = {
+            "kind": kind,
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "windows_seen": progress.windows_seen,
+            "seconds": round(progress.seconds, 3),
+            **scalars,
+        }
         self.write_row(row.get(column, "") for column in COLUMNS)
         for name, value in scalars.items():
             self.board.add_scalar(f"{kind}/{name}", value, progress.step)
@@ -97,8 +175,13 @@ class RunLog:
         now = (progress.windows_seen, progress.step_seconds, wait_seconds)
         windows, seconds, waited = (b - a for a, b in zip(self.logged, now, strict=True))
         self.logged = now
-        scalars = {"train_loss": loss, "learning_rate": lr, "gradient_norm": norm,
-                   "windows_per_second": windows / seconds, "data_wait_share": waited / seconds}  # fmt: skip
+        scalars = {
+            "train_loss": loss,
+            "learning_rate": lr,
+            "gradient_norm": norm,
+            "windows_per_second": windows / seconds,
+            "data_wait_share": waited / seconds,
+        }
         self.write("step", progress, scalars)
         if self.active and torch.cuda.is_available():
             self.board.add_scalar("step/gpu_memory_gb", torch.cuda.max_memory_allocated() / 1e9, progress.step)
@@ -109,15 +192,18 @@ class RunLog:
             linear = progress.linear_loss
             self.print(f"before     validation loss {loss:.6f}; linear interpolation in time {linear:.6f}")
 
-    def epoch(self, progress: Progress, seconds: float, train: float, validation: float, lr: float,
-              rate: float) -> None:  # fmt: skip
+    def epoch(
+        self, progress: Progress, seconds: float, train: float, validation: float, lr: float, rate: float
+    ) -> None:
+        """Log an epoch: its duration, losses, learning rate and windows/s."""
         scalars = {"train_loss": train, "validation_loss": validation, "learning_rate": lr, "windows_per_second": rate}
         self.write("epoch", progress, scalars)
         if not self.header_printed:
             self.print("epoch  duration (s)   train loss  validation loss  learning rate  windows/s")
             self.header_printed = True
-        self.print(f"{progress.epoch:>5} {seconds:>13.1f} {train:>12.6f} {validation:>16.6f} {lr:>14.2e} "
-                   f"{rate:>10,.0f}")  # fmt: skip
+        self.print(
+            f"{progress.epoch:>5} {seconds:>13.1f} {train:>12.6f} {validation:>16.6f} {lr:>14.2e} {rate:>10,.0f}"
+        )
 
     def test(self, progress: Progress, loss: float, linear: float) -> None:
         """Log the best weights' loss on the test windows (nan where there are none) and end the table of hparams."""
@@ -128,15 +214,19 @@ class RunLog:
             self.write("test", progress, {"validation_loss": loss})
             self.print(f"test loss  {loss:.6f}; linear interpolation in time {linear:.6f}")
         if self.active:
-            keys = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in self.config.items()}
-            losses = {"best_validation_loss": progress.best_loss, "test_loss": loss}
-            self.board.add_hparams(keys, {k: v for k, v in losses.items() if not math.isnan(v)}, name=".")
+            keys = {
+                key: value if isinstance(value, int | float | str | bool) else str(value)
+                for key, value in self.settings.items()
+            }
+            scores = {"best_validation_loss": progress.best_loss, "test_loss": loss}
+            finite = {name: value for name, value in scores.items() if not math.isnan(value)}
+            self.board.add_hparams(keys, finite, name=".")
 
     def end(self, best: Path, meta: dict[str, Any]) -> None:
         """Say where everything is. meta: the best checkpoint's."""
         if self.active:
-            print(f"best checkpoint {best}: epoch {meta['progress']['best_epoch']}, {describe_step(meta)}\n"
-                  f"curves          tensorboard --logdir {self.config['runs_dir']}", flush=True)  # fmt: skip
+            print(f"best checkpoint {best}: epoch {meta['progress']['best_epoch']}, {describe_step(meta)}")
+            print(f"curves          tensorboard --logdir {self.folder.parent}", flush=True)
 
     def histograms(self, model: nn.Module, step: int) -> None:
         if self.active:
@@ -153,14 +243,17 @@ class RunLog:
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
 
-        images = {"truth": values, "visible": torch.where(mask, math.nan, values),
-                  "encoder": torch.where(mask, prediction, values)}  # fmt: skip
+        images = {
+            "truth": values,
+            "visible": torch.where(mask, math.nan, values),
+            "encoder": torch.where(mask, prediction, values),
+        }
         figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained", sharex=True, sharey=True)
         for field, name in enumerate(("price", "size")):
             low, high = values[..., field].quantile(torch.tensor([0.01, 0.99])).tolist()
             for axis, (title, image) in zip(axes[field], images.items(), strict=True):
-                axis.imshow(image[..., field].T.numpy(), aspect="auto", origin="lower", vmin=low, vmax=high,
-                            cmap="magma")  # fmt: skip
+                picture = image[..., field].T.numpy()
+                axis.imshow(picture, aspect="auto", origin="lower", vmin=low, vmax=high, cmap="magma")
                 axis.set(title=f"{name}, {title}", xlabel="book state", ylabel="level")
         self.board.add_figure("reconstruction", figure, progress.step)
         plt.close(figure)

@@ -1,7 +1,12 @@
-"""The sampled windows of all pairs, divided into training, validation and test, for trainer and tester alike."""
+"""The sampled windows of all pairs in three splits, and which of them each rank takes in each pass of an epoch.
+
+The order of an epoch and the keys of its masks follow from the seed, the epoch and the window alone. The windows of an
+optimizer step are one run of that order, so a step sees the same windows on any number of ranks and in any number of
+passes.
+"""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +16,13 @@ import torch
 from torch import Tensor
 
 from lob.book.states import Book, identity, open_book
-from lob.config import InputError
+from lob.config import CheckFailed, InputError
 from lob.model.masking import window_keys
 from lob.storage import find_pairs, open_table
 from lob.windows.splits import SPLITS, calendar_cuts, count_shared_states, split_of_windows, split_rows
+
+HELD_OUT_EPOCH = -1  # masks of validation and test windows are the same in every epoch
+REPEATS = 64  # how often a window can be drawn in one epoch before its masks repeat
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,21 @@ class Dataset:
     cuts_ns: np.ndarray
     shared_states: int
 
+    def check(self, depth: int) -> None:
+        """Refuse samples that can't be trained on: books of another depth, empty splits, states shared by two."""
+        found = self.books[0].depth
+        if found != depth:
+            raise InputError(
+                f"depth_dim = {depth}, but {self.books[0].path} holds {found} levels: "
+                f"set --depth_dim={found} or parse again"
+            )
+        if self.shared_states:
+            raise CheckFailed(f"{self.shared_states} states are shared by two splits: the samples are not to be used")
+        if not len(self.end_rows[0]) or not len(self.end_rows[1]):
+            raise InputError(
+                f"no windows to train or validate on ({self.describe()}): sample more, or change split_ratios"
+            )
+
     def describe(self) -> str:
         counts = ", ".join(f"{name} {len(ends):,}" for name, ends in zip(SPLITS, self.end_rows, strict=True))
         states = sum(book.rows for book in self.books)
@@ -35,7 +58,7 @@ class Dataset:
         return f"{pairs}; {states:,} states; windows: {counts}; states shared by two splits: {self.shared_states}"
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells these windows from others (the books they are of, a hash) and the calendar cuts."""
+        """Return what tells these windows from others: the books they are of, a hash, and the calendar cuts."""
         digest = hashlib.sha256()
         for column in (self.pair_index, self.end_rows, self.weights):
             for array in column:
@@ -44,37 +67,55 @@ class Dataset:
         return {"books": books, "windows_sha256": digest.hexdigest(), "cuts_ns": self.cuts_ns.tolist()}
 
 
-def open_dataset(config: dict[str, Any]) -> Dataset:
-    """Open the samples that `config` (data_dir, pairs, temporal_dim, split_ratios) names.
+def open_dataset(
+    data_dir: str | Path,
+    pairs: Sequence[str] | None,
+    temporal_dim: int,
+    split_ratios: Sequence[float | str],
+) -> Dataset:
+    """Open the balanced samples of `pairs` (None: all) and divide their windows into three splits.
 
-    InputError where a sample was made from another book or with other parameters, or where books differ in depth.
+    Raises InputError if a sample was made from another book or with other parameters, or if the books differ in depth.
     """
-    folder = Path(config["data_dir"])
-    names = find_pairs(folder, "balanced_samples", config["pairs"], "create_balanced_dataset.py")
+    folder = Path(data_dir)
+    names = find_pairs(folder, "balanced_samples", pairs, "create_balanced_dataset.py")
     books = [open_book(folder / "book_states" / name) for name in names]
     if len({book.depth for book in books}) > 1:
         depths = ", ".join(f"{book.pair} {book.depth}" for book in books)
         raise InputError(f"the books differ in depth ({depths}): parse them with one --depth, or name --pairs")
-    cuts = calendar_cuts([b.timestamps for b in books], [b.segment_starts for b in books], config["split_ratios"])
-    parts: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[], [], []]
+    timestamps = [book.timestamps for book in books]
+    segments = [book.segment_starts for book in books]
+    cuts = calendar_cuts(timestamps, segments, split_ratios)
+
+    splits = range(len(SPLITS))
+    pair_index: list[list[np.ndarray]] = [[] for _ in splits]
+    end_rows: list[list[np.ndarray]] = [[] for _ in splits]
+    weights: list[list[np.ndarray]] = [[] for _ in splits]
     shared = 0
     for number, book in enumerate(books):
         rows, _ = open_table(
-            folder / "balanced_samples" / f"{book.pair}.npy", "create_balanced_dataset.py", identity(book),
-            temporal_dim=config["temporal_dim"], split_ratios=list(config["split_ratios"]),
-        )  # fmt: skip
-        limits = split_rows(book.timestamps, cuts, config["temporal_dim"])
-        split = split_of_windows(rows["end_row"], config["temporal_dim"], limits)
-        for index in range(3):
+            folder / "balanced_samples" / f"{book.pair}.npy",
+            "create_balanced_dataset.py",
+            identity(book),
+            temporal_dim=temporal_dim,
+            split_ratios=list(split_ratios),
+        )
+        limits = split_rows(book.timestamps, cuts, temporal_dim)
+        split = split_of_windows(rows["end_row"], temporal_dim, limits)
+        for index in splits:
             mine = rows[split == index]
-            parts[index].append((np.full(len(mine), number), mine["end_row"].astype(np.int64), mine["weight"].copy()))
-        shared += count_shared_states([part[-1][1] for part in parts], config["temporal_dim"], book.rows)
-    columns = [[np.concatenate(column) for column in zip(*part, strict=True)] for part in parts]
-    return Dataset(books, [c[0] for c in columns], [c[1] for c in columns], [c[2] for c in columns], cuts, shared)
-
-
-HELD_OUT_EPOCH = -1  # masks of validation and test windows are the same in every epoch
-REPEATS = 64  # how often a window can be drawn in one epoch before its masks repeat
+            pair_index[index].append(np.full(len(mine), number))
+            end_rows[index].append(mine["end_row"].astype(np.int64))
+            weights[index].append(mine["weight"].copy())
+        shared += count_shared_states([ends[-1] for ends in end_rows], temporal_dim, book.rows)
+    return Dataset(
+        books,
+        [np.concatenate(parts) for parts in pair_index],
+        [np.concatenate(parts) for parts in end_rows],
+        [np.concatenate(parts) for parts in weights],
+        cuts,
+        shared,
+    )
 
 
 @dataclass(frozen=True)
@@ -87,20 +128,22 @@ class Batch:
 
 
 class Sampler:
-    """Draws training windows by their weights, and deals them and held-out windows out to ranks."""
+    """Draws training windows by their weights, and deals training and held-out windows out to ranks."""
 
     def __init__(self, data: Dataset, seed: int, windows_a_step: int):
         self.data, self.seed, self.windows_a_step = data, seed, windows_a_step
         windows = int(data.weights[0].sum())
         self.steps_an_epoch = windows // windows_a_step
         if self.steps_an_epoch == 0:
-            raise InputError(f"{windows} training windows an epoch are fewer than a step of {windows_a_step}: "
-                             "lower batch_size or accumulation_steps, or sample more")  # fmt: skip
+            raise InputError(
+                f"{windows} training windows an epoch are fewer than a step of {windows_a_step}: "
+                "lower batch_size or accumulation_steps, or sample more"
+            )
 
     def draw_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the windows of an epoch in order, and how often each was drawn before, int64 (N,) each.
 
-        A window of weight w is drawn floor(w) or ceil(w) times, w times in expectation; N is the sum of all weights,
+        A window of weight w is drawn floor(w) or ceil(w) times, w times in expectation. N is the sum of all weights,
         rounded down or up (systematic sampling: one random offset for all).
         """
         rng = np.random.default_rng([self.seed, epoch])
@@ -120,9 +163,11 @@ class Sampler:
     def training(self, epoch: int, step: int, rank: int = 0, world: int = 1, passes: int = 1) -> Iterator[Batch]:
         """Yield this rank's passes of an epoch from `step` on; the windows left over at its end are not drawn."""
         windows, repeats = self.draw_order(epoch)
-        places = np.arange(self.steps_an_epoch * self.windows_a_step).reshape(self.steps_an_epoch, passes, world, -1)
-        for place in places[step:, :, rank].reshape(-1, places.shape[3]):
-            yield self.batch(0, windows[place], repeats[place], epoch)
+        whole = np.arange(self.steps_an_epoch * self.windows_a_step)
+        places = whole.reshape(self.steps_an_epoch, passes, world, -1)
+        for places_of_step in places[step:, :, rank]:
+            for place in places_of_step:
+                yield self.batch(0, windows[place], repeats[place], epoch)
 
     def first_held_out(self, split: int) -> Batch:
         """Return a split's first window."""
@@ -131,4 +176,5 @@ class Sampler:
     def held_out(self, split: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """Return this rank's batches of all windows of a split."""
         mine = np.arange(rank, len(self.data.end_rows[split]), world)
-        return [self.batch(split, mine[i : i + batch_size], 0, HELD_OUT_EPOCH) for i in range(0, len(mine), batch_size)]
+        starts = range(0, len(mine), batch_size)
+        return [self.batch(split, mine[i : i + batch_size], 0, HELD_OUT_EPOCH) for i in starts]

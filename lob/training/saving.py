@@ -1,5 +1,13 @@
-"""What a training run saves and goes on from."""
+"""What a training run saves, when, and how it goes on from there.
 
+    runs/<name>/checkpoints/best.safetensors             the weights with the least validation loss
+    runs/<name>/checkpoints/step_00001200.safetensors    weights and all that a resumed run needs
+    runs/<name>/checkpoints/nonfinite_step_*.safetensors the weights and windows that a failed step met
+
+lob/model/checkpoint.py says what these files hold.
+"""
+
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,18 +16,147 @@ import torch
 from torch import Tensor
 
 from lob.config import InputError
-from lob.model.checkpoint import check_weights, load_checkpoint
+from lob.model.checkpoint import METADATA, Progress, check_weights, load_checkpoint, save_checkpoint
 from lob.model.encoder import BookEncoder
+from lob.training.samples import Batch
 from lob.training.te_layer import fp8_state, load_plain_state, plain_name, plain_state
+
+BEST = "best.safetensors"
+STEPS = "step_*.safetensors"  # checkpoints that a run can go on from
+SAVE_SPACING = 9  # seconds of training for each second that the last save took: a slow disk costs a tenth of the time
+
+
+class Saver:
+    """Writes a run's checkpoints, on the first rank alone, and knows when the next one is due.
+
+    facts: the metadata of a checkpoint that stay the same all through the run; keep: how many step checkpoints are
+    kept. `metrics_bytes` is the length of metrics.csv at the moment: what is logged later is dropped on resuming.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        facts: dict[str, Any],
+        model: BookEncoder,
+        optimizer: torch.optim.Optimizer,
+        plateau: torch.optim.lr_scheduler.ReduceLROnPlateau,
+        progress: Progress,
+        keep: int,
+        writes: bool,
+    ):
+        self.checkpoints = checkpoints
+        self.facts = facts
+        self.model = model
+        self.optimizer = optimizer
+        self.plateau = plateau
+        self.progress = progress
+        self.keep = keep
+        self.writes = writes
+        self.best: tuple[dict[str, Tensor], dict[str, Any]] | None = None  # not yet written
+        self.saved_at, self.save_seconds = time.perf_counter(), 0.0
+        self.saved_place = (progress.epoch, progress.step)
+
+    def describe(self, metrics_bytes: int) -> dict[str, Any]:
+        """Return the metadata of a checkpoint of now."""
+        return self.facts | {
+            "progress": asdict(self.progress),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "plateau": self.plateau.state_dict(),
+            "metrics_bytes": metrics_bytes,
+        }
+
+    def keep_best(self, metrics_bytes: int) -> None:
+        """Remember the weights of now as the best ones; the next save writes them."""
+        if self.writes:
+            weights = {name: x.to("cpu", copy=True) for name, x in training_state(self.model).items()}
+            self.best = weights, self.describe(metrics_bytes)
+
+    def is_due(self, minutes: float) -> bool:
+        """Return whether the last save is more than so many minutes ago."""
+        return self.unsaved_seconds() > minutes * 60
+
+    def is_worth_its_time(self) -> bool:
+        """Return whether enough training has passed since the last save for what a save takes."""
+        return self.unsaved_seconds() > SAVE_SPACING * self.save_seconds
+
+    def unsaved_seconds(self) -> float:
+        return time.perf_counter() - self.saved_at
+
+    def is_saved(self) -> bool:
+        return self.saved_place == (self.progress.epoch, self.progress.step)
+
+    def save(self, epoch_sums: Tensor, metrics_bytes: int) -> None:
+        """Write the best weights, if they are new, and all that a resumed run needs; remove old step checkpoints."""
+        began = time.perf_counter()
+        if self.writes:
+            name = f"step_{self.progress.step:08d}.safetensors"
+            self.write(name, {"epoch_sums": epoch_sums}, metrics_bytes)
+            old = sorted(self.checkpoints.glob(STEPS))[: -self.keep]
+            left_by_a_kill = self.checkpoints.glob(".*.partial")
+            for file in [*old, *left_by_a_kill]:
+                file.unlink()
+        self.saved_at = time.perf_counter()
+        self.saved_place = (self.progress.epoch, self.progress.step)
+        self.save_seconds = self.saved_at - began
+
+    def write(self, name: str, more: dict[str, Tensor], metrics_bytes: int) -> None:
+        if self.best:
+            save_checkpoint(self.checkpoints / BEST, *self.best)
+            self.best = None
+        tensors = training_state(self.model, self.optimizer) | more
+        save_checkpoint(self.checkpoints / name, tensors, self.describe(metrics_bytes))
+
+    def save_failure(self, step: int, windows: Batch, epoch_sums: Tensor, metrics_bytes: int) -> str:
+        """Keep the weights that a failed step met and the windows of all ranks in it; say where they are."""
+        name = f"nonfinite_step_{step:08d}.safetensors"
+        if self.writes:
+            batch = {
+                "batch.pair_index": torch.from_numpy(windows.pair_index),
+                "batch.end_rows": torch.from_numpy(windows.end_rows),
+                "batch.keys": windows.keys,
+            }
+            self.write(name, {"epoch_sums": epoch_sums, **batch}, metrics_bytes)
+        return f"the weights before it and its windows are in {self.checkpoints / name}"
+
+
+def load_newest(checkpoints: Path) -> tuple[Path | None, dict[str, Tensor], dict[str, Any]]:
+    """Return the newest step checkpoint with its tensors and metadata; None and nothing if there is none."""
+    newest = max(checkpoints.glob(STEPS), default=None)
+    return (newest, *load_checkpoint(newest)) if newest else (None, {}, {})
+
+
+def resume(
+    file: Path,
+    tensors: dict[str, Tensor],
+    saved: dict[str, Any],
+    model: BookEncoder,
+    optimizer: torch.optim.Optimizer,
+    plateau: torch.optim.lr_scheduler.ReduceLROnPlateau,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Put a step checkpoint's weights, moments and learning rates back; return the epoch's sums and FP8's scales.
+
+    Raises InputError if the file holds another network or optimizer.
+    """
+    sums = tensors.pop("epoch_sums", torch.zeros(0))
+    check_weights(file, {"epoch_sums": sums}, {"epoch_sums": torch.zeros(2)})
+    scales = load_training_state(file, model, optimizer, tensors, saved["lr"])
+    plateau.load_state_dict({key: saved["plateau"][key] for key in METADATA["plateau"]})
+    return sums, scales
 
 
 def load_weights(file: str | Path, model: BookEncoder) -> dict[str, Any]:
-    """Put a checkpoint's weights into a model and return its metadata; InputError where it holds another network."""
+    """Put a checkpoint's weights into a model and return its metadata.
+
+    Raises InputError if the checkpoint holds another network.
+    """
     tensors, meta = load_checkpoint(file, "model.")
     free = {"dropout", "temporal_dim"}  # neither has weights
     found = meta["encoder"]
-    differing = [f"{key} {found[key]!r}, not {value!r}" for key, value in asdict(model.config).items()
-                 if key not in free and found[key] != value]  # fmt: skip
+    differing = [
+        f"{key} {found[key]!r}, not {value!r}"
+        for key, value in asdict(model.config).items()
+        if key not in free and found[key] != value
+    ]
     if differing:
         raise InputError(f"{file} holds an encoder of {', '.join(differing)}: set these keys, or another model_path")
     check_weights(file, tensors, plain_state(model))
@@ -33,21 +170,25 @@ def training_state(model: BookEncoder, optimizer: torch.optim.Optimizer | None =
     The moments have the plain names too, so a run can go on with either encoder.
     """
     tensors = {f"model.{name}": tensor for name, tensor in plain_state(model).items()}
-    if optimizer is not None:
-        for name, parameter in model.named_parameters():
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{plain_name(name)}.{key}"] = value
-        tensors |= {f"fp8.{name}": tensor for name, tensor in fp8_state(model).items()}
-    return tensors
+    if optimizer is None:
+        return tensors
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{plain_name(name)}.{key}"] = value
+    return tensors | {f"fp8.{name}": tensor for name, tensor in fp8_state(model).items()}
 
 
 def load_training_state(
-    file: str | Path, model: BookEncoder, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], lr: float
+    file: str | Path,
+    model: BookEncoder,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    lr: float,
 ) -> dict[str, Tensor]:
-    """Put back what `training_state` returned, but FP8's scales: these are returned for load_fp8_state.
+    """Put back what `training_state` returned, except FP8's scales: these are returned for load_fp8_state.
 
-    InputError where the weights and moments that were read of `file` are another network's or optimizer's.
+    Raises InputError if the weights and moments read from `file` are another network's or optimizer's.
     """
     part: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "fp8": {}}
     for name, tensor in tensors.items():
@@ -55,15 +196,18 @@ def load_training_state(
         part.setdefault(prefix, {})[rest] = tensor
     check_weights(file, part["model"], plain_state(model))
     load_plain_state(model, part["model"])
-    sgd, count = isinstance(optimizer, torch.optim.SGD), torch.zeros(())
     for name, parameter in model.named_parameters():
         prefix = f"{plain_name(name)}."
         state = {key.removeprefix(prefix): value for key, value in part["optimizer"].items() if key.startswith(prefix)}
-        if state:
-            like = parameter.detach()
-            wanted = {"momentum_buffer": like} if sgd else {"step": count, "exp_avg": like, "exp_avg_sq": like}
-            check_weights(file, state, wanted)
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+        if not state:
+            continue
+        like = parameter.detach()
+        if isinstance(optimizer, torch.optim.SGD):
+            wanted = {"momentum_buffer": like}
+        else:
+            wanted = {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}
+        check_weights(file, state, wanted)
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
     for group in optimizer.param_groups:
         group["lr"] = lr
     return part["fp8"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lob.model.encoder import BookEncoder, EncoderConfig, attend
 
-# Transformer Engine's name inside a layer -> the plain one, where they differ.
+# Transformer Engine's name inside a layer -> the plain one, for the names that differ.
 PLAIN_NAMES = {
     "qkv.layer_norm_weight": "norm1.weight",
     "qkv.layer_norm_bias": "norm1.bias",
@@ -33,7 +33,7 @@ FP8_TENSORS = ("scale", "amax_history")
 
 @functools.cache
 def te_obstacle() -> str:
-    """Why Transformer Engine can't be used here, or nothing."""
+    """Return why Transformer Engine can't be used here, or an empty text."""
     if not torch.cuda.is_available():
         return "no NVIDIA GPU"
     if importlib.util.find_spec("transformer_engine") is None:
@@ -103,7 +103,7 @@ def plain_state(model: BookEncoder) -> dict[str, Tensor]:
 
 
 def load_plain_state(model: BookEncoder, state: dict[str, Tensor]) -> None:
-    """Copy weights with plain names into either encoder; KeyError where one is missing."""
+    """Copy weights with plain names into either encoder. Raises KeyError if one is missing."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(state[plain_name(name)])
