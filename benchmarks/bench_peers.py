@@ -31,10 +31,10 @@ from numba import njit
 
 from benchmarks.bench_parser import DEPTH, LEVELS, Columns, best_of, make_updates
 from benchmarks.report import ROW, report
-from exploration_main import CHUNK_ROWS, chunk_statistics
 from lob.book.order_book import OrderBook
 from lob.book.price_levels import ASK, BID
 from lob.book.states import Book
+from lob.windows.statistics import CHUNK_ROWS, chunk_statistics
 
 HALF = DEPTH // 2
 

@@ -29,9 +29,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import ROW, report, watch
-from exploration_main import CHUNK_ROWS, STATISTICS, chunk_statistics
 from lob.book.states import Book, identity, open_book
 from lob.storage import ArrayWriter, new_table
+from lob.windows.statistics import CHUNK_ROWS, STATISTICS, chunk_statistics
 
 BLOCK = 1 << 20
 
