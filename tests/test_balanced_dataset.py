@@ -14,10 +14,11 @@ from conftest import ROOT, refusal, write_book
 
 import create_balanced_dataset
 import exploration_main
-from create_balanced_dataset import SAMPLE, SCORED, draw_split, main, measure_overlap, normalised_entropy
+from create_balanced_dataset import main
 from lob.book.states import open_book
 from lob.config import InputError
 from lob.storage import open_table, save_table
+from lob.windows.balancing import SAMPLE, SCORED, draw_split, measure_overlap, normalised_entropy
 from lob.windows.splits import calendar_cuts, split_rows
 
 T = 32
@@ -159,7 +160,7 @@ def test_strata_fill_like_water(wanted):
     stratum = np.random.default_rng(0).choice(6, 1000, p=[0.6, 0.3, 0.05, 0.03, 0.015, 0.005]).astype(np.int16)
     ends = np.arange(100, 1100)
     rng = np.random.default_rng(0)
-    places, weights, exhausted = draw_split(ends, stratum, wanted, {**CONFIG, "min_stride": 1}, rng)
+    places, weights, exhausted = draw_split(ends, stratum, wanted, 1, False, rng)
     assert len(places) == len(set(places)) == wanted and (np.diff(places) > 0).all() and (weights == 1).all()
     counts = np.bincount(stratum, minlength=6)
     expected = water_level(counts, wanted)
@@ -173,7 +174,7 @@ def test_every_window_of_a_stratum_is_as_likely():
     stratum, ends = np.zeros(40, np.int16), np.arange(40)
     rng, drawn = np.random.default_rng(0), np.zeros(40)
     for _ in range(2000):
-        places, _, _ = draw_split(ends, stratum, 10, {**CONFIG, "min_stride": 1}, rng)
+        places, _, _ = draw_split(ends, stratum, 10, 1, False, rng)
         drawn[places] += 1
     assert abs(drawn - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
 
@@ -181,8 +182,7 @@ def test_every_window_of_a_stratum_is_as_likely():
 def test_oversampling_evens_the_strata_by_weight():
     stratum = np.repeat(np.arange(4, dtype=np.int16), [3, 30, 300, 3000])
     ends = np.arange(len(stratum))
-    config = {**CONFIG, "min_stride": 1, "oversample": True}
-    places, weights, exhausted = draw_split(ends, stratum, 401, config, np.random.default_rng(0))
+    places, weights, exhausted = draw_split(ends, stratum, 401, 1, True, np.random.default_rng(0))
     drawn = np.bincount(stratum[places], weights)
     assert weights.sum() == pytest.approx(401) and abs(drawn - 100.25).max() <= 1
     assert np.bincount(stratum[places]).tolist()[:2] == [3, 30] and exhausted == 2
@@ -194,7 +194,7 @@ def test_the_stride_holds_across_strata_and_segments():
     ends = np.concatenate([np.arange(50, 150), np.arange(155, 255), np.arange(400, 500)])
     stratum = (np.arange(300) % 7).astype(np.int16)
     stratum[::5] = -1
-    places, _, _ = draw_split(ends, stratum, 300, {**CONFIG, "min_stride": 10}, np.random.default_rng(0))
+    places, _, _ = draw_split(ends, stratum, 300, 10, False, np.random.default_rng(0))
     assert (np.diff(ends[places]) >= 10).all() and (stratum[places] >= 0).all()
     # Nothing more would fit: the sample is as dense as its stride allows.
     free = [e for e, s in zip(ends, stratum, strict=True) if s >= 0 and abs(ends[places] - e).min() >= 10]
@@ -277,7 +277,7 @@ def test_the_draw_is_the_same_on_every_machine():
     """The picks of a fixed table, written down: a change of generator or order breaks everybody's samples."""
     stratum = ((np.arange(5000) * 7919) % 4999 % 11 - 1).astype(np.int16)
     rng = np.random.Generator(np.random.PCG64([0, 1, 2]))
-    places, _, _ = draw_split(np.arange(64, 5064), stratum, 200, {**CONFIG, "min_stride": 8}, rng)
+    places, _, _ = draw_split(np.arange(64, 5064), stratum, 200, 8, False, rng)
     assert places[:5].tolist() == [32, 45, 55, 64, 72]
     assert hashlib.sha256(places.astype("<i8").tobytes()).hexdigest()[:16] == "bc9193522182a001"
 
