@@ -1,27 +1,36 @@
-"""Draw a sample of windows in which rare market conditions are as frequent as there are windows of them.
+"""Draw a balanced sample of windows: rare market conditions are as frequent as common ones.
+
+A rare condition of which there are too few windows gives all that it has.
 
     python create_balanced_dataset.py
-    python create_balanced_dataset.py --windows=50000 --min_stride=64 --strata=equal_width
+    python create_balanced_dataset.py --windows=50000 --min_stride=64 --cells="[5, 5, 5]"
 
-Reads `training_data/window_statistics/<PAIR>.npy` and writes `training_data/balanced_samples/<PAIR>.npy`, a structured
-array sorted by time (end_row int64, stratum int32, weight float64: how often the window is drawn an epoch; 20 bytes a
-window), its `.json`, and a picture of each statistic before and after. Training, validation and test are cut by one
-calendar for all pairs and sampled apart; limits, scales and strata are fitted on a pair's training share alone, so
-that each pair is balanced over its own conditions. The sample that ships gives 2,626 windows.
+Reads `training_data/window_statistics/<PAIR>.npy` and writes
+`training_data/balanced_samples/<PAIR>.npy`, a structured array sorted by time (end_row int64,
+stratum int32, weight float64: how often the window is drawn an epoch; 20 bytes a window), its
+`.json`, and a picture of each statistic before and after. Training, validation and test are cut by
+one calendar for all pairs and sampled apart. Limits, scales and strata are fitted on a pair's
+training share alone, so that each pair is balanced over its own conditions. The sample that ships
+gives 2,626 windows.
 """
 
 config = {
     "data_dir": "training_data",  # folder that holds window_statistics/ and the rest
     "pairs": None,  # list of pairs; None: all under window_statistics/
     "temporal_dim": 256,  # states a window, as in exploration_main.py
-    "split_ratios": [0.7, 0.25, 0.05],  # train, validation, test: shares of the recorded time, or two UTC dates
+    "split_ratios": [
+        0.7,
+        0.25,
+        0.05,
+    ],  # train, validation, test: shares of the recorded time, or two UTC dates
     "windows": None,  # windows to draw in all, each split its share; None: one for every 64 states
     "pair_weights": None,  # share of each pair by name, {"BTC_USD": 2.0, "ETH_USD": 1.0}; None: by number of states
-    "strata": "joint_cells",  # joint_cells of volatility x spread x direction; equal_width or quantile of a composite
-    "cells": [8, 8, 9],  # joint_cells: equal-width cells of volatility, spread, direction inside the outlier limits
-    "bins": 10,  # equal_width, quantile: strata of the composite
-    "composite_weights": [0.4, 0.2, 0.3, 0.1],  # of standardised |mid-price change|, spread, deviation, |mean return|
-    "outlier_std": 3.0,  # training windows beyond this many deviations in any of the four are set aside
+    "cells": [
+        8,
+        8,
+        9,
+    ],  # cells of volatility, spread and direction, of equal width; each joint cell is a stratum
+    "outlier_std": 3.0,  # training windows beyond this many deviations in any statistic are left out
     "min_stride": 16,  # least distance of two sampled window ends, in states
     "oversample": False,  # repeat windows of a stratum that has too few (their weight grows)
     "seed": 0,  # the same seed gives the same sample on every machine
@@ -32,79 +41,143 @@ from lob.config import InputError, load_config, run
 
 if __name__ == "__main__":
     config = load_config(
-        config, __file__, optional={"pairs": list, "pair_weights": dict, "windows": int},
-        choices={"strata": ("joint_cells", "equal_width", "quantile")},
-        bounds={"temporal_dim": ">= 2", "windows": ">= 1 and <= 1e12", "bins": ">= 2 and <= 32000",
-                "outlier_std": "> 0", "min_stride": ">= 1 and <= 1e12", "seed": ">= 0"},
-    )  # fmt: skip
+        config,
+        __file__,
+        optional={"pairs": list, "pair_weights": dict, "windows": int},
+        bounds={
+            "temporal_dim": ">= 2",
+            "windows": ">= 1 and <= 1e12",
+            "outlier_std": "> 0",
+            "min_stride": ">= 1 and <= 1e12",
+            "seed": ">= 0",
+        },
+    )
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lob.book.states import identity
 from lob.storage import find_pairs, save_table
-from lob.windows.balancing import SCORED, Pair, draw_pair, open_pairs, share_windows
+from lob.windows.balancing import SCORED, Pair, Sample, draw_pair, open_pairs, share_windows
+
+SPLIT_COLUMNS = (
+    "windows",
+    "available",
+    "outliers",
+    "strata",
+    "exhausted_strata",
+    "mean_overlap",
+    "distinct_windows",
+)
+LEVELS = [0.01, 0.5, 0.99]  # quantiles that are printed
 
 
 def main(config: dict) -> int:
     check_config(config)
     folder = Path(config["data_dir"])
+    temporal_dim, split_ratios = config["temporal_dim"], config["split_ratios"]
     names = find_pairs(folder, "window_statistics", config["pairs"], "exploration_main.py")
-    pairs, cuts = open_pairs(folder, names, config["temporal_dim"], config["split_ratios"])
-    wanted = share_windows(
-        pairs, config["windows"], config["pair_weights"], config["split_ratios"], config["temporal_dim"]
-    )
-    how = ("temporal_dim", "strata", "cells", "bins", "composite_weights", "outlier_std", "min_stride", "oversample",
-           "seed")  # fmt: skip
-    values = {key: config[key] for key in how}
-    exact = config["windows"] is not None
-    samples = [draw_pair(pair, counts, exact=exact, **values) for pair, counts in zip(pairs, wanted, strict=True)]
-    for pair, (sample, places, facts) in zip(pairs, samples, strict=True):
-        save_sample(pair, sample, places, facts, cuts, config, folder)
+    pairs, cuts = open_pairs(folder, names, temporal_dim, split_ratios)
+    wanted = share_windows(pairs, config["windows"], config["pair_weights"], split_ratios, temporal_dim)
+    samples = []
+    for pair, counts in zip(pairs, wanted, strict=True):
+        sample = draw_pair(
+            pair,
+            counts,
+            temporal_dim=temporal_dim,
+            cells=config["cells"],
+            outlier_std=config["outlier_std"],
+            min_stride=config["min_stride"],
+            oversample=config["oversample"],
+            exact=config["windows"] is not None,
+            seed=config["seed"],
+        )
+        samples.append(sample)
+    # All pairs are drawn before the first is written: an error leaves the old samples in place.
+    for pair, sample in zip(pairs, samples, strict=True):
+        file = save_sample(pair, sample, cuts, config)
+        print(
+            f"{pair.book.pair}: {len(sample.rows):,} windows, states shared by two splits: "
+            f"{sample.facts['shared_states']} -> {file}"
+        )
+        print(summarise(pair, sample, config["outlier_std"]))
+        if config["plots"]:
+            print(f"  {draw(pair, sample, folder / 'plots')}")
     return 0
 
 
 def check_config(config: dict) -> None:
-    """Refuse what is wrong whatever the data."""
-    weights, cells = config["composite_weights"], config["cells"]
-    if [type(w) in (int, float) and 0 <= w <= 1e9 for w in weights] != [True] * len(SCORED) or not any(weights):
-        raise InputError(f"composite_weights = {weights} must be {len(SCORED)} numbers from 0 to 1e9, not all 0, one "
-                         f"for each of {SCORED}")  # fmt: skip
-    if [type(c) is int and c >= 1 for c in cells] != [True] * 3 or np.prod(cells, dtype=float) > 32_000:
-        raise InputError(f"cells = {cells} must be 3 numbers, of volatility, spread, direction, such as [8, 8, 9]")
+    """Raise InputError if the cells are wrong, whatever the data."""
+    cells = config["cells"]
+    are_counts = all(type(count) is int and count >= 1 for count in cells)
+    if len(cells) != 3 or not are_counts or np.prod(cells, dtype=float) > 32_000:
+        raise InputError(
+            f"cells = {cells} must be 3 numbers, of volatility, spread, direction, "
+            "such as [8, 8, 9], "
+            "whose product is at most 32,000"
+        )
 
 
-def save_sample(
-    pair: Pair, sample: np.ndarray, places: np.ndarray, facts: dict, cuts: np.ndarray, config: dict, folder: Path
-) -> None:
-    """Write one pair's sample, print what is in it and draw it."""
-    file = folder / "balanced_samples" / f"{pair.book.pair}.npy"
+def save_sample(pair: Pair, sample: Sample, cuts: np.ndarray, config: dict) -> Path:
+    """Write one pair's sample and its `.json`; return the file."""
+    file = Path(config["data_dir"]) / "balanced_samples" / f"{pair.book.pair}.npy"
     parameters = {key: config[key] for key in config if key not in ("data_dir", "plots", "pairs")}
-    save_table(file, sample, parameters, identity(pair.book), cuts_ns=cuts.tolist(), **facts)
-    print(f"{pair.book.pair}: {len(sample):,} windows, states shared by two splits: {facts['shared_states']} -> {file}")
-    columns = ("windows", "available", "outliers", "strata", "exhausted_strata", "mean_overlap", "distinct_windows")
-    print(f"  {'':<12}" + "".join(f"{column.replace('_', ' '):>18}" for column in columns))
-    for name, split in facts["splits"].items():
-        cells = (f"{split[c]:>18,.2f}" if isinstance(split[c], float) else f"{split[c]:>18,}" for c in columns)
-        print(f"  {name:<12}" + "".join(cells))
-    outliers, kept = (facts["splits"]["train"][column] for column in ("outliers", "available"))
-    if outliers > 0.1 * (outliers + kept):
-        print(f"  warning: {100 * outliers / (outliers + kept):.0f} % of the training windows are outliers, set aside: "
-              f"raise --outlier_std={config['outlier_std']:g}")  # fmt: skip
-    print(f"  normalised entropy of conditions in training: {facts['entropy_before']:.3f} before, "
-          f"{facts['entropy_after']:.3f} after ({config['strata']})")  # fmt: skip
-    before, after = pair.rows[:: -(-len(pair.rows) // 200_000)], pair.rows[places]
-    print(f"  {'':<22}{'before: 1 %':>12}{'median':>12}{'99 %':>12}{'after: 1 %':>14}{'median':>12}{'99 %':>12}")
-    for name in SCORED:
-        numbers = [*np.quantile(before[name], [0.01, 0.5, 0.99]), *np.quantile(after[name], [0.01, 0.5, 0.99])]
-        print(f"  {name:<22}" + "".join(f"{n:>{w}.4g}" for n, w in zip(numbers, (12, 12, 12, 14, 12, 12), strict=True)))
-    if config["plots"]:
-        from lob.plotting import save
-        from lob.windows.pictures import draw_balance
+    save_table(file, sample.rows, parameters, identity(pair.book), cuts_ns=cuts.tolist(), **sample.facts)
+    return file
 
-        picture = folder / "plots" / f"{pair.book.pair}_balanced.png"
-        print(f"  {save(draw_balance(before, after, SCORED, pair.book.pair), picture)}")
+
+def summarise(pair: Pair, sample: Sample, outlier_std: float) -> str:
+    """What a sample holds: its splits, its evenness, and each statistic before and after."""
+    splits = sample.facts["splits"]
+    header = "".join(f"{column.replace('_', ' '):>18}" for column in SPLIT_COLUMNS)
+    lines = [f"  {'':<12}{header}"]
+    for name, split in splits.items():
+        lines.append(f"  {name:<12}" + "".join(format_cell(split[column]) for column in SPLIT_COLUMNS))
+    outliers = splits["train"]["outliers"]
+    windows = outliers + splits["train"]["available"]
+    if outliers > 0.1 * windows:
+        lines.append(
+            f"  warning: {100 * outliers / windows:.0f} % of the training windows are outliers, "
+            f"set aside: raise --outlier_std={outlier_std:g}"
+        )
+    lines.append(
+        "  normalised entropy of conditions in training: "
+        f"{sample.facts['entropy_before']:.3f} before, {sample.facts['entropy_after']:.3f} after"
+    )
+    before, after = compared_rows(pair, sample)
+    header = f"{'before: 1 %':>12}{'median':>12}{'99 %':>12}"
+    header += f"{'after: 1 %':>14}{'median':>12}{'99 %':>12}"
+    lines.append(f"  {'':<22}{header}")
+    for name in SCORED:
+        low, median, high = np.quantile(before[name], LEVELS)
+        low_after, median_after, high_after = np.quantile(after[name], LEVELS)
+        lines.append(
+            f"  {name:<22}{low:>12.4g}{median:>12.4g}{high:>12.4g}"
+            f"{low_after:>14.4g}{median_after:>12.4g}{high_after:>12.4g}"
+        )
+    return "\n".join(lines)
+
+
+def format_cell(value: Any) -> str:
+    return f"{value:>18,.2f}" if isinstance(value, float) else f"{value:>18,}"
+
+
+def compared_rows(pair: Pair, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """The statistics of at most 200,000 windows, evenly taken, and those of the sampled windows."""
+    step = -(-len(pair.rows) // 200_000)
+    return pair.rows[::step], pair.rows[sample.places]
+
+
+def draw(pair: Pair, sample: Sample, folder: Path) -> Path:
+    """Draw each statistic before and after the balancing; return the file."""
+    from lob.plotting import save
+    from lob.windows.pictures import draw_balance
+
+    before, after = compared_rows(pair, sample)
+    figure = draw_balance(before, after, SCORED, pair.book.pair)
+    return save(figure, folder / f"{pair.book.pair}_balanced.png")
 
 
 if __name__ == "__main__":

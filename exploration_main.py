@@ -3,9 +3,10 @@
     python exploration_main.py                     every pair under training_data/book_states/
     python exploration_main.py --temporal_dim=512 --plots=False
 
-Reads `training_data/book_states/<PAIR>/` and writes `training_data/window_statistics/<PAIR>.npy`, a structured array
-with one row a window of `temporal_dim` states (all of them, one state apart, none across a segment border), 96 bytes
-each, its `.json`, and PNG pictures under `training_data/plots/`. The sample gives 167,864 windows.
+Reads `training_data/book_states/<PAIR>/` and writes `training_data/window_statistics/<PAIR>.npy`, a
+structured array with one row a window of `temporal_dim` states (all of them, one state apart, none
+across a segment border), 96 bytes each, its `.json`, and PNG pictures under `training_data/plots/`.
+The sample gives 167,864 windows.
 """
 
 config = {
@@ -29,42 +30,52 @@ from lob.book.states import open_book
 from lob.storage import find_pairs
 from lob.windows.statistics import STATISTICS, write_statistics
 
-MAIN = ("mid_price_change_bps", "average_spread_bps", "std_tick_returns_bps", "imbalance_best", "update_rate_hz")
+IN_JOINT_PICTURE = (
+    "mid_price_change_bps",
+    "average_spread_bps",
+    "std_tick_returns_bps",
+    "imbalance_best",
+    "update_rate_hz",
+)
 
 
 def main(config: dict) -> int:
-    pairs = find_pairs(config["data_dir"], "book_states", config["pairs"], "data_parser.py")
-    do_each(lambda pair: describe_pair(pair, Path(config["data_dir"]), config), pairs)
+    folder = Path(config["data_dir"])
+    pairs = find_pairs(folder, "book_states", config["pairs"], "data_parser.py")
+    do_each(lambda pair: describe_pair(pair, folder, config["temporal_dim"], config["plots"]), pairs)
     return 0
 
 
-def describe_pair(pair: str, folder: Path, config: dict) -> None:
-    """Write one pair's statistics and pictures, and print what they hold and where they are."""
+def describe_pair(pair: str, folder: Path, temporal_dim: int, plots: bool) -> None:
+    """Write one pair's statistics and pictures; print what they hold and where they are."""
     began = time.perf_counter()
     book = open_book(folder / "book_states" / pair)
     file = folder / "window_statistics" / f"{pair}.npy"
-    windows = write_statistics(book, config["temporal_dim"], file)
+    windows = write_statistics(book, temporal_dim, file)
     seconds = time.perf_counter() - began
-    print(f"{pair}: {windows:,} windows of {config['temporal_dim']} states in {seconds:.1f} s -> {file}")
+    print(f"{pair}: {windows:,} windows of {temporal_dim} states in {seconds:.1f} s -> {file}")
     rows = np.load(file, mmap_mode="r")
     print(summarise(rows))
-    if config["plots"]:
-        from lob.windows.pictures import draw_pair
+    if plots:
+        from lob.windows.pictures import draw_pair  # late: matplotlib takes a second
 
-        for picture in draw_pair(book, rows, MAIN, folder / "plots"):
+        for picture in draw_pair(book, rows, IN_JOINT_PICTURE, folder / "plots"):
             print(f"  {picture}")
 
 
 def summarise(rows: np.ndarray) -> str:
-    """A table of each statistic's mean, deviation and quantiles, over at most a million rows evenly taken."""
+    """A table of each statistic over at most a million evenly taken windows."""
     rows = rows[:: max(1, len(rows) // 1_000_000)]
-    lines = [f"  {'':<24}{'mean':>12}{'deviation':>12}{'1 %':>12}{'median':>12}{'99 %':>12}"]
+    header = f"{'mean':>12}{'deviation':>12}{'1 %':>12}{'median':>12}{'99 %':>12}"
+    lines = [f"  {'':<24}{header}"]
     for name in STATISTICS.names or ():
         values = rows[name]
-        if name != "end_row" and not np.isnan(values).all():
-            low, median, high = np.nanquantile(values, [0.01, 0.5, 0.99])
-            numbers = (np.nanmean(values), np.nanstd(values), low, median, high)
-            lines.append(f"  {name:<24}" + "".join(f"{number:>12.5g}" for number in numbers))
+        if name == "end_row" or np.isnan(values).all():
+            continue
+        low, median, high = np.nanquantile(values, [0.01, 0.5, 0.99])
+        mean, deviation = np.nanmean(values), np.nanstd(values)
+        numbers = f"{mean:>12.5g}{deviation:>12.5g}{low:>12.5g}{median:>12.5g}{high:>12.5g}"
+        lines.append(f"  {name:<24}{numbers}")
     return "\n".join(lines)
 
 

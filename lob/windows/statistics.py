@@ -1,4 +1,7 @@
-"""Statistics of every window of a book, in one pass over its states, whatever their number."""
+"""Statistics of every window of a book, in one pass over its states, whatever their number.
+
+A window of `temporal_dim` = T states is named by `end_row`, one past its last state.
+"""
 
 from pathlib import Path
 
@@ -11,32 +14,41 @@ from lob.config import InputError
 from lob.storage import new_table
 from lob.windows.splits import segment_ranges
 
+# A return is the relative change of the mid from one state to the next: a window has T - 1.
+# An imbalance is (bid size - ask size) / (bid size + ask size).
 STATISTICS = np.dtype(
     [
         ("mid_price_change_bps", np.float64),  # (last mid / first mid - 1) x 10^4
         ("average_spread_bps", np.float64),  # mean of (ask - bid) / mid x 10^4
-        ("std_tick_returns_bps", np.float64),  # population deviation of the T - 1 relative changes of the mid
+        ("std_tick_returns_bps", np.float64),  # population deviation of the returns
         ("mean_tick_returns_bps", np.float64),
         ("start_mid", np.float64),  # first mid, in the quote currency
-        ("end_row", np.int64),  # one past the window's last state
+        ("end_row", np.int64),
         ("realised_volatility_bps", np.float64),  # root of the sum of squared returns
-        ("imbalance_best", np.float64),  # mean of (bid size - ask size) / (bid size + ask size) at the best prices
-        ("imbalance_depth", np.float64),  # the same over all levels
+        ("imbalance_best", np.float64),  # mean imbalance of the sizes at the best prices
+        ("imbalance_depth", np.float64),  # mean imbalance of the sizes of all levels
         ("update_rate_hz", np.float64),  # (T - 1) / max(duration, 1 ms)
         ("duration_s", np.float64),
-        ("traded_direction", np.float64),  # signed traded size / traded size, in [-1, 1]; NaN without trades
+        ("traded_direction", np.float64),  # signed / unsigned traded size; NaN without trades
     ]
 )
 CHUNK_ROWS = 1 << 17  # memory holds one chunk of states and its windows: about 30 MB
 
 
 def write_statistics(book: Book, temporal_dim: int, file: Path) -> int:
-    """Stream a book's window statistics to `file`; return the number of windows."""
-    ranges = [(a, b) for a, b in segment_ranges(book.segment_starts, book.rows) if b - a >= temporal_dim]
+    """Write the statistics of all windows of a book to `file`; return the number of windows.
+
+    `file` becomes a structured array of STATISTICS, ascending in `end_row`, with a `.json` beside
+    it. Raises InputError if no segment of the book is `temporal_dim` states long.
+    """
+    segments = segment_ranges(book.segment_starts, book.rows)
+    ranges = [(begin, end) for begin, end in segments if end - begin >= temporal_dim]
     if not ranges:
-        raise InputError(f"{book.path} has no run of {temporal_dim} states without a gap: lower --temporal_dim, or "
-                         "run data_parser.py with a larger --max_gap_seconds")  # fmt: skip
-    total = sum(b - a - temporal_dim + 1 for a, b in ranges)
+        raise InputError(
+            f"{book.path} has no run of {temporal_dim} states without a gap: lower --temporal_dim, "
+            "or run data_parser.py with a larger --max_gap_seconds"
+        )
+    total = int(sum(end - begin - temporal_dim + 1 for begin, end in ranges))
     with (
         new_table(file, STATISTICS, {"temporal_dim": temporal_dim}, identity(book)) as table,
         tqdm(total=total, unit="window", unit_scale=True, desc=book.pair, disable=None) as progress,
@@ -44,30 +56,41 @@ def write_statistics(book: Book, temporal_dim: int, file: Path) -> int:
         for begin, end in ranges:
             for first in range(begin, end - temporal_dim + 1, CHUNK_ROWS):
                 last = min(first + CHUNK_ROWS + temporal_dim - 1, end)
-                table.append(chunk_statistics(book, first, last, temporal_dim))
-                progress.update(last - first - temporal_dim + 1)
-    return int(total)
+                rows = chunk_statistics(book, first, last, temporal_dim)
+                table.append(rows)
+                progress.update(len(rows))
+    return total
 
 
 def chunk_statistics(book: Book, first: int, last: int, temporal_dim: int) -> np.ndarray:
-    """Statistics of all windows inside the rows [first, last), STATISTICS (last - first - T + 1,)."""
+    """Return the statistics of all windows inside the states [first, last).
+
+    They are STATISTICS (last - first - T + 1,); `end_row` counts from the book's first state.
+    """
     if book.top_of_book is not None:
         top = np.asarray(book.top_of_book[first:last])
     else:
-        top = np.ascontiguousarray(book.price_ticks[first:last, book.depth // 2 - 1 : book.depth // 2 + 1])
-    traded = np.asarray(book.traded[first:last]) if book.traded is not None else np.empty(0, np.float32)
-    series = state_series(top, np.asarray(book.sizes[first:last]), traded)
+        best_bid = book.depth // 2 - 1
+        top = np.ascontiguousarray(book.price_ticks[first:last, best_bid : best_bid + 2])
+    sizes = np.asarray(book.sizes[first:last])
+    times = np.asarray(book.timestamps[first:last])
+    traded = np.empty(0, np.float32) if book.traded is None else np.asarray(book.traded[first:last])
+    series = state_series(top, sizes, traded)
     rows = np.empty(last - first - temporal_dim + 1, dtype=STATISTICS)
-    roll_windows(series, top, np.asarray(book.timestamps[first:last]), book.tick_size, temporal_dim, rows)
+    roll_windows(series, top, times, book.tick_size, temporal_dim, rows)
     rows["end_row"] += first
     return rows
 
 
 @njit(cache=True, parallel=True, nogil=True)
 def state_series(top_ticks, sizes, traded):
-    """What the statistics sum, float64 (N, 6): return, spread (bps), imbalance at best and in depth, traded, its size.
+    """Return the quantities of each state that the statistics average or add up, float64 (N, 6).
 
-    top_ticks: int32 (N, 2); sizes: float32 (N, L); traded: float32 (N,) or empty. The first return is 0.
+    Columns: return into the state (bps), spread (bps), imbalance at the best prices, imbalance of
+    all levels, signed traded size, traded size. The first return is 0; without trades the last two
+    columns are 0.
+
+    top_ticks: int32 (N, 2), best bid and ask; sizes: float32 (N, L); traded: float32 (N,) or empty.
     """
     rows, half = sizes.shape[0], sizes.shape[1] // 2
     series = np.zeros((rows, 6))
@@ -86,18 +109,23 @@ def state_series(top_ticks, sizes, traded):
             asks += sizes[i, half + level]
         series[i, 3] = (bids - asks) / (bids + asks)
         if len(traded) > 0:
-            series[i, 4], series[i, 5] = traded[i], abs(traded[i])
+            series[i, 4] = traded[i]
+            series[i, 5] = abs(traded[i])
     return series
 
 
 @njit(cache=True, parallel=True, nogil=True)
 def roll_windows(series, top_ticks, timestamps, tick_size, length, rows):
-    """Statistics of every window of `length` states into `rows`; `end_row` counts from the first state given.
+    """Write the statistics of every window of `length` states into `rows`.
 
-    The states are cut into blocks of `length`: a window is the tail of one block and the head of the next (van Herk
-    1992), so that its sums are joined of two that only ever grew, at a cost that does not depend on `length`, and
-    nothing is subtracted. Returns keep their mean and squared deviations about it (Welford 1962), joined as Chan et
-    al. (1979): no large sums cancel, and equal returns give exactly 0.
+    rows: STATISTICS (N - length + 1,), whose `end_row` counts from the first state given; series:
+    see `state_series`; top_ticks: int32 (N, 2); timestamps: int64 (N,), ns.
+
+    The states are cut into blocks of `length`, so that a window is the tail of one block and the
+    head of the next (van Herk 1992). Each of its sums is joined of two that only ever grew: the
+    cost does not depend on `length`, and nothing is subtracted. Returns keep their mean and squared
+    deviations about it (Welford 1962), joined as by Chan et al. (1979): no large sums cancel, and
+    equal returns give a deviation of exactly 0.
     """
     reciprocal = np.ones(length + 1)
     for i in range(1, length + 1):
@@ -105,7 +133,9 @@ def roll_windows(series, top_ticks, timestamps, tick_size, length, rows):
     returns = length - 1
     for block in prange((len(rows) + length - 1) // length):
         begin = block * length
-        tails = np.zeros((length + 1, 7))  # [i]: mean return and its squared deviations, five sums from state i on
+        # tails[i] is of the states from i to the end of the block: the mean return, the squared
+        # deviations of the returns, and five sums.
+        tails = np.zeros((length + 1, 7))
         for i in range(length - 1, -1, -1):
             state = series[begin + i]
             for k in range(5):
@@ -114,7 +144,10 @@ def roll_windows(series, top_ticks, timestamps, tick_size, length, rows):
                 step = series[begin + i + 1, 0] - tails[i + 1, 0]
                 tails[i, 0] = tails[i + 1, 0] + step * reciprocal[returns - i]
                 tails[i, 1] = tails[i + 1, 1] + step * (series[begin + i + 1, 0] - tails[i, 0])
-        mean, deviations, spread, best, depth, signed, traded = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        # The same of the head of the next block, which grows by one state a window.
+        mean, deviations = 0.0, 0.0
+        spread, best, depth = 0.0, 0.0, 0.0
+        signed, traded = 0.0, 0.0
         for i in range(min(length, len(rows) - begin)):
             first, last = begin + i, begin + i + length - 1
             if i > 0:
@@ -122,8 +155,11 @@ def roll_windows(series, top_ticks, timestamps, tick_size, length, rows):
                 step = state[0] - mean
                 mean += step * reciprocal[i]
                 deviations += step * (state[0] - mean)
-                spread, best, depth = spread + state[1], best + state[2], depth + state[3]
-                signed, traded = signed + state[4], traded + state[5]
+                spread += state[1]
+                best += state[2]
+                depth += state[3]
+                signed += state[4]
+                traded += state[5]
             gap = mean - tails[i, 0]
             mean_return = tails[i, 0] + gap * (i / returns)
             squares = tails[i, 1] + deviations + gap * gap * (i * (returns - i) / returns)
@@ -143,4 +179,5 @@ def roll_windows(series, top_ticks, timestamps, tick_size, length, rows):
             row["update_rate_hz"] = returns / max(duration, 1e-3)
             row["duration_s"] = duration
             all_traded = tails[i, 6] + traded
-            row["traded_direction"] = (tails[i, 5] + signed) / all_traded if all_traded > 0 else np.nan
+            direction = (tails[i, 5] + signed) / all_traded if all_traded > 0 else np.nan
+            row["traded_direction"] = direction
