@@ -226,7 +226,8 @@ def export_part(
         if not found <= tolerance:  # also if it is NaN
             file.unlink()
             about(file).unlink()
-            raise CheckFailed(f"{file} differs from the checkpoint by {found:.1e} (> {tolerance:g}) and was deleted")
+            excess = f"{found:.1e}, more than {tolerance:g}"
+            raise CheckFailed(f"{file} differed from the checkpoint by {excess}, and was deleted")
         size = file.stat().st_size
         print(f"{file.name:<28}{size:>12,}{found:>12.1e}{milliseconds:>9.2f} ms", flush=True)
 
