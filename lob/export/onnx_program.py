@@ -92,7 +92,8 @@ def translations() -> dict[Any, Any]:
         return count
 
     def sort(x: Any, stable: bool, dim: int) -> tuple[Any, Any]:
-        return op.TopK(x, [x.shape[dim]], axis=dim, largest=0)  # of equal ones the first comes first
+        # Of equal entries TopK puts the earlier one first, as a stable sort does.
+        return op.TopK(x, [x.shape[dim]], axis=dim, largest=0)
 
     aten = torch.ops.aten
     return {
