@@ -1,27 +1,36 @@
-"""Draw a sample of windows in which rare market conditions are as frequent as there are windows of them.
+"""Draw a balanced sample of windows: rare market conditions are as frequent as common ones.
+
+A rare condition of which there are too few windows gives all that it has.
 
     python create_balanced_dataset.py
-    python create_balanced_dataset.py --windows=50000 --min_stride=64 --strata=equal_width
+    python create_balanced_dataset.py --windows=50000 --min_stride=64 --cells="[5, 5, 5]"
 
-Reads `training_data/window_statistics/<PAIR>.npy` and writes `training_data/balanced_samples/<PAIR>.npy`, a structured
-array sorted by time (end_row int64, stratum int32, weight float64: how often the window is drawn an epoch; 20 bytes a
-window), its `.json`, and a picture of each statistic before and after. Training, validation and test are cut by one
-calendar for all pairs and sampled apart; limits, scales and strata are fitted on a pair's training share alone, so
-that each pair is balanced over its own conditions. The sample that ships gives 2,626 windows.
+Reads `training_data/window_statistics/<PAIR>.npy` and writes
+`training_data/balanced_samples/<PAIR>.npy`, a structured array sorted by time (end_row int64,
+stratum int32, weight float64: how often the window is drawn an epoch; 20 bytes a window), its
+`.json`, and a picture of each statistic before and after. Training, validation and test are cut by
+one calendar for all pairs and sampled apart. Limits, scales and strata are fitted on a pair's
+training share alone, so that each pair is balanced over its own conditions. The sample that ships
+gives 2,626 windows.
 """
 
 config = {
     "data_dir": "training_data",  # folder that holds window_statistics/ and the rest
     "pairs": None,  # list of pairs; None: all under window_statistics/
     "temporal_dim": 256,  # states a window, as in exploration_main.py
-    "split_ratios": [0.7, 0.25, 0.05],  # train, validation, test: shares of the recorded time, or two UTC dates
+    "split_ratios": [
+        0.7,
+        0.25,
+        0.05,
+    ],  # train, validation, test: shares of the recorded time, or two UTC dates
     "windows": None,  # windows to draw in all, each split its share; None: one for every 64 states
     "pair_weights": None,  # share of each pair by name, {"BTC_USD": 2.0, "ETH_USD": 1.0}; None: by number of states
-    "strata": "joint_cells",  # joint_cells of volatility x spread x direction; equal_width or quantile of a composite
-    "cells": [8, 8, 9],  # joint_cells: equal-width cells of volatility, spread, direction inside the outlier limits
-    "bins": 10,  # equal_width, quantile: strata of the composite
-    "composite_weights": [0.4, 0.2, 0.3, 0.1],  # of standardised |mid-price change|, spread, deviation, |mean return|
-    "outlier_std": 3.0,  # training windows beyond this many deviations in any of the four are set aside
+    "cells": [
+        8,
+        8,
+        9,
+    ],  # cells of volatility, spread and direction, of equal width; each joint cell is a stratum
+    "outlier_std": 3.0,  # training windows beyond this many deviations in any statistic are left out
     "min_stride": 16,  # least distance of two sampled window ends, in states
     "oversample": False,  # repeat windows of a stratum that has too few (their weight grows)
     "seed": 0,  # the same seed gives the same sample on every machine
@@ -32,365 +41,143 @@ from lob.config import InputError, load_config, run
 
 if __name__ == "__main__":
     config = load_config(
-        config, __file__, optional={"pairs": list, "pair_weights": dict, "windows": int},
-        choices={"strata": ("joint_cells", "equal_width", "quantile")},
-        bounds={"temporal_dim": ">= 2", "windows": ">= 1 and <= 1e12", "bins": ">= 2 and <= 32000",
-                "outlier_std": "> 0", "min_stride": ">= 1 and <= 1e12", "seed": ">= 0"},
-    )  # fmt: skip
+        config,
+        __file__,
+        optional={"pairs": list, "pair_weights": dict, "windows": int},
+        bounds={
+            "temporal_dim": ">= 2",
+            "windows": ">= 1 and <= 1e12",
+            "outlier_std": "> 0",
+            "min_stride": ">= 1 and <= 1e12",
+            "seed": ">= 0",
+        },
+    )
 
-import hashlib
-import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
-from lob.book.states import Book, identity, open_book
-from lob.storage import find_pairs, open_table, save_table
-from lob.windows.splits import SPLITS, calendar_cuts, count_shared_states, split_rows
+from lob.book.states import identity
+from lob.storage import find_pairs, save_table
+from lob.windows.balancing import SCORED, Pair, Sample, draw_pair, open_pairs, share_windows
 
-SAMPLE = np.dtype([("end_row", np.int64), ("stratum", np.int32), ("weight", np.float64)])
-SCORED = ("mid_price_change_bps", "average_spread_bps", "std_tick_returns_bps", "mean_tick_returns_bps")
-GRID = (8, 8, 9)  # cells of volatility, spread and direction in which every method's evenness is measured
-CHUNK = 8192  # windows that one thread sums; fixed, so that sums don't depend on the number of threads
-
-
-@dataclass
-class Pair:
-    """One pair's book, its statistics, and which of them lie in each split."""
-
-    book: Book
-    rows: np.ndarray  # structured, see exploration_main.py; end_row ascending
-    splits: list[slice]  # of `rows`, train, validation, test: the windows that lie wholly in the split
+SPLIT_COLUMNS = (
+    "windows",
+    "available",
+    "outliers",
+    "strata",
+    "exhausted_strata",
+    "mean_overlap",
+    "distinct_windows",
+)
+LEVELS = [0.01, 0.5, 0.99]  # quantiles that are printed
 
 
 def main(config: dict) -> int:
     check_config(config)
     folder = Path(config["data_dir"])
+    temporal_dim, split_ratios = config["temporal_dim"], config["split_ratios"]
     names = find_pairs(folder, "window_statistics", config["pairs"], "exploration_main.py")
-    pairs, cuts = open_pairs(folder, names, config)
-    wanted = share_windows(pairs, config)
-    samples = [draw_pair(pair, counts, config) for pair, counts in zip(pairs, wanted, strict=True)]
-    for pair, (sample, places, facts) in zip(pairs, samples, strict=True):
-        save_sample(pair, sample, places, facts, cuts, config, folder)
+    pairs, cuts = open_pairs(folder, names, temporal_dim, split_ratios)
+    wanted = share_windows(pairs, config["windows"], config["pair_weights"], split_ratios, temporal_dim)
+    samples = []
+    for pair, counts in zip(pairs, wanted, strict=True):
+        sample = draw_pair(
+            pair,
+            counts,
+            temporal_dim=temporal_dim,
+            cells=config["cells"],
+            outlier_std=config["outlier_std"],
+            min_stride=config["min_stride"],
+            oversample=config["oversample"],
+            exact=config["windows"] is not None,
+            seed=config["seed"],
+        )
+        samples.append(sample)
+    # All pairs are drawn before the first is written: an error leaves the old samples in place.
+    for pair, sample in zip(pairs, samples, strict=True):
+        file = save_sample(pair, sample, cuts, config)
+        print(
+            f"{pair.book.pair}: {len(sample.rows):,} windows, states shared by two splits: "
+            f"{sample.facts['shared_states']} -> {file}"
+        )
+        print(summarise(pair, sample, config["outlier_std"]))
+        if config["plots"]:
+            print(f"  {draw(pair, sample, folder / 'plots')}")
     return 0
 
 
 def check_config(config: dict) -> None:
-    """Refuse what is wrong whatever the data."""
-    weights, cells = config["composite_weights"], config["cells"]
-    if [type(w) in (int, float) and 0 <= w <= 1e9 for w in weights] != [True] * len(SCORED) or not any(weights):
-        raise InputError(f"composite_weights = {weights} must be {len(SCORED)} numbers from 0 to 1e9, not all 0, one "
-                         f"for each of {SCORED}")  # fmt: skip
-    if [type(c) is int and c >= 1 for c in cells] != [True] * 3 or np.prod(cells, dtype=float) > 32_000:
-        raise InputError(f"cells = {cells} must be 3 numbers, of volatility, spread, direction, such as [8, 8, 9]")
+    """Raise InputError if the cells are wrong, whatever the data."""
+    cells = config["cells"]
+    are_counts = all(type(count) is int and count >= 1 for count in cells)
+    if len(cells) != 3 or not are_counts or np.prod(cells, dtype=float) > 32_000:
+        raise InputError(
+            f"cells = {cells} must be 3 numbers, of volatility, spread, direction, "
+            "such as [8, 8, 9], "
+            "whose product is at most 32,000"
+        )
 
 
-def open_pairs(folder: Path, names: list[str], config: dict) -> tuple[list[Pair], np.ndarray]:
-    """Open each pair's book and statistics and cut them into splits; return the pairs and the cuts (ns)."""
-    books = [open_book(folder / "book_states" / name) for name in names]
-    cuts = calendar_cuts([b.timestamps for b in books], [b.segment_starts for b in books], config["split_ratios"])
-    pairs, temporal_dim = [], config["temporal_dim"]
-    for book in books:
-        file = folder / "window_statistics" / f"{book.pair}.npy"
-        rows, _ = open_table(file, "exploration_main.py", identity(book), temporal_dim=temporal_dim)
-        ends = rows["end_row"]
-        splits = [slice(bisect_left(ends, first + temporal_dim), bisect_right(ends, end))
-                  for first, end in split_rows(book.timestamps, cuts, temporal_dim).tolist()]  # fmt: skip
-        if splits[0].stop <= splits[0].start:
-            raise InputError(f"{book.pair}: no window of {temporal_dim} states lies in the training share: change "
-                             f"split_ratios = {config['split_ratios']}, or leave the pair out")  # fmt: skip
-        pairs.append(Pair(book, np.asarray(rows), splits))
-    return pairs, cuts
-
-
-def share_windows(pairs: list[Pair], config: dict) -> np.ndarray:
-    """Return int64 (pairs, 3): windows to draw of each pair in each split, shared by the pairs that reach it."""
-    states = {pair.book.pair: pair.book.rows for pair in pairs}
-    weights = config["pair_weights"] if config["pair_weights"] is not None else states
-    if set(weights) != set(states) or not all(type(w) in (int, float) and 0 < w <= 1e9 for w in weights.values()):
-        raise InputError(f"pair_weights = {weights} must give a share above 0, at most 1e9, to each of "
-                         f"{', '.join(states)}")  # fmt: skip
-    have = np.array([[max(0, split.stop - split.start) for split in pair.splits] for pair in pairs])
-    ratios = config["split_ratios"] if len(config["split_ratios"]) == 3 else have.sum(axis=0)  # of two dates
-    shares = np.array([[weights[name]] for name in states]) * (have > 0)
-    for name, share, ratio in zip(SPLITS, shares.sum(axis=0), ratios, strict=True):
-        if config["windows"] is not None and ratio > 0 and share == 0:
-            raise InputError(f"no pair has a window of {config['temporal_dim']} states for {name}: change "
-                             f"split_ratios = {config['split_ratios']}, or lower --temporal_dim")  # fmt: skip
-    shares = shares / np.maximum(shares.sum(axis=0), 1e-300) * ratios
-    total = config["windows"] or max(1, sum(states.values()) // 64)
-    edges = np.round(total * np.cumsum(shares) / shares.sum())
-    return np.diff(edges.astype(np.int64), prepend=0).reshape(shares.shape)
-
-
-def fit_scale(pair: Pair, outlier_std: float) -> np.ndarray:
-    """Mean, deviation and the limits of the equal-width cells of a pair's training windows, (4, 4), a row each.
-
-    The limits are the outlier limits, or the extremes where those are nearer. Columns are the SCORED statistics.
-    """
-    rows = pair.rows[pair.splits[0]]
-    mean, squares, low, high = sum_statistics(rows)
-    for name, centre, square in zip(SCORED, mean, squares, strict=True):
-        if not np.isfinite([centre, square]).all():
-            raise InputError(f"{pair.book.pair}: {name} is NaN or infinite: run exploration_main.py again")
-        if square <= 1e-24 * len(rows) * centre**2:
-            raise InputError(f"{pair.book.pair}: {name} is {centre:g} in all {len(rows):,} training windows: there is "
-                             "nothing to balance")  # fmt: skip
-    deviation = np.sqrt(squares / len(rows))
-    limit = outlier_std * deviation
-    return np.stack([mean, deviation, np.maximum(low, mean - limit), np.minimum(high, mean + limit)])
-
-
-@njit(cache=True, parallel=True)
-def sum_statistics(rows):
-    """Mean, sum of squared deviations, smallest and largest of the SCORED statistics, (4, 4), a row each."""
-    chunks = (len(rows) + CHUNK - 1) // CHUNK
-    parts = np.zeros((chunks, 4, 4))
-    for chunk in prange(chunks):
-        begin, part = chunk * CHUNK, parts[chunk]
-        part[2], part[3] = np.inf, -np.inf
-        for i in range(begin, min(begin + CHUNK, len(rows))):
-            row = rows[i]
-            for k, value in enumerate((row["mid_price_change_bps"], row["average_spread_bps"],
-                                       row["std_tick_returns_bps"], row["mean_tick_returns_bps"])):  # fmt: skip
-                step = value - part[0, k]
-                part[0, k] += step / (i - begin + 1)
-                part[1, k] += step * (value - part[0, k])
-                part[2, k], part[3, k] = min(part[2, k], value), max(part[3, k], value)
-    total, count = parts[0].copy(), min(CHUNK, len(rows))
-    for chunk in range(1, chunks):  # joined as Chan et al. (1979)
-        part, more = parts[chunk], min(CHUNK, len(rows) - chunk * CHUNK)
-        gap = part[0] - total[0]
-        total[0] += gap * (more / (count + more))
-        total[1] += part[1] + gap * gap * (count * more / (count + more))
-        total[2], total[3] = np.minimum(total[2], part[2]), np.maximum(total[3], part[3])
-        count += more
-    return total
-
-
-def place(
-    rows: np.ndarray, scale: np.ndarray, cells: Sequence[int], weights: Sequence[float], outlier_std: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return each window's joint cell, int16, -1 for an outlier, and its composite score, float32."""
-    cell, score = np.empty(len(rows), dtype=np.int16), np.empty(len(rows), dtype=np.float32)
-    rows.flags.writeable = False  # as the memory map, so that the kernel is compiled once
-    each = np.array(weights, dtype=np.float64)
-    place_windows(rows, scale, float(outlier_std), np.array(cells, dtype=np.int64), each, cell, score)
-    return cell, score
-
-
-@njit(cache=True, parallel=True)
-def place_windows(rows, scale, outlier_std, cells, weights, cell_of, score_of):
-    """Cell of volatility x spread x direction (-1: outlier) and composite score of each window.
-
-    The composite is the weighted sum of the standardised statistics, of the two signed ones their size: a fall is as
-    far from calm as a rise.
-    """
-    for i in prange(len(rows)):
-        change, spread = rows[i]["mid_price_change_bps"], rows[i]["average_spread_bps"]
-        volatility, drift = rows[i]["std_tick_returns_bps"], rows[i]["mean_tick_returns_bps"]
-        score, outlier = 0.0, False
-        for k, value in enumerate((change, spread, volatility, drift)):
-            z = (value - scale[0, k]) / scale[1, k]
-            outlier |= not abs(z) <= outlier_std  # NaN is one, too
-            score += weights[k] * (abs(z) if k == 0 or k == 3 else z)
-        cell = 0
-        for axis, (k, value) in enumerate(((2, volatility), (1, spread), (0, change))):
-            place = cells[axis] * (value - scale[2, k]) / (scale[3, k] - scale[2, k]) if not outlier else 0.0
-            cell = cell * cells[axis] + int(min(max(place, 0.0), cells[axis] - 1.0))
-        cell_of[i] = -1 if outlier else cell
-        score_of[i] = score
-
-
-def find_strata(pair: Pair, scale: np.ndarray, config: dict) -> list[np.ndarray]:
-    """Return, for each split, the stratum of each of its windows, int16, -1 for an outlier among training's.
-
-    Those of validation and test stay, in the outermost strata: a market that has moved on is no reason to drop it.
-    """
-    found: list[np.ndarray] = []
-    edges = None
-    for split, limit in zip(pair.splits, (config["outlier_std"], np.inf, np.inf), strict=True):
-        stratum, score = place(pair.rows[split], scale, config["cells"], config["composite_weights"], limit)
-        if not found and (stratum < 0).all():
-            raise InputError(f"{pair.book.pair}: all {len(stratum):,} training windows are outliers: raise "
-                             f"--outlier_std={config['outlier_std']:g}")  # fmt: skip
-        if not np.isfinite(score).all():
-            raise InputError(f"{pair.book.pair}: a statistic is NaN or infinite: run exploration_main.py again")
-        if config["strata"] != "joint_cells":
-            if edges is None:  # of the training share, which comes first
-                inside, share = score[stratum >= 0], np.linspace(0, 1, config["bins"] + 1)[1:-1]
-                if config["strata"] == "quantile":
-                    edges = np.quantile(inside, share, overwrite_input=True)
-                else:
-                    edges = inside.min() + share * (inside.max() - inside.min())
-            for begin in range(0, len(score), 1 << 20):
-                part = slice(begin, begin + (1 << 20))
-                stratum[part] = np.where(stratum[part] < 0, -1, np.searchsorted(edges, score[part], side="right"))
-        found.append(stratum)
-    return found
-
-
-def draw_pair(pair: Pair, wanted: np.ndarray, config: dict) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Draw one pair's windows: SAMPLE in time order, their places in the pair's statistics, and what was found."""
-    scale, temporal_dim = fit_scale(pair, config["outlier_std"]), config["temporal_dim"]
-    name = int.from_bytes(hashlib.sha256(pair.book.pair.encode()).digest()[:8], "little")
-    places, samples = [], []
-    facts: dict[str, Any] = {"splits": {}, "scale": scale.tolist()}
-    strata = find_strata(pair, scale, config)
-    for index, stratum in enumerate(strata):
-        rng = np.random.Generator(np.random.PCG64([config["seed"], name, index]))
-        ends = pair.rows["end_row"][pair.splits[index]]
-        picked, weight, exhausted = draw_split(ends, stratum, int(wanted[index]), config, rng)
-        if config["windows"] is not None and weight.sum() < wanted[index] - 0.5:
-            raise InputError(f"{pair.book.pair}: {wanted[index]:,} {SPLITS[index]} windows asked for, {len(picked):,} "
-                             f"of {len(ends):,} can be had {config['min_stride']} states apart: lower --windows (None: "
-                             "what there is) or --min_stride")  # fmt: skip
-        sample = np.empty(len(picked), dtype=SAMPLE)
-        sample["end_row"], sample["stratum"], sample["weight"] = ends[picked], stratum[picked], weight
-        overlap, distinct = measure_overlap(sample["end_row"], temporal_dim)
-        outliers = int(np.count_nonzero(stratum < 0))
-        facts["splits"][SPLITS[index]] = {
-            "windows": len(sample), "available": len(ends) - outliers, "outliers": outliers,
-            "strata": len(np.unique(stratum[stratum >= 0])), "exhausted_strata": exhausted,
-            "mean_overlap": overlap, "distinct_windows": distinct,
-        }  # fmt: skip
-        places.append(pair.splits[index].start + picked)
-        samples.append(sample)
-    if not any(map(len, samples)):
-        raise InputError(f"{pair.book.pair}: none of the windows falls to it: raise --windows, or its share in "
-                         "--pair_weights, or leave the pair out")  # fmt: skip
-    facts["shared_states"] = count_shared_states([s["end_row"] for s in samples], temporal_dim, pair.book.rows)
-    on_grid = config["strata"] == "joint_cells" and tuple(config["cells"]) == GRID
-    limits = config["composite_weights"], config["outlier_std"]
-    before = strata[0] if on_grid else place(pair.rows[pair.splits[0]], scale, GRID, *limits)[0]
-    after, _ = place(pair.rows[places[0]], scale, GRID, *limits)
-    cells = np.bincount(before[before >= 0])
-    facts["entropy_before"] = normalised_entropy(cells, cells)
-    facts["entropy_after"] = normalised_entropy(np.bincount(after, samples[0]["weight"], len(cells)), cells)
-    return np.concatenate(samples), np.concatenate(places), facts
-
-
-def draw_split(
-    ends: np.ndarray, stratum: np.ndarray, wanted: int, config: dict, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Pick `wanted` windows, as nearly as can be the same number of each stratum, all `min_stride` apart.
-
-    Rare strata choose first. One that has too few gives what it has, and those after it share what it lacks; under
-    `oversample` its own weights make up for it. Returns the places, ascending, their weights, and how many strata
-    gave all they had.
-    """
-    members, bounds = sort_by_stratum(stratum)
-    names = np.argsort(np.diff(bounds), kind="stable")
-    names = names[np.diff(bounds)[names] > 0]
-    used, blocked = bounds.copy(), np.zeros(len(ends), dtype=np.bool_)
-    parts, weights = [np.empty(0, dtype=np.int64)], [np.empty(0)]
-    missing, found = wanted, 1
-    while missing and found:
-        found = 0
-        for left, name in zip(range(len(names), 0, -1), names, strict=True):
-            quota, stop = -(-missing // left), bounds[name + 1]
-            picked, used[name] = take_apart(members, used[name], stop, quota, config["min_stride"], ends, blocked, rng)
-            repeated = config["oversample"] and len(picked) > 0
-            missing -= quota if repeated else len(picked)
-            parts.append(picked)
-            weights.append(np.full(len(picked), quota / len(picked) if repeated else 1.0))
-            found += len(picked)
-    places, weight = np.concatenate(parts), np.concatenate(weights)
-    order = np.argsort(places)
-    return places[order], weight[order], int(np.count_nonzero(used[names] == bounds[names + 1]))
-
-
-@njit(cache=True)
-def sort_by_stratum(stratum):
-    """Places of the windows, stratum after stratum, and where each stratum begins (one more than strata)."""
-    bounds = np.zeros(max(0, stratum.max()) + 2 if len(stratum) else 1, dtype=np.int64)
-    for name in stratum:
-        if name >= 0:
-            bounds[name + 1] += 1
-    bounds = np.cumsum(bounds)
-    members, cursor = np.empty(bounds[-1], dtype=np.uint32), bounds.copy()
-    for place, name in enumerate(stratum):
-        if name >= 0:
-            members[cursor[name]] = place
-            cursor[name] += 1
-    return members, bounds
-
-
-@njit(cache=True)
-def take_apart(members, begin, end, quota, stride, ends, blocked, rng):
-    """Pick up to `quota` of members[begin:end] at random, none within `stride` states of one picked before.
-
-    `blocked` marks the windows that are too near; `members` is shuffled as far as it is used (Fisher and Yates).
-    Returns the places and where the unused members begin.
-    """
-    picked = np.empty(min(quota, end - begin), dtype=np.int64)
-    count = 0
-    while begin < end and count < quota:
-        swap = begin + int(rng.random() * (end - begin))
-        place = np.int64(members[swap])
-        members[swap] = members[begin]
-        begin += 1
-        if blocked[place]:
-            continue
-        picked[count] = place
-        count += 1
-        for step in (-1, 1):
-            near = place
-            while 0 <= near < len(ends) and abs(ends[near] - ends[place]) < stride:
-                blocked[near] = True
-                near += step
-    return picked[:count], begin
-
-
-def normalised_entropy(counts: np.ndarray, natural: np.ndarray) -> float:
-    """Entropy of the distribution over the cells that `natural` occupies, as a share of the largest possible."""
-    share = counts[counts > 0] / max(counts.sum(), 1)
-    return -float((share * np.log(share)).sum()) / math.log(max(2, int(np.count_nonzero(natural))))
-
-
-def measure_overlap(ends: np.ndarray, temporal_dim: int) -> tuple[float, float]:
-    """Mean share of a window's states that the window before it holds; distinct windows: states covered / T."""
-    if len(ends) == 0:
-        return 0.0, 0.0
-    new = np.minimum(np.diff(ends, prepend=ends[0] - temporal_dim), temporal_dim)
-    return float(1 - new[1:].mean() / temporal_dim) if len(ends) > 1 else 0.0, float(new.sum() / temporal_dim)
-
-
-def save_sample(
-    pair: Pair, sample: np.ndarray, places: np.ndarray, facts: dict, cuts: np.ndarray, config: dict, folder: Path
-) -> None:
-    """Write one pair's sample, print what is in it and draw it."""
-    file = folder / "balanced_samples" / f"{pair.book.pair}.npy"
+def save_sample(pair: Pair, sample: Sample, cuts: np.ndarray, config: dict) -> Path:
+    """Write one pair's sample and its `.json`; return the file."""
+    file = Path(config["data_dir"]) / "balanced_samples" / f"{pair.book.pair}.npy"
     parameters = {key: config[key] for key in config if key not in ("data_dir", "plots", "pairs")}
-    save_table(file, sample, parameters, identity(pair.book), cuts_ns=cuts.tolist(), **facts)
-    print(f"{pair.book.pair}: {len(sample):,} windows, states shared by two splits: {facts['shared_states']} -> {file}")
-    columns = ("windows", "available", "outliers", "strata", "exhausted_strata", "mean_overlap", "distinct_windows")
-    print(f"  {'':<12}" + "".join(f"{column.replace('_', ' '):>18}" for column in columns))
-    for name, split in facts["splits"].items():
-        cells = (f"{split[c]:>18,.2f}" if isinstance(split[c], float) else f"{split[c]:>18,}" for c in columns)
-        print(f"  {name:<12}" + "".join(cells))
-    outliers, kept = (facts["splits"]["train"][column] for column in ("outliers", "available"))
-    if outliers > 0.1 * (outliers + kept):
-        print(f"  warning: {100 * outliers / (outliers + kept):.0f} % of the training windows are outliers, set aside: "
-              f"raise --outlier_std={config['outlier_std']:g}")  # fmt: skip
-    print(f"  normalised entropy of conditions in training: {facts['entropy_before']:.3f} before, "
-          f"{facts['entropy_after']:.3f} after ({config['strata']})")  # fmt: skip
-    before, after = pair.rows[:: -(-len(pair.rows) // 200_000)], pair.rows[places]
-    print(f"  {'':<22}{'before: 1 %':>12}{'median':>12}{'99 %':>12}{'after: 1 %':>14}{'median':>12}{'99 %':>12}")
-    for name in SCORED:
-        numbers = [*np.quantile(before[name], [0.01, 0.5, 0.99]), *np.quantile(after[name], [0.01, 0.5, 0.99])]
-        print(f"  {name:<22}" + "".join(f"{n:>{w}.4g}" for n, w in zip(numbers, (12, 12, 12, 14, 12, 12), strict=True)))
-    if config["plots"]:
-        from lob.plotting import save
-        from lob.windows.pictures import draw_balance
+    save_table(file, sample.rows, parameters, identity(pair.book), cuts_ns=cuts.tolist(), **sample.facts)
+    return file
 
-        picture = folder / "plots" / f"{pair.book.pair}_balanced.png"
-        print(f"  {save(draw_balance(before, after, SCORED, pair.book.pair), picture)}")
+
+def summarise(pair: Pair, sample: Sample, outlier_std: float) -> str:
+    """What a sample holds: its splits, its evenness, and each statistic before and after."""
+    splits = sample.facts["splits"]
+    header = "".join(f"{column.replace('_', ' '):>18}" for column in SPLIT_COLUMNS)
+    lines = [f"  {'':<12}{header}"]
+    for name, split in splits.items():
+        lines.append(f"  {name:<12}" + "".join(format_cell(split[column]) for column in SPLIT_COLUMNS))
+    outliers = splits["train"]["outliers"]
+    windows = outliers + splits["train"]["available"]
+    if outliers > 0.1 * windows:
+        lines.append(
+            f"  warning: {100 * outliers / windows:.0f} % of the training windows are outliers, "
+            f"set aside: raise --outlier_std={outlier_std:g}"
+        )
+    lines.append(
+        "  normalised entropy of conditions in training: "
+        f"{sample.facts['entropy_before']:.3f} before, {sample.facts['entropy_after']:.3f} after"
+    )
+    before, after = compared_rows(pair, sample)
+    header = f"{'before: 1 %':>12}{'median':>12}{'99 %':>12}"
+    header += f"{'after: 1 %':>14}{'median':>12}{'99 %':>12}"
+    lines.append(f"  {'':<22}{header}")
+    for name in SCORED:
+        low, median, high = np.quantile(before[name], LEVELS)
+        low_after, median_after, high_after = np.quantile(after[name], LEVELS)
+        lines.append(
+            f"  {name:<22}{low:>12.4g}{median:>12.4g}{high:>12.4g}"
+            f"{low_after:>14.4g}{median_after:>12.4g}{high_after:>12.4g}"
+        )
+    return "\n".join(lines)
+
+
+def format_cell(value: Any) -> str:
+    return f"{value:>18,.2f}" if isinstance(value, float) else f"{value:>18,}"
+
+
+def compared_rows(pair: Pair, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """The statistics of at most 200,000 windows, evenly taken, and those of the sampled windows."""
+    step = -(-len(pair.rows) // 200_000)
+    return pair.rows[::step], pair.rows[sample.places]
+
+
+def draw(pair: Pair, sample: Sample, folder: Path) -> Path:
+    """Draw each statistic before and after the balancing; return the file."""
+    from lob.plotting import save
+    from lob.windows.pictures import draw_balance
+
+    before, after = compared_rows(pair, sample)
+    figure = draw_balance(before, after, SCORED, pair.book.pair)
+    return save(figure, folder / f"{pair.book.pair}_balanced.png")
 
 
 if __name__ == "__main__":

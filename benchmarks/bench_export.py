@@ -2,12 +2,17 @@
 
     python -m benchmarks.bench_export --write=True
 
-Weights and windows are random: time does not depend on their values. On the CPU a single window has one thread, as in
-a program that trades, and a batch has all cores; TorchScript also runs on the GPU where there is one.
+Weights and windows are random: time does not depend on their values. On the CPU a single window has
+one thread, as in a program that trades, and a batch has all cores; TorchScript also runs on the GPU
+if there is one.
 """
 
 config = {
-    "presets": ["tiny_transformer", "deep_narrow_transformer"],  # model sizes of lob/model/encoder.py
+    "presets": [
+        "tiny_transformer",
+        "deep_narrow_transformer",
+    ],  # model sizes of lob/model/encoder.py
+    "formats": ["torchscript", "onnx"],  # one of these or both
     "devices": ["cpu"],  # cpu, cuda or both (ONNX files run on the CPU)
     "depth": 96,  # levels of a state
     "temporal_dim": 256,  # states of a window
@@ -22,47 +27,73 @@ from lob.config import load_config, run
 if __name__ == "__main__":
     config = load_config(config, __file__)
 
+import copy
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import model_exporter
-from benchmarks.report import ROW, report
+from benchmarks.report import report
+from lob.export.program import ENDINGS, write_program
+from lob.model.embedding import WindowEncoder, in_bf16
 from lob.model.encoder import BookEncoder, encoder_config
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WARM_UP = 10  # single windows before those that are timed
 
 
 def main(config: dict) -> None:
-    rows, settings = [], {**model_exporter.config, "precisions": ["fp32", "bf16"], "devices": config["devices"]}
+    rows = []
     windows = random_windows(config["batch_size"], config["temporal_dim"], config["depth"])
     for preset in config["presets"]:
         torch.manual_seed(0)
-        encoder = BookEncoder(encoder_config(preset, depth=config["depth"], temporal_dim=config["temporal_dim"])).eval()
-        for format_, precision, device in model_exporter.variants(settings):
-            if device not in config["devices"]:
-                continue
-            module = model_exporter.make_part("encoder", encoder, settings, precision, device)
-            facts = model_exporter.describe("encoder", encoder.config, settings, precision, device)
+        sizes = encoder_config(preset, depth=config["depth"], temporal_dim=config["temporal_dim"])
+        encoder = BookEncoder(sizes).eval()
+        for format_, precision, device in variants(config):
+            case = f"{preset}/{format_}_{precision}_{device}"
             with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / f"encoder{model_exporter.FORMATS[format_]}"
-                model_exporter.write(file, module, windows, facts)
-                rows += measure(f"{preset}/{format_}_{precision}_{device}", file, windows, device, config)
+                file = Path(folder) / f"encoder{ENDINGS[format_]}"
+                write_encoder(file, encoder, windows, precision, device)
+                rows += measure(case, file, windows, device, config)
     name = "export_cuda" if config["devices"] == ["cuda"] else "export"
-    report(name, [dict(zip(ROW, row, strict=True)) for row in rows], write=config["write"])
+    report(name, rows, write=config["write"])
+
+
+def variants(config: dict) -> Iterator[tuple[str, str, str]]:
+    """Yield format, precision and device of each file; ONNX files run on the CPU alone."""
+    for format_ in config["formats"]:
+        for precision in ("fp32", "bf16"):
+            for device in config["devices"]:
+                if format_ == "torchscript" or device == "cpu":
+                    yield format_, precision, device
+
+
+def write_encoder(
+    file: Path, encoder: BookEncoder, windows: tuple[Tensor, Tensor], precision: str, device: str
+) -> None:
+    encoder = copy.deepcopy(encoder) if precision == "fp32" else in_bf16(encoder)
+    module = WindowEncoder(encoder.requires_grad_(False), "last").eval().to(device)
+    facts = {
+        "inputs": ["price_ticks", "sizes"],
+        "outputs": ["embedding"],
+        "precision": precision,
+    }
+    write_program(file, module, windows, facts)
 
 
 def random_windows(count: int, states: int, depth: int) -> tuple[Tensor, Tensor]:
+    """Return price_ticks int64 and sizes float32, (count, states, depth) each."""
     rng = np.random.default_rng(0)
     path = 7_800_000 + rng.integers(-1, 2, (count, states, 1)).cumsum(1)
     price_ticks = path + rng.integers(1, 40, (count, 1, depth)).cumsum(2)
-    return torch.from_numpy(price_ticks), torch.from_numpy(rng.lognormal(-2, 1, price_ticks.shape).astype(np.float32))
+    sizes = rng.lognormal(-2, 1, price_ticks.shape).astype(np.float32)
+    return torch.from_numpy(price_ticks), torch.from_numpy(sizes)
 
 
 def load(file: Path, device: str, threads: int) -> Callable[[tuple[Tensor, Tensor]], object]:
@@ -72,36 +103,53 @@ def load(file: Path, device: str, threads: int) -> Callable[[tuple[Tensor, Tenso
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        return lambda given: session.run(None, {"price_ticks": given[0].numpy(), "sizes": given[1].numpy()})
+        providers = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(file, options, providers=providers)
+
+        def call_session(given: tuple[Tensor, Tensor]) -> object:
+            price_ticks, sizes = given
+            return session.run(None, {"price_ticks": price_ticks.numpy(), "sizes": sizes.numpy()})
+
+        return call_session
     torch.set_num_threads(threads)
     module = torch.jit.load(str(file), map_location=device)
     return lambda given: module(*(x.to(device) for x in given)).cpu()
 
 
 @torch.inference_mode()
-def measure(case: str, file: Path, windows: tuple[Tensor, Tensor], device: str, config: dict) -> list[tuple]:
-    call, times = load(file, device, 1), []
-    for number in range(config["runs"] + 10):
-        window = tuple(x[number % len(x)][None] for x in windows)
+def measure(case: str, file: Path, windows: tuple[Tensor, Tensor], device: str, config: dict) -> list[dict[str, Any]]:
+    """Return the rows of one file: times of single windows and the rate of batches."""
+    call = load(file, device, threads=1)
+    times = []
+    for number in range(WARM_UP + config["runs"]):
+        index = number % len(windows[0])
+        window = windows[0][index : index + 1], windows[1][index : index + 1]
         began = time.perf_counter()
         call(window)
         times.append(time.perf_counter() - began)
-    p50, p99 = np.percentile(times[10:], [50, 99]) * 1e3
-    call = load(file, device, CORES)
+    p50, p99 = np.percentile(times[WARM_UP:], [50, 99]) * 1e3
+    call = load(file, device, threads=CORES)
+    two = windows[0][:2], windows[1][:2]
     for _ in range(3):
-        call(tuple(x[:2] for x in windows))
+        call(two)
     if device == "cuda":
         call(windows)
     began = time.perf_counter()
     for _ in range(config["batches"]):
         call(windows)
     rate = config["batches"] * len(windows[0]) / (time.perf_counter() - began)
-    one, all_ = (", copied to the GPU and back", "") if device == "cuda" else (" on one thread", f" on {CORES} cores")
-    note = (f"random weights, {config['depth']} levels, {config['temporal_dim']} states; p50 and p99 of one window{one}"
-            f"; windows per second in batches of {config['batch_size']}{all_}")  # fmt: skip
-    return [(case, "p50_ms", p50, "ms", note), (case, "p99_ms", p99, "ms", note),
-            (case, "windows_per_second", rate, "1/s", note)]  # fmt: skip
+    for_one, for_batches = " on one thread", f" on {CORES} cores"
+    if device == "cuda":
+        for_one, for_batches = ", copied to the GPU and back", ""
+    note = (
+        f"random weights, {config['depth']} levels, {config['temporal_dim']} states; "
+        f"p50 and p99 of one window{for_one}; "
+        f"windows per second in batches of {config['batch_size']}{for_batches}"
+    )
+    measured = (("p50_ms", p50, "ms"), ("p99_ms", p99, "ms"), ("windows_per_second", rate, "1/s"))
+    return [
+        {"case": case, "metric": metric, "value": value, "unit": unit, "note": note} for metric, value, unit in measured
+    ]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""The parser's kernel and the window statistics beside packages that do a part of the same, on the same input.
+"""The parser's kernel and the window statistics beside packages that do a part of the same.
 
     python -m benchmarks.bench_peers
     python -m benchmarks.bench_peers --write=True
 
-order-book (a C extension): its sorted sides, changed from Python; a state is its `to_dict` of the best levels.
-hftbacktest: its two market depths in Rust, driven from numba by its backtest; a state is read level by level (hash map)
-or copied from the array of the prices around (ROI vector). pandas: rolling means and deviations of five statistics.
-Each is skipped by name where it is not installed. Prints a table and one JSON line.
+All get the same input:
+
+- order-book (a C extension): its sorted sides, changed from Python; a state is its `to_dict` of the
+  best levels.
+- hftbacktest: its two market depths in Rust, driven from numba by its backtest; a state is read
+  level by level (hash map) or copied from the array of the prices around (ROI vector).
+- pandas: rolling means and deviations of five statistics.
+
+Packages that are not installed are skipped by name. Prints a table and one JSON line.
 """
 
 config = {
@@ -31,10 +36,10 @@ from numba import njit
 
 from benchmarks.bench_parser import DEPTH, LEVELS, Columns, best_of, make_updates
 from benchmarks.report import ROW, report
-from exploration_main import CHUNK_ROWS, chunk_statistics
 from lob.book.order_book import OrderBook
 from lob.book.price_levels import ASK, BID
 from lob.book.states import Book
+from lob.windows.statistics import CHUNK_ROWS, chunk_statistics
 
 HALF = DEPTH // 2
 
@@ -46,7 +51,7 @@ def main(config: dict) -> None:
         try:
             package = importlib.import_module(name)
         except ImportError:
-            print(f"{name} is not installed: its cases are skipped (pip install -r requirements-dev.txt)")
+            print(f"{name} is not installed, its cases are skipped: pip install -r requirements-dev.txt")
             continue
         rows += measure(package, columns, best)
     rows += measure_pandas(config["rows"], config["temporal_dim"])
@@ -55,12 +60,18 @@ def main(config: dict) -> None:
 
 def rate_rows(case: str, columns: Columns, seconds: list[float], notes: tuple[str, str]) -> list[tuple]:
     metrics = ("updates_per_second", "updates_with_state_per_second")
-    return [(case, metric, len(columns[0]) / taken, "1/s", note)
-            for metric, taken, note in zip(metrics, seconds, notes, strict=True)]  # fmt: skip
+    updates = len(columns[0])
+    return [
+        (case, metric, updates / taken, "1/s", note)
+        for metric, taken, note in zip(metrics, seconds, notes, strict=True)
+    ]
 
 
 def measure_ours(columns: Columns) -> tuple[list[tuple], tuple[int, int]]:
-    """The kernel, with states of 2 and of 96 levels; also the best prices that are left, which peers must find."""
+    """Time the kernel with states of 2 and of 96 levels; return the last best prices too.
+
+    Peers must end with the same.
+    """
 
     def apply_all(depth: int) -> OrderBook:
         book = OrderBook(depth, 1e-5, lambda out: None)
@@ -89,13 +100,13 @@ def measure_order_book(package: ModuleType, columns: Columns, best: tuple[int, i
             if with_states and row >= 2 * LEVELS:
                 books[0].to_dict()
 
-    few = len(rows) // 20  # a state takes it long
+    few = len(rows) // 20  # reading a state takes long
     state_seconds = best_of(2, lambda: apply_rows(few, True))[0] * len(rows) / few
     seconds = best_of(2, lambda: apply_rows(len(rows), False))[0]
     found = books[0].bids.index(0)[0], books[0].asks.index(0)[0]
     assert found == best, f"order-book ends with {found}, ours with {best}"
-    return rate_rows("order_book", columns, [seconds, state_seconds],
-                     ("nothing read", f"to_dict of {DEPTH} levels after each"))  # fmt: skip
+    notes = ("nothing read", f"to_dict of {DEPTH} levels after each")
+    return rate_rows("order_book", columns, [seconds, state_seconds], notes)
 
 
 def measure_hftbacktest(package: ModuleType, columns: Columns, best: tuple[int, int]) -> list[tuple]:
@@ -124,14 +135,14 @@ def measure_hftbacktest(package: ModuleType, columns: Columns, best: tuple[int, 
             replay()
             taken += best_of(2, replay)
             assert tuple(found) == best, f"hftbacktest ends with {found}, ours with {best}"
-        rows += rate_rows(f"hftbacktest_{name}", columns, taken,
-                          ("best levels after each", f"{DEPTH} levels after each, tick by tick"))  # fmt: skip
+        notes = ("best levels after each", f"{DEPTH} levels after each, tick by tick")
+        rows += rate_rows(f"hftbacktest_{name}", columns, taken, notes)
     return rows
 
 
 @njit
 def follow(backtest, levels, sizes, found):
-    """Step through the feed; after each event read the best `levels` a side, as a strategy would."""
+    """Step through the feed and read the best `levels` a side after each event."""
     while backtest.wait_next_feed(False, 10**15) == 2:
         depth = backtest.depth(0)
         found[0], found[1] = depth.best_bid_tick, depth.best_ask_tick
@@ -149,27 +160,42 @@ def follow(backtest, levels, sizes, found):
 
 
 def measure_pandas(rows: int, length: int) -> list[tuple]:
-    """Five statistics by pandas.rolling beside all eleven of exploration_main.py, from the same arrays."""
+    """Time five statistics by pandas.rolling, and all eleven of ours from the same arrays."""
     rng = np.random.default_rng(0)
     bid = 7_800_000 + np.cumsum(rng.integers(-1, 2, rows))
     top = np.stack([bid, bid + rng.integers(1, 4, rows)], axis=1).astype(np.int32)
     sizes = rng.random((rows, 2), dtype=np.float32) + 1
-    book = Book(Path("memory"), {"depth": 2, "tick_size": 0.01}, top, sizes, np.arange(rows) * 10**7,
-                np.zeros(1, np.int64), top, sizes[:, 0].copy())  # fmt: skip
+    book = Book(
+        path=Path("memory"),
+        meta={"depth": 2, "tick_size": 0.01},
+        price_ticks=top,
+        sizes=sizes,
+        timestamps=np.arange(rows) * 10**7,
+        segment_starts=np.zeros(1, np.int64),
+        top_of_book=top,
+        traded=sizes[:, 0].copy(),
+    )
     ours: list[np.ndarray] = []
     theirs: list[pd.Series] = []
 
     def describe() -> None:
-        ours[:] = [chunk_statistics(book, first, min(first + CHUNK_ROWS + length - 1, rows), length)
-                   for first in range(0, rows - length + 1, CHUNK_ROWS)]  # fmt: skip
+        ours.clear()
+        for first in range(0, rows - length + 1, CHUNK_ROWS):
+            last = min(first + CHUNK_ROWS + length - 1, rows)
+            ours.append(chunk_statistics(book, first, last, length))
 
     def roll() -> None:
         mid = pd.Series(top.sum(axis=1) / 2.0)
-        returns, spread = mid.pct_change(), pd.Series(top[:, 1] - top[:, 0]) / mid
+        spread = pd.Series(top[:, 1] - top[:, 0]) / mid
         imbalance = pd.Series((sizes[:, 0] - sizes[:, 1]) / sizes.sum(axis=1))
-        ticks = returns.rolling(length - 1)
-        theirs[:] = [mid.pct_change(length - 1), spread.rolling(length).mean(), ticks.std(ddof=0), ticks.mean(),
-                     imbalance.rolling(length).mean()]  # fmt: skip
+        returns = mid.pct_change().rolling(length - 1)
+        theirs[:] = [
+            mid.pct_change(length - 1),
+            spread.rolling(length).mean(),
+            returns.std(ddof=0),
+            returns.mean(),
+            imbalance.rolling(length).mean(),
+        ]
 
     describe()
     seconds, pandas_seconds = best_of(3, describe, roll)
@@ -178,8 +204,20 @@ def measure_pandas(rows: int, length: int) -> list[tuple]:
     windows, note = rows - length + 1, f"temporal_dim {length}, {rows:,} states"
     return [
         ("ours", "windows_per_second", windows / seconds, "1/s", f"11 statistics, {note}"),
-        ("pandas", "windows_per_second", windows / pandas_seconds, "1/s", f"5 statistics by rolling, {note}"),
-        ("pandas", "largest_relative_difference", difference, "", "of the deviation of tick returns from ours"),
+        (
+            "pandas",
+            "windows_per_second",
+            windows / pandas_seconds,
+            "1/s",
+            f"5 statistics by rolling, {note}",
+        ),
+        (
+            "pandas",
+            "largest_relative_difference",
+            difference,
+            "",
+            "of the deviation of tick returns from ours",
+        ),
     ]
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.bench_windows
     python -m benchmarks.bench_windows --write=True --sampler_rows="[1000000, 10000000, 100000000]"
 
-Needs about 100 bytes of disk a row under `work_dir`, all removed at the end. Prints a table and one JSON line.
+Needs about 100 bytes of disk a row under `work_dir`, all removed at the end. Prints a table and one
+JSON line.
 """
 
 config = {
@@ -29,9 +30,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import ROW, report, watch
-from exploration_main import CHUNK_ROWS, STATISTICS, chunk_statistics
 from lob.book.states import Book, identity, open_book
 from lob.storage import ArrayWriter, new_table
+from lob.windows.statistics import CHUNK_ROWS, STATISTICS, chunk_statistics
 
 BLOCK = 1 << 20
 
@@ -49,46 +50,66 @@ def measure_kernel(rows: int) -> list[tuple]:
     rng = np.random.default_rng(0)
     mid = 7_800_000 + np.cumsum(rng.integers(-1, 2, rows))
     top = np.stack([mid, mid + rng.integers(1, 4, rows)], axis=1).astype(np.int32)
-    sizes, times = rng.random((rows, 96), dtype=np.float32), np.cumsum(rng.integers(0, 20_000_000, rows))
-    meta = {"depth": 96, "tick_size": 0.01}
-    book = Book(Path("memory"), meta, sizes.view(np.int32), sizes, times, np.zeros(1, np.int64), top,
-                sizes[:, 0].copy())  # fmt: skip
+    sizes = rng.random((rows, 96), dtype=np.float32)
+    book = Book(
+        path=Path("memory"),
+        meta={"depth": 96, "tick_size": 0.01},
+        price_ticks=sizes.view(np.int32),  # never read, since there is a top of book
+        sizes=sizes,
+        timestamps=np.cumsum(rng.integers(0, 20_000_000, rows)),
+        segment_starts=np.zeros(1, np.int64),
+        top_of_book=top,
+        traded=sizes[:, 0].copy(),
+    )
     best = {256: np.inf, 1024: np.inf}
     for length in (256, 1024) * 5:
         began = time.perf_counter()
         for first in range(0, rows - length + 1, CHUNK_ROWS):
-            chunk_statistics(book, first, min(first + CHUNK_ROWS + length - 1, rows), length)
+            last = min(first + CHUNK_ROWS + length - 1, rows)
+            chunk_statistics(book, first, last, length)
         best[length] = min(best[length], time.perf_counter() - began)
     note = f"{rows:,} states of 96 levels in memory, temporal_dim 256, {os.cpu_count()} cores"
     return [
         ("kernel", "windows_per_second", (rows - 255) / best[256], "1/s", note),
-        ("kernel", "ratio_1024_to_256", best[1024] / best[256], "", "time at temporal_dim 1024 / at 256"),
+        (
+            "kernel",
+            "ratio_1024_to_256",
+            best[1024] / best[256],
+            "",
+            "time at temporal_dim 1024 / at 256",
+        ),
     ]
 
 
 def write_book(folder: Path, rows: int, depth: int) -> Book:
-    """A book on disk, a block at a time; prices are a hole in the file, since `top_of_book` is read instead."""
+    """Write a book to disk, a block at a time.
+
+    Its prices are a hole in the file, since `top_of_book` is read instead.
+    """
     folder.mkdir(parents=True)
-    names = {"sizes": (np.float32, (depth,)), "top_of_book": (np.int32, (2,)), "timestamps": (np.int64, ())}
-    writers = {name: ArrayWriter(folder / f"{name}.npy", dtype, shape) for name, (dtype, shape) in names.items()}
+    sizes = ArrayWriter(folder / "sizes.npy", np.float32, (depth,))
+    top_of_book = ArrayWriter(folder / "top_of_book.npy", np.int32, (2,))
+    timestamps = ArrayWriter(folder / "timestamps.npy", np.int64)
     rng = np.random.default_rng(0)
     for begin in range(0, rows, BLOCK):
         count = min(BLOCK, rows - begin)
         bid = 7_800_000 + np.cumsum(rng.integers(-1, 2, count))
-        writers["sizes"].append(rng.random((count, depth), dtype=np.float32) + 1)
-        writers["top_of_book"].append(np.stack([bid, bid + rng.integers(1, 4, count)], axis=1).astype(np.int32))
-        writers["timestamps"].append(np.arange(begin, begin + count) * 10_000_000)
-    for writer in writers.values():
+        sizes.append(rng.random((count, depth), dtype=np.float32) + 1)
+        ask = bid + rng.integers(1, 4, count)
+        top_of_book.append(np.stack([bid, ask], axis=1).astype(np.int32))
+        timestamps.append(np.arange(begin, begin + count) * 10_000_000)
+    for writer in (sizes, top_of_book, timestamps):
         writer.close()
     np.save(folder / "segment_starts.npy", np.zeros(1, np.int64))
-    np.lib.format.open_memmap(folder / "price_ticks.npy", mode="w+", dtype=np.int32, shape=(rows, depth))
+    price_file = folder / "price_ticks.npy"
+    np.lib.format.open_memmap(price_file, mode="w+", dtype=np.int32, shape=(rows, depth))
     meta = {"format_version": 1, "depth": depth, "tick_size": 0.01, "rows": rows}
     (folder / "meta.json").write_text(json.dumps(meta))
     return open_book(folder)
 
 
 def measure_files(folder: Path, rows: int) -> list[tuple]:
-    """exploration_main.py from file to file beside the rate at which the disk takes as many bytes."""
+    """Time exploration_main.py from file to file, beside a plain write of as many bytes."""
     block = np.random.default_rng(0).bytes(STATISTICS.itemsize * BLOCK)
     began = time.perf_counter()
     with open(folder / "raw", "wb") as handle:
@@ -102,19 +123,28 @@ def measure_files(folder: Path, rows: int) -> list[tuple]:
         write_book(folder / "files" / "book_states" / "SYN", count, 8)
         seconds, memory = watch("exploration_main.py", f"--data_dir={folder / 'files'}", "--plots=False")
         shutil.rmtree(folder / "files")
-        found.append(("file_to_file", f"anonymous_mb_{count}", memory, "MB", "8 levels, Python and numba included"))
+        found.append(
+            (
+                "file_to_file",
+                f"anonymous_mb_{count}",
+                memory,
+                "MB",
+                "8 levels, Python and numba included",
+            )
+        )
     rate = rows * STATISTICS.itemsize / seconds / 1e6
     note = f"{rows:,} windows in {seconds:.1f} s; the disk takes {disk / 1e6:,.0f} MB/s"
     return [*found, ("file_to_file", "written_mb_per_second", rate, "MB/s", note)]
 
 
 def measure_sampler(folder: Path, sizes: list[int]) -> list[tuple]:
-    """create_balanced_dataset.py on heavy-tailed statistics, one window drawn for every 64 states."""
-    rng, block = np.random.default_rng(0), np.zeros(BLOCK, dtype=STATISTICS)
+    """Time create_balanced_dataset.py on heavy-tailed statistics, a window every 64 states."""
+    rng = np.random.default_rng(0)
+    block = np.zeros(BLOCK, dtype=STATISTICS)
     for name in STATISTICS.names or ():
         block[name] = rng.standard_t(4, BLOCK)
     found, taken, data = [], [], folder / "sampler"
-    for rows in (sizes[0], *sizes):  # the first run compiles, and is not kept
+    for rows in (sizes[0], *sizes):  # the first run compiles and is dropped
         about = identity(write_book(data / "book_states" / "SYN", rows + 255, 2))
         with new_table(data / "window_statistics" / "SYN.npy", STATISTICS, {"temporal_dim": 256}, about) as table:
             for begin in range(0, rows, BLOCK):
@@ -126,7 +156,10 @@ def measure_sampler(folder: Path, sizes: list[int]) -> list[tuple]:
         found.append(("sampler", f"seconds_{rows}", seconds, "s", "start of Python included"))
         found.append(("sampler", f"anonymous_mb_{rows}", memory, "MB", "Python and numba included"))
     each = 1e6 * (taken[-1] - taken[1]) / (sizes[-1] - sizes[0])
-    return [*found[2:], ("sampler", "seconds_per_million", each, "s", f"growth from {sizes[0]:,} to {sizes[-1]:,}")]
+    return [
+        *found[2:],
+        ("sampler", "seconds_per_million", each, "s", f"growth from {sizes[0]:,} to {sizes[-1]:,}"),
+    ]
 
 
 if __name__ == "__main__":

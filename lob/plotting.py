@@ -13,18 +13,42 @@ from matplotlib.ticker import LogLocator, NullLocator
 from lob.storage import new_file
 
 matplotlib.use("Agg")
-plt.rcParams.update({
-    "figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
-    "axes.titleweight": "bold", "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False, "axes.axisbelow": True,
-})  # fmt: skip
+plt.rcParams.update(
+    {
+        "figure.dpi": 110,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+        "axes.axisbelow": True,
+    }
+)
 BLUE, RED, GREEN, VIOLET, GREY = "#2a6f97", "#c1443c", "#3a7d44", "#6d4c91", "#8d99ae"
-EMPTY, UNSEEN = "#14121f", "#e5e7eb"  # in depth heat maps: no order rests; outside of the recorded levels
-MID = "#4cc9f0"  # the mid on a depth heat map
-PALETTE = (BLUE, RED, GREEN, "#e09f3e", "#6d597a", "#2a9d8f", "#b56576", "#00b4d8", "#8ab17d", "#bc6c25",
-           "#355070", GREY)  # fmt: skip
+PALETTE = (
+    BLUE,
+    RED,
+    GREEN,
+    "#e09f3e",
+    "#6d597a",
+    "#2a9d8f",
+    "#b56576",
+    "#00b4d8",
+    "#8ab17d",
+    "#bc6c25",
+    "#355070",
+    GREY,
+)
+# Colours of a depth map: a price at which no order rests, a price outside of the recorded levels,
+# and the line of the mid.
+EMPTY, UNSEEN, MID = "#14121f", "#e5e7eb", "#4cc9f0"
 
 
 def save(figure: plt.Figure, file: Path) -> Path:
+    """Write a figure as PNG, close it, and return the file."""
     with new_file(file) as handle:
         figure.savefig(handle, format="png", bbox_inches="tight")
     plt.close(figure)
@@ -32,7 +56,7 @@ def save(figure: plt.Figure, file: Path) -> Path:
 
 
 def scale_axis(axis: plt.Axes) -> None:
-    """Draw losses logarithmically where they span more than a factor of 5, with plain numbers at the ticks."""
+    """Make a loss axis logarithmic if values span more than a factor of 5; use plain numbers."""
     if axis.dataLim.minposy * 5 < axis.dataLim.ymax:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -40,35 +64,56 @@ def scale_axis(axis: plt.Axes) -> None:
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
 
 
-def show_depth(axis: plt.Axes, price_ticks: np.ndarray, sizes: np.ndarray, tick: float, begin: float, end: float,
-               scale: tuple[float, float] | None = None) -> AxesImage:  # fmt: skip
-    """Draw resting size (colour, log scale) by price and time, NaN states left blank, and the mid.
+def show_depth(
+    axis: plt.Axes,
+    price_ticks: np.ndarray,
+    sizes: np.ndarray,
+    tick: float,
+    begin: float,
+    end: float,
+    scale: tuple[float, float] | None = None,
+) -> AxesImage:
+    """Draw a depth map: resting size (colour, log scale) by price and time, and the mid.
 
-    price_ticks, sizes: float64 (N, L), evenly spaced between times `begin` and `end`. Rows of the picture are whole
-    ticks high, so that no pattern of the grid shows, and hold the middle 94 % of the visible prices and every mid.
-    scale: sizes of the faintest and strongest colour, in place of these sizes' own.
+    price_ticks, sizes: float64 (N, L), evenly spaced between the times `begin` and `end`; a state
+    of NaN is left blank. Rows of the picture are whole ticks high, so that no pattern of the grid
+    shows, and hold every mid and the middle 94 % of the prices. scale: the sizes of the faintest
+    and of the strongest colour; None: taken from these sizes.
     """
     half = price_ticks.shape[1] // 2
     mid = (price_ticks[:, half - 1] + price_ticks[:, half]) / 2
     low, high = np.nanquantile(price_ticks, [0.03, 0.97])
-    low, high = np.floor(min(low, np.nanmin(mid))), np.ceil(max(high, np.nanmax(mid)))
+    low = np.floor(min(low, np.nanmin(mid)))
+    high = np.ceil(max(high, np.nanmax(mid)))
     step = max(1, -(-int(high - low) // 150))
     bins = int(high - low) // step + 1
+
     seen = np.isfinite(mid)
-    cell = np.floor((np.where(seen[:, None], price_ticks, low - 1) - low) / step).astype(np.int64)
-    inside = (cell >= 0) & (cell < bins)
-    time = np.broadcast_to(np.arange(len(mid))[:, None], cell.shape)
+    known_ticks = np.where(seen[:, None], price_ticks, low - 1)  # below the picture if unknown
+    row = np.floor((known_ticks - low) / step).astype(np.int64)
+    column = np.broadcast_to(np.arange(len(mid))[:, None], row.shape)
+    inside = (row >= 0) & (row < bins)
     image = np.zeros((bins, len(mid)))
-    np.add.at(image, (cell[inside], time[inside]), sizes[inside])
-    faint, strong = np.quantile(image[image > 0], [0.02, 0.995]) if scale is None else scale
-    level = np.arange(bins)[:, None]
-    unseen = (level < cell[:, 0]) | (level > cell[:, -1]) | ~seen
-    image = np.ma.array(np.where(image > 0, np.maximum(image, faint), faint / 10), mask=unseen)
+    np.add.at(image, (row[inside], column[inside]), sizes[inside])
+
+    if scale is None:
+        faint, strong = np.quantile(image[image > 0], [0.02, 0.995])
+    else:
+        faint, strong = scale
+    every_row = np.arange(bins)[:, None]
+    unseen = (every_row < row[:, 0]) | (every_row > row[:, -1]) | ~seen
+    image = np.where(image > 0, np.maximum(image, faint), faint / 10)
+    bottom = (low - 0.5) * tick
+    top = (low - 0.5 + bins * step) * tick
     mesh = axis.imshow(
-        image, aspect="auto", origin="lower", extent=(begin, end, (low - 0.5) * tick, (low - 0.5 + bins * step) * tick),
-        norm=LogNorm(faint, max(strong, faint * 1.01)), interpolation="nearest",
+        np.ma.array(image, mask=unseen),
+        aspect="auto",
+        origin="lower",
+        extent=(begin, end, bottom, top),
+        norm=LogNorm(faint, max(strong, faint * 1.01)),
+        interpolation="nearest",
         cmap=plt.get_cmap("magma").with_extremes(under=EMPTY, bad=UNSEEN),
-    )  # fmt: skip
+    )
     axis.plot(np.linspace(begin, end, len(mid)), mid * tick, color=MID, lw=1.2)
     axis.grid(False)
     axis.ticklabel_format(axis="y", useOffset=False, style="plain")

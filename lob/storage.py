@@ -1,9 +1,12 @@
-"""The files that the scripts hand to each other (format version 1): written whole or not at all, memory mapped.
+"""The files that the scripts hand to each other: written whole or not at all, then memory mapped.
 
-training_data/book_states/<PAIR>/        a book: arrays of N states and meta.json       (`open_book`)
-training_data/window_statistics/<PAIR>.npy + .json     one row a window                 (`open_table`)
-training_data/balanced_samples/<PAIR>.npy + .json      one row a sampled window         (`open_table`)
-training_data/embeddings/<PAIR>.npy + .json            one row a window, D wide         (`open_table`)
+training_data/book_states/<PAIR>/                     arrays of N states, and meta.json
+training_data/window_statistics/<PAIR>.npy, .json     a row a window
+training_data/balanced_samples/<PAIR>.npy, .json      a row a sampled window
+training_data/embeddings/<PAIR>.npy, .json            a row a window, D wide
+
+The last three are tables: an array of rows and a `.json` that says what it was made from. A book is
+opened by lob/book/states.py.
 """
 
 import contextlib
@@ -22,36 +25,49 @@ FORMAT_VERSION = 1
 
 
 def find_pairs(data_dir: str | Path, stage: str, pairs: Sequence[str] | None, made_by: str) -> list[str]:
-    """Return the pairs under `data_dir/stage`, sorted: all (None) or the named ones.
+    """Return the named pairs under `data_dir/stage`, or all of them (None), sorted.
 
-    InputError where there are none, or one is missing; `made_by` is the script to run first, '' where it is recordings.
+    `made_by` is the script that makes them, '' for recordings. Raises InputError if there are none,
+    or if a named one is missing.
     """
     folder = Path(data_dir) / stage
     remedy = f"run {made_by} first" if made_by else f"put recordings into {folder}/<PAIR>/"
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: {remedy}, or set --data_dir")
-    found = sorted({p.stem if p.suffix == ".npy" else p.name for p in folder.iterdir()
-                    if not p.name.startswith(".") and (p.is_dir() or p.suffix == ".npy")})  # fmt: skip
+    names = set()
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.suffix == ".npy":
+            names.add(path.stem)
+        elif path.is_dir():
+            names.add(path.name)
+    found = sorted(names)
     if not found:
         raise InputError(f"{folder} is empty: {remedy}, or set --data_dir")
     if pairs is not None and not pairs:
         raise InputError(f"pairs = {pairs!r} names none; there are {', '.join(found)} (None: all)")
     for pair in pairs or ():
         if pair not in found:
-            raise InputError(f"no pair {pair!r} in {folder}{nearest(pair, found)}; there are {', '.join(found)}")
-    return list(dict.fromkeys(pairs)) if pairs is not None else found
+            near = nearest(pair, found)
+            raise InputError(f"no pair {pair!r} in {folder}{near}; there are {', '.join(found)}")
+    return found if pairs is None else list(dict.fromkeys(pairs))
 
 
 def check_writable(folder: str | Path, key: str) -> None:
-    """Raise InputError where a folder, or the nearest one above it that exists, can't be written to."""
+    """Raise InputError if a folder, or else the nearest one above it, can't be written to."""
     folder = Path(folder).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    above = (folder, *folder.parents)
+    there = next(path for path in above if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"{key} = {folder} can't be written: {there} is not a writable folder")
 
 
 def read_meta(file: Path, made_by: str) -> dict[str, Any]:
-    """Read a JSON file of format version 1; InputError where it is missing, damaged or of another version."""
+    """Read a JSON file of this format version.
+
+    Raises InputError if it is missing, damaged or of another version.
+    """
     try:
         meta = json.loads(file.read_text())
     except FileNotFoundError:
@@ -59,14 +75,14 @@ def read_meta(file: Path, made_by: str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not JSON ({error}): run {made_by} again") from None
     version = meta.get("format_version") if isinstance(meta, dict) else None
+    remedy = f"run {made_by} again"
     if version != FORMAT_VERSION:
-        raise InputError(f"{file} has format version {version!r}, this program reads {FORMAT_VERSION}: "
-                         f"run {made_by} again")  # fmt: skip
+        raise InputError(f"{file} has format version {version!r}, this program reads {FORMAT_VERSION}: {remedy}")
     return meta
 
 
 def load_array(file: Path) -> np.ndarray:
-    """Memory map a `.npy` file (an empty one is loaded); InputError where it is missing or damaged."""
+    """Memory map a `.npy` file; raises InputError if it is missing or damaged."""
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -77,11 +93,16 @@ def load_array(file: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def new_table(
-    file: Path, dtype: Any, parameters: Mapping[str, Any], made_from: Any, row_shape: tuple[int, ...] = ()
+    file: Path,
+    dtype: Any,
+    parameters: Mapping[str, Any],
+    made_from: Any,
+    row_shape: tuple[int, ...] = (),
 ) -> Iterator["ArrayWriter"]:
-    """Stream an array of rows and its `.json` to `file`; both take their places when the block ends well.
+    """Stream an array of rows to `file`, with a `.json` beside it; a `with` block.
 
-    The old `.json` goes first and the new one comes last, so that a kill in between leaves no pair that disagrees.
+    Both take their places when the block ends without an error. The `.json` holds `parameters`,
+    `made_from` and the `extra` of the writer that the block gets.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial, about = file.with_name(f".{file.name}.partial"), file.with_suffix(".json")
@@ -89,15 +110,22 @@ def new_table(
     try:
         yield writer
         writer.close()
-        meta = {"format_version": FORMAT_VERSION, "rows": writer.rows, "parameters": dict(parameters),
-                "made_from": made_from, **writer.extra}  # fmt: skip
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "rows": writer.rows,
+            "parameters": dict(parameters),
+            "made_from": made_from,
+            **writer.extra,
+        }
+        # The old `.json` goes before the array is replaced, and the new one comes after it: a kill
+        # in between leaves no array beside another array's `.json`.
         with new_file(about) as handle:
             handle.write(json.dumps(meta, indent=1).encode())
             about.unlink(missing_ok=True)
             os.replace(partial, file)
     except BaseException:
         partial.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # on a full disk what is buffered cannot be flushed
+        with contextlib.suppress(OSError):  # a full disk takes no more of what is buffered
             writer.handle.close()
         raise
 
@@ -112,25 +140,26 @@ def save_table(file: Path, rows: np.ndarray, parameters: Mapping[str, Any], made
 def open_table(file: Path, made_by: str, made_from: Any, **parameters: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Memory map a table and read its `.json`.
 
-    InputError where it was made from something else than `made_from` (None: not checked) or with other values of
-    the `parameters` given: it names the first difference and the script to run again.
+    Raises InputError if it was made from something else than `made_from` (None: not checked), or
+    with other values of the `parameters` given. `made_by` is the script to run again.
     """
     meta = read_meta(file.with_suffix(".json"), made_by)
     rows = load_array(file)
+    remedy = f"run {made_by} again"
     if rows.shape[:1] != (meta["rows"],):
-        raise InputError(f"{file} has {len(rows)} rows, its .json says {meta['rows']}: run {made_by} again")
+        raise InputError(f"{file} has {len(rows)} rows, its .json says {meta['rows']}: {remedy}")
     if made_from is not None and meta["made_from"] != made_from:
-        raise InputError(f"{file} was made from another book than the one now there: run {made_by} again")
+        raise InputError(f"{file} was made from another book than the one now there: {remedy}")
     for key, value in parameters.items():
-        if meta["parameters"].get(key) != value:
-            raise InputError(f"{file} was made with {key} = {meta['parameters'].get(key)!r}, not {value!r}: "
-                             f"run {made_by} again, or set --{key}")  # fmt: skip
+        used = meta["parameters"].get(key)
+        if used != value:
+            raise InputError(f"{file} was made with {key} = {used!r}, not {value!r}: {remedy}, or set --{key}")
     return rows, meta
 
 
 @contextlib.contextmanager
 def new_file(file: Path) -> Iterator[Any]:
-    """Open a binary file beside `file` that takes its place when the block ends well, and is removed otherwise."""
+    """Open a binary file that replaces `file` if the `with` block ends without an error."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     try:
@@ -146,7 +175,7 @@ def new_file(file: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder beside `folder` that takes its place when the block ends well, and is removed otherwise."""
+    """Make a folder that replaces `folder` if the `with` block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
@@ -165,30 +194,35 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def final_name(partial: Path) -> str:
-    """Return the name that a folder made by `new_folder` takes in the end."""
+    """Return the name that a folder made by `new_folder` will take."""
     return partial.name.removeprefix(".").removesuffix(".partial")
 
 
 def format_bytes(size: float) -> str:
     """Return a number of bytes in GB, MB or kB."""
-    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
-    return f"{size / unit:,.1f} {name}"
+    if size >= 1e9:
+        return f"{size / 1e9:,.1f} GB"
+    if size >= 1e6:
+        return f"{size / 1e6:,.1f} MB"
+    return f"{size / 1e3:,.1f} kB"
 
 
 class ArrayWriter:
-    """Appends rows to a `.npy` file whose length is not known beforehand; `close` writes the length into its header.
+    """Appends rows to a `.npy` file; `close` writes their number into its header.
 
-    Of a table the entries of `extra` go into its `.json`.
+    The entries of `extra` go into the `.json` of a table (`new_table`).
     """
 
     def __init__(self, file: Path, dtype: Any, row_shape: tuple[int, ...] = ()):
-        self.rows, self.dtype, self.row_shape = 0, np.dtype(dtype), row_shape
+        self.rows = 0
+        self.dtype = np.dtype(dtype)
+        self.row_shape = row_shape
         self.extra: dict[str, Any] = {}
         self.handle = open(file, "wb")  # noqa: SIM115 - closed by close()
         self.write_header()
 
     def write_header(self) -> None:
-        """numpy pads the header so that the first axis can grow without moving the data."""
+        """Write the header; numpy pads it so that the number of rows can grow."""
         descr = np.lib.format.dtype_to_descr(self.dtype)
         header = {"descr": descr, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
         self.handle.seek(0)

@@ -108,6 +108,6 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_book(folder, rows=6000, depth=16)
     for script in ("exploration_main.py", "create_balanced_dataset.py"):
         words = [f"--data_dir={folder}", "--temporal_dim=32", "--plots=False"]
-        words += ["--strata=quantile", "--min_stride=1", "--windows=2000"] if script.startswith("create") else []
+        words += ["--cells=[1,1,1]", "--min_stride=1", "--windows=2000"] if script.startswith("create") else []
         subprocess.run([sys.executable, script, *words], cwd=ROOT, check=True, capture_output=True)
     return folder

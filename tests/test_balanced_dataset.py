@@ -14,10 +14,11 @@ from conftest import ROOT, refusal, write_book
 
 import create_balanced_dataset
 import exploration_main
-from create_balanced_dataset import SAMPLE, SCORED, draw_split, main, measure_overlap, normalised_entropy
+from create_balanced_dataset import main
 from lob.book.states import open_book
 from lob.config import InputError
 from lob.storage import open_table, save_table
+from lob.windows.balancing import SAMPLE, SCORED, draw_split, measure_overlap, normalised_entropy
 from lob.windows.splits import calendar_cuts, split_rows
 
 T = 32
@@ -49,12 +50,12 @@ def limits_of(folder: Path, pair: str, ratios=(0.7, 0.25, 0.05)) -> np.ndarray:
     return split_rows(books[pair == "BBB"].timestamps, cuts, T)
 
 
-@pytest.mark.parametrize("strata", ["joint_cells", "equal_width", "quantile"])
+@pytest.mark.parametrize("cells", [[8, 8, 9], [2, 1, 3]])
 @pytest.mark.parametrize("min_stride", [1, 4, 40])
 @pytest.mark.parametrize("windows", [None, 60])
-def test_samples_are_pure_apart_and_of_the_size_asked_for(folder, strata, min_stride, windows):
+def test_samples_are_pure_apart_and_of_the_size_asked_for(folder, cells, min_stride, windows):
     total = 0
-    for pair, (sample, meta) in draw(folder, strata=strata, min_stride=min_stride, windows=windows).items():
+    for pair, (sample, meta) in draw(folder, cells=cells, min_stride=min_stride, windows=windows).items():
         book, ends = open_book(folder / "book_states" / pair), sample["end_row"]
         assert sample.dtype == SAMPLE and (sample["weight"] == 1).all()
         assert (np.diff(ends) >= min_stride).all()
@@ -115,34 +116,12 @@ def test_strata_are_those_of_a_plain_calculation(folder):
     np.testing.assert_array_equal(sample["stratum"], expected)
 
 
-@pytest.mark.parametrize("strata", ["equal_width", "quantile"])
-def test_composite_strata_are_those_of_a_plain_calculation(folder, strata):
-    sample, _ = draw(folder, strata=strata)["BBB"]
-    rows = np.load(folder / "window_statistics" / "BBB.npy")
-    train = rows["end_row"] <= limits_of(folder, "BBB")[0, 1]
-    z = np.stack([(rows[n] - rows[n][train].mean()) / rows[n][train].std() for n in SCORED])
-    inside = train & (abs(z) <= 3).all(axis=0)
-    z[[0, 3]] = abs(z[[0, 3]])
-    score = np.array([0.4, 0.2, 0.3, 0.1]) @ z
-    if strata == "quantile":
-        edges = np.quantile(score[inside], np.linspace(0, 1, 11))
-    else:
-        edges = np.linspace(score[inside].min(), score[inside].max(), 11)
-    chosen = np.searchsorted(rows["end_row"], sample["end_row"])
-    clear = np.abs(score[chosen, None] - edges).min(axis=1) > 1e-5  # scores are kept in single precision
-    expected = np.clip(np.searchsorted(edges, score[chosen], side="right") - 1, 0, 9)
-    assert clear.mean() > 0.9
-    np.testing.assert_array_equal(sample["stratum"][clear], expected[clear])
-
-
-def test_quantile_strata_leave_the_distribution_as_it_was(folder):
-    """Ten strata of equal counts, sampled equally, are a uniform sample: joint cells of equal width are not."""
-    entropy: dict[str, float] = {}
-    for strata in ("quantile", "joint_cells"):
-        _, meta = draw(folder, strata=strata, pairs=["AAA"], windows=2000, min_stride=1)["AAA"]
-        entropy[strata] = meta["entropy_after"] - meta["entropy_before"]
-    assert abs(entropy["quantile"]) < 0.03
-    assert entropy["joint_cells"] > 0.03
+def test_joint_cells_even_out_the_conditions(folder):
+    """A single stratum is a uniform sample and leaves the distribution as it was."""
+    _, meta = draw(folder, pairs=["AAA"], windows=2000, min_stride=1)["AAA"]
+    assert meta["entropy_after"] - meta["entropy_before"] > 0.03
+    _, meta = draw(folder, pairs=["AAA"], windows=2000, min_stride=1, cells=[1, 1, 1])["AAA"]
+    assert meta["splits"]["train"]["strata"] == 1 and meta["entropy_after"] == meta["entropy_before"] == 0
 
 
 def water_level(counts: np.ndarray, wanted: int) -> np.ndarray:
@@ -159,7 +138,7 @@ def test_strata_fill_like_water(wanted):
     stratum = np.random.default_rng(0).choice(6, 1000, p=[0.6, 0.3, 0.05, 0.03, 0.015, 0.005]).astype(np.int16)
     ends = np.arange(100, 1100)
     rng = np.random.default_rng(0)
-    places, weights, exhausted = draw_split(ends, stratum, wanted, {**CONFIG, "min_stride": 1}, rng)
+    places, weights, exhausted = draw_split(ends, stratum, wanted, 1, False, rng)
     assert len(places) == len(set(places)) == wanted and (np.diff(places) > 0).all() and (weights == 1).all()
     counts = np.bincount(stratum, minlength=6)
     expected = water_level(counts, wanted)
@@ -173,7 +152,7 @@ def test_every_window_of_a_stratum_is_as_likely():
     stratum, ends = np.zeros(40, np.int16), np.arange(40)
     rng, drawn = np.random.default_rng(0), np.zeros(40)
     for _ in range(2000):
-        places, _, _ = draw_split(ends, stratum, 10, {**CONFIG, "min_stride": 1}, rng)
+        places, _, _ = draw_split(ends, stratum, 10, 1, False, rng)
         drawn[places] += 1
     assert abs(drawn - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
 
@@ -181,8 +160,7 @@ def test_every_window_of_a_stratum_is_as_likely():
 def test_oversampling_evens_the_strata_by_weight():
     stratum = np.repeat(np.arange(4, dtype=np.int16), [3, 30, 300, 3000])
     ends = np.arange(len(stratum))
-    config = {**CONFIG, "min_stride": 1, "oversample": True}
-    places, weights, exhausted = draw_split(ends, stratum, 401, config, np.random.default_rng(0))
+    places, weights, exhausted = draw_split(ends, stratum, 401, 1, True, np.random.default_rng(0))
     drawn = np.bincount(stratum[places], weights)
     assert weights.sum() == pytest.approx(401) and abs(drawn - 100.25).max() <= 1
     assert np.bincount(stratum[places]).tolist()[:2] == [3, 30] and exhausted == 2
@@ -194,7 +172,7 @@ def test_the_stride_holds_across_strata_and_segments():
     ends = np.concatenate([np.arange(50, 150), np.arange(155, 255), np.arange(400, 500)])
     stratum = (np.arange(300) % 7).astype(np.int16)
     stratum[::5] = -1
-    places, _, _ = draw_split(ends, stratum, 300, {**CONFIG, "min_stride": 10}, np.random.default_rng(0))
+    places, _, _ = draw_split(ends, stratum, 300, 10, False, np.random.default_rng(0))
     assert (np.diff(ends[places]) >= 10).all() and (stratum[places] >= 0).all()
     # Nothing more would fit: the sample is as dense as its stride allows.
     free = [e for e, s in zip(ends, stratum, strict=True) if s >= 0 and abs(ends[places] - e).min() >= 10]
@@ -225,19 +203,15 @@ def test_nothing_is_fitted_on_validation_or_test(folder, tmp_path):
         for name in SCORED:
             rows[name][late] = rows[name][late] * 1.5 + rows[name].std()
 
-    for strata in ("joint_cells", "equal_width", "quantile"):
-        before, meta_before = draw(folder, strata=strata, windows=None)["AAA"]
-        rewrite_statistics(copy, "AAA", lambda rows: rows.__setitem__(slice(None), np.load(
-            folder / "window_statistics" / "AAA.npy")))  # fmt: skip
-        rewrite_statistics(copy, "AAA", change)
-        after, meta_after = draw(copy, strata=strata, windows=None)["AAA"]
-        assert meta_before["scale"] == meta_after["scale"]
-        np.testing.assert_array_equal(before[before["end_row"] <= border], after[after["end_row"] <= border])
-        assert not np.array_equal(before["stratum"], after["stratum"])
+    before, meta_before = draw(folder, windows=None)["AAA"]
+    rewrite_statistics(copy, "AAA", change)
+    after, meta_after = draw(copy, windows=None)["AAA"]
+    assert meta_before["scale"] == meta_after["scale"]
+    np.testing.assert_array_equal(before[before["end_row"] <= border], after[after["end_row"] <= border])
+    assert not np.array_equal(before["stratum"], after["stratum"])
 
 
-@pytest.mark.parametrize("strata", ["joint_cells", "equal_width", "quantile"])
-def test_a_market_that_moves_on_is_still_judged_by_all_of_it(folder, tmp_path, strata):
+def test_a_market_that_moves_on_is_still_judged_by_all_of_it(folder, tmp_path):
     """A spread of one tick changes in bps with the price alone: later windows are no outliers for that."""
     copy = copy_of(folder, tmp_path)
     border = limits_of(folder, "AAA")[0, 1]
@@ -247,7 +221,7 @@ def test_a_market_that_moves_on_is_still_judged_by_all_of_it(folder, tmp_path, s
         rows["average_spread_bps"] = np.where(rows["end_row"] > border, 1.99, spread)
 
     rewrite_statistics(copy, "AAA", change)
-    sample, meta = draw(copy, strata=strata, windows=None, pairs=["AAA"])["AAA"]
+    sample, meta = draw(copy, windows=None, pairs=["AAA"])["AAA"]
     splits = meta["splits"]
     assert splits["train"]["outliers"] > 0
     assert splits["validation"]["outliers"] == splits["test"]["outliers"] == 0
@@ -277,7 +251,7 @@ def test_the_draw_is_the_same_on_every_machine():
     """The picks of a fixed table, written down: a change of generator or order breaks everybody's samples."""
     stratum = ((np.arange(5000) * 7919) % 4999 % 11 - 1).astype(np.int16)
     rng = np.random.Generator(np.random.PCG64([0, 1, 2]))
-    places, _, _ = draw_split(np.arange(64, 5064), stratum, 200, {**CONFIG, "min_stride": 8}, rng)
+    places, _, _ = draw_split(np.arange(64, 5064), stratum, 200, 8, False, rng)
     assert places[:5].tolist() == [32, 45, 55, 64, 72]
     assert hashlib.sha256(places.astype("<i8").tobytes()).hexdigest()[:16] == "bc9193522182a001"
 
@@ -321,9 +295,6 @@ def test_measures_by_hand():
             {"windows": 3000, "min_stride": 16},
             "2,100|windows asked for, .* can be had 16 states apart: lower --windows",
         ),
-        ({"composite_weights": [0.5, 0.5]}, "composite_weights = .* must be 4 numbers"),
-        ({"composite_weights": [0.5, 0.5, "x", 0]}, "composite_weights"),
-        ({"composite_weights": [0, 0, 0, 0]}, "composite_weights"),
         ({"cells": [3, 3]}, "cells = .* must be 3 numbers"),
         ({"cells": [3, 0, 3]}, "cells"),
         ({"cells": [100, 100, 100]}, "cells"),
@@ -335,8 +306,7 @@ def test_measures_by_hand():
         ({"pair_weights": {"AAA": 1, "BBB": -1}}, "pair_weights"),
         ({"pair_weights": {"AAA": 1, "BBB": np.inf}}, "pair_weights"),
         ({"pair_weights": {"AAA": 1e6, "BBB": 1}}, "BBB: none of the windows falls to it: raise --windows"),
-        ({"composite_weights": [np.inf, 0, 0, 0]}, "composite_weights"),
-        ({"outlier_std": 0.001, "strata": "quantile"}, "training windows are outliers: raise --outlier_std=0.001"),
+        ({"outlier_std": 0.001, "cells": [1, 1, 1]}, "training windows are outliers: raise --outlier_std=0.001"),
         ({"outlier_std": 0.001, "windows": None}, "training windows are outliers: raise --outlier_std=0.001"),
         ({"split_ratios": ["2026-05-02", "9999-12-31"]}, "between the years 1678 and 2262"),
         ({"pairs": ["CCC"]}, "no pair 'CCC'"),
@@ -354,8 +324,6 @@ def test_bad_configurations_are_refused_and_nothing_is_written(folder, tmp_path,
     ("word", "message"),
     [
         ("--windows=0", "windows = 0 must be >= 1 and <= 1e12 or None"),
-        ("--bins=1", "bins = 1 must be >= 2"),
-        ("--bins=32001", "bins = 32001"),
         ("--outlier_std=0.0", "outlier_std = 0.0 must be > 0"),
         ("--min_stride=0", "min_stride = 0"),
         ("--min_stride=99999999999999999999", "min_stride = "),
@@ -381,6 +349,7 @@ def set_column(name, value, where=slice(None)):
         (set_column("std_tick_returns_bps", np.nan, 100), "std_tick_returns_bps is NaN or infinite"),
         (set_column("mean_tick_returns_bps", np.inf, 100), "mean_tick_returns_bps is NaN or infinite"),
         (set_column("mean_tick_returns_bps", np.nan, -1), "a statistic is NaN or infinite"),
+        (set_column("average_spread_bps", -np.inf, -1), "a statistic is NaN or infinite"),
     ],
 )
 def test_bad_statistics_are_refused_and_nothing_is_written(folder, tmp_path, change, message):

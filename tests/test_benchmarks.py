@@ -18,7 +18,7 @@ def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_book(folder, rows=12_000)
     for script in ("exploration_main.py", "create_balanced_dataset.py"):
-        words = ["--windows=40", "--strata=quantile", "--min_stride=1"] if script.startswith("create") else []
+        words = ["--windows=40", "--cells=[1,1,1]", "--min_stride=1"] if script.startswith("create") else []
         subprocess.run([sys.executable, script, f"--data_dir={folder}", "--plots=False", *words], cwd=ROOT, check=True,
                        capture_output=True)  # fmt: skip
     return folder

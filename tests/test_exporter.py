@@ -17,6 +17,7 @@ import model_exporter
 from benchmarks import bench_export
 from lob.book.states import identity, open_book
 from lob.config import CheckFailed, InputError, run
+from lob.export import check
 from lob.export.onnx_program import to_onnx
 from lob.model.checkpoint import Progress, load_model, save_checkpoint
 from lob.model.encoder import PRESETS, BookEncoder, EncoderConfig, encoder_config
@@ -190,8 +191,8 @@ def test_embeddings_are_a_row_a_window_that_ends_now(tmp_path, pooling):
 
 def test_a_file_that_differs_or_does_not_run_is_deleted_with_status_1(sampled, tmp_path, monkeypatch, capsys):
     checkpoint(tmp_path)
-    for tolerance, script in ((-1.0, model_exporter.FRESH_PROCESS), (1e-5, "raise SystemExit('no such library')")):
-        monkeypatch.setattr(model_exporter, "FRESH_PROCESS", script)
+    for tolerance, script in ((-1.0, check.FRESH_PROCESS), (1e-5, "raise SystemExit('no such library')")):
+        monkeypatch.setattr(check, "FRESH_PROCESS", script)
         with pytest.raises(CheckFailed, match="was deleted"):
             export(sampled, tmp_path, parts=["encoder"], formats=["torchscript"], tolerance=tolerance)
         assert list((tmp_path / "exports" / "a_run").iterdir()) == []
@@ -232,10 +233,10 @@ def test_what_torch_cannot_translate_is_one_line():
 def test_a_wrong_price_is_noticed_to_a_fraction_of_a_tick(sampled):
     """A share of the price itself would let dozens of ticks pass."""
     price_ticks, sizes = (x.numpy() for x in some_windows(sampled, 4))
-    assert model_exporter.difference(price_ticks + 0.01, price_ticks.astype(np.float64)) > 1e-5
-    assert model_exporter.difference(sizes * np.float32(1.001), sizes) == pytest.approx(1e-3, rel=1e-2)
+    assert check.difference(price_ticks + 0.01, price_ticks.astype(np.float64)) > 1e-5
+    assert check.difference(sizes * np.float32(1.001), sizes) == pytest.approx(1e-3, rel=1e-2)
     sizes_with_nan = np.where(sizes == sizes.max(), np.nan, sizes)
-    assert np.isnan(model_exporter.difference(sizes_with_nan, sizes))
+    assert np.isnan(check.difference(sizes_with_nan, sizes))
 
 
 class Hostile:
@@ -306,10 +307,10 @@ def test_the_shell_gets_the_status(sampled, tmp_path):
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 
-def test_the_benchmark_ends_with_one_line_of_json(monkeypatch, capsys):
+def test_the_benchmark_ends_with_one_line_of_json(capsys):
     files = [("torchscript", "fp32", "cpu"), ("torchscript", "bf16", "cpu")]
-    monkeypatch.setattr(model_exporter, "variants", lambda config: files)
-    quick = {"presets": ["tiny_transformer"], "depth": 16, "temporal_dim": 32, "runs": 5, "batch_size": 8}
+    quick = {"presets": ["tiny_transformer"], "depth": 16, "temporal_dim": 32, "runs": 5, "batch_size": 8,
+             "formats": ["torchscript"]}  # fmt: skip
     bench_export.main({**bench_export.config, **quick})
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["benchmark"] == "export"

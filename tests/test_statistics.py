@@ -15,14 +15,16 @@ from conftest import ROOT, refusal, write_book
 from numpy.lib.stride_tricks import sliding_window_view
 
 import exploration_main
-from exploration_main import STATISTICS, chunk_statistics, main, write_statistics
+from exploration_main import main
 from lob import plotting
 from lob.book.states import Book, identity, open_book
 from lob.config import InputError
 from lob.evaluation.pictures import cover
 from lob.storage import open_table
+from lob.windows import statistics
 from lob.windows.pictures import EXTREMES, find_extremes
 from lob.windows.splits import window_ends
+from lob.windows.statistics import STATISTICS, chunk_statistics, write_statistics
 
 CONFIG = {**exploration_main.config, "plots": False}
 
@@ -184,7 +186,7 @@ def test_the_file_does_not_depend_on_chunks_threads_or_top_of_book(tmp_path, mon
     finally:
         numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
-    monkeypatch.setattr(exploration_main, "CHUNK_ROWS", 101)
+    monkeypatch.setattr(statistics, "CHUNK_ROWS", 101)
     write_statistics(book, 64, tmp_path / "c.npy")
     a, c = np.load(tmp_path / "a.npy"), np.load(tmp_path / "c.npy")
     for name in STATISTICS.names:

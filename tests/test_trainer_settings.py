@@ -312,7 +312,7 @@ def test_a_mask_that_hides_nothing_trains_nothing(sampled, tmp_path):
 def test_a_run_without_test_windows_says_that_it_has_ended(sampled, tmp_path):
     shutil.copytree(sampled, tmp_path / "data")
     words = [f"--data_dir={tmp_path / 'data'}", "--temporal_dim=32", "--split_ratios=[0.75,0.25,0.0]"]
-    words += ["--strata=quantile", "--min_stride=1", "--windows=200"]
+    words += ["--cells=[1,1,1]", "--min_stride=1", "--windows=200"]
     subprocess.run([sys.executable, "create_balanced_dataset.py", *words], cwd=ROOT, check=True, capture_output=True)
     run = train(tmp_path / "data", tmp_path, split_ratios=[0.75, 0.25, 0.0])
     assert [row["validation_loss"] for row in metrics(run, "test")] == [""]

@@ -1,9 +1,10 @@
-"""Fetch a day of order book updates from tardis.dev: the first day of each month is free, of every exchange.
+"""Fetch a day of order book updates from tardis.dev; the first day of each month is free.
 
-    python training_data/download_tardis.py --exchange=binance-futures --symbol=BTCUSDT --date=2024-08-01
+    python training_data/download_tardis.py --symbol=BTCUSDT --date=2024-08-01
 
-Writes `training_data/raw/<SYMBOL>/<date>.csv.gz` (`incremental_book_L2`), which data_parser.py reads; later days go
-beside it. Needs the package tardis-dev; other days than the first of a month need a key in TARDIS_API_KEY.
+Writes `training_data/raw/<SYMBOL>/<date>.csv.gz` (`incremental_book_L2`), which data_parser.py
+reads; later days go beside it. Needs the package tardis-dev; other days than the first of a month
+need a key in TARDIS_API_KEY.
 """
 
 import sys
@@ -50,24 +51,40 @@ def main(config: dict) -> None:
     if file.exists():
         print(f"{file} is already there")
         return
-    print(f"fetching {config['exchange']} {config['symbol']} of {day} from {config['endpoint']}", flush=True)
+    print(
+        f"fetching {config['exchange']} {config['symbol']} of {day} from {config['endpoint']}",
+        flush=True,
+    )
     reach(config["endpoint"])
     try:
         download_datasets(
-            config["exchange"], ["incremental_book_L2"], [config["symbol"]], str(day), str(day + timedelta(days=1)),
-            api_key=os.environ.get("TARDIS_API_KEY", ""), download_dir=str(folder), endpoint=config["endpoint"],
-            get_filename=lambda *_: file.name, timeout=TIMEOUT_SECONDS,
-        )  # fmt: skip
+            config["exchange"],
+            ["incremental_book_L2"],
+            [config["symbol"]],
+            str(day),
+            str(day + timedelta(days=1)),
+            api_key=os.environ.get("TARDIS_API_KEY", ""),
+            download_dir=str(folder),
+            endpoint=config["endpoint"],
+            get_filename=lambda *_: file.name,
+            timeout=TIMEOUT_SECONDS,
+        )
     except urllib.error.HTTPError as error:
-        raise InputError(f"tardis.dev has no {config['exchange']} {config['symbol']} of {day} for you ({error.code}: "
-                         f"{str(error.msg).strip()[:200]}): without a key in TARDIS_API_KEY only the first day of a "
-                         "month is served") from None  # fmt: skip
-    print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB; next: python data_parser.py --data_dir={config['data_dir']} "
-          f"--pairs=\"['{folder.name}']\"")  # fmt: skip
+        reason = str(error.msg).strip()[:200]
+        raise InputError(
+            f"tardis.dev has no {config['exchange']} {config['symbol']} of {day} for you "
+            f"({error.code}: {reason}): without a key in TARDIS_API_KEY only the first day "
+            "of a month is served"
+        ) from None
+    megabytes = file.stat().st_size / 1e6
+    print(
+        f"{file}: {megabytes:,.1f} MB; next: python data_parser.py --data_dir={config['data_dir']} "
+        f"--pairs=\"['{folder.name}']\""
+    )
 
 
 def reach(endpoint: str) -> None:
-    """Raise InputError where the server does not answer at all: tardis-dev would go on trying for an hour."""
+    """Raise InputError if the server does not answer: tardis-dev would try again for an hour."""
     try:
         urllib.request.urlopen(endpoint, timeout=TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError:

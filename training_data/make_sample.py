@@ -1,12 +1,14 @@
-"""Make the sample that ships: 30 minutes of Bitstamp BTC/USD, order by order, in CoinAPI's `limitbook_full` layout.
+"""Make the sample that ships: 30 minutes of Bitstamp BTC/USD, order by order.
 
     python training_data/make_sample.py
 
 Downloads the wheel of ob-analytics 0.1.0 with pip, takes its recording and writes
-`training_data/raw/BTC_USD/20260502.csv.gz` (the same bytes every time) and prints row counts and SHA-256.
+`training_data/raw/BTC_USD/20260502.csv.gz`, in the layout of CoinAPI's `limitbook_full` (the same
+bytes every time). Prints row counts and SHA-256.
 
-The opening book (6,512 orders) becomes SNAPSHOT rows; created, changed and deleted become ADD, SET (the size that is
-left) and DELETE; the deletes that the recorder made up at the end of its capture are left out.
+The opening book (6,512 orders) becomes SNAPSHOT rows; created, changed and deleted become ADD, SET
+(the size that is left) and DELETE. At the end of its capture the recorder invented deletes, which
+are left out.
 """
 
 import gzip
@@ -26,7 +28,10 @@ TARGET = Path(__file__).parent / "raw" / "BTC_USD" / "20260502.csv.gz"
 
 
 def convert(orders: pd.DataFrame) -> pd.DataFrame:
-    """Turn ob-analytics' rows (id, timestamp, exchange_timestamp, price, volume, action, direction) into CoinAPI's."""
+    """Turn rows of ob-analytics into rows of CoinAPI.
+
+    orders has id, timestamp, exchange_timestamp, price, volume, action and direction.
+    """
     orders = orders.iloc[: OPENING_ORDERS + EVENTS]
     update_type = orders["action"].map({"created": "ADD", "changed": "SET", "deleted": "DELETE"})
     update_type[:OPENING_ORDERS] = "SNAPSHOT"
@@ -53,7 +58,17 @@ def format_number(value: float) -> str:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            folder,
+            PACKAGE,
+        ]
         subprocess.run(pip, check=True)
         wheel = next(Path(folder).glob("*.whl"))
         with zipfile.ZipFile(wheel) as archive, gzip.open(archive.open(MEMBER)) as handle:

@@ -2,9 +2,10 @@
 //
 //   policy actor_critic.pt price_ticks.npy sizes.npy [cuda]
 //
-// price_ticks: int32 or int64 (N, T, L); sizes: float32 (N, T, L): windows in time order, N >= 2. Prints the embedding of
-// the last window and the policy there (sell, hold, buy), then the loss of each step. A real environment puts its own
-// states, actions and rewards where `collect` makes some from the recording.
+// price_ticks: int32 or int64 (N, T, L); sizes: float32 (N, T, L): windows in time order, N >= 2.
+// Prints the embedding of the last window and the policy there (sell, hold, buy), then the loss of
+// each step. `collect` makes states, actions and rewards from the recording: replace it by a real
+// environment.
 
 #include <torch/optim/adam.h>
 #include <torch/script.h>
@@ -54,7 +55,8 @@ struct Rollout {
   Tensor price_ticks, sizes, states, actions, rewards_bps;
 };
 
-// Every action in turn, from a flat position; its reward is the move of the mid to the next window's last state, in bps.
+// Takes sell, hold and buy in turn, each from a flat position. The reward is the position times the
+// move of the mid to the last state of the next window, in bps.
 Rollout collect(const Tensor& price_ticks, const Tensor& sizes, int64_t state_features) {
   const int64_t steps = price_ticks.size(0) - 1, half = price_ticks.size(2) / 2;
   const Tensor now = price_ticks.select(1, -1).to(torch::kFloat64);
@@ -75,12 +77,13 @@ Tensor chosen(const Tensor& log_policy, const Tensor& actions) {
   return log_policy.gather(1, actions.unsqueeze(1)).squeeze(1);
 }
 
-// Schulman et al. 2017, arXiv:1707.06347: clipped surrogate, squared error of the value, entropy bonus.
+// PPO (Schulman et al. 2017, arXiv:1707.06347): clipped surrogate, squared error of the value,
+// entropy bonus.
 void train(torch::jit::Module& module, const Rollout& data, int steps) {
   module.train();
   std::vector<Tensor> parameters;
   for (const Tensor& parameter : module.parameters()) {
-    if (parameter.requires_grad()) parameters.push_back(parameter);  // a frozen encoder's do not
+    if (parameter.requires_grad()) parameters.push_back(parameter);  // not those of a frozen encoder
   }
   torch::optim::Adam optimizer(parameters, torch::optim::AdamOptions(3e-4).eps(1e-5));
   Tensor before, advantage;

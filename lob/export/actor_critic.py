@@ -1,6 +1,7 @@
 """A policy and a value on top of the encoder."""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,24 +15,39 @@ ACTIONS = ("sell", "hold", "buy")
 class ActorCritic(nn.Module):
     """Windows and the agent's own state -> logits of sell, hold and buy, (B, 3), and value, (B,).
 
-    The state passes a head of its own, beside the embedding; policy and value heads take both. Without `trainable`
-    the encoder's parameters want no gradient and its dropout is off in training mode too.
+    price_ticks: int64 (B, T, L); sizes: float32 (B, T, L); state: float32 (B, S). The state passes
+    a head of its own, and the policy and value heads take its output beside the embedding. Without
+    `trainable` the encoder's parameters want no gradient, and its dropout stays off in training
+    mode too.
     """
 
-    def __init__(self, encoder: BookEncoder, config: dict):
+    def __init__(
+        self,
+        encoder: BookEncoder,
+        pooling: str,
+        *,
+        trainable: bool,
+        state_features: int,
+        state_widths: Sequence[int],
+        policy_widths: Sequence[int],
+        value_widths: Sequence[int],
+        seed: int,
+    ):
         super().__init__()
-        torch.manual_seed(config["seed"])
-        self.trainable: bool = config["trainable"]
-        self.state_features: int = config["state_features"]
-        self.window = WindowEncoder(encoder, config["pooling"]).requires_grad_(self.trainable)
-        if not self.trainable:
+        self.trainable: bool = trainable
+        self.state_features: int = state_features
+        self.window = WindowEncoder(encoder, pooling).requires_grad_(trainable)
+        if not trainable:
             for layer in encoder.layers:
-                setattr(layer, "dropout", 0.0)  # noqa: B010 - of any layer, TransformerLayer or plain
-        widths = [self.state_features, *config["state_widths"]]
+                setattr(layer, "dropout", 0.0)  # noqa: B010 - the kinds of layers share no class
+        widths = [state_features, *state_widths]
         joint = encoder.config.width + widths[-1]
-        self.state_head = dense(widths).append(nn.Tanh())
-        self.policy_head = dense([joint, *config["policy_widths"], len(ACTIONS)], gain=0.01)  # near uniform at first
-        self.value_head = dense([joint, *config["value_widths"], 1], gain=1.0)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.state_head = dense(widths).append(nn.Tanh())
+            # A small gain makes the first policy nearly uniform.
+            self.policy_head = dense([joint, *policy_widths, len(ACTIONS)], gain=0.01)
+            self.value_head = dense([joint, *value_widths, 1], gain=1.0)
 
     def forward(self, price_ticks: Tensor, sizes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return self.heads(self.embed(price_ticks, sizes), state)
@@ -43,13 +59,16 @@ class ActorCritic(nn.Module):
 
     @torch.jit.export
     def heads(self, embedding: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """For embeddings that were written once: what is left to compute of a policy with a frozen encoder."""
+        """Return logits and value for embeddings that were computed before, (B, D)."""
         both = torch.cat([embedding, self.state_head(state)], dim=1)
         return self.policy_head(both), self.value_head(both).squeeze(1)
 
 
-def dense(widths: list[int], gain: float = 2**0.5) -> nn.Sequential:
-    """Linear layers with tanh between them and PPO's orthogonal weights, of `gain` in the last layer."""
+def dense(widths: Sequence[int], gain: float = 2**0.5) -> nn.Sequential:
+    """Linear layers of these widths with tanh between them and PPO's orthogonal first weights.
+
+    `gain` is that of the last layer.
+    """
     layers: list[nn.Module] = []
     for number, (before, after) in enumerate(itertools.pairwise(widths), start=2):
         linear = nn.Linear(before, after)

@@ -126,6 +126,11 @@ def find_checkpoint(runs_dir: str | Path, model_path: str | None) -> Path:
     return found[-1]
 
 
+def run_folder(checkpoint: Path) -> Path:
+    """Return the folder of the run that a checkpoint belongs to, or the folder that it lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[BookEncoder, dict[str, Any]]:
     """Build the plain encoder of a checkpoint, in evaluation mode, and return it with the checkpoint's metadata.
 

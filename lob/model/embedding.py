@@ -1,7 +1,7 @@
-"""The networks that are exported: a window's embedding, its reconstruction, and a policy on top of the encoder.
+"""What the encoder makes of windows: an embedding of each, or a reconstruction of its values.
 
-Axes: B window, T state, L level, D width, S features of the agent's own state. All but the hidden layers of an
-`ActorCritic` is fixed by the checkpoint. Windows are price_ticks int (B, T, L) and sizes float (B, T, L) and end now.
+Axes: B window, T state, L level, D width. Windows are price_ticks int (B, T, L) and sizes float
+(B, T, L), and end now.
 """
 
 import copy
@@ -15,14 +15,17 @@ from lob.model.normalisation import invert
 
 
 class Bf16Linear(nn.Linear):
-    """A product in bf16 that is added to float32: the sum over many layers would lose what single ones keep."""
+    """A layer that multiplies in bf16.
+
+    Its output is added to float32: a bf16 sum over many layers would lose what single ones keep.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class Tokens(nn.Module):
-    """What the encoder is fed for windows with nothing hidden: the normalisation inside a graph."""
+    """Windows with nothing hidden -> the encoder's input (B, T, features), as a module to trace."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -33,10 +36,11 @@ class Tokens(nn.Module):
 
 
 class WindowEncoder(nn.Module):
-    """Windows that end now -> one embedding each, float32; with pooling 'all' one of every state, (B, T, D).
+    """Windows that end now -> an embedding of each, float32 (B, D).
 
-    Otherwise it is taken at the window's end alone: in a bidirectional encoder those of earlier states hold their
-    future.
+    Pooling 'last' takes the encoder's output at the last state, 'mean' the mean over the states,
+    'all' returns those of all states, (B, T, D). In a bidirectional encoder the outputs of earlier
+    states hold their future.
     """
 
     def __init__(self, encoder: BookEncoder, pooling: str):
@@ -44,16 +48,18 @@ class WindowEncoder(nn.Module):
         self.tokens, self.encoder, self.pooling = Tokens(encoder.config), encoder, pooling
 
     def forward(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        hidden = self.encoder.encode(self.tokens(price_ticks, sizes).to(self.encoder.norm.weight.dtype)).float()
+        tokens = self.tokens(price_ticks, sizes).to(self.encoder.norm.weight.dtype)
+        hidden = self.encoder.encode(tokens).float()
         if self.pooling == "last":
             return hidden[:, -1]
         return hidden.mean(dim=1) if self.pooling == "mean" else hidden
 
 
 class Reconstruction(nn.Module):
-    """Windows and a mask -> the predicted price in ticks and size of every entry.
+    """Windows and a mask -> the predicted price in ticks and size of every entry, (B, T, L) each.
 
-    A window that shows no price has none to count from: its prices are ticks from zero.
+    mask: bool (B, T, L, 2), True where price (0) or size (1) is hidden. Prices of a window whose
+    prices are all hidden count from zero.
     """
 
     def __init__(self, encoder: BookEncoder):
@@ -63,8 +69,10 @@ class Reconstruction(nn.Module):
     def forward(self, price_ticks: Tensor, sizes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         tokens, base, _, parameters = build_inputs(price_ticks, sizes, mask, self.encoder.config)
         shown = (~mask[..., 0]).flatten(1).any(dim=1).view(-1, 1, 1)
-        parameters["anchor_ticks"] = parameters["anchor_ticks"] * shown  # else a hidden price's
-        return invert(self.encoder(tokens, base), parameters, self.encoder.config.normalization)
+        # Without a shown price the anchor is a hidden one, which must not reach the output.
+        parameters["anchor_ticks"] = parameters["anchor_ticks"] * shown
+        predicted = self.encoder(tokens, base)
+        return invert(predicted, parameters, self.encoder.config.normalization)
 
 
 def in_bf16(encoder: BookEncoder) -> BookEncoder:

@@ -1,0 +1,425 @@
+"""Which windows are drawn: as nearly as can be the same number of each kind of market condition.
+
+The kinds are called strata. A stratum is a joint cell of three statistics of a window: its
+volatility, its spread and its direction (the change of the mid-price), each divided into cells of
+equal width between the limits that `fit_scale` finds in the pair's training windows.
+"""
+
+import hashlib
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from lob.book.states import Book, identity, open_book
+from lob.config import InputError
+from lob.storage import open_table
+from lob.windows.splits import SPLITS, calendar_cuts, count_shared_states, split_rows
+
+SAMPLE = np.dtype([("end_row", np.int64), ("stratum", np.int32), ("weight", np.float64)])
+SCORED = (
+    "mid_price_change_bps",
+    "average_spread_bps",
+    "std_tick_returns_bps",
+    "mean_tick_returns_bps",
+)
+CHUNK = 8192  # windows that one thread sums; fixed, so that sums don't depend on the threads
+LARGEST = float(np.finfo(np.float64).max)
+
+
+@dataclass
+class Pair:
+    """One pair's book, its statistics, and which of them lie in each split."""
+
+    book: Book
+    rows: np.ndarray  # STATISTICS (see statistics.py), read-only; end_row ascending
+    splits: list[slice]  # of `rows`, train, validation, test: the windows wholly in the split
+
+
+@dataclass
+class Sample:
+    """The windows drawn of one pair, ascending in time."""
+
+    rows: np.ndarray  # SAMPLE (n,)
+    places: np.ndarray  # int64 (n,): where each window stands in the pair's statistics
+    facts: dict[str, Any]  # what the sample's `.json` says of it
+
+
+def open_pairs(
+    folder: Path, names: list[str], temporal_dim: int, split_ratios: Sequence[float | str]
+) -> tuple[list[Pair], np.ndarray]:
+    """Open each pair's book and statistics and cut them into splits.
+
+    Returns the pairs and the cuts, int64 (2,), in ns. Raises InputError if the statistics were made
+    with another `temporal_dim` or from another book, or if a pair has no window in the training
+    share.
+    """
+    books = [open_book(folder / "book_states" / name) for name in names]
+    timestamps = [book.timestamps for book in books]
+    segment_starts = [book.segment_starts for book in books]
+    cuts = calendar_cuts(timestamps, segment_starts, split_ratios)
+    pairs = []
+    for book in books:
+        file = folder / "window_statistics" / f"{book.pair}.npy"
+        rows, _ = open_table(file, "exploration_main.py", identity(book), temporal_dim=temporal_dim)
+        ends = rows["end_row"]
+        splits = []
+        for first, end in split_rows(book.timestamps, cuts, temporal_dim).tolist():
+            begin = bisect_left(ends, first + temporal_dim)
+            splits.append(slice(begin, max(begin, bisect_right(ends, end))))
+        if splits[0].stop == splits[0].start:
+            raise InputError(
+                f"{book.pair}: no window of {temporal_dim} states lies in the training share: "
+                f"change split_ratios = {split_ratios}, or leave the pair out"
+            )
+        pairs.append(Pair(book, np.asarray(rows), splits))
+    return pairs, cuts
+
+
+def share_windows(
+    pairs: list[Pair],
+    windows: int | None,
+    pair_weights: Mapping[str, float] | None,
+    split_ratios: Sequence[float | str],
+    temporal_dim: int,
+) -> np.ndarray:
+    """Return int64 (pairs, 3): how many windows to draw of each pair in each split.
+
+    `windows` is their sum; None: one for every 64 states of the books. A split's share of it is its
+    share in `split_ratios` (with two dates: its share of all windows), divided among the pairs that
+    have windows in it, by `pair_weights` (None: by number of states). Raises InputError if a weight
+    is missing or not above 0, or if `windows` is given and no pair has a window in a split that
+    should have some.
+    """
+    states = {pair.book.pair: pair.book.rows for pair in pairs}
+    weights = states if pair_weights is None else pair_weights
+    fit = [type(weight) in (int, float) and 0 < weight <= 1e9 for weight in weights.values()]
+    if set(weights) != set(states) or not all(fit):
+        raise InputError(f"pair_weights = {weights}: give a share in (0, 1e9] to each of {', '.join(states)}")
+    available = np.array([[split.stop - split.start for split in pair.splits] for pair in pairs])
+    by_dates = len(split_ratios) == 2
+    ratios = available.sum(axis=0) if by_dates else split_ratios
+    weight_of_pair = np.array([[weights[name]] for name in states])
+    shares = weight_of_pair * (available > 0)
+    for name, share, ratio in zip(SPLITS, shares.sum(axis=0), ratios, strict=True):
+        if windows is not None and ratio > 0 and share == 0:
+            raise InputError(
+                f"no pair has a window of {temporal_dim} states for {name}: change "
+                f"split_ratios = {split_ratios}, or lower --temporal_dim"
+            )
+    shares = shares / np.maximum(shares.sum(axis=0), 1e-300) * ratios
+    total = windows or max(1, sum(states.values()) // 64)
+    # Rounding the running sum, and not each share, keeps the total exact.
+    edges = np.round(total * np.cumsum(shares) / shares.sum())
+    return np.diff(edges.astype(np.int64), prepend=0).reshape(shares.shape)
+
+
+def draw_pair(
+    pair: Pair,
+    wanted: np.ndarray,
+    *,
+    temporal_dim: int,
+    cells: Sequence[int],
+    outlier_std: float,
+    min_stride: int,
+    oversample: bool,
+    exact: bool,
+    seed: int,
+) -> Sample:
+    """Draw `wanted` windows, int (3,), of a pair's training, validation and test windows.
+
+    `cells` are the numbers of cells of volatility, spread and direction; training windows beyond
+    `outlier_std` deviations are left out; two windows of a split end at least `min_stride` states
+    apart. Raises InputError if no window is wanted, or, with `exact`, if a split has fewer windows
+    to give than are wanted.
+    """
+    scale = fit_scale(pair, outlier_std)
+    strata = find_strata(pair, scale, cells, outlier_std)
+    parts, places, splits = [], [], {}
+    for index, (name, split, stratum) in enumerate(zip(SPLITS, pair.splits, strata, strict=True)):
+        ends = pair.rows["end_row"][split]
+        rng = make_generator(seed, pair.book.pair, index)
+        picked, weights, exhausted = draw_split(ends, stratum, int(wanted[index]), min_stride, oversample, rng)
+        if exact and weights.sum() < wanted[index] - 0.5:
+            raise InputError(
+                f"{pair.book.pair}: {wanted[index]:,} {name} windows asked for, {len(picked):,} of "
+                f"{len(ends):,} can be had {min_stride} states apart: lower --windows (None: what "
+                "there is) or --min_stride"
+            )
+        part = np.empty(len(picked), dtype=SAMPLE)
+        part["end_row"] = ends[picked]
+        part["stratum"] = stratum[picked]
+        part["weight"] = weights
+        parts.append(part)
+        places.append(split.start + picked)
+        splits[name] = describe_split(part["end_row"], stratum, exhausted, temporal_dim)
+    if not any(len(part) for part in parts):
+        raise InputError(
+            f"{pair.book.pair}: none of the windows falls to it: raise --windows, or its share in "
+            "--pair_weights, or leave the pair out"
+        )
+    training = strata[0]
+    before = np.bincount(training[training >= 0])
+    after = np.bincount(parts[0]["stratum"], parts[0]["weight"], len(before))
+    facts = {
+        "splits": splits,
+        "scale": scale.tolist(),
+        "shared_states": count_shared_states([part["end_row"] for part in parts], temporal_dim, pair.book.rows),
+        "entropy_before": normalised_entropy(before, before),
+        "entropy_after": normalised_entropy(after, before),
+    }
+    return Sample(np.concatenate(parts), np.concatenate(places), facts)
+
+
+def make_generator(seed: int, pair: str, split: int) -> np.random.Generator:
+    """A generator for one split of one pair, so that a draw does not depend on the other pairs."""
+    digest = hashlib.sha256(pair.encode()).digest()
+    return np.random.Generator(np.random.PCG64([seed, int.from_bytes(digest[:8], "little"), split]))
+
+
+def describe_split(drawn_ends: np.ndarray, stratum: np.ndarray, exhausted: int, temporal_dim: int) -> dict[str, Any]:
+    """What the sample's `.json` says of one split."""
+    outliers = int(np.count_nonzero(stratum < 0))
+    overlap, distinct = measure_overlap(drawn_ends, temporal_dim)
+    return {
+        "windows": len(drawn_ends),
+        "available": len(stratum) - outliers,
+        "outliers": outliers,
+        "strata": len(np.unique(stratum[stratum >= 0])),
+        "exhausted_strata": exhausted,
+        "mean_overlap": overlap,
+        "distinct_windows": distinct,
+    }
+
+
+def fit_scale(pair: Pair, outlier_std: float) -> np.ndarray:
+    """Fit mean, deviation, lower and upper limit of the SCORED statistics to the training windows.
+
+    Returns float64 (4, 4): a row for each of these, the statistics along the columns. The limits
+    are the outlier limits, or the extremes where those are nearer. Raises InputError if a statistic
+    is not finite, or is the same in all training windows.
+    """
+    rows = pair.rows[pair.splits[0]]
+    mean, squares, lowest, highest = sum_statistics(rows)
+    for name, centre, square in zip(SCORED, mean, squares, strict=True):
+        if not np.isfinite([centre, square]).all():
+            raise InputError(f"{pair.book.pair}: {name} is NaN or infinite: run exploration_main.py again")
+        if square <= 1e-24 * len(rows) * centre**2:
+            raise InputError(
+                f"{pair.book.pair}: {name} is {centre:g} in all {len(rows):,} training windows: "
+                "there is nothing to balance"
+            )
+    deviation = np.sqrt(squares / len(rows))
+    limit = outlier_std * deviation
+    low = np.maximum(lowest, mean - limit)
+    high = np.minimum(highest, mean + limit)
+    return np.stack([mean, deviation, low, high])
+
+
+@njit(cache=True, parallel=True)
+def sum_statistics(rows):
+    """Mean, sum of squared deviations, smallest and largest of the SCORED statistics, (4, 4)."""
+    chunks = (len(rows) + CHUNK - 1) // CHUNK
+    parts = np.zeros((chunks, 4, 4))
+    for chunk in prange(chunks):
+        begin = chunk * CHUNK
+        part = parts[chunk]
+        part[2], part[3] = np.inf, -np.inf
+        for i in range(begin, min(begin + CHUNK, len(rows))):
+            row = rows[i]
+            scored = (
+                row["mid_price_change_bps"],
+                row["average_spread_bps"],
+                row["std_tick_returns_bps"],
+                row["mean_tick_returns_bps"],
+            )
+            for k, value in enumerate(scored):
+                step = value - part[0, k]
+                part[0, k] += step / (i - begin + 1)
+                part[1, k] += step * (value - part[0, k])
+                part[2, k] = min(part[2, k], value)
+                part[3, k] = max(part[3, k], value)
+    total = parts[0].copy()
+    count = min(CHUNK, len(rows))
+    for chunk in range(1, chunks):  # two chunks are joined as by Chan et al. (1979)
+        part = parts[chunk]
+        more = min(CHUNK, len(rows) - chunk * CHUNK)
+        gap = part[0] - total[0]
+        total[0] += gap * (more / (count + more))
+        total[1] += part[1] + gap * gap * (count * more / (count + more))
+        total[2] = np.minimum(total[2], part[2])
+        total[3] = np.maximum(total[3], part[3])
+        count += more
+    return total
+
+
+def find_strata(pair: Pair, scale: np.ndarray, cells: Sequence[int], outlier_std: float) -> list[np.ndarray]:
+    """Return, for each split, the stratum of each of its windows, int16 (w,), -1 for an outlier.
+
+    Only training windows can be outliers. Those of validation and test are placed in the outermost
+    cells: a market that has moved on is no reason to leave it out. Raises InputError if all
+    training windows are outliers, or if a statistic is not finite.
+    """
+    found: list[np.ndarray] = []
+    for split, limit in zip(pair.splits, (outlier_std, LARGEST, LARGEST), strict=True):
+        stratum = place(pair.rows[split], scale, cells, limit)
+        if not found and (stratum < 0).all():
+            raise InputError(
+                f"{pair.book.pair}: all {len(stratum):,} training windows are outliers: raise "
+                f"--outlier_std={outlier_std:g}"
+            )
+        if found and (stratum < 0).any():
+            raise InputError(f"{pair.book.pair}: a statistic is NaN or infinite: run exploration_main.py again")
+        found.append(stratum)
+    return found
+
+
+def place(rows: np.ndarray, scale: np.ndarray, cells: Sequence[int], outlier_std: float) -> np.ndarray:
+    """Return the joint cell of each window, int16 (w,), -1 for an outlier."""
+    cell = np.empty(len(rows), dtype=np.int16)
+    place_windows(rows, scale, float(outlier_std), np.array(cells, dtype=np.int64), cell)
+    return cell
+
+
+@njit(cache=True, parallel=True)
+def place_windows(rows, scale, outlier_std, cells, cell_of):
+    """Write the joint cell of each window into `cell_of`, int16 (w,), -1 for an outlier."""
+    for i in prange(len(rows)):
+        change = rows[i]["mid_price_change_bps"]
+        spread = rows[i]["average_spread_bps"]
+        volatility = rows[i]["std_tick_returns_bps"]
+        drift = rows[i]["mean_tick_returns_bps"]
+        outlier = False
+        for k, value in enumerate((change, spread, volatility, drift)):
+            deviations = (value - scale[0, k]) / scale[1, k]
+            outlier |= not abs(deviations) <= outlier_std  # also true of NaN
+        if outlier:
+            cell_of[i] = -1
+            continue
+        cell = 0
+        for axis, (k, value) in enumerate(((2, volatility), (1, spread), (0, change))):
+            position = cells[axis] * (value - scale[2, k]) / (scale[3, k] - scale[2, k])
+            cell = cell * cells[axis] + int(min(max(position, 0.0), cells[axis] - 1.0))
+        cell_of[i] = cell
+
+
+def draw_split(
+    ends: np.ndarray,
+    stratum: np.ndarray,
+    wanted: int,
+    min_stride: int,
+    oversample: bool,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Pick `wanted` windows, as nearly as can be the same number of each stratum.
+
+    No two of them end less than `min_stride` states apart.
+
+    Rare strata choose first, and what one of them lacks is shared by those after it. With
+    `oversample` the weights of its own windows grow instead. Windows lost to `min_stride` are made
+    up for in further rounds, until one finds none.
+
+    ends: int64 (w,), ascending; stratum: int (w,), negative for windows that are never picked.
+    Returns the places of the picked windows, int64 (n,), ascending; their weights, float64 (n,);
+    and how many strata gave all they had.
+    """
+    members, bounds = sort_by_stratum(stratum)
+    counts = np.diff(bounds)
+    rare_first = np.argsort(counts, kind="stable")
+    rare_first = rare_first[counts[rare_first] > 0]
+    unused = bounds.copy()  # where the members that were not yet looked at begin
+    blocked = np.zeros(len(ends), dtype=np.bool_)
+    place_parts, weight_parts = [np.empty(0, dtype=np.int64)], [np.empty(0)]
+    missing = wanted
+    found_some = True
+    while missing > 0 and found_some:
+        found_some = False
+        for turn, name in enumerate(rare_first):
+            strata_left = len(rare_first) - turn
+            quota = -(-missing // strata_left)  # rounded up
+            picked, unused[name] = take_apart(
+                members, unused[name], bounds[name + 1], quota, min_stride, ends, blocked, rng
+            )
+            if len(picked) == 0:
+                continue
+            found_some = True
+            weight = quota / len(picked) if oversample else 1.0
+            missing -= quota if oversample else len(picked)
+            place_parts.append(picked)
+            weight_parts.append(np.full(len(picked), weight))
+    places, weights = np.concatenate(place_parts), np.concatenate(weight_parts)
+    order = np.argsort(places)
+    exhausted = np.count_nonzero(unused[rare_first] == bounds[rare_first + 1])
+    return places[order], weights[order], int(exhausted)
+
+
+@njit(cache=True)
+def sort_by_stratum(stratum):
+    """Sort the windows by stratum, those of negative ones left out.
+
+    Returns their places, uint32 (n,), and where each stratum begins, int64 (strata + 1,).
+    """
+    bounds = np.zeros(max(0, stratum.max()) + 2 if len(stratum) else 1, dtype=np.int64)
+    for name in stratum:
+        if name >= 0:
+            bounds[name + 1] += 1
+    bounds = np.cumsum(bounds)
+    members = np.empty(bounds[-1], dtype=np.uint32)
+    cursor = bounds.copy()
+    for place, name in enumerate(stratum):
+        if name >= 0:
+            members[cursor[name]] = place
+            cursor[name] += 1
+    return members, bounds
+
+
+@njit(cache=True)
+def take_apart(members, begin, end, quota, stride, ends, blocked, rng):
+    """Pick up to `quota` of members[begin:end] at random.
+
+    None ends within `stride` states of a window that was picked before. `blocked` marks the windows
+    that are too near to a picked one, of any stratum. `members` is shuffled as far as it is used
+    (Fisher and Yates). Returns the places, int64, and where the unused members begin.
+    """
+    picked = np.empty(min(quota, end - begin), dtype=np.int64)
+    count = 0
+    while begin < end and count < quota:
+        swap = begin + int(rng.random() * (end - begin))
+        place = np.int64(members[swap])
+        members[swap] = members[begin]
+        begin += 1
+        if blocked[place]:
+            continue
+        picked[count] = place
+        count += 1
+        for step in (-1, 1):
+            near = place
+            while 0 <= near < len(ends) and abs(ends[near] - ends[place]) < stride:
+                blocked[near] = True
+                near += step
+    return picked[:count], begin
+
+
+def normalised_entropy(counts: np.ndarray, natural: np.ndarray) -> float:
+    """Entropy of `counts` / the largest possible over the cells that `natural` occupies."""
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    occupied = int(np.count_nonzero(natural))
+    return -float((share * np.log(share)).sum()) / math.log(max(2, occupied))
+
+
+def measure_overlap(ends: np.ndarray, temporal_dim: int) -> tuple[float, float]:
+    """How far windows overlap, and how many windows without overlap would cover as many states.
+
+    The overlap is the mean share of a window's states that the window before it holds.
+    ends: int64 (n,), ascending.
+    """
+    if len(ends) == 0:
+        return 0.0, 0.0
+    new_states = np.minimum(np.diff(ends, prepend=ends[0] - temporal_dim), temporal_dim)
+    overlap = float(1 - new_states[1:].mean() / temporal_dim) if len(ends) > 1 else 0.0
+    return overlap, float(new_states.sum() / temporal_dim)
