@@ -46,11 +46,7 @@ if __name__ == "__main__":
     )  # fmt: skip
 
 import importlib.util
-import json
-import platform
-import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +64,7 @@ from lob.model.checkpoint import describe_step, find_checkpoint, load_model
 from lob.model.embedding import WindowEncoder
 from lob.model.encoder import BookEncoder
 from lob.model.masking import MASKS, trained_on
-from lob.results import describe_environment
+from lob.results import make_report, write_report
 from lob.storage import check_writable, new_file, open_table
 from lob.windows.splits import (
     SPLITS,
@@ -101,7 +97,7 @@ def main(config: dict) -> int:
         devices = ["cpu", *["cuda"] * torch.cuda.is_available()] if config["device"] == "auto" else [config["device"]]
         windows = example_windows(books[0], model.config.temporal_dim, BATCHES["cuda"][-1])
         rows = benchmark(model, windows, config["latency_runs"], devices)
-        write_report(checkpoint, "latency", rows, [], meta, device)
+        save_report(checkpoint, "latency", rows, [], meta, device)
         return 0
     bench = Bench(config, model, meta, books, device)
     rows, lines = [], ["", *report.LEGEND, "", *probes.LEGEND]
@@ -119,7 +115,7 @@ def main(config: dict) -> int:
     speed = time_encoder(f"latency/{device.type}", encode, windows, config["latency_runs"])
     facts = (f"{row['metric'].replace('_', ' ')} {row['value']:.4g} {row['unit']}" for row in speed)
     print(f"one window {'  '.join(facts)}")
-    write_report(checkpoint, "report", rows + speed, lines, meta, device)
+    save_report(checkpoint, "report", rows + speed, lines, meta, device)
     return 0
 
 
@@ -334,18 +330,13 @@ def run_folder(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
-def write_report(checkpoint: Path, name: str, rows: list[dict], lines: list[str], meta: dict,
-                 device: torch.device) -> None:  # fmt: skip
+def save_report(checkpoint: Path, name: str, rows: list[dict], lines: list[str], meta: dict,
+                device: torch.device) -> None:  # fmt: skip
     """Write <name>.json and, where there are lines, <name>.md into the checkpoint's run."""
-    folder, environment = run_folder(checkpoint), describe_environment()
-    report = {
-        "benchmark": "representation" if name == "report" else name, "command": f"python {' '.join(sys.argv)}",
-        "commit": environment["commit"], "date": datetime.now(UTC).date().isoformat(),
-        "device": environment["gpu"] or platform.processor() or "CPU", "versions": environment["versions"],
-        "checkpoint": checkpoint.name, "step": meta["progress"]["step"], "rows": rows,
-    }  # fmt: skip
-    with new_file(folder / f"{name}.json") as handle:
-        handle.write(json.dumps(report, indent=1).encode())
+    folder = run_folder(checkpoint)
+    benchmark = "representation" if name == "report" else name
+    report = make_report(benchmark, rows, checkpoint=checkpoint.name, step=meta["progress"]["step"])
+    write_report(folder / f"{name}.json", report)
     if lines:
         text = "\n".join([f"# Accuracy of {checkpoint.name} on {device.type}", *lines])
         with new_file(folder / f"{name}.md") as handle:

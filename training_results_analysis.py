@@ -45,6 +45,7 @@ from matplotlib.ticker import EngFormatter
 from tqdm import tqdm
 
 from lob.plotting import PALETTE, save, scale_axis  # and its style and backend
+from lob.results import read_rows
 from lob.storage import check_writable, new_file
 
 KINDS = {"step", "validation", "epoch", "test"}
@@ -54,7 +55,6 @@ COLUMNS = ["kind", *COUNTS, "seconds", "train_loss", "validation_loss", "learnin
 NAMES = {"model_name", "runs_dir", "resume", "data_dir", "azure_data_root", "model_path"}  # no hyperparameters
 LOSS_KEYS = ("data_dir", "pairs", "split_ratios", "temporal_dim", "depth_dim", "normalization", "mask_mode",
              "mask_perc", "loss")  # fmt: skip # runs that differ in one of these are scored on other values
-REPORTED = {"case", "metric", "value", "note"}  # of a row of report.json
 PRINTED = {"run": "run", "model_size": "model", "precision": "precision", "epochs": "epochs", "minutes": "minutes",
            "windows_per_second": "windows/s", "data_wait_share": "waiting", "train_loss": "train",
            "best_validation": "best val.", "best_epoch": "at epoch", "test": "test"}  # fmt: skip
@@ -154,12 +154,8 @@ def read_run(folder: Path) -> Run:
     A last line without its end is what a killed run leaves and is not read.
     """
     config = read_object(folder / "config.json")
-    env, report = (
-        read_object(folder / name) if (folder / name).exists() else {} for name in ("env.json", "report.json")
-    )
-    lacking = [row for row in report.get("rows", []) if not isinstance(row, dict) or not set(row) >= REPORTED]
-    if lacking:
-        raise ValueError(f"report.json has rows without {', '.join(sorted(REPORTED))}")
+    env = read_object(folder / "env.json") if (folder / "env.json").exists() else {}
+    report = read_rows(folder / "report.json") if (folder / "report.json").exists() else []
     raw = (folder / "metrics.csv").read_bytes()
     raw = raw[: raw.rfind(b"\n") + 1]
     if raw.split(b"\n", 1)[0].decode() != ",".join(COLUMNS):
@@ -171,7 +167,7 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"unknown kinds {sorted(unknown)}" if unknown else "metrics.csv holds no rows")
     metrics = {kind: rows[rows["kind"] == kind].reset_index(drop=True) for kind in sorted(KINDS)}
     return Run(folder.name, config, str(env.get("precision", config.get("precision"))),
-               env.get("pairs") or config.get("pairs") or [], metrics, report.get("rows", []),
+               env.get("pairs") or config.get("pairs") or [], metrics, report,
                (folder / "config.json").stat().st_mtime)  # fmt: skip
 
 

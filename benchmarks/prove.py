@@ -49,6 +49,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import ROOT, report
+from lob.results import read_rows
 from lob.training.precision import fp8_obstacle
 from lob.training.run_folder import runs_named
 from lob.training.samples import open_dataset
@@ -179,7 +180,7 @@ def score(config: dict, folder: Path, pairs: list[str], gpu: str) -> None:
 def read_report(folder: Path) -> list[dict]:
     if not (folder / "report.json").exists():
         raise InputError(f"{folder} has no report.json: run inference_testing.py on it first")
-    return json.loads((folder / "report.json").read_text())["rows"]
+    return read_rows(folder / "report.json")
 
 
 def collect(reports: list[list[dict]]) -> dict[tuple[str, str], list[float]]:

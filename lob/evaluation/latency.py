@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lob.model.embedding import WindowEncoder
 from lob.model.encoder import BookEncoder
+from lob.results import make_row
 
 SEARCH = {  # kernels timed by themselves: where a host launches slowly, launches would be all that is seen
     "max_autotune": True, "coordinate_descent_tuning": True, "profile_bandwidth_with_do_bench_using_profiling": True,
@@ -41,8 +42,7 @@ def time_encoder(case: str, encode: Encode, windows: tuple[Tensor, Tensor], runs
     best = max(rates, key=lambda count: rates[count])
     values = {"p50": (np.median(single), "ms"), "p99": (np.quantile(single, 0.99), "ms"),
               "windows_per_second": (rates[best], "1/s"), "best_batch": (best, "windows")}  # fmt: skip
-    return [{"case": case, "metric": metric, "value": float(value), "unit": unit, "note": note}
-            for metric, (value, unit) in values.items()]  # fmt: skip
+    return [make_row(case, metric, value, unit, note) for metric, (value, unit) in values.items()]
 
 
 def benchmark(model: BookEncoder, windows: tuple[Tensor, Tensor], runs: int, devices: list[str]) -> list[dict]:

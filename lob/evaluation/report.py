@@ -3,6 +3,7 @@
 import numpy as np
 
 from lob.evaluation.scoring import METHODS, QUANTITIES, Errors
+from lob.results import make_row
 
 LEGEND = [
     "Errors are means over the hidden values of a window, then over windows; lower is better.", "",
@@ -17,8 +18,8 @@ LEGEND = [
 
 def to_rows(case: str, facts: dict) -> list[dict]:
     """A row of the report for each fact that is a finite number, all with the fact `note`."""
-    return [{"case": case, "metric": metric, "value": float(value), "unit": "", "note": facts["note"]}
-            for metric, value in facts.items() if not isinstance(value, str) and np.isfinite(value)]  # fmt: skip
+    found = {metric: value for metric, value in facts.items() if not isinstance(value, str) and np.isfinite(value)}
+    return [make_row(case, metric, value, note=facts["note"]) for metric, value in found.items()]
 
 
 def table_head(windows: str) -> list[str]:
