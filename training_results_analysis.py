@@ -31,7 +31,6 @@ if __name__ == "__main__":
                 "plateau_gain": ">= 0 and < 1"},
     )  # fmt: skip
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,11 +46,8 @@ from tqdm import tqdm
 from lob.plotting import PALETTE, save, scale_axis  # and its style and backend
 from lob.results import read_rows
 from lob.storage import check_writable, new_file
+from lob.training.run_folder import KINDS, read_metrics
 
-KINDS = {"step", "validation", "epoch", "test"}
-COUNTS = {"epoch": "int64", "step": "int64", "windows_seen": "int64"}
-COLUMNS = ["kind", *COUNTS, "seconds", "train_loss", "validation_loss", "learning_rate", "gradient_norm",
-           "windows_per_second", "data_wait_share"]  # fmt: skip
 NAMES = {"model_name", "runs_dir", "resume", "data_dir", "azure_data_root", "model_path"}  # no hyperparameters
 LOSS_KEYS = ("data_dir", "pairs", "split_ratios", "temporal_dim", "depth_dim", "normalization", "mask_mode",
              "mask_perc", "loss")  # fmt: skip # runs that differ in one of these are scored on other values
@@ -156,15 +152,7 @@ def read_run(folder: Path) -> Run:
     config = read_object(folder / "config.json")
     env = read_object(folder / "env.json") if (folder / "env.json").exists() else {}
     report = read_rows(folder / "report.json") if (folder / "report.json").exists() else []
-    raw = (folder / "metrics.csv").read_bytes()
-    raw = raw[: raw.rfind(b"\n") + 1]
-    if raw.split(b"\n", 1)[0].decode() != ",".join(COLUMNS):
-        raise ValueError("metrics.csv does not begin with the columns that fp8_ddp_trainer.py writes")
-    numbers = dict.fromkeys(COLUMNS[4:], "float64")
-    rows = pd.read_csv(io.BytesIO(raw), dtype={"kind": "category", **COUNTS, **numbers}, engine="c")
-    unknown = set(rows["kind"].cat.categories) - KINDS
-    if unknown or not len(rows):
-        raise ValueError(f"unknown kinds {sorted(unknown)}" if unknown else "metrics.csv holds no rows")
+    rows = read_metrics(folder)
     metrics = {kind: rows[rows["kind"] == kind].reset_index(drop=True) for kind in sorted(KINDS)}
     return Run(folder.name, config, str(env.get("precision", config.get("precision"))),
                env.get("pairs") or config.get("pairs") or [], metrics, report,

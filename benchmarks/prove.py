@@ -36,7 +36,6 @@ if __name__ == "__main__":
         bounds={"seeds": ">= 1", "bf16_seeds": ">= 0", "runs_a_gpu": ">= 1"},
     )  # fmt: skip
 
-import csv
 import json
 import os
 import queue
@@ -51,7 +50,7 @@ import torch
 from benchmarks.report import ROOT, report
 from lob.results import read_rows
 from lob.training.precision import fp8_obstacle
-from lob.training.run_folder import runs_named
+from lob.training.run_folder import read_metrics, runs_named
 from lob.training.samples import open_dataset
 
 METRICS = ("error", "best_untrained_error", "ridge_error", "linear_time_error", "ladder_error", "skill_untrained",
@@ -165,9 +164,14 @@ def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Pa
 
 def read_test_loss(folder: Path) -> float | None:
     """Of a run that has ended: its loss on the test split, or on validation where nothing is in that."""
-    with open(folder / "metrics.csv") as handle:
-        losses = {row["kind"]: float(row["validation_loss"] or "nan") for row in csv.DictReader(handle)}
-    return losses["validation" if np.isnan(losses["test"]) else "test"] if "test" in losses else None
+    try:
+        rows = read_metrics(folder)
+    except ValueError:  # interrupted before its first entry
+        return None
+    last = rows.drop_duplicates("kind", keep="last").set_index("kind")["validation_loss"]
+    if "test" not in last:
+        return None
+    return float(last["validation" if np.isnan(last["test"]) else "test"])
 
 
 def score(config: dict, folder: Path, pairs: list[str], gpu: str) -> None:

@@ -2,14 +2,19 @@
 
 import fcntl
 import glob
+import io
 import json
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lob.config import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 COLUMNS = ("kind", "epoch", "step", "windows_seen", "seconds", "train_loss", "validation_loss", "learning_rate",
            "gradient_norm", "windows_per_second", "data_wait_share")  # fmt: skip
+KINDS = {"step", "validation", "epoch", "test"}  # of rows
 MAY_CHANGE = {"epochs", "max_gpus", "num_workers", "resume", "runs_dir", "log_steps", "histogram_steps",
               "checkpoint_minutes", "keep_checkpoints"}  # fmt: skip
 
@@ -80,3 +85,25 @@ def config_changes(run: Path, config: dict[str, Any]) -> dict[str, str]:
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{run} can't be resumed: its config.json can't be read ({error})") from None
     return {key: f"{key} was {old.get(key)!r}, is {value!r}" for key, value in config.items() if old.get(key) != value}
+
+
+def read_metrics(run: Path) -> "pd.DataFrame":
+    """Read a run's metrics.csv: a row a log entry, with the columns of `COLUMNS`; numbers are NaN where none is given.
+
+    A last line without its end, as a killed run leaves it, is not read. Raises ValueError if the file is damaged.
+    """
+    import pandas as pd
+
+    raw = (run / "metrics.csv").read_bytes()
+    raw = raw[: raw.rfind(b"\n") + 1]
+    if raw.split(b"\n", 1)[0].decode() != ",".join(COLUMNS):
+        raise ValueError("metrics.csv does not begin with the columns that fp8_ddp_trainer.py writes")
+    counts = dict.fromkeys(("epoch", "step", "windows_seen"), "int64")
+    numbers = dict.fromkeys(COLUMNS[1:], "float64") | counts
+    rows = pd.read_csv(io.BytesIO(raw), dtype={"kind": "category", **numbers}, engine="c")
+    unknown = set(rows["kind"].cat.categories) - KINDS
+    if unknown:
+        raise ValueError(f"metrics.csv has rows of the unknown kinds {sorted(unknown)}")
+    if not len(rows):
+        raise ValueError("metrics.csv holds no rows")
+    return rows
