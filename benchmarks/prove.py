@@ -206,11 +206,17 @@ def replay_checksums() -> str:
 
 
 def compare_losses(losses: list[tuple[float | None, float | None]]) -> tuple[float, float]:
-    """Mean relative difference of (FP8, bf16) losses and half its 90 % interval; NaN where there are too few."""
+    """Return the mean relative difference of paired (FP8, bf16) losses and half of its 90 % interval.
+
+    Two one-sided tests at 5 % take the 90 % interval. Both are NaN if there are fewer than two pairs.
+    """
+    from scipy import stats
+
     ratio = np.array([fp8 / bf16 - 1 for fp8, bf16 in losses if fp8 and bf16])
     if len(ratio) < 2:
         return float("nan"), float("nan")
-    return float(ratio.mean()), float(student_t(len(ratio) - 1) * ratio.std(ddof=1) / np.sqrt(len(ratio)))
+    half = stats.t.ppf(0.95, len(ratio) - 1) * ratio.std(ddof=1) / np.sqrt(len(ratio))
+    return float(ratio.mean()), float(half)
 
 
 def summarise(pair: str, cells: dict, checksums: str, shared_states: int, difference: float, half: float) -> str:
@@ -225,11 +231,6 @@ def summarise(pair: str, cells: dict, checksums: str, shared_states: int, differ
         return line + "not measured"
     within = "equivalent" if abs(difference) + half < 0.01 else "not shown to be equivalent"
     return line + f"{difference:+.2%} of the loss, 90 % interval +-{half:.2%}: {within} within 1 %"
-
-
-def student_t(freedom: int) -> float:
-    """The 95 % point of Student's t, of which two one-sided tests at 5 % take the 90 % interval."""
-    return (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)[min(freedom, 9) - 1]
 
 
 if __name__ == "__main__":
