@@ -24,7 +24,6 @@ config = {
     "mask_perc": 0.25,  # hidden share of the values
     "windows": 48,  # windows a pair, evenly spaced over the split, and as many of the balanced sample
     "fit_windows": 24,  # training windows of the ridge regression, and as many validation windows
-    "boosting": False,  # gradient boosting on the ridge regression's features too, where scikit-learn is installed
     "probe_windows": 400,  # training windows of the probes, half as many to validate and test; 0: no probes
     "block_states": 1024,  # states a block of the bootstrap
     "pictures": True,  # draw a reconstructed window, and errors by level and distance
@@ -45,7 +44,6 @@ if __name__ == "__main__":
                 "block_states": ">= 1", "batch_size": ">= 1", "latency_runs": ">= 1", "seed": ">= 0"},
     )  # fmt: skip
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,8 +121,6 @@ def check_config(config: dict) -> None:
     for mask in config["masks"]:
         if mask not in MASKS:
             raise InputError(f"masks: {mask!r} is none of {', '.join(MASKS)}")
-    if config["boosting"] and not importlib.util.find_spec("sklearn"):
-        print("gradient boosting left out: scikit-learn is not installed")
     if config["dates"] is not None and len(config["dates"]) != 2:
         raise InputError(f"dates = {config['dates']!r} must be two ISO dates, such as ['2024-08-01', '2024-09-01']")
 
@@ -240,8 +236,7 @@ class Bench:
         if key not in self.fitted:
             if not training and not self.fitted:
                 print("ridge regression left out: no training windows (set --fit_data_dir)")
-            self.fitted[key] = fit_baselines(task.hide(training), task.hide(validation), config["boosting"],
-                                             config["seed"])  # fmt: skip
+            self.fitted[key] = fit_baselines(task.hide(training), task.hide(validation))
         return self.fitted[key]
 
     def probe(self, book: Book) -> Iterator[Part]:

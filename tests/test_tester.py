@@ -43,7 +43,7 @@ def test_hidden_values_change_no_methods_answer(mode, poison):
     clean = hide(price_ticks, sizes, mask)
     poisoned = hide(price_ticks.masked_fill(mask[..., 0], 123), sizes.masked_fill(mask[..., 1], poison), mask)
     poisoned.values = torch.where(poisoned.known, poisoned.values, poison)
-    fitted = fit_baselines([hide(*moving_book(seed=7), mask)], [clean], False, 0)
+    fitted = fit_baselines([hide(*moving_book(seed=7), mask)], [clean])
     with torch.inference_mode():
         for model in models:
             expected, found = (scoring.fill(hidden, fitted, model) for hidden in (clean, poisoned))
@@ -191,7 +191,7 @@ def test_prices_that_differ_by_rounding_alone_are_ties():
 def test_ridge_with_the_ladder_beats_both_of_its_parts():
     mask = make_mask(window_keys(0, 0, torch.arange(24)), 40, 24, 0.25, "patch")
     training, test = (hide(*moving_book(24, seed=seed), mask) for seed in (1, 2))
-    fitted = fit_baselines([training], [test], False, 0)
+    fitted = fit_baselines([training], [test])
     filled, found = fill_untrained(test)
     assert [table.shape[1] for table in features(test, filled, found)] == [FITTED["ridge_ladder"]] * len(COLUMNS)
     errors = {}

@@ -1,13 +1,12 @@
-"""What can be said of hidden values without a network: untrained fills, ridge regression and gradient boosting.
+"""Ridge regressions that predict hidden values from what is visible.
 
 Axes: B window, T state, L level, K column. A *column* is one of COLUMNS, the four forms in which a value is filled and
 scored: a price as ticks from the window's anchor and min-max scaled, a size as logarithm and min-max scaled. Methods
 work on `values`, float32 (B, T, L, K), and `known`, bool of that shape; they read no hidden value.
 """
 
-import importlib.util
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from torch import Tensor
 from lob.evaluation.fills import COLUMNS, Hidden, fill_untrained
 from lob.model.normalisation import nearest_known
 
-BOOSTING_ENTRIES = 50_000  # hidden values that gradient boosting is fitted on, of each column
 FIT_STRIDE = 4  # ridge regression takes every so many hidden values: neighbours tell the same
 PENALTIES = np.logspace(-7, 1, 17)  # of ridge regression on standardised features, a value
 
@@ -95,56 +93,50 @@ FITTED = {"plain_ridge": PLAIN_FEATURES, "ridge_ladder": 24}  # method -> how ma
 
 @dataclass
 class Fitted:
-    """Ridge regressions (and gradient boosting, where wanted and scikit-learn is there), a mask's."""
+    """The ridge regressions that were fitted for one mask."""
 
-    weights: dict[str, list[Tensor]]  # method -> of each column
-    boosters: list[Any] = field(default_factory=list)
+    weights: dict[str, list[Tensor]]  # method -> its weights, (P,), for each column
 
     def fill(self, hidden: Hidden, filled: dict[str, Tensor], found: Tensor) -> dict[str, Tensor]:
         """Return each fitted method's columns, float32 (B, T, L, K)."""
-        tables = features(hidden, filled, found)
-        results = {name: filled["linear_time"].clone() for name in [*self.weights, *["boosting"] * bool(self.boosters)]}
-        for column, table in enumerate(tables):
+        results = {name: filled["linear_time"].clone() for name in self.weights}
+        for column, table in enumerate(features(hidden, filled, found)):
             here = ~hidden.known[..., column]
             for name, weights in self.weights.items():
-                results[name][..., column][here] += table[:, : FITTED[name]] @ weights[column].to(table.device)
-            if self.boosters:
-                added = torch.from_numpy(self.boosters[column].predict(table.cpu().numpy()).astype(np.float32))
-                results["boosting"][..., column][here] += added.to(table.device)
+                change = table[:, : FITTED[name]] @ weights[column].to(table.device)
+                results[name][..., column][here] += change
         return results
 
 
-def fit_baselines(training: Iterable[Hidden], validation: Iterable[Hidden], boosting: bool, seed: int) -> Fitted | None:
-    """Fit on training windows and choose the penalty on validation windows; None where there is nothing to fit on."""
-    sums = [[Moments() for _ in COLUMNS] for _ in range(2)]
-    kept: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in COLUMNS]
-    rng = np.random.default_rng(seed)
-    for number, batches in enumerate((training, validation)):
-        for hidden in batches:
-            filled, found = fill_untrained(hidden)
-            for column, table in enumerate(features(hidden, filled, found)):
-                target = (hidden.values - filled["linear_time"])[..., column][~hidden.known[..., column]]
-                sums[number][column].add(table[::FIT_STRIDE], target[::FIT_STRIDE])
-                if boosting and number == 0 and len(table):
-                    some = rng.choice(len(table), min(len(table), BOOSTING_ENTRIES // 8), replace=False)
-                    kept[column].append((table.cpu().numpy()[some], target.cpu().numpy()[some]))
-    if not all(column.count for column in sums[0]):
-        return None
-    weights = {name: [choose_weights(*(part.first(count) for part in parts)) for parts in zip(*sums, strict=True)]
-               for name, count in FITTED.items()}  # fmt: skip
-    boosters = []
-    if boosting and importlib.util.find_spec("sklearn"):
-        from sklearn.ensemble import HistGradientBoostingRegressor
+def fit_baselines(training: Iterable[Hidden], validation: Iterable[Hidden]) -> Fitted | None:
+    """Fit on training windows and choose the penalties on validation windows.
 
-        for parts in kept:
-            inputs, wanted = (np.concatenate(x) for x in zip(*parts, strict=True))
-            some = rng.choice(len(inputs), min(len(inputs), BOOSTING_ENTRIES), replace=False)
-            boosters.append(HistGradientBoostingRegressor(random_state=seed).fit(inputs[some], wanted[some]))
-    return Fitted(weights, boosters)
+    Return None if there is nothing to fit on.
+    """
+    fitted_on, chosen_on = sum_moments(training), sum_moments(validation)
+    if not all(moments.count for moments in fitted_on):
+        return None
+    weights: dict[str, list[Tensor]] = {name: [] for name in FITTED}
+    for name, count in FITTED.items():
+        for train, judge in zip(fitted_on, chosen_on, strict=True):
+            weights[name].append(choose_weights(train.first(count), judge.first(count)))
+    return Fitted(weights)
+
+
+def sum_moments(batches: Iterable[Hidden]) -> list[Moments]:
+    """Return the sums of the regression of each column over every `FIT_STRIDE`-th hidden value."""
+    sums = [Moments() for _ in COLUMNS]
+    for hidden in batches:
+        filled, found = fill_untrained(hidden)
+        change = hidden.values - filled["linear_time"]
+        for column, table in enumerate(features(hidden, filled, found)):
+            target = change[..., column][~hidden.known[..., column]]
+            sums[column].add(table[::FIT_STRIDE], target[::FIT_STRIDE])
+    return sums
 
 
 def choose_weights(training: Moments, validation: Moments) -> Tensor:
-    """The weights of the penalty with the least error on validation (on training where that has no values)."""
+    """Return the weights of the penalty with the least error on validation, or on training if that has no values."""
     solutions = [training.solve(penalty) for penalty in PENALTIES]
     judge = validation if validation.count else training
     return torch.from_numpy(min(solutions, key=judge.error)).float()

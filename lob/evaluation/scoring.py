@@ -31,7 +31,7 @@ QUANTITIES = {  # name -> for the terminal; for the report
 METHODS = {
     "level_mean": "mean of the level", "last_observation": "last value", "linear_time": "linear in time",
     "linear_levels": "linear over levels", "ladder": "ladder carry", "plain_ridge": "ridge regression",
-    RIDGE: "ridge regression with ladder", "boosting": "gradient boosting", OURS: "encoder",
+    RIDGE: "ridge regression with ladder", OURS: "encoder",
 }  # fmt: skip
 NOT_TRAINED = "not trained on this mask"
 SAME = 1e-4  # of a method's mean error: less between it and the encoder's is rounding, such as of the ladder's prices
