@@ -28,7 +28,7 @@ def test_untrained_fills_are_those_of_numpy(mode):
     filled, _ = fill_untrained(hidden)
     time = np.arange(20)
     for b in range(6):
-        for column in (0, 1, 3):
+        for column in (0, 1):
             truth, known = hidden.values[b, ..., column].numpy(), hidden.known[b, ..., column].numpy()
             shown = [t for t in time if known[t].any()]
             across = {t: np.interp(range(6), np.flatnonzero(known[t]), truth[t, known[t]]) for t in shown}
@@ -65,7 +65,6 @@ def test_errors_are_means_over_hidden_values(mode):
         expected = {
             "mid": np.abs(mid - true_mid)[states].mean(), "offset": np.abs(far)[price].mean(),
             "log_size": square[..., 1][size].mean(),
-            "minmax": np.append(square[..., 2][price], square[..., 3][size]).mean(),
         }  # fmt: skip
         for quantity, value in expected.items():
             assert float(errors[quantity][b]) == pytest.approx(value, rel=1e-4), quantity

@@ -25,7 +25,7 @@ def neighbours(values: Tensor, known: Tensor, otherwise: Tensor) -> tuple[list[T
     steps = values.shape[1]
     at = torch.arange(steps, device=values.device).view(1, steps, 1, 1)
     found, far = [], []
-    for place in (x.repeat(1, 1, 1, 2) for x in nearest_known(known[..., :2])):  # the other columns: the same fields
+    for place in nearest_known(known):
         there = (place >= 0) & (place < steps)
         found.append(torch.where(there, values.gather(1, place.clamp(0, steps - 1)), otherwise))
         far.append(torch.where(there, (place - at).abs(), steps).float().log1p())

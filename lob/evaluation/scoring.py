@@ -25,8 +25,6 @@ QUANTITIES = {  # name -> for the terminal; for the report
                            "expect skill near 0"),
     "offset": ("price's distance from mid (ticks)", "|error| of a hidden price's distance from the mid, in ticks"),
     "log_size": ("log of size (squared error)", "squared error of the natural logarithm of a hidden size"),
-    "minmax": ("reference's scale (squared error)", "squared error in the published reference's scale of 0 to 1, price "
-                                                    "and size pooled, for comparison only"),
 }  # fmt: skip
 METHODS = {
     "level_mean": "mean of the level", "last_observation": "last value", "linear_time": "linear in time",
@@ -84,7 +82,7 @@ def predict(model: BookEncoder, hidden: Hidden) -> Tensor:
     """The encoder's answer in columns, float32 (B, T, L, K)."""
     tokens, base, _, parameters = build_inputs(hidden.price_ticks, hidden.sizes, hidden.mask, model.config)
     price, sizes = invert(model(tokens, base), parameters, model.config.normalization)
-    return to_columns(price, sizes, hidden.anchor_ticks, hidden.minmax)
+    return to_columns(price, sizes, hidden.anchor_ticks)
 
 
 def window_errors(columns: Tensor, hidden: Hidden) -> dict[str, Tensor]:
@@ -99,7 +97,6 @@ def window_errors(columns: Tensor, hidden: Hidden) -> dict[str, Tensor]:
         "mid": mean_where((mid - true_mid).abs(), hidden_price[:, :, half - 1 : half + 1].any(dim=2, keepdim=True)),
         "offset": mean_where((offset - true_offset).abs(), hidden_price),
         "log_size": mean_where((columns[..., 1] - truth[..., 1]) ** 2, hidden_size),
-        "minmax": mean_where((columns[..., 2:] - truth[..., 2:]) ** 2, hidden.mask),
     }
 
 
