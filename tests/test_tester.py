@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, metadata, refusal, write_book
+from sklearn import linear_model, metrics
 from test_ladder import moving_book
 
 import inference_testing
@@ -98,7 +99,6 @@ def test_labels_are_those_of_a_slow_reading(data_dir):
 
 
 def test_ridge_is_that_of_scikit_learn():
-    linear_model = pytest.importorskip("sklearn.linear_model")
     rng = np.random.default_rng(0)
     x, noise = rng.normal(size=(500, 6)) * [1, 10, 0.1, 3, 1, 1], rng.normal(size=500)
     y = x @ rng.normal(size=6) + noise
@@ -109,25 +109,56 @@ def test_ridge_is_that_of_scikit_learn():
     theirs = linear_model.Ridge(alpha=0.3 * 500, fit_intercept=False).fit(x / scale, y).coef_ / scale
     np.testing.assert_allclose(moments.solve(0.3), theirs, rtol=1e-6)
     assert moments.error(theirs) == pytest.approx(np.mean((y - x @ theirs) ** 2))
-    probe = probes.fit_probe(x, y, 0.3, classify=False)
-    standard = (x - x.mean(0)) / x.std(0)
-    model = linear_model.Ridge(alpha=0.3 * 500).fit(standard, y)
-    np.testing.assert_allclose(probe(x), model.predict(standard), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("penalty", probes.PENALTIES[1:5])
-def test_logistic_probe_and_auc_are_those_of_scikit_learn(penalty):
-    linear_model, metrics = pytest.importorskip("sklearn.linear_model"), pytest.importorskip("sklearn.metrics")
+def with_constant(x):
+    return np.column_stack([(x - x.mean(0)) / x.std(0), np.ones(len(x))])
+
+
+def penalties_of(columns, penalty, count):
+    """Diagonal matrix of the penalty of each weight: the last one, of the constant, is free."""
+    return np.diag([penalty * count] * columns + [0.0])
+
+
+@pytest.mark.parametrize("penalty", probes.PENALTIES)
+def test_ridge_probe_is_the_closed_form(penalty):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 6)) * [1, 10, 0.1, 3, 1, 1] + 5
+    y = x @ rng.normal(size=6) + rng.normal(size=500)
+    full = with_constant(x)
+    weights = np.linalg.solve(full.T @ full + penalties_of(6, penalty, 500), full.T @ y)
+    probe = probes.fit_probe(x, y, penalty, classify=False)
+    np.testing.assert_allclose(probe(x), full @ weights, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", probes.PENALTIES)
+@pytest.mark.parametrize("noise", [1.0, 0.0])  # without noise the classes can be separated
+def test_logistic_probe_is_the_minimum_of_the_penalised_likelihood(penalty, noise):
+    """The reference takes 300 small steps of Newton's method on the gradient as it is written down."""
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(400, 5))
-    y = (x @ rng.normal(size=5) + rng.normal(size=400) > 0.5).astype(float)
-    probe = probes.fit_probe(x, y, penalty, classify=True)
-    standard = (x - x.mean(0)) / x.std(0)
-    model = linear_model.LogisticRegression(C=1 / (penalty * 400), tol=1e-8, max_iter=1000).fit(standard, y)
-    np.testing.assert_allclose(probe(x), model.decision_function(standard), atol=2e-3)
-    score = probe(x).round(1)
-    assert probes.area_under_curve(score, y) == pytest.approx(metrics.roc_auc_score(y, score))
-    assert probes.log_loss(score, y) == pytest.approx(metrics.log_loss(y, probes.sigmoid(score)))
+    x = rng.normal(size=(400, 5)) * [1, 10, 0.1, 3, 1]
+    y = (x @ [1, 0.1, 0, 0.3, -1] + noise * rng.normal(size=400) > 0.5).astype(float)
+    full, ridge = with_constant(x), penalties_of(5, penalty, 400)
+    weights = np.zeros(6)
+    for _ in range(300):
+        probability = 1 / (1 + np.exp(-full @ weights))
+        gradient = full.T @ (probability - y) + ridge @ weights
+        curvature = full.T @ (full * (probability * (1 - probability))[:, None]) + ridge
+        weights -= 0.3 * np.linalg.solve(curvature, gradient)
+    assert np.abs(gradient).max() < 1e-9
+    np.testing.assert_allclose(probes.fit_probe(x, y, penalty, classify=True)(x), full @ weights, rtol=1e-6, atol=1e-6)
+
+
+def test_area_under_curve_counts_pairs_and_log_loss_is_of_logits():
+    rng = np.random.default_rng(1)
+    score, y = rng.normal(size=200).round(1), (rng.random(200) > 0.6).astype(float)
+    ones, zeros = score[y == 1], score[y == 0]
+    pairs = [(one > zero) + 0.5 * (one == zero) for one in ones for zero in zeros]
+    assert probes.area_under_curve(score, y) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert probes.area_under_curve(score, y) == pytest.approx(metrics.roc_auc_score(y, score), abs=1e-12)
+    likelihood = np.where(y == 1, 1 / (1 + np.exp(-score)), 1 / (1 + np.exp(score)))
+    assert probes.log_loss(score, y) == pytest.approx(-np.log(likelihood).mean())
+    assert np.isnan(probes.area_under_curve(score, np.ones(200)))
 
 
 def test_bootstrap_has_the_width_of_the_theory_and_counts_blocks():
