@@ -43,25 +43,6 @@ def test_training_speed_is_measured_in_the_trainers_own_steps(data):
         assert done.returncode == 2 and "leave out --write and --cases" in done.stderr
 
 
-def test_whole_runs_are_compared_and_not_run_twice(data, tmp_path):
-    words = ["--model_size=tiny_transformer", "--batch_size=4", "--epochs=1", "--seeds=1", f"--runs_dir={tmp_path}"]
-    words += ["--precisions=['fp32', 'auto']"]
-    found = bench("bench_runs", data, *words)
-    assert found["fp32_over_auto", "mean_ratio"] == 1  # without a GPU auto is fp32
-    assert found["epoch 1", "validation_loss_fp32"] == found["fp32_seed_0", "validation_loss"] > 0
-    runs = sorted(path.name for path in tmp_path.iterdir())
-    written = [(tmp_path / name / "metrics.csv").stat().st_mtime_ns for name in runs]
-    assert bench("bench_runs", data, *words) == found
-    assert [(tmp_path / name / "metrics.csv").stat().st_mtime_ns for name in runs] == written
-
-
-def test_the_fast_path_is_compared_with_the_eager_one(data):
-    found = bench("bench_eager", data, "--model_size=tiny_transformer", "--batch_size=4", "--steps=2", "--seeds=2",
-                  "--precisions=['auto']")  # fmt: skip
-    # on a CPU the two are the same
-    assert found == {(f"auto seed {seed}", "fast_over_eager_loss"): 1 for seed in range(2)}
-
-
 def test_a_variant_of_the_recipe_is_scored_beside_it(data, tmp_path):
     recipe = {"model_size": "tiny_transformer", "batch_size": 8, "epochs": 1, "mask_mode": "entry", "max_lr": 1e-12}
     scoring = {"masks": ["entry"], "windows": 4, "fit_windows": 4, "probe_windows": 0, "pictures": False,
