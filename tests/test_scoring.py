@@ -8,7 +8,7 @@ from test_ladder import moving_book
 from test_tester import lively_encoder
 
 from lob.book.states import open_book
-from lob.evaluation import intervals, probes, scoring
+from lob.evaluation import intervals, probe_tasks, probes, scoring
 from lob.evaluation.fills import fill_untrained, hide
 from lob.evaluation.ridge import PENALTIES, Moments, choose_weights, features
 from lob.model.masking import make_mask, window_keys
@@ -94,7 +94,9 @@ def test_penalties_are_chosen_on_validation_windows():
     np.testing.assert_allclose(choose_weights(training, validation), best, rtol=1e-6)
     sets = [probes.ProbeSet(dict.fromkeys(probes.FEATURES, rng.normal(size=(60, 50))),
                             {"volatility_50": rng.normal(size=60)}, np.arange(60)) for _ in range(3)]  # fmt: skip
-    assert probes.probe_task("volatility_50", sets, 0)["ours"] > -0.2  # noise: only the largest penalty does no harm
+    assert (
+        probes.probe_task("volatility_50", sets, 0).scores["ours"] > -0.2
+    )  # noise: only the largest penalty does no harm
 
 
 def test_a_block_of_many_windows_counts_as_many():
@@ -106,7 +108,7 @@ def test_a_block_of_many_windows_counts_as_many():
 def test_hand_made_features_are_those_of_a_slow_reading(data_dir):
     book = open_book(data_dir / "book_states" / "BTC_USD")
     ends = np.array([100, 777, 2500])
-    for end, found in zip(ends, probes.hand_made(book, ends, 100), strict=True):
+    for end, found in zip(ends, probe_tasks.hand_made(book, ends, 100), strict=True):
         price, size = (x[end - 100 : end].astype(float) for x in (book.price_ticks, book.sizes))
         bids, asks, spread = size[-1, :48][::-1], size[-1, 48:], price[:, 48] - price[:, 47]
         mid = (price[:, 47] + price[:, 48]) / 2

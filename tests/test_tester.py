@@ -15,12 +15,12 @@ from test_ladder import moving_book
 import inference_testing
 import lob.storage
 from benchmarks import prove
-from lob.book.states import identity, open_book
+from lob.book.states import identity, open_book, open_books
 from lob.config import InputError
-from lob.evaluation import fills, intervals, latency, probes, scoring
+from lob.evaluation import fills, intervals, latency, probe_tasks, probes, report, scoring
 from lob.evaluation.fills import COLUMNS, fill_untrained, hide
-from lob.evaluation.ridge import FITTED, Moments, features, fit_baselines
-from lob.model.checkpoint import save_checkpoint
+from lob.evaluation.ridge import FITTED, Moments, features, fit_ridges
+from lob.model.checkpoint import load_model, save_checkpoint
 from lob.model.encoder import BookEncoder, encoder_config
 from lob.model.masking import MASKS, make_mask, trained_on, window_keys
 from lob.windows.splits import calendar_cuts, window_ends
@@ -44,7 +44,7 @@ def test_hidden_values_change_no_methods_answer(mode, poison):
     clean = hide(price_ticks, sizes, mask)
     poisoned = hide(price_ticks.masked_fill(mask[..., 0], 123), sizes.masked_fill(mask[..., 1], poison), mask)
     poisoned.values = torch.where(poisoned.known, poisoned.values, poison)
-    fitted = fit_baselines([hide(*moving_book(seed=7), mask)], [clean])
+    fitted = fit_ridges([hide(*moving_book(seed=7), mask)], [clean])
     with torch.inference_mode():
         for model in models:
             expected, found = (scoring.fill(hidden, fitted, model) for hidden in (clean, poisoned))
@@ -67,20 +67,20 @@ def test_states_after_a_window_change_neither_embedding_nor_features(data_dir):
         changed, now = replace(book, **later), np.array([end])
         found, expected = (
             probes.encode_windows({"ours": model}, b, now, 4, torch.device("cpu"))
-            | {"hand_made": probes.hand_made(b, now, 256)}
+            | {"hand_made": probe_tasks.hand_made(b, now, 256)}
             for b in (changed, book)
         )
         assert set(found) == {"ours", "pca", "hand_made"}
         for name in found:
             np.testing.assert_array_equal(found[name], expected[name])
-    labels = [probes.label_windows(b, ends) for b in (book, changed)]
+    labels = [probe_tasks.label_windows(b, ends) for b in (book, changed)]
     assert not np.array_equal(labels[0]["volatility_50"], labels[1]["volatility_50"])
 
 
 def test_labels_are_those_of_a_slow_reading(data_dir):
     book = open_book(data_dir / "book_states" / "BTC_USD")
     ends = np.arange(300, 2400, 37)
-    labels = probes.label_windows(book, ends)
+    labels = probe_tasks.label_windows(book, ends)
     bid, ask = book.price_ticks[:, 47].astype(int), book.price_ticks[:, 48].astype(int)
     for i, end in enumerate(ends):
         now, mids = end - 1, (bid + ask) / 2
@@ -176,16 +176,18 @@ def test_best_naive_is_chosen_on_validation_not_on_the_test_windows():
     ours = np.array([1.0, 1.0, 1.0, 1.0])
     test = {"log_size": {"linear_time": ours * 2, "ladder": ours * 1.5, "ridge_ladder": ours * 3, scoring.OURS: ours}}
     chosen = {"log_size": {"linear_time": ours, "ladder": ours * 5, "ridge_ladder": ours * 2}}
-    facts = scoring.compare(test, chosen, np.arange(4), 0)["log_size"]
-    assert facts["untrained"] == facts["naive"] == "linear_time" and facts["best_untrained_error"] == 2
-    assert facts["skill_untrained"] == 0.5 and facts["win_rate_naive"] == 1 and facts["verdict_naive"] == "better"
-    assert facts["ridge_error"] == 3 and facts["skill_ridge"] == pytest.approx(2 / 3)
+    found = scoring.compare(test, chosen, np.arange(4), 0)["log_size"]
+    assert found.untrained.method == found.naive.method == "linear_time" and found.untrained.error == 2
+    assert found.untrained.skill == 0.5 and found.naive.win_rate == 1 and found.naive.verdict == "better"
+    assert found.ridge.error == 3 and found.ridge.skill == pytest.approx(2 / 3)
 
 
 def test_every_naive_methods_error_is_reported_under_its_own_name():
     names = [*fills.UNTRAINED, *FITTED, scoring.OURS]
     errors = {"log_size": {name: np.full(4, 1.0 + number) for number, name in enumerate(names)}}
-    facts = scoring.compare(errors, errors, np.arange(4), 0)["log_size"]
+    found = scoring.compare(errors, errors, np.arange(4), 0)
+    scores = scoring.MaskScores("BTC", "patch", False, True, 4, found)
+    facts = {row["metric"]: row["value"] for row in report.rows_of_scores(scores)}
     for number, name in enumerate(names[:-1]):
         assert facts[f"{name}_error"] == 1.0 + number
     assert facts["ridge_error"] == facts["ridge_ladder_error"]
@@ -206,23 +208,23 @@ def test_one_block_of_time_decides_nothing():
     low, high, blocks = intervals.bootstrap(np.array([-0.1, -0.3, -0.2]), np.zeros(3), 0)
     assert blocks == 1 and np.isnan([low, high]).all() and intervals.verdict(low, high) == "undecided"
     labels = np.array([0.0, 1.0, 0.0, 1.0])
-    found = probes.paired_interval(probes.area_under_curve, labels, 1 - labels, labels, np.zeros(4), 0)
-    assert found[2] == 1 and np.isnan(found[:2]).all()
+    drawn = [probes.resample(probes.area_under_curve, x, labels, np.zeros(4), 0) for x in (labels, 1 - labels)]
+    assert np.isnan(intervals.interval(drawn[0] - drawn[1], 1.0, 1)).all()
 
 
 def test_prices_that_differ_by_rounding_alone_are_ties():
     ladder = np.array([0.25, 0.5, 0.0, 0.125])
     errors = {"offset": {"ladder": ladder, scoring.OURS: ladder + 7e-6}}
-    facts = scoring.compare(errors, errors, np.arange(4), 0)["offset"]
-    assert facts["verdict_untrained"] == "undecided" and facts["win_rate_untrained"] == 0.5
+    untrained = scoring.compare(errors, errors, np.arange(4), 0)["offset"].untrained
+    assert untrained.verdict == "undecided" and untrained.win_rate == 0.5
     worse = {"offset": {"ladder": ladder, scoring.OURS: ladder + 1e-3}}
-    assert scoring.compare(worse, worse, np.arange(4), 0)["offset"]["verdict_untrained"] == "worse"
+    assert scoring.compare(worse, worse, np.arange(4), 0)["offset"].untrained.verdict == "worse"
 
 
 def test_ridge_with_the_ladder_beats_both_of_its_parts():
     mask = make_mask(window_keys(0, 0, torch.arange(24)), 40, 24, 0.25, "patch")
     training, test = (hide(*moving_book(24, seed=seed), mask) for seed in (1, 2))
-    fitted = fit_baselines([training], [test])
+    fitted = fit_ridges([training], [test])
     filled, found = fill_untrained(test)
     assert [table.shape[1] for table in features(test, filled, found)] == [FITTED["ridge_ladder"]] * len(COLUMNS)
     errors = {}
@@ -257,9 +259,9 @@ def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, chec
                       "--masks=['entry','tail']", "--split=validation", *SMALL)  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder = checkpoint.parent.parent
-    report = json.loads((folder / "report.json").read_text())
-    assert report["benchmark"] == "representation"
-    cells = {(row["case"], row["metric"]): row["value"] for row in report["rows"]}
+    stored = json.loads((folder / "report.json").read_text())
+    assert stored["benchmark"] == "representation"
+    cells = {(row["case"], row["metric"]): row["value"] for row in stored["rows"]}
     assert np.isfinite(list(cells.values())).all()
     assert all("penalties were chosen on these windows" in x for x in (done.stdout, (folder / "report.md").read_text()))
     for mask in ("entry", "tail"):
@@ -273,12 +275,11 @@ def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, chec
     for name in ("fills", "errors"):
         assert (folder / f"BTC_USD_{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     text = (folder / "report.md").read_text()
-    assert "undecided" in text and all(f"- {q}: " in text for q in (*scoring.QUANTITIES, *probes.TASKS))
-    notes = {row["case"].split("/")[1]: row["note"] for row in report["rows"] if row["metric"] == "median_error"}
+    assert "undecided" in text and all(f"- {q}: " in text for q in (*scoring.QUANTITIES, *probe_tasks.TASKS))
     for mask, unseen in (("entry", False), ("tail", True)):
         assert (f"mask {mask}, not trained on this mask" in text) == unseen
         assert (f"mask {mask}, not trained on this mask" in done.stdout) == unseen
-        assert ("not trained on this mask" in notes[mask]) == unseen
+        assert cells[f"BTC_USD/{mask}/log_size", "trained_on"] == (not unseen)
     assert "(step 0, the weights before training: no later ones" in done.stdout and "lower is better" in done.stdout
     lines = done.stdout.splitlines()
     assert not [line for line in lines if "| " in line or (len(line) > 120 and str(folder) not in line)]
@@ -329,8 +330,8 @@ def test_an_unseen_instrument_is_scored_with_the_ridge_of_the_seen_one(sampled, 
 def test_the_encoder_is_timed_as_it_can_be_run(monkeypatch):
     monkeypatch.delitem(latency.VARIANTS, "compiled")  # takes a minute
     model, price_sizes = lively_encoder(24, 40), moving_book(16)
-    rows = latency.benchmark(model, price_sizes, 2, ["cpu"])
-    cells = {(row["case"], row["metric"]): row["value"] for row in rows}
+    found = latency.benchmark(model, price_sizes, 2, ["cpu"])
+    cells = {(row["case"], row["metric"]): row["value"] for rows in found for row in rows}
     for variant in ("eager", "torchscript"):
         assert 0 < cells[f"latency/cpu/{variant}", "p50"] <= cells[f"latency/cpu/{variant}", "p99"]
         assert cells[f"latency/cpu/{variant}", "windows_per_second"] > 0
@@ -364,25 +365,22 @@ def test_a_run_that_takes_no_report_is_refused_before_it_is_scored(sampled, chec
 
 
 def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, checkpoint):
-    import inference_testing as tester
-    from lob.model.checkpoint import load_model
-
     model, meta = load_model(checkpoint)
-    books = tester.open_books(sampled, None, model.config.depth)
-    bench = tester.Bench({**tester.config, "data_dir": str(sampled)}, model, meta, books, torch.device("cpu"))
+    books = open_books(sampled, None, model.config.depth)
+    config = {**inference_testing.config, "data_dir": str(sampled)}
+    selection = inference_testing.select_windows(config, model, meta, books)
     book = books[0]
-    tested = bench.ends(book, "test")
+    tested = selection.tested(book)
     first = tested.min() - 32
     for split in ("train", "validation"):
-        for _, ends in bench.windows_to_fit(book, split, 10**6, probes.HORIZON):
-            assert len(ends) and ends.max() + probes.HORIZON <= first - 32  # window, horizon, embargo
+        for _, ends in selection.to_fit(book, split, 10**6, probe_tasks.HORIZON):
+            assert len(ends) and ends.max() + probe_tasks.HORIZON <= first - 32  # window, horizon, embargo
     assert len(np.intersect1d(tested, window_ends(book.segment_starts, book.rows, 32))) == len(tested)
-    everything = {**tester.config, "data_dir": str(sampled), "split": "all", "fit_data_dir": str(sampled)}
-    bench = tester.Bench(everything, model, meta, books, torch.device("cpu"))
-    assert bench.windows_to_fit(book, "train", 8) == []
+    everything = {**config, "split": "all", "fit_data_dir": str(sampled)}
+    assert inference_testing.select_windows(everything, model, meta, books).to_fit(book, "train", 8) == []
     meta["data"]["books"] = [identity(book)]
     with pytest.raises(InputError, match="BTC_USD was trained on"):
-        tester.Bench(everything, model, meta, books, torch.device("cpu"))
+        inference_testing.select_windows(everything, model, meta, books)
 
 
 def test_fp8_is_equivalent_only_where_the_whole_interval_lies_within_one_percent():

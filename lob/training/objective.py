@@ -14,10 +14,9 @@ from torch import Tensor
 
 from lob.model.encoder import OUTLOOK_TARGETS
 from lob.model.normalisation import signed_log
+from lob.windows.reaches import DEPTHS, REACHES
 
 AHEAD = 32  # states at most
-REACHES = (5, 20, 80)  # states back, and the whole window
-DEPTHS = (1, 3, 10)  # levels of a side, and all of it
 # One over each target's standard deviation in windows of USD-M BTC (at most 4: the spread hardly ever changes).
 SCALES = (
     1.6, 1.6, 1.8, 3.0, 4.0, 0.6, 0.6, 2.0, 2.0, 0.75, 4.0,
