@@ -14,6 +14,8 @@ from conftest import ROOT
 
 import training_results_analysis as analysis
 from lob.config import InputError, read_comments
+from lob.evaluation import runs as runs_room
+from lob.results import make_row
 
 SCRIPT = ROOT / "training_results_analysis.py"
 CONFIG = {"model_name": "x", "model_size": "tiny_transformer", "epochs": 4, "max_lr": 1e-3, "precision": "bf16",
@@ -109,7 +111,7 @@ def test_smoothing_is_the_unbiased_exponential_average():
     for value in values:
         total, weight = (1 - alpha) * total + value, (1 - alpha) * weight + 1
         expected.append(total / weight)
-    np.testing.assert_allclose(analysis.smooth(pd.Series(values), 5), expected, rtol=1e-12)
+    np.testing.assert_allclose(runs_room.smooth(pd.Series(values), 5), expected, rtol=1e-12)
 
 
 def test_divergence_is_dated(tmp_path, capsys, no_pictures):
@@ -193,7 +195,7 @@ def test_effects_join_runs_that_differ_in_one_key_alone(tmp_path, capsys, no_pic
         write_run(tmp_path / "runs" / f"lr{lr}_{seed}", [1.0, loss], max_lr=lr, seed=seed)
     write_run(tmp_path / "runs" / "other", [1.0, 0.3], max_lr=1e-1, optimizer="sgd")
     write_run(tmp_path / "runs" / "other_loss", [1.0, 0.3], max_lr=1e-3, mask_perc=0.5)
-    runs = [analysis.read_run(folder) for folder in analysis.find_runs(settings(tmp_path))]
+    runs = [analysis.read_run(folder) for folder in analysis.find_runs(str(tmp_path / "runs"), [])]
     figure = analysis.draw_effects(runs, analysis.find_different_keys(runs))
     assert figure is not None
     (axis,) = [axis for axis in figure.axes if axis.axison]
@@ -228,16 +230,20 @@ def test_the_difference_of_fp8_is_in_percent_of_bf16(tmp_path):
 
 def test_accuracy_reports_are_tabled(tmp_path, capsys, no_pictures):
     folder = write_run(tmp_path / "runs" / "a", [1.0, 0.5])
-    rows = [{"case": f"BTC_USD/{case}", "metric": metric, "value": value, "unit": "",
-             "note": "best naive: ladder" + "; not trained on this mask" * case.startswith("tail")}
-            for case, metric, value in (("entry/log_size", "skill_untrained", 0.1), ("tail/log_size", "ours", 3.0),
-                                        ("tail/log_size", "skill_untrained", -0.25),
-                                        ("tail/mid", "skill_untrained", 0.5))]  # fmt: skip
+    values = {
+        ("entry/log_size", "skill_untrained"): 0.1,
+        ("entry/log_size", "trained_on"): 1,
+        ("tail/log_size", "ours"): 3.0,
+        ("tail/log_size", "trained_on"): 0,
+        ("tail/log_size", "skill_untrained"): -0.25,
+        ("tail/mid", "skill_untrained"): 0.5,
+    }
+    rows = [make_row(f"BTC_USD/{case}", metric, value) for (case, metric), value in values.items()]
     (folder / "report.json").write_text(json.dumps({"benchmark": "representation", "rows": rows}))
     printed, _ = analyse(tmp_path, capsys)
     (line,) = [line for line in printed.splitlines() if "BTC_USD" in line]
     assert line.split() == ["a", "BTC_USD", "+0.100", "-0.250*"]
-    assert pd.read_csv(tmp_path / "runs" / "analysis" / "accuracy.csv")["value"].tolist() == [0.1, 3.0, -0.25, 0.5]
+    assert pd.read_csv(tmp_path / "runs" / "analysis" / "accuracy.csv")["value"].tolist() == list(values.values())
 
 
 def test_more_runs_and_pairs_choose_runs(tmp_path, capsys, no_pictures):
@@ -285,7 +291,7 @@ def test_the_columns_are_the_trainers():
 
 
 def test_every_loss_key_is_one_of_the_trainer():
-    assert set(analysis.LOSS_KEYS) | analysis.NAMES <= set(read_comments(ROOT / "fp8_ddp_trainer.py"))
+    assert set(runs_room.LOSS_KEYS) | runs_room.NAMES <= set(read_comments(ROOT / "fp8_ddp_trainer.py"))
 
 
 @pytest.mark.parametrize(

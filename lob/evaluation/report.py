@@ -45,7 +45,7 @@ MASKS = {
 LEGEND = [
     "Errors are means over the hidden values of a window, then over windows; lower is better.",
     "",
-    *(f"- {name}: {QUANTITY_NAMES[name]}: {QUANTITY_MEANINGS[name]}" for name in QUANTITIES),
+    *(f"- {name}: {QUANTITY_MEANINGS[name]}" for name in QUANTITIES),
     "",
     "Ladder carry looks a hidden size up at the same price in the states around it. The best naive method is, of all "
     "methods but the encoder, the one with the least error on validation windows. Skill is 1 - the encoder's error / "

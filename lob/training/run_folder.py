@@ -100,8 +100,7 @@ def read_metrics(run: Path) -> "pd.DataFrame":
         raise ValueError("metrics.csv does not begin with the columns that fp8_ddp_trainer.py writes")
     counts = dict.fromkeys(("epoch", "step", "windows_seen"), "int64")
     numbers = dict.fromkeys(COLUMNS[1:], "float64") | counts
-    kinds = {"kind": "category", **numbers}
-    rows = pd.read_csv(io.BytesIO(raw), dtype=kinds, engine="c", float_precision="round_trip")
+    rows = pd.read_csv(io.BytesIO(raw), dtype={"kind": "category", **numbers}, engine="c")
     unknown = set(rows["kind"].cat.categories) - KINDS
     if unknown:
         raise ValueError(f"metrics.csv has rows of the unknown kinds {sorted(unknown)}")
