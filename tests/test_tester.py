@@ -396,6 +396,13 @@ def test_fp8_is_equivalent_only_where_the_whole_interval_lies_within_one_percent
     assert "not measured" in prove.summarise("A", cells, "2 passed", 0, *prove.compare_losses([(1.0, None)]))
 
 
+def test_the_deviation_over_seeds_stands_beside_the_difference_of_fp8():
+    rows = {(row["case"], row["metric"]): row["value"] for row in prove.loss_rows([(1.1, 1.0), (3.0, 3.0)])}
+    assert rows["FP8 over bf16", "difference"] == pytest.approx(0.05)
+    assert rows["bf16 over seeds", "relative_deviation"] == pytest.approx(np.sqrt(2) / 2)
+    assert prove.loss_rows([(1.0, None)]) == []
+
+
 def test_medians_are_taken_over_the_cases_that_are_tabled():
     values = {("A/patch/mid", "error"): 1.0, ("A/patch/mid/balanced", "error"): 2.0, ("latency/cpu", "p50"): 3.0,
               ("A/patch/mid", "win_rate_naive"): 0.5, ("A/probe/direction", "ours"): 0.6}  # fmt: skip
