@@ -105,14 +105,15 @@ def main(config: dict) -> int:
     fitted: dict[tuple, Ridges | None] = {}  # shared by pairs that are fitted on the same windows
     found = []
     for book in books:
-        pair = PairReport(book.pair)
         ridges = fit_masks(config, selection, maskings, book, fitted)
-        score_masks(config, model, selection, maskings, ridges, book, known_masks, pair)
-        if config["probe_windows"]:
-            probe_embedding(config, model, selection, device, book, pair)
+        scores = score_masks(config, model, selection, maskings, ridges, book, known_masks)
+        probed = probe_embedding(config, model, selection, device, book)
+        notes = find_notes(config, selection, book, bool(probed))
+        for note in notes:
+            print(note)
+        found.append(PairReport(book.pair, scores, probed, notes))
         if config["pictures"]:
             draw(config, model, meta, selection, maskings, ridges, book, folder)
-        found.append(pair)
 
     speed = time_embedding(config, model, device, books[0])
     print(f"one window {report.show_speed(speed)}")
@@ -193,15 +194,15 @@ def score_masks(
     ridges: dict[str, Ridges | None],
     book: Book,
     known_masks: set[str],
-    pair: PairReport,
-) -> None:
+) -> list[MaskScores]:
     """Score every mask on evenly spaced windows and, if there is one, on the balanced sample."""
     natural = evenly_spaced(selection.tested(book), config["windows"])
     balanced = balanced_ends(selection, book, config["data_dir"], config["windows"])
     both = np.unique(np.concatenate([natural, balanced]))
     validation = selection.to_fit(book, "validation", config["fit_windows"])
-    split = config["split"]
-    print(report.head_of_scores(book.pair, f"{counted(len(natural), 'window')} of the split {split!r}"))
+    windows = f"{counted(len(natural), 'window')} of the split {config['split']!r}"
+    print(report.head_of_scores(book.pair, windows))
+    found = []
     for masking in maskings:
         fitted = ridges[masking.mask]
         errors = score(masking, [(book, both)], fitted, model)
@@ -219,21 +220,10 @@ def score_masks(
                 windows=len(ends),
                 comparisons=compare(mine, judged, blocks, config["seed"]),
             )
-            pair.scores.append(scores)
+            found.append(scores)
             if not scores.balanced:
                 print(report.show_scores(scores), flush=True)
-    if not validation:
-        add_note(pair, "no validation windows: the best naive methods were chosen on the tested windows themselves")
-    if split == "validation":
-        add_note(
-            pair,
-            "split = 'validation': checkpoint, best naive methods and penalties were chosen on these windows",
-        )
-
-
-def add_note(pair: PairReport, note: str) -> None:
-    pair.notes.append(f"({note})")
-    print(f"({note})")
+    return found
 
 
 def probe_embedding(
@@ -242,10 +232,14 @@ def probe_embedding(
     selection: Selection,
     device: torch.device,
     book: Book,
-    pair: PairReport,
-) -> None:
-    """Fit linear probes on frozen features and score them on the tested windows, a task at a time."""
+) -> dict[str, probes.ProbeResult | None]:
+    """Fit linear probes on frozen features and score them on the tested windows, a task at a time.
+
+    Return nothing if no probes are wanted, or if a split has no windows for them.
+    """
     count = config["probe_windows"]
+    if not count:
+        return {}
     tested = evenly_spaced(selection.tested(book, HORIZON), count // 2)
     splits = [
         selection.to_fit(book, "train", count, HORIZON),
@@ -253,13 +247,27 @@ def probe_embedding(
         [(book, tested)] if len(tested) else [],
     ]
     if not all(splits):
-        add_note(pair, f"probes left out: a split has no window with {HORIZON} states after it")
-        return
-    sets = probes.make_sets(model, splits, config["batch_size"], config["block_states"], device, config["seed"])
+        return {}
+    batch_size, block_states, seed = (config[key] for key in ("batch_size", "block_states", "seed"))
+    sets = probes.make_sets(model, splits, batch_size, block_states, device, seed)
     print(report.head_of_probes(book.pair))
+    found = {}
     for task in TASKS:
-        pair.probes[task] = probes.probe_task(task, sets, config["seed"])
-        print(report.show_probe(task, pair.probes[task]), flush=True)
+        found[task] = probes.probe_task(task, sets, seed)
+        print(report.show_probe(task, found[task]), flush=True)
+    return found
+
+
+def find_notes(config: dict, selection: Selection, book: Book, probed: bool) -> list[str]:
+    """Return what a reader of a pair's numbers must know of how they were made."""
+    notes = []
+    if not selection.to_fit(book, "validation", config["fit_windows"]):
+        notes.append("(no validation windows: the best naive methods were chosen on the tested windows themselves)")
+    if config["split"] == "validation":
+        notes.append("(split = 'validation': checkpoint, naive methods and penalties were chosen on these windows)")
+    if config["probe_windows"] and not probed:
+        notes.append(f"(probes left out: a split has no window with {HORIZON} states after it)")
+    return notes
 
 
 def draw(

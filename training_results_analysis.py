@@ -3,10 +3,10 @@
     python training_results_analysis.py
     python training_results_analysis.py --sort_by=windows_per_second --more_runs="['../old/runs']"
 
-Reads every `runs/<name>/`: config.json, env.json, metrics.csv and, where inference_testing.py left it, report.json.
-Damaged runs are named and left out. Prints the main columns; leaves in `runs/analysis/`: runs.csv (all columns, a row a
-run), curves.png and, where there is something to show, accuracy.csv (all rows of the reports), effects.png (one key
-changed) and precision.png (FP8 against bf16).
+Reads of every `runs/<name>/` config.json, env.json, metrics.csv and, if the run was tested, report.json. Damaged runs
+are named and left out. Prints the main columns and writes into `runs/analysis/`: runs.csv (all columns, a row a run),
+curves.png and, if there is something to show, accuracy.csv (all rows of the reports), effects.png (one key changed) and
+precision.png (FP8 beside bf16).
 """
 
 config = {

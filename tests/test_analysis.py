@@ -18,10 +18,22 @@ from lob.evaluation import runs as runs_room
 from lob.results import make_row
 
 SCRIPT = ROOT / "training_results_analysis.py"
-CONFIG = {"model_name": "x", "model_size": "tiny_transformer", "epochs": 4, "max_lr": 1e-3, "precision": "bf16",
-          "fp8_recipe": "delayed", "seed": 0, "mask_perc": 0.25, "pairs": None, "optimizer": "adamw"}  # fmt: skip
-HEADER = ("kind,epoch,step,windows_seen,seconds,train_loss,validation_loss,learning_rate,gradient_norm,"
-          "windows_per_second,data_wait_share\n")  # fmt: skip
+CONFIG = {
+    "model_name": "x",
+    "model_size": "tiny_transformer",
+    "epochs": 4,
+    "max_lr": 1e-3,
+    "precision": "bf16",
+    "fp8_recipe": "delayed",
+    "seed": 0,
+    "mask_perc": 0.25,
+    "pairs": None,
+    "optimizer": "adamw",
+}
+HEADER = (
+    "kind,epoch,step,windows_seen,seconds,train_loss,validation_loss,learning_rate,gradient_norm,"
+    "windows_per_second,data_wait_share\n"
+)
 
 
 def write_run(folder: Path, validation: list[float], steps: list[float] | None = None, **config: Any) -> Path:
@@ -157,8 +169,20 @@ def test_a_run_that_training_made_no_better_is_pointed_out(tmp_path, capsys, no_
 def test_damaged_runs_are_named_in_one_line_and_the_others_analysed(tmp_path, capsys, no_pictures):
     runs = tmp_path / "runs"
     write_run(runs / "whole", [1.0, 0.5])
-    for name in ("no_config", "cut_config", "wrong_header", "text", "too_wide", "empty", "no_rows", "binary", "kind",
-                 "list_env", "list_report", "odd_report"):  # fmt: skip
+    for name in (
+        "no_config",
+        "cut_config",
+        "wrong_header",
+        "text",
+        "too_wide",
+        "empty",
+        "no_rows",
+        "binary",
+        "kind",
+        "list_env",
+        "list_report",
+        "odd_report",
+    ):
         write_run(runs / name, [1.0, 0.5])
     (runs / "no_config" / "config.json").unlink()
     (runs / "cut_config" / "config.json").write_text('{"epochs": 4, "max')

@@ -19,8 +19,12 @@ def data(tmp_path_factory) -> Path:
     write_book(folder, rows=12_000)
     for script in ("exploration_main.py", "create_balanced_dataset.py"):
         words = ["--windows=40", "--strata=quantile", "--min_stride=1"] if script.startswith("create") else []
-        subprocess.run([sys.executable, script, f"--data_dir={folder}", "--plots=False", *words], cwd=ROOT, check=True,
-                       capture_output=True)  # fmt: skip
+        subprocess.run(
+            [sys.executable, script, f"--data_dir={folder}", "--plots=False", *words],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
     return folder
 
 
@@ -38,20 +42,38 @@ def test_training_speed_is_measured_in_the_trainers_own_steps(data):
     assert found["quick", "windows_per_second"] > 0 and found["quick", "model_tflops"] > 0
     assert 0 <= found["quick", "data_wait_share"] < 1
     for word in ("--write=True", "--cases=['wide_fp8']"):  # a machine without a GPU must not replace the results
-        done = subprocess.run([sys.executable, "-m", "benchmarks.bench_training", word], cwd=ROOT, capture_output=True,
-                              text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.bench_training", word],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 2 and "leave out --write and --cases" in done.stderr
 
 
 def test_a_variant_of_the_recipe_is_scored_beside_it(data, tmp_path):
     recipe = {"model_size": "tiny_transformer", "batch_size": 8, "epochs": 1, "mask_mode": "entry", "max_lr": 1e-12}
-    scoring = {"masks": ["entry"], "windows": 4, "fit_windows": 4, "probe_windows": 0, "pictures": False,
-               "latency_runs": 1}  # fmt: skip
-    words = [f"--recipe={recipe}", f"--scoring={scoring}", "--seeds=1", f"--runs_dir={tmp_path}",
-             "--ablations={'interpolation': {'fill': 'linear'}}"]  # fmt: skip
+    scoring = {
+        "masks": ["entry"],
+        "windows": 4,
+        "fit_windows": 4,
+        "probe_windows": 0,
+        "pictures": False,
+        "latency_runs": 1,
+    }
+    words = [
+        f"--recipe={recipe}",
+        f"--scoring={scoring}",
+        "--seeds=1",
+        f"--runs_dir={tmp_path}",
+        "--ablations={'interpolation': {'fill': 'linear'}}",
+    ]
     found = bench("prove", data, *words)  # its last line is that of the ablation
-    error, linear, ladder = (found["interpolation/BTC_USD/entry/log_size", metric]
-                             for metric in ("error", "linear_time_error", "ladder_error"))  # fmt: skip
+    error, linear, ladder = (
+        found["interpolation/BTC_USD/entry/log_size", metric]
+        for metric in ("error", "linear_time_error", "ladder_error")
+    )
     assert error == pytest.approx(linear, rel=1e-4) and ladder != pytest.approx(linear, rel=1e-4)
     run = tmp_path / "auto_0"  # as if it had been interrupted after its last checkpoint
     (run / "report.json").unlink()

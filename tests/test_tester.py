@@ -39,8 +39,11 @@ def lively_encoder(depth, states, **choices):
 def test_hidden_values_change_no_methods_answer(mode, poison):
     price_ticks, sizes = moving_book()
     mask = make_mask(window_keys(0, 0, torch.arange(2)), 40, 24, 0.25, mode)
-    models = [lively_encoder(24, 40, fill=fill, normalization=scheme)
-              for fill in ("none", "linear", "ladder") for scheme in ("book", "minmax")]  # fmt: skip
+    models = [
+        lively_encoder(24, 40, fill=fill, normalization=scheme)
+        for fill in ("none", "linear", "ladder")
+        for scheme in ("book", "minmax")
+    ]
     clean = hide(price_ticks, sizes, mask)
     poisoned = hide(price_ticks.masked_fill(mask[..., 0], 123), sizes.masked_fill(mask[..., 1], poison), mask)
     poisoned.values = torch.where(poisoned.known, poisoned.values, poison)
@@ -59,8 +62,11 @@ def test_states_after_a_window_change_neither_embedding_nor_features(data_dir):
     ends = np.array([300, 700, 1500])
     model = lively_encoder(96, 256)
     for end in ends:
-        later = {"price_ticks": np.array(book.price_ticks), "sizes": np.array(book.sizes),
-                 "timestamps": np.array(book.timestamps)}  # fmt: skip
+        later = {
+            "price_ticks": np.array(book.price_ticks),
+            "sizes": np.array(book.sizes),
+            "timestamps": np.array(book.timestamps),
+        }
         later["price_ticks"][end:] += 1000
         later["sizes"][end:] *= 7
         later["timestamps"][end:] += 10**9
@@ -89,8 +95,10 @@ def test_labels_are_those_of_a_slow_reading(data_dir):
         np.testing.assert_equal(labels["direction"][i], up)
         for reach in (10, 50):
             assert labels[f"move_{reach}"][i] == any(k <= reach for k in moves)
-        gone = [next((k for k in range(1, 501) if side(k)), 501) for side in
-                (lambda k, n=now: bid[n + k] < bid[n], lambda k, n=now: ask[n + k] > ask[n])]  # fmt: skip
+        gone = [
+            next((k for k in range(1, 501) if side(k)), 501)
+            for side in (lambda k, n=now: bid[n + k] < bid[n], lambda k, n=now: ask[n + k] > ask[n])
+        ]
         np.testing.assert_equal(labels["depletion"][i], np.nan if gone[0] == gone[1] else float(gone[1] < gone[0]))
         spread = (ask - bid)[now : now + 51]
         assert labels["widening"][i] == (spread[1:] > spread[0]).any()
@@ -240,23 +248,33 @@ def checkpoint(sampled, tmp_path_factory):
     cuts = calendar_cuts([book.timestamps], [book.segment_starts], [0.7, 0.25, 0.05])
     model = lively_encoder(16, 32, fill="ladder")
     file = tmp_path_factory.mktemp("runs") / "a" / "checkpoints" / "best.safetensors"
-    meta = metadata(model.config, data={"books": [{"pair": "BTC_USD"}], "cuts_ns": cuts.tolist()},
-                    config={"model_size": "tiny_transformer", "mask_mode": "entry"})  # fmt: skip
+    meta = metadata(
+        model.config,
+        data={"books": [{"pair": "BTC_USD"}], "cuts_ns": cuts.tolist()},
+        config={"model_size": "tiny_transformer", "mask_mode": "entry"},
+    )
     save_checkpoint(file, {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, meta)
     return file
 
 
 def run_tester(*words):
-    return subprocess.run([sys.executable, "inference_testing.py", *words], cwd=ROOT, capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "inference_testing.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 SMALL = ("--windows=12", "--fit_windows=8", "--block_states=64", "--latency_runs=2", "--batch_size=8")
 
 
 def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, checkpoint):
-    done = run_tester(f"--data_dir={sampled}", f"--model_path={checkpoint}", "--probe_windows=160",
-                      "--masks=['entry','tail']", "--split=validation", *SMALL)  # fmt: skip
+    done = run_tester(
+        f"--data_dir={sampled}",
+        f"--model_path={checkpoint}",
+        "--probe_windows=160",
+        "--masks=['entry','tail']",
+        "--split=validation",
+        *SMALL,
+    )
     assert done.returncode == 0, done.stderr
     folder = checkpoint.parent.parent
     stored = json.loads((folder / "report.json").read_text())
@@ -267,8 +285,17 @@ def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, chec
     for mask in ("entry", "tail"):
         for quantity in scoring.QUANTITIES:
             for suffix in ("", "/balanced"):
-                for metric in ("error", "best_untrained_error", "ridge_error", "skill_untrained", "skill_ridge",
-                               "median_error", "win_rate_naive", "difference_naive_low", "blocks"):  # fmt: skip
+                for metric in (
+                    "error",
+                    "best_untrained_error",
+                    "ridge_error",
+                    "skill_untrained",
+                    "skill_ridge",
+                    "median_error",
+                    "win_rate_naive",
+                    "difference_naive_low",
+                    "blocks",
+                ):
                     assert (f"BTC_USD/{mask}/{quantity}{suffix}", metric) in cells
     for task in ("direction", "volatility_50"):
         assert {f"BTC_USD/probe/{task}"} & {case for case, metric in cells if metric == "hand_made"}
@@ -312,8 +339,15 @@ def test_hidden_cells_are_grey_in_the_masked_panel_alone():
 
 def test_an_unseen_instrument_is_scored_with_the_ridge_of_the_seen_one(sampled, checkpoint, tmp_path):
     write_book(tmp_path, "ETH_USD", rows=800, depth=16, seed=5)
-    words = (f"--data_dir={tmp_path}", f"--model_path={checkpoint}", "--split=all", "--masks=['patch']", *SMALL,
-             "--probe_windows=0", "--pictures=False")  # fmt: skip
+    words = (
+        f"--data_dir={tmp_path}",
+        f"--model_path={checkpoint}",
+        "--split=all",
+        "--masks=['patch']",
+        *SMALL,
+        "--probe_windows=0",
+        "--pictures=False",
+    )
     alone = run_tester(*words)
     assert alone.returncode == 0 and "ridge regression left out" in alone.stdout, alone.stderr
     done = run_tester(*words, f"--fit_data_dir={sampled}")
@@ -343,9 +377,13 @@ def test_the_encoder_is_timed_as_it_can_be_run(monkeypatch):
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("--mask_perc=1.0", "mask_perc = 1.0 must be > 0 and < 1"), ("--windows=0", "windows = 0 must be >= 1"),
-     ("--probe_windows=-1", "probe_windows = -1 must be >= 0"), ("--seed=-1", "seed = -1 must be >= 0")],
-)  # fmt: skip
+    [
+        ("--mask_perc=1.0", "mask_perc = 1.0 must be > 0 and < 1"),
+        ("--windows=0", "windows = 0 must be >= 1"),
+        ("--probe_windows=-1", "probe_windows = -1 must be >= 0"),
+        ("--seed=-1", "seed = -1 must be >= 0"),
+    ],
+)
 def test_numbers_out_of_bounds_are_refused(word, message):
     assert message in refusal("inference_testing.py", word)
 
@@ -404,8 +442,13 @@ def test_the_deviation_over_seeds_stands_beside_the_difference_of_fp8():
 
 
 def test_medians_are_taken_over_the_cases_that_are_tabled():
-    values = {("A/patch/mid", "error"): 1.0, ("A/patch/mid/balanced", "error"): 2.0, ("latency/cpu", "p50"): 3.0,
-              ("A/patch/mid", "win_rate_naive"): 0.5, ("A/probe/direction", "ours"): 0.6}  # fmt: skip
+    values = {
+        ("A/patch/mid", "error"): 1.0,
+        ("A/patch/mid/balanced", "error"): 2.0,
+        ("latency/cpu", "p50"): 3.0,
+        ("A/patch/mid", "win_rate_naive"): 0.5,
+        ("A/probe/direction", "ours"): 0.6,
+    }
     rows = [{"case": case, "metric": metric, "value": value} for (case, metric), value in values.items()]
     wanted = [("A/patch/mid", "error"), ("A/probe/direction", "ours")]
     assert prove.collect([rows, rows]) == {key: [values[key]] * 2 for key in wanted}

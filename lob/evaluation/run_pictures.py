@@ -28,7 +28,8 @@ def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
     for colour, run in zip(PALETTE, runs, strict=False):
         draw_steps(axes, run, colour, smoothing, raw=len(runs) <= 3)
         validation = run.metrics["validation"]
-        losses, style = validation["validation_loss"], {"color": colour, "ms": 3.5, "lw": 1.1}
+        losses = validation["validation_loss"]
+        style: dict[str, Any] = {"color": colour, "ms": 3.5, "lw": 1.1}
         axes["loss"].plot(validation["step"], losses, "--o", label=run.name, **style)
         axes["time"].plot(validation["seconds"] / unit, losses, "-o", **style)
         axes["windows"].plot(validation["windows_seen"], losses, "-o", **style)
