@@ -1,14 +1,15 @@
-"""Test a checkpoint on windows it was not trained on: masked values beside naive methods, linear probes, speed.
+"""Test a checkpoint on windows it was not trained on: masked values, linear probes, speed.
 
     python inference_testing.py
-    python inference_testing.py --model_path=runs/sample/checkpoints/best.safetensors --data_dir=other_data
+    python inference_testing.py --model_path=runs/sample/checkpoints/best.safetensors
     python inference_testing.py --benchmark=True
 
-Reads the best checkpoint of the newest run and `book_states/`; writes `report.json` (benchmark `representation`),
-`report.md` and pictures into the checkpoint's run. The naive methods are in lob/evaluation/fills.py and ridge.py and
-lob/model/ladder.py, the masks in lob/model/masking.py, the probes in lob/evaluation/probes.py. All that is fitted is
-fitted on training windows and chosen on validation windows, by the checkpoint's calendar cut, which holds for pairs
-that it has never seen too. `benchmark` times the encoder alone instead and writes `latency.json`.
+Reads the best checkpoint of the newest run and `book_states/`; writes `report.json` (benchmark
+`representation`), `report.md` and pictures into the checkpoint's run. The naive methods are in
+lob/evaluation/fills.py and ridge.py and lob/model/ladder.py, the masks in lob/model/masking.py, the
+probes in lob/evaluation/probes.py. All that is fitted is fitted on training windows and chosen on
+validation windows, by the checkpoint's calendar cut, which holds for pairs that it has never seen
+too. `benchmark` times the encoder alone instead and writes `latency.json`.
 """
 
 config = {
@@ -147,7 +148,7 @@ def run_folder(checkpoint: Path) -> Path:
 
 
 def select_windows(config: dict, model: BookEncoder, meta: dict[str, Any], books: Sequence[Book]) -> Selection:
-    """Say which windows are tested and which are fitted on; InputError if a book has none to test."""
+    """Say which windows are tested and fitted on. Raises InputError if a book has none to test."""
     if config["fit_data_dir"] is not None:
         fit_books = open_books(config["fit_data_dir"], None, model.config.depth)
     else:
@@ -172,7 +173,7 @@ def fit_masks(
     book: Book,
     fitted: dict[tuple, Ridges | None],
 ) -> dict[str, Ridges | None]:
-    """Return for each mask the ridge regressions for a book; None if there are no training windows."""
+    """Return the ridge regressions for a book by mask; None if there are no training windows."""
     training = selection.to_fit(book, "train", config["fit_windows"])
     validation = selection.to_fit(book, "validation", config["fit_windows"])
     if not training and not fitted:
@@ -262,9 +263,9 @@ def find_notes(config: dict, selection: Selection, book: Book, probed: bool) -> 
     """Return what a reader of a pair's numbers must know of how they were made."""
     notes = []
     if not selection.to_fit(book, "validation", config["fit_windows"]):
-        notes.append("(no validation windows: the best naive methods were chosen on the tested windows themselves)")
+        notes.append("(no validation windows: the best naive methods were chosen on the tested windows)")
     if config["split"] == "validation":
-        notes.append("(split = 'validation': checkpoint, naive methods and penalties were chosen on these windows)")
+        notes.append("(split = 'validation': methods and penalties were chosen on these windows)")
     if config["probe_windows"] and not probed:
         notes.append(f"(probes left out: a split has no window with {HORIZON} states after it)")
     return notes

@@ -3,10 +3,11 @@
     python training_results_analysis.py
     python training_results_analysis.py --sort_by=windows_per_second --more_runs="['../old/runs']"
 
-Reads of every `runs/<name>/` config.json, env.json, metrics.csv and, if the run was tested, report.json. Damaged runs
-are named and left out. Prints the main columns and writes into `runs/analysis/`: runs.csv (all columns, a row a run),
-curves.png and, if there is something to show, accuracy.csv (all rows of the reports), effects.png (one key changed) and
-precision.png (FP8 beside bf16).
+Reads of every `runs/<name>/` config.json, env.json, metrics.csv and, if the run was tested,
+report.json. Damaged runs are named and left out. Prints the main columns and writes into
+`runs/analysis/`: runs.csv (all columns, a row a run), curves.png and, if there is something to
+show, accuracy.csv (all rows of the reports), effects.png (one key changed) and precision.png (FP8
+beside bf16).
 """
 
 config = {
@@ -115,7 +116,7 @@ def main(config: dict[str, Any]) -> None:
 
 
 def find_runs(runs_dir: str, more: Sequence[str]) -> list[Path]:
-    """Return every folder that holds a config.json or metrics.csv, in or right under the folders given."""
+    """Return the folders with a config.json or metrics.csv, in or right under the folders given."""
     found = {}
     for folder in [Path(runs_dir), *map(Path, more)]:
         if not folder.is_dir():
@@ -174,8 +175,8 @@ def sort_table(table: pd.DataFrame, runs: Sequence[Run], sort_by: str) -> np.nda
     keys = sorted({key for r in runs for key in r.config})
     if name not in table and name not in keys:
         raise InputError(
-            f"sort_by = {sort_by!r} is no column or key{nearest(name, [*table, *keys])}; the columns are "
-            f"{', '.join(table)}"
+            f"sort_by = {sort_by!r} is no column or key{nearest(name, [*table, *keys])}; "
+            f"the columns are {', '.join(table)}"
         )
     values = table.get(name, pd.Series([sort_key(r.config.get(name)) for r in runs]))
     return values.sort_values(ascending=name == sort_by, kind="stable").index.to_numpy()
@@ -209,8 +210,8 @@ def describe_differences(runs: Sequence[Run], different: Sequence[str]) -> str:
     apart = find_different_keys(runs, LOSS_KEYS)
     if apart:
         lines.append(
-            f"warning: losses of runs that differ in {', '.join(apart)} are taken over different values and "
-            f"do not compare"
+            f"warning: losses of runs that differ in {', '.join(apart)} "
+            f"are taken over different values and do not compare"
         )
     return "\n".join(lines)
 
@@ -228,11 +229,11 @@ def find_warnings(r: Run, config: dict[str, Any]) -> Iterator[str]:
     for file in sorted((Path(config["data_dir"]) / "balanced_samples").glob("*.json")):
         is_its = not r.pairs or file.stem in r.pairs
         if is_its and file.stat().st_mtime > r.changed:
-            yield f"trained before {file} was last written: newer runs may have been scored on other windows"
+            yield (f"trained before {file} was last written: newer runs may have been scored on other windows")
 
 
 def describe_reports(runs: Sequence[Run]) -> str:
-    """Return what the accuracy reports say of sizes: a line for each run and pair, a column for each mask."""
+    """Return what the accuracy reports say of sizes: a line a run and pair, a column a mask."""
     cells, untrained = {}, set()
     for r in runs:
         for row in r.report:
@@ -245,8 +246,8 @@ def describe_reports(runs: Sequence[Run]) -> str:
                 untrained.add((r.name, pair, rest[0]))
     masks = dict.fromkeys(mask for *_, mask in cells)
     lines = [
-        "accuracy on held-out windows (inference_testing.py): 1 - squared error of log sizes / that of the best "
-        "untrained method;",
+        "accuracy on held-out windows (inference_testing.py): "
+        "1 - squared error of log sizes / that of the best untrained method;",
         "above 0: better than it; *: not trained on this mask; more in accuracy.csv",
         f"{'run':<24}{'pair':<24}{''.join(f'{mask:>9} ' for mask in masks)}",
     ]
@@ -271,7 +272,7 @@ def save_table(table: pd.DataFrame, file: Path) -> list[Path]:
 
 
 def save_pictures(runs: Sequence[Run], different: Sequence[str], smoothing: int, output: Path) -> list[Path]:
-    """Draw what there is to show and return the files; remove those of an older analysis that are not drawn."""
+    """Draw what there is to show and return the files. Older pictures that are not drawn go."""
     shown = runs[: len(PALETTE)]
     title = counted(len(runs), "run")
     if len(shown) < len(runs):

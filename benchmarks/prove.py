@@ -1,14 +1,15 @@
-"""What the trained recipe is worth: train over seeds, score on dates and instruments that no run saw, one line.
+"""What the trained recipe is worth, over seeds, on dates and instruments that no run saw.
 
-    python -m benchmarks.prove --data_dir=training_data --pairs="['USDM_BTC', 'USDM_ETH']" --unseen="['CM_BTC']" \
+    python -m benchmarks.prove --pairs="['USDM_BTC', 'USDM_ETH']" --unseen="['CM_BTC']" \
       --split_ratios="['2024-07-18T23:58', '2024-08-01']"
 
-Needs parsed books and a balanced sample made with these `split_ratios`. Trains with the trainer's defaults and
-`recipe`, scores every seed with inference_testing.py, takes medians over seeds and with `write` keeps them in
-benchmarks/results/representation.json. If a GPU has FP8, some seeds are trained in bf16 as well, and the losses are
-compared in pairs. Each of `ablations` is trained and scored once and kept in benchmarks/results/ablation.json. All GPUs
-work at the same time. What a run prints is in `runs_dir`/<name>.log. What is trained or scored there (fp8_0, bf16_0,
-...) is not done again, and a run that was interrupted goes on.
+Needs parsed books and a balanced sample made with these `split_ratios`. Trains with the trainer's
+defaults and `recipe`, scores every seed with inference_testing.py, takes medians over seeds and
+with `write` keeps them in benchmarks/results/representation.json. If a GPU has FP8, some seeds are
+trained in bf16 as well, and the losses are compared in pairs. Each of `ablations` is trained and
+scored once and kept in benchmarks/results/ablation.json. All GPUs work at the same time. What a run
+prints is in `runs_dir`/<name>.log. What is trained or scored there (fp8_0, bf16_0, ...) is not done
+again, and a run that was interrupted goes on.
 """
 
 config = {
@@ -142,7 +143,7 @@ def median_rows(reports: list[list[dict]], trained: list[str]) -> list[dict[str,
 
 
 def loss_rows(losses: list[tuple[float | None, float | None]]) -> list[dict[str, Any]]:
-    """Return what paired (FP8, bf16) test losses say, and for comparison how much seeds differ in bf16."""
+    """Return what paired (FP8, bf16) test losses say, and how much seeds differ in bf16."""
     difference, half = compare_losses(losses)
     if not np.isfinite(half):
         return []
@@ -167,12 +168,13 @@ def train_all(
     trained: list[str],
     scored: list[str],
 ) -> dict[str, Path]:
-    """Train `runs` and score them, and train those `for_loss` alone; return their folders by name."""
+    """Train and score `runs`, and train those `for_loss`; return the folders by name."""
     Path(config["runs_dir"]).mkdir(parents=True, exist_ok=True)
     gpus: queue.Queue[str] = queue.Queue()
     for gpu in [str(gpu) for gpu in range(torch.cuda.device_count())] * config["runs_a_gpu"] or [""]:
         gpus.put(gpu)
-    # With as many threads as cores in each, processes wait for one another: scoring took minutes instead of 40 s.
+    # With as many threads as cores in each, processes wait for one another: scoring took
+    # minutes instead of 40 s.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // gpus.qsize())))
 
     def work(name: str) -> Path:
@@ -206,7 +208,8 @@ def read_device(folder: Path) -> str:
     there = json.loads((folder / "env.json").read_text())
     names = [name for name in ("torch", "transformer-engine") if name in there["versions"]]
     versions = ", ".join(f"{name} {there['versions'][name]}" for name in names)
-    return f"{there.get('gpu') or 'CPU'} (training and scoring at commit {there['commit']}, with {versions})"
+    made = f"training and scoring at commit {there['commit']}, with {versions}"
+    return f"{there.get('gpu') or 'CPU'} ({made})"
 
 
 def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Path:
@@ -226,7 +229,7 @@ def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Pa
 
 
 def read_test_loss(folder: Path) -> float | None:
-    """Return a run's loss on the test split, or on validation if nothing is in that; None if it has not ended."""
+    """Return an ended run's loss on the test split, or if empty on validation; else None."""
     try:
         rows = read_metrics(folder)
     except ValueError:  # interrupted before its first entry
@@ -269,16 +272,25 @@ def collect(reports: list[list[dict]]) -> dict[tuple[str, str], list[float]]:
 
 
 def replay_checksums() -> str:
-    """Replay the recordings whose exchange sends a checksum in every message; return pytest's last line."""
-    words = ["-m", "pytest", "tests/test_exchange_oracles.py", "-k", "checksums", "-p", "no:cacheprovider"]
+    """Replay the recordings that have a checksum in every message; return pytest's last line."""
+    words = [
+        "-m",
+        "pytest",
+        "tests/test_exchange_oracles.py",
+        "-k",
+        "checksums",
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
     return (done.stdout or done.stderr).strip().splitlines()[-1]
 
 
 def compare_losses(losses: list[tuple[float | None, float | None]]) -> tuple[float, float]:
-    """Return the mean relative difference of paired (FP8, bf16) losses and half of its 90 % interval.
+    """Return the mean relative difference of paired losses and half of its 90 % interval.
 
-    Two one-sided tests at 5 % take the 90 % interval. Both are NaN if there are fewer than two pairs.
+    losses: (FP8, bf16). Two one-sided tests at 5 % take the 90 % interval. Both are NaN if there
+    are fewer than two pairs.
     """
     from scipy import stats
 
@@ -290,7 +302,7 @@ def compare_losses(losses: list[tuple[float | None, float | None]]) -> tuple[flo
 
 
 def summarise(pair: str, cells: Cells, checksums: str, shared_states: int, difference: float, half: float) -> str:
-    """Return the one line: checksums, shared states, errors of log size in patches with blocks, FP8 against bf16."""
+    """Return the one line: checksums, shared states, errors of log size, FP8 against bf16."""
     case = f"{pair}/patch/log_size"
     names = {
         "linear": "linear_time_error",
@@ -299,10 +311,11 @@ def summarise(pair: str, cells: Cells, checksums: str, shared_states: int, diffe
         "ours": "error",
     }
     errors = [f"{name} {cells[case, metric]:.4g}" for name, metric in names.items() if (case, metric) in cells]
+    blocks = cells.get((case, "blocks"), 0)
     parts = [
         f"exchange checksums {checksums}",
         f"states shared by train and test {shared_states}",
-        f"{pair} log-size error in patches: {', '.join(errors)} ({cells.get((case, 'blocks'), 0):.0f} blocks of time)",
+        f"{pair} log-size error in patches: {', '.join(errors)} ({blocks:.0f} blocks of time)",
         f"FP8 against bf16: {describe_difference(difference, half)}",
     ]
     return "; ".join(parts)

@@ -1,10 +1,11 @@
-"""How every benchmark ends: a table, one JSON line, and with `write` the file that the README's tables come from.
+"""How every benchmark ends: a table, one JSON line, and with `write` a file of results.
 
     from benchmarks.report import report
-    report("parser", [{"case": "kernel", "metric": "updates_per_second", "value": 1e7, "unit": "1/s"}], write=True)
+    row = {"case": "kernel", "metric": "updates_per_second", "value": 1e7, "unit": "1/s"}
+    report("parser", [row], write=True)
 
-Benchmarks run from the repository root as modules: `python -m benchmarks.bench_parser`. What a row and the JSON hold is
-said in lob/results.py.
+Benchmarks run from the repository root as modules: `python -m benchmarks.bench_parser`. What a row
+and the JSON hold is said in lob/results.py.
 """
 
 import json
@@ -22,11 +23,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def report(benchmark: str, rows: Sequence[dict[str, Any]], write: bool, device: str | None = None) -> dict[str, Any]:
-    """Print `rows` as a table and as one JSON line, the last that is printed; return what the line holds.
+    """Print `rows` as a table and then as one JSON line; return what the line holds.
 
-    Values are rounded to six digits. `write` also stores the JSON as benchmarks/results/<benchmark>.json. `device`
-    replaces the name of this process's device, for work that other processes did. Raises ValueError if a row is no
-    result (`lob.results.make_report`).
+    Values are rounded to six digits. `write` also stores the JSON as
+    benchmarks/results/<benchmark>.json. `device` replaces the name of this process's device, for
+    work that other processes did. Raises ValueError if a row is no result
+    (`lob.results.make_report`).
     """
     result = make_report(benchmark, rows, device)
     for row in result["rows"]:
@@ -39,7 +41,7 @@ def report(benchmark: str, rows: Sequence[dict[str, Any]], write: bool, device: 
 
 
 def watch(*command: str) -> tuple[float, float]:
-    """Run a script; return how many seconds it took and the most anonymous memory that it held, in MB."""
+    """Run a script; return its seconds and the most anonymous memory that it held, in MB."""
     began, most = time.perf_counter(), 0
     with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -52,16 +54,21 @@ def watch(*command: str) -> tuple[float, float]:
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    cells = [ROW, *((r["case"], r["metric"], format_value(r["value"]), r["unit"], r["note"]) for r in rows)]
+    cells = [
+        ROW,
+        *((r["case"], r["metric"], format_value(r["value"]), r["unit"], r["note"]) for r in rows),
+    ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(ROW))]
-    return "\n".join(
-        f"{case:<{widths[0]}}  {metric:<{widths[1]}}  {value:>{widths[2]}}  {unit:<{widths[3]}}  {note}".rstrip()
-        for case, metric, value, unit, note in cells
-    )
+    sides = "<<><<"  # values are aligned at the right
+    lines = []
+    for line in cells:
+        columns = zip(line, sides, widths, strict=True)
+        lines.append("  ".join(f"{cell:{side}{width}}" for cell, side, width in columns).rstrip())
+    return "\n".join(lines)
 
 
 def format_value(value: float) -> str:
-    """Return a number with four significant digits, or with its whole part: 0.01234, 12.34, 9, 1,234,567."""
+    """Return four significant digits, or the whole part: 0.01234, 12.34, 9, 1,234,567."""
     if value == int(value) or abs(value) >= 1000:
         return f"{value:,.0f}"
     if abs(value) < 1e-4:

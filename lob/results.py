@@ -1,8 +1,9 @@
 """A result: its row, what it was measured with, and the JSON file of a report.
 
-A row has five entries (`ROW`): what was measured (`case`, such as a network, and `metric`), the finite number `value`,
-its `unit`, and a `note` on the conditions, which may be empty. A report is a dict that holds rows, the command, the
-commit, the date, the device and the versions of the packages that matter.
+A row has five entries (`ROW`): what was measured (`case`, such as a network, and `metric`), the
+finite number `value`, its `unit`, and a `note` on the conditions, which may be empty. A report is a
+dict that holds rows, the command, the commit, the date, the device and the versions of the packages
+that matter.
 """
 
 import json
@@ -47,8 +48,9 @@ def make_report(
 ) -> dict[str, Any]:
     """Put rows together with what they were measured with.
 
-    `device` replaces the name of this process's device, for work that other processes did. `more` are further entries.
-    Raises ValueError if a row lacks an entry other than the note, has another one, or its value is not finite.
+    `device` replaces the name of this process's device, for work that other processes did. `more`
+    are further entries. Raises ValueError if a row lacks an entry other than the note, has another
+    one, or its value is not finite.
     """
     words = [word.replace(f"{ROOT}/", "") for word in sys.orig_argv[1:]]
     return {
@@ -101,7 +103,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_commit() -> str:
-    """Return the short commit; '-dirty' follows if tracked files other than results and README differ from it."""
+    """Return the short commit, with '-dirty' if tracked files but results and README differ."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False, cwd=ROOT)
@@ -112,7 +114,7 @@ def describe_commit() -> str:
 
 
 def describe_device() -> str:
-    """Return the GPU's name if this process has used CUDA, else the processor's and how many cores it may use."""
+    """Return the GPU's name if this process has used CUDA, else the processor's and its cores."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         count = torch.cuda.device_count()

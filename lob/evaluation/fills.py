@@ -1,7 +1,8 @@
 """Untrained methods that fill hidden values, in the form in which all methods are scored.
 
-Axes: B window, T state, L level, K column. A method answers in the columns `COLUMNS`: a price as ticks from a visible
-price of its window (the anchor), a size as natural logarithm. No method reads a hidden value.
+Axes: B window, T state, L level, K column. A method answers in the columns `COLUMNS`: a price as
+ticks from a visible price of its window (the anchor), a size as natural logarithm. No method reads
+a hidden value.
 """
 
 from dataclasses import dataclass
@@ -29,23 +30,24 @@ class Hidden:
 
 
 def hide(price_ticks: Tensor, sizes: Tensor, mask: Tensor) -> Hidden:
-    """Put windows, int (B, T, L) and float (B, T, L), and their mask, bool (B, T, L, F), into columns."""
+    """Put windows, int and float (B, T, L), and their mask, bool (B, T, L, F), into columns."""
     price_ticks, sizes = price_ticks.to(torch.int64), sizes.float()
     anchor = fit(price_ticks, sizes, mask, "book")["anchor_ticks"]
     return Hidden(price_ticks, sizes, mask, anchor, to_columns(price_ticks, sizes, anchor), ~mask)
 
 
 def to_columns(price_ticks: Tensor, sizes: Tensor, anchor_ticks: Tensor) -> Tensor:
-    """Return float32 (B, T, L, K) of prices in ticks (fractions allowed) and sizes (at least 1e-30)."""
+    """Return columns, float32 (B, T, L, K), of prices in ticks or fractions, and of sizes."""
     offset = (price_ticks - anchor_ticks).float()
     return torch.stack([offset, torch.log(sizes.clamp(min=1e-30))], dim=3)
 
 
 def fill_untrained(hidden: Hidden) -> tuple[dict[str, Tensor], Tensor]:
-    """Return each method's columns, float32 (B, T, L, K), and where the ladder found values, bool (B, T, L, K).
+    """Return each method's columns, float32 (B, T, L, K), and where the ladder found values.
 
-    A level that is never visible is filled linearly across levels first, and a state without a visible level linearly
-    in time, so that every method has an answer. `ladder`: see lob/model/ladder.py.
+    A level that is never visible is filled linearly across levels first, and a state without a
+    visible level linearly in time, so that every method has an answer. `ladder`: see
+    lob/model/ladder.py.
     """
     known = hidden.known
     values = torch.where(known, hidden.values, 0)

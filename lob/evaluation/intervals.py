@@ -10,9 +10,9 @@ RESAMPLES = 2000
 def bootstrap(difference: np.ndarray, block: np.ndarray, seed: int) -> tuple[float, float, int]:
     """Return the 95 % interval of the mean of `difference`, (W,), and the number of blocks.
 
-    difference: a number a window; block: the block of time in which each window lies, int64 (W,). Windows that overlap
-    or lie near each other are one observation, not many. So whole blocks are drawn with replacement (Kuensch, 1989;
-    here blocks don't overlap).
+    difference: a number a window; block: the block of time in which each window lies, int64 (W,).
+    Windows that overlap or lie near each other are one observation, not many. So whole blocks are
+    drawn with replacement (Kuensch, 1989; here blocks don't overlap).
     """
     names, block = np.unique(block, return_inverse=True)
     sums = np.bincount(block, difference)
@@ -25,9 +25,9 @@ def bootstrap(difference: np.ndarray, block: np.ndarray, seed: int) -> tuple[flo
 def interval(drawn: Sequence[float] | np.ndarray, value: float, blocks: int) -> tuple[float, float]:
     """Return the 95 % interval of `value`, given the values `drawn` of resampled blocks.
 
-    It is the quantiles of `drawn`, widened about `value`: few blocks understate the variance, by (n - 1) / n, and the
-    tails, which are Student's. Of six blocks the quantiles alone hold the truth in 86 % of cases. One block shows
-    nothing of the variance: NaN.
+    It is the quantiles of `drawn`, widened about `value`: few blocks understate the variance, by (n
+    - 1) / n, and the tails, which are Student's. Of six blocks the quantiles alone hold the truth
+    in 86 % of cases. One block shows nothing of the variance: NaN.
     """
     from scipy import stats
 

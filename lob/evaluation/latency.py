@@ -21,7 +21,7 @@ from lob.model.encoder import BookEncoder
 from lob.results import make_row
 from lob.windows.splits import gather_windows, window_ends
 
-# Kernels are timed by the profiler: where a host launches slowly, a plain timing would see the launches alone.
+# Kernels are timed by the profiler: if a host launches slowly, a plain timing sees only launches.
 SEARCH = {
     "max_autotune": True,
     "coordinate_descent_tuning": True,
@@ -47,7 +47,7 @@ def time_encoder(
     note: str = "",
     batches: tuple[int, ...] = (),
 ) -> list[dict[str, Any]]:
-    """Time `runs` single windows, and batches: the best size of `batches`, or all of `windows` at a time.
+    """Time `runs` single windows, and the best size of `batches`, or all of `windows` at a time.
 
     Copies to and from the device are included. Return rows of a report.
     """
@@ -124,7 +124,7 @@ def compile_parts(module: WindowEncoder, price: Tensor, sizes: Tensor, options: 
 
 
 class Graph:
-    """One CUDA graph that encodes a fixed number of windows; the embeddings end in pinned memory."""
+    """A CUDA graph that encodes a fixed number of windows; embeddings end in pinned memory."""
 
     def __init__(self, encode: Encode, price: Tensor, sizes: Tensor):
         self.encode = encode  # kept alive: a replay reads its weights
@@ -157,7 +157,8 @@ class Graph:
 def make_graphed(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
     """Return an encoder with one CUDA graph for each batch size.
 
-    For single windows kernels are also searched for, which takes a minute; the faster graph is used.
+    For single windows kernels are also searched for, which takes a minute; the faster graph is
+    used.
     """
     logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)  # else a line for each kernel that doesn't fit
     searched = compile_parts(copy.deepcopy(module), price, sizes, SEARCH)

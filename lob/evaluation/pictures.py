@@ -33,7 +33,7 @@ def draw_pair(
     end: int,
     ends: np.ndarray,
 ) -> dict[str, plt.Figure]:
-    """Draw 'fills', one window as it was, masked and filled, and 'errors', those of windows by level and by distance.
+    """Draw 'fills', one window as it was, masked and filled, and 'errors' by level and distance.
 
     meta: the checkpoint's metadata. ridges: by mask. end: end row of the filled window; ends:
     of the windows whose errors are drawn.
@@ -60,7 +60,7 @@ def draw_pair(
 def make_panels(
     hidden: Hidden, filled: dict[str, Tensor], labels: Mapping[str, str]
 ) -> tuple[dict[str, Panel], dict[str, str]]:
-    """Return the first window as it was and as each method filled it, and the errors of each fill in words.
+    """Return the first window as it was and as methods filled it, and each fill's errors in words.
 
     labels: method -> its name in the picture. The first panel is 'truth'.
     """
@@ -90,10 +90,10 @@ def draw_fills(
     tick: float,
     title: str,
 ) -> plt.Figure:
-    """Draw depth heat maps of one window in one scale: the truth, the truth with hidden cells in grey, and each fill.
+    """Draw depth maps of one window: the truth, the same with hidden cells in grey, and each fill.
 
-    fills: 'truth', then a panel a method; hidden: bool (T, L); errors: what stands below a panel; tick: price of a
-    tick.
+    fills: 'truth', then a panel a method; hidden: bool (T, L); errors: what stands below a panel;
+    tick: price of a tick.
     """
     panels = {"truth": fills["truth"], "masked (grey: hidden)": fills["truth"], **fills}
     columns = -(-len(panels) // 2)
@@ -135,7 +135,7 @@ def cover(axis: plt.Axes, mesh: AxesImage, prices: np.ndarray, hidden: np.ndarra
 
 
 def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], title: str) -> plt.Figure:
-    """Draw the squared error of log size by level, (L,), and by the number of states to a visible one, (T,).
+    """Draw the squared error of log size by level, (L,), and by states to a visible one, (T,).
 
     profiles: mask -> method -> both curves.
     """

@@ -1,8 +1,9 @@
-"""What linear probes are asked about a window, and the hand-made features that the embedding is compared with.
+"""What linear probes are asked, and the hand-made features that the embedding is compared with.
 
-The labels of `TASKS` are of the states that follow the window's last one; none is taken across a segment's end. The
-outlook, a task in training (lob/training/objective.py), teaches some of what is asked here: the next move, which best
-queue is gone first, the widening of the spread. Its hand-made targets look as far back and as deep as `hand_made` does.
+The labels of `TASKS` are of the states that follow the window's last one; none is taken across a
+segment's end. The outlook, a task in training (lob/training/objective.py), teaches some of what is
+asked here: the next move, which best queue is gone first, the widening of the spread. Its hand-made
+targets look as far back and as deep as `hand_made` does.
 """
 
 import numpy as np
@@ -52,11 +53,11 @@ def label_windows(book: Book, ends: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def hand_made(book: Book, ends: np.ndarray, states: int) -> np.ndarray:
-    """Return features that a trader would start from, float64 (W, 27), of the window's states alone.
+    """Return features that a trader would start from, float64 (W, 27), of the windows alone.
 
-    Imbalances over `DEPTHS` levels and all; log spread; log of the best sizes and of each side's depth; return,
-    realised volatility, number of moves and duration over `REACHES` states and the window; states since the last move;
-    mean log spread.
+    Imbalances over `DEPTHS` levels and all; log spread; log of the best sizes and of each side's
+    depth; return, realised volatility, number of moves and duration over `REACHES` states and the
+    window; states since the last move; mean log spread.
     """
     half = book.depth // 2
     sizes = book.sizes[ends - 1].astype(np.float64)
@@ -77,7 +78,7 @@ def hand_made(book: Book, ends: np.ndarray, states: int) -> np.ndarray:
 
 
 def best_prices(book: Book, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best bid and ask of the states `rows`, int64 (W, N), in ticks, float64 (W, N) each."""
+    """Return the best bid and ask in ticks, float64 (W, N), of the states `rows`, int64 (W, N)."""
     half = book.depth // 2
     bid, ask = (book.price_ticks[rows, column].astype(np.float64) for column in (half - 1, half))
     return bid, ask
@@ -98,7 +99,7 @@ def imbalance(bids: np.ndarray, asks: np.ndarray) -> np.ndarray:
 
 
 def path_features(returns: np.ndarray, times: np.ndarray, reach: int) -> list[np.ndarray]:
-    """Return of the last `reach` states: return, volatility, number of moves, and duration (log of ms)."""
+    """Give return, volatility, number of moves and log duration of the last `reach` states."""
     last = returns[:, -reach:]
     milliseconds = (times[:, -1] - times[:, -1 - reach]) / 1e6
     return [

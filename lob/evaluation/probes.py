@@ -1,9 +1,10 @@
-"""Linear probes: what a linear model can predict from the frozen embedding of a window that ends now.
+"""Linear probes: what a linear model can predict from the frozen embedding of a window.
 
-Probes are ridge and L2-regularised logistic regressions. They are fitted on the embedding (the last state's), on
-hand-made features, on principal components of the inputs and on the embedding of a randomly initialised encoder of the
-same shape. The penalty is chosen on validation windows. Training windows end `HORIZON` states before the training split
-does, and test windows begin an embargo after the cut, so that no label depends on a test window's state.
+Probes are ridge and L2-regularised logistic regressions. They are fitted on the embedding (the last
+state's), on hand-made features, on principal components of the inputs and on the embedding of a
+randomly initialised encoder of the same shape. The penalty is chosen on validation windows.
+Training windows end `HORIZON` states before the training split does, and test windows begin an
+embargo after the cut, so that no label depends on a test window's state.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,11 @@ FEATURES = {
     "random": "random weights",
 }
 OTHERS = [name for name in FEATURES if name != "ours"]
-SHARES = {1.0: "", 0.1: "_10pct", 0.01: "_1pct"}  # share of the training labels -> end of a metric's name
+SHARES = {
+    1.0: "",
+    0.1: "_10pct",
+    0.01: "_1pct",
+}  # share of the training labels -> end of a metric's name
 COMPONENTS = 64
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 FEWEST = 20  # labels, and 5 of each class: with fewer a probe is neither fitted nor judged
@@ -39,7 +44,7 @@ Measure = Callable[[np.ndarray, np.ndarray], float]  # scores and labels, (W,) e
 
 @dataclass
 class ProbeSet:
-    """The windows of a split: features by name, float64 (W, P), labels by task, float64 (W,), and blocks of time."""
+    """A split's windows: features by name, float64 (W, P), labels by task, (W,), blocks of time."""
 
     features: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
@@ -59,9 +64,9 @@ class Lead:
 class ProbeResult:
     """What probes found for one task.
 
-    scores: metric -> value. The metric of AUC, or of R2 for volatility, is the features' name; `_log_loss` follows it
-    for log losses (nats), and then `_10pct` or `_1pct` if only that share of the training labels was used.
-    leads: name of the other features -> the encoder's lead over them.
+    scores: metric -> value. The metric of AUC, or of R2 for volatility, is the features' name;
+    `_log_loss` follows it for log losses (nats), and then `_10pct` or `_1pct` if only that share of
+    the training labels was used. leads: name of the other features -> the encoder's lead over them.
     """
 
     scores: dict[str, float]
@@ -79,8 +84,8 @@ def encode_windows(
 ) -> dict[str, np.ndarray]:
     """Return features by name of windows that end now, with nothing masked, float64 (W, P).
 
-    Those of each of `models`, which are of one shape, are the last state's hidden vector. `pca` are the last state's
-    input values, and their means over the last 16 states and over the window.
+    Those of each of `models`, which are of one shape, are the last state's hidden vector. `pca` are
+    the last state's input values, and their means over the last 16 states and over the window.
     """
     config = next(iter(models.values())).config
     found: dict[str, list[Tensor]] = {name: [torch.empty(0, config.width)] for name in models}
@@ -105,9 +110,10 @@ def make_sets(
     device: torch.device,
     seed: int,
 ) -> list[ProbeSet]:
-    """Return features and labels of training, validation and test windows, each given as (book, end rows).
+    """Return features and labels of training, validation and test windows.
 
-    The axes of `pca` are those of the training windows.
+    splits: of each the windows as (book, end rows). The axes of `pca` are those of the training
+    windows.
     """
     torch.manual_seed(seed)
     untrained = BookEncoder(model.config).to(device).eval()
@@ -128,7 +134,7 @@ def make_set(
     block_states: int,
     device: torch.device,
 ) -> ProbeSet:
-    """Return features, with `pca` still in the axes of the inputs, labels and blocks of one split's windows."""
+    """Return what there is of one split's windows, with `pca` still in the axes of the inputs."""
     features: dict[str, list[np.ndarray]] = {name: [] for name in FEATURES}
     labels: dict[str, list[np.ndarray]] = {task: [] for task in TASKS}
     blocks = []
@@ -148,11 +154,11 @@ def make_set(
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray, penalty: float, classify: bool) -> Probe:
-    """Fit a logistic regression (`classify`) or a ridge regression, both linear in standardised features.
+    """Fit a logistic regression (`classify`) or a ridge regression on standardised features.
 
-    features: float64 (W, P), labels: float64 (W,). What is minimised is the mean log
-    loss + penalty / 2 * the sum of squared weights, or the mean squared error + penalty * that sum; the constant is
-    not penalised. Return the function from features to logits, or to predictions, (W,).
+    features: float64 (W, P), labels: float64 (W,). What is minimised is the mean log loss + penalty
+    / 2 * the sum of squared weights, or the mean squared error + penalty * that sum; the constant
+    is not penalised. Return the function from features to logits, or to predictions, (W,).
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
@@ -176,10 +182,11 @@ def log_loss(score: np.ndarray, labels: np.ndarray) -> float:
 
 
 def area_under_curve(score: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of (one, zero) pairs that the score orders rightly, ties half; NaN if a class is missing.
+    """Return the share of (one, zero) pairs that the score orders rightly, ties half.
 
-    It is computed from ranks (Mann and Whitney). scikit-learn's roc_auc_score is the same number, but its checks take
-    a millisecond or more, and a bootstrap asks for thousands of such numbers.
+    It is NaN if a class is missing. It is computed from ranks (Mann and Whitney). scikit-learn's
+    roc_auc_score is the same number, but its checks take a millisecond or more, and a bootstrap
+    asks for thousands of such numbers.
     """
     from scipy.stats import rankdata
 
@@ -198,7 +205,7 @@ def explained(score: np.ndarray, labels: np.ndarray, centre: float) -> float:
 
 
 def choose_probe(train: tuple[np.ndarray, np.ndarray], judge: tuple[np.ndarray, np.ndarray], classify: bool) -> Probe:
-    """Return the probe whose penalty has the least log loss or squared error on `judge` (features, labels)."""
+    """Return the probe whose penalty has the least loss on `judge` (features, labels)."""
     features, labels = judge
     probes = [fit_probe(*train, penalty, classify) for penalty in PENALTIES]
     losses = []
@@ -209,7 +216,7 @@ def choose_probe(train: tuple[np.ndarray, np.ndarray], judge: tuple[np.ndarray, 
 
 
 def resample(measure: Measure, score: np.ndarray, labels: np.ndarray, block: np.ndarray, seed: int) -> np.ndarray:
-    """Return `measure` of RESAMPLES draws of whole blocks of time with replacement, float64 (RESAMPLES,).
+    """Return `measure` of RESAMPLES draws of whole blocks of time with replacement.
 
     Equal seeds draw equal blocks, so that the results of two scores can be subtracted.
     """
@@ -224,7 +231,7 @@ def resample(measure: Measure, score: np.ndarray, labels: np.ndarray, block: np.
 
 
 def probe_task(task: str, sets: list[ProbeSet], seed: int) -> ProbeResult | None:
-    """Fit probes of each kind of features on sets[0], choose penalties on sets[1], score on sets[2].
+    """Fit probes on sets[0], choose their penalties on sets[1] and score them on sets[2].
 
     Return None if one of the sets has too few labels.
     """

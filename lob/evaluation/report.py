@@ -19,8 +19,8 @@ QUANTITY_NAMES = {
     "log_size": "log of size (squared error)",
 }
 QUANTITY_MEANINGS = {
-    "mid": "|error| of the mid in ticks, in states where a best price is hidden; the mid is nearly a martingale, so "
-    "expect a skill near 0",
+    "mid": "|error| of the mid in ticks, in states where a best price is hidden; the mid is nearly "
+    "a martingale, so expect a skill near 0",
     "offset": "|error| of a hidden price's distance from the mid, in ticks",
     "log_size": "squared error of the natural logarithm of a hidden size",
 }
@@ -47,17 +47,19 @@ LEGEND = [
     "",
     *(f"- {name}: {QUANTITY_MEANINGS[name]}" for name in QUANTITIES),
     "",
-    "Ladder carry looks a hidden size up at the same price in the states around it. The best naive method is, of all "
-    "methods but the encoder, the one with the least error on validation windows. Skill is 1 - the encoder's error / "
-    "its error. The difference is the encoder's error less its error, as a 95 % interval over blocks of time; it is "
-    "undecided if it holds 0, or if there is one block. The win rate is the share of windows on which the encoder is "
-    "better; a tie counts half.",
+    "Ladder carry looks a hidden size up at the same price in the states around it. The best "
+    "naive method is, of all methods but the encoder, the one with the least error on validation "
+    "windows. Skill is 1 - the encoder's error / its error. The difference is the encoder's error"
+    " less its error, as a 95 % interval over blocks of time; it is undecided if it holds 0, or "
+    "if there is one block. The win rate is the share of windows on which the encoder is better; "
+    "a tie counts half.",
 ]
 PROBE_LEGEND = [
-    "A probe is a linear model that is fitted on frozen features of a window that ends now. Its score is the area "
-    "under the curve (0.5: chance), or for volatility R2 (0: as good as its mean); higher is better. Over: the 95 % "
-    "interval of the encoder's score less that of other features, over blocks of time. The outlook, a task in "
-    "training, teaches some of what is asked here.",
+    "A probe is a linear model that is fitted on frozen features of a window that ends now. Its "
+    "score is the area under the curve (0.5: chance), or for volatility R2 (0: as good as its "
+    "mean); higher is better. Over: the 95 % interval of the encoder's score less that of other "
+    "features, over blocks of time. The outlook, a task in training, teaches some of what is "
+    "asked here.",
     "",
     *(f"- {name}: {meaning}" for name, meaning in TASKS.items()),
 ]
@@ -67,8 +69,8 @@ PROBE_LEGEND = [
 class PairReport:
     """What was found of one pair.
 
-    probes: by task, None if there were too few labels; empty if no probe was fitted. notes: what a reader of the
-    numbers must know of them.
+    probes: by task, None if there were too few labels; empty if no probe was fitted. notes: what a
+    reader of the numbers must know of them.
     """
 
     pair: str
@@ -78,11 +80,13 @@ class PairReport:
 
 
 def describe_training(meta: dict[str, Any], mask: str) -> str:
-    """Return in words which network a checkpoint's metadata name, what it was trained on, and if not on `mask`."""
+    """Return in words what a checkpoint is and was trained on, and whether `mask` was not part."""
     config = meta["config"]
     masks = sorted(trained_on(config["mask_mode"]))
     pairs = [book["pair"] for book in meta["data"].get("books", ())]
-    words = f"{config['model_size']}, {describe_step(meta)}, trained on mask{'s' * (len(masks) > 1)} {', '.join(masks)}"
+    plural = "s" if len(masks) > 1 else ""
+    words = f"{config['model_size']}, {describe_step(meta)}, "
+    words += f"trained on mask{plural} {', '.join(masks)}"
     if pairs:
         words += f" of {', '.join(pairs)}"
     return words if mask in masks else f"{words}, {NOT_TRAINED}"
@@ -107,7 +111,8 @@ def rows_of_scores(scores: MaskScores) -> list[dict[str, Any]]:
     rows = []
     for quantity, found in scores.comparisons.items():
         case = f"{scores.pair}/{scores.mask}/{quantity}{'/balanced' if scores.balanced else ''}"
-        note = f"best untrained: {found.untrained.method}; best naive: {found.naive.method}, {found.naive.verdict}"
+        naive = f"{found.naive.method}, {found.naive.verdict}"
+        note = f"best untrained: {found.untrained.method}; best naive: {naive}"
         values = {f"{name}_error": error for name, error in found.errors.items() if name != OURS}
         values |= {"error": found.error, "median_error": found.median_error, "blocks": found.blocks}
         values["trained_on"] = int(scores.trained_on)
@@ -140,12 +145,13 @@ def rows_of_probe(case: str, result: ProbeResult) -> list[dict[str, Any]]:
 
 def head_of_scores(pair: str, windows: str) -> str:
     """Return the lines above those of `show_scores`. windows: how many, of which split."""
-    columns = f"{'':<36}{'encoder':>9}     {'best untrained method':<27}{'ridge with ladder':>18}   verdict"
-    return f"\n{pair}, {windows}: mean errors, lower is better; verdict: beside the best naive method\n{columns}"
+    title = f"{pair}, {windows}: mean errors, lower is better"
+    columns = f"{'':<36}{'encoder':>9}     {'best untrained method':<27}{'ridge with ladder':>18}"
+    return f"\n{title}; verdict: beside the best naive method\n{columns}   verdict"
 
 
 def show_scores(scores: MaskScores) -> str:
-    """Return a line a quantity: errors of the encoder and of the methods to beat, and the verdict."""
+    """Return a line a quantity: errors of the encoder and of methods to beat, and the verdict."""
     lines = [f"mask {name_mask(scores)}"]
     for quantity, found in scores.comparisons.items():
         ridge = "-" if found.ridge is None else f"{found.ridge.error:.4g}"
@@ -164,7 +170,8 @@ def head_of_probes(pair: str) -> str:
     """Return the lines above those of `show_probe`."""
     columns = "".join(f"{label:>20}" for label in FEATURES.values())
     return (
-        f"\n{pair}, linear probes: AUC, or R2 of volatility, higher is better; verdict: over hand-made\n"
+        f"\n{pair}, linear probes: AUC, or R2 of volatility, higher is better; "
+        f"verdict: over hand-made\n"
         f"{'':<16}{columns}   verdict"
     )
 
@@ -201,7 +208,7 @@ def to_markdown(title: str, pairs: Sequence[PairReport]) -> str:
 
 
 def table_scores(scores: MaskScores) -> list[str]:
-    """Return two tables: the mean error of every method, and the encoder beside the best naive one."""
+    """Return two tables: mean errors of all methods, and the encoder beside the best naive one."""
     comparisons = scores.comparisons
     sample = ", balanced sample" if scores.balanced else ""
     title = f"### {scores.pair}, mask {name_mask(scores)}{sample}, windows: {scores.windows}"
@@ -211,7 +218,15 @@ def table_scores(scores: MaskScores) -> list[str]:
     for method in methods:
         errors = [f"{found.errors[method]:.4g}" for found in comparisons.values()]
         lines.append(table_row([METHODS[method], *errors]))
-    columns = ["best naive method", "skill", "difference (95 %)", "blocks", "verdict", "win rate", "median error"]
+    columns = [
+        "best naive method",
+        "skill",
+        "difference (95 %)",
+        "blocks",
+        "verdict",
+        "win rate",
+        "median error",
+    ]
     lines += ["", *table_head("encoder beside it", columns)]
     return [*lines, *(table_row(compare_cells(name, found)) for name, found in comparisons.items())]
 

@@ -1,8 +1,8 @@
 """Ridge regressions that predict hidden values from what is visible around them.
 
-Axes: B window, T state, L level, K column of `COLUMNS` (lob/evaluation/fills.py), M hidden value, P feature. A
-regression predicts by how much a hidden value differs from the line through its level's known values in time
-(`linear_time`). No hidden value is read.
+Axes: B window, T state, L level, K column of `COLUMNS` (lob/evaluation/fills.py), M hidden value, P
+feature. A regression predicts by how much a hidden value differs from the line through its level's
+known values in time (`linear_time`). No hidden value is read.
 """
 
 from collections.abc import Iterable
@@ -25,9 +25,10 @@ FITTED = {"plain_ridge": PLAIN_FEATURES, "ridge_ladder": 24}  # method -> how ma
 def features(hidden: Hidden, filled: dict[str, Tensor], found: Tensor) -> list[Tensor]:
     """Return for each column what is known about its hidden values, float32 (M, P), P = 24.
 
-    filled, found: what `fill_untrained` returns. The first 11 features are those of `plain_features`. Then follow the
-    same where the ladder found the value, zero elsewhere; then the ladder's difference from the line where it found
-    the value, zero elsewhere, and where it did not.
+    filled, found: what `fill_untrained` returns. The first 11 features are those of
+    `plain_features`. Then follow the same where the ladder found the value, zero elsewhere; then
+    the ladder's difference from the line where it found the value, zero elsewhere, and where it did
+    not.
     """
     plain = plain_features(hidden, filled)
     ladder_change = filled["ladder"] - filled["linear_time"]
@@ -45,8 +46,9 @@ def features(hidden: Hidden, filled: dict[str, Tensor], found: Tensor) -> list[T
 def plain_features(hidden: Hidden, filled: dict[str, Tensor]) -> list[Tensor]:
     """Return 11 features of every value, float32 (B, T, L, K) each.
 
-    Six differences from `linear_time`: of the previous and next known value in time, of the same across levels, of
-    the line across levels and of the level's mean. The logs of how far those four known values are. One.
+    Six differences from `linear_time`: of the previous and next known value in time, of the same
+    across levels, of the line across levels and of the level's mean. The logs of how far those four
+    known values are. One.
     """
     line = filled["linear_time"]
     values = torch.where(hidden.known, hidden.values, 0)
@@ -80,7 +82,8 @@ def neighbours(values: Tensor, known: Tensor, otherwise: Tensor) -> tuple[list[T
 class Moments:
     """Sums over the hidden values of a regression, in float64.
 
-    gram: features times features, (P, P); cross: features times target, (P,); square: target squared; count: values.
+    gram: features times features, (P, P); cross: features times target, (P,); square: target
+    squared; count: values.
     """
 
     gram: Any = 0.0
@@ -102,7 +105,7 @@ class Moments:
         return Moments(self.gram[:features, :features], self.cross[:features], self.square, self.count)
 
     def solve(self, penalty: float) -> np.ndarray:
-        """Return the weights, (P,), for a penalty of features that are scaled to a root mean square of one."""
+        """Return the weights, (P,); the penalty is of features with a root mean square of one."""
         scale = np.sqrt(np.diag(self.gram) / self.count)
         scale[scale == 0] = 1.0
         gram = self.gram / np.outer(scale, scale) / self.count + penalty * np.eye(len(scale))
@@ -159,7 +162,7 @@ def sum_moments(batches: Iterable[Hidden]) -> list[Moments]:
 
 
 def choose_weights(training: Moments, validation: Moments) -> Tensor:
-    """Return the weights of the penalty with the least error on validation, or on training if that has no values."""
+    """Return the weights of the penalty that is best on validation, or on training without it."""
     solutions = [training.solve(penalty) for penalty in PENALTIES]
     judge = validation if validation.count else training
     return torch.from_numpy(min(solutions, key=judge.error)).float()

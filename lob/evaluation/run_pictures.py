@@ -16,7 +16,7 @@ PANELS = 9  # of the picture of effects
 
 
 def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
-    """Draw loss, learning rate and gradient norm by optimizer step; validation loss by time and by windows seen."""
+    """Draw loss, learning rate and gradient norm by step; validation loss by time and windows."""
     seconds = max(run.metrics["validation"]["seconds"].max() for run in runs)
     unit, name = pick_unit(seconds)
     figure, axes = plt.subplot_mosaic(
@@ -55,7 +55,7 @@ def pick_unit(seconds: float) -> tuple[float, str]:
 
 
 def draw_steps(axes: dict[str, plt.Axes], run: Run, colour: str, smoothing: int, raw: bool) -> None:
-    """Draw what is logged of steps, smoothed over at least 1 % of the entries; with `raw` the loss as it is too."""
+    """Draw what is logged of steps, smoothed over at least 1 % of them; with `raw` the loss too."""
     step = run.metrics["step"].replace([np.inf, -np.inf], np.nan)
     few = step.iloc[:: -(-len(step) // PIXELS) or 1]
     entries = max(smoothing, len(step) // 100)
@@ -68,10 +68,11 @@ def draw_steps(axes: dict[str, plt.Axes], run: Run, colour: str, smoothing: int,
 
 
 def draw_effects(runs: Sequence[Run], different: Sequence[str]) -> plt.Figure | None:
-    """Draw the best validation loss against each key in which runs differ while all others but the seed are equal.
+    """Draw the best validation loss against each key in which otherwise equal runs differ.
 
-    different: the keys in which the runs differ. Keys that change which values the loss is taken over are left out.
-    A line joins runs whose other keys are equal, through the mean over seeds; the values of a key are spaced evenly.
+    Only the seed may differ as well. different: the keys in which the runs differ. Keys that change
+    which values the loss is taken over are left out. A line joins runs whose other keys are equal,
+    through the mean over seeds; the values of a key are spaced evenly.
     """
     effects = find_effects(runs, different)
     if not effects:
@@ -121,7 +122,7 @@ def draw_effect(axis: plt.Axes, key: str, groups: list[list[Run]]) -> None:
 
 
 def draw_precision(runs: Sequence[Run]) -> plt.Figure | None:
-    """Draw the losses of each FP8 run beside the bf16 run of equal hyperparameters, and their difference."""
+    """Draw each FP8 run beside the bf16 run of equal hyperparameters, and their difference."""
     pairs = pair_precisions(runs)
     if not pairs:
         return None

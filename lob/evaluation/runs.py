@@ -1,4 +1,4 @@
-"""Training runs beside each other: a table, the keys in which they differ, and what is wrong with one."""
+"""Training runs beside each other: a table, how they differ, and what is wrong with one."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from lob.config import counted
 
 # Keys of a run's config that name it or its place, and are no hyperparameters.
 NAMES = {"model_name", "runs_dir", "resume", "data_dir", "azure_data_root", "model_path"}
-# Keys that change which values the loss is taken over: losses of runs that differ in one do not compare.
+# Keys that change which values the loss is taken over, so that losses do not compare.
 LOSS_KEYS = (
     "data_dir",
     "pairs",
@@ -29,9 +29,10 @@ LOSS_KEYS = (
 class Run:
     """A training run.
 
-    precision: what it ran in, by env.json if that says it. pairs: what it was trained on, by env.json or config.json;
-    empty if neither says it. metrics: the rows of metrics.csv by kind. report: the rows of report.json, if the run
-    was tested. changed: when config.json was written, s since the epoch.
+    precision: what it ran in, by env.json if that says it. pairs: what it was trained on, by
+    env.json or config.json; empty if neither says it. metrics: the rows of metrics.csv by kind.
+    report: the rows of report.json, if the run was tested. changed: when config.json was written, s
+    since the epoch.
     """
 
     name: str
@@ -101,7 +102,7 @@ def sort_key(value: Any) -> tuple[float, str]:
 
 
 def find_different_keys(runs: Sequence[Run], keys: Sequence[str] = ()) -> list[str]:
-    """Return those of `keys`, or of all hyperparameters if none are given, that differ between the runs."""
+    """Return those of `keys` (none: of all hyperparameters) that differ between the runs."""
     all_keys = dict.fromkeys(key for run in runs for key in run.config if key not in NAMES)
     return [key for key in keys or all_keys if len({repr(run.config.get(key)) for run in runs}) > 1]
 
@@ -140,13 +141,13 @@ def find_divergence(run: Run, smoothing: int, factor: float) -> Iterator[str]:
         first = over.idxmax()
         row, least = steps.loc[first], level[:first].min()
         yield (
-            f"diverged in epoch {int(row['epoch']) + 1}, step {int(row['step']):,}: smoothed train loss "
-            f"{level[first]:.4g} after {least:.4g}"
+            f"diverged in epoch {int(row['epoch']) + 1}, step {int(row['step']):,}: "
+            f"smoothed train loss {level[first]:.4g} after {least:.4g}"
         )
 
 
 def find_plateau(run: Run, least_epochs: int, gain: float) -> Iterator[str]:
-    """Yield a warning if the last `least_epochs` or more lowered the best loss by less than the share `gain`."""
+    """Yield a warning if the last `least_epochs` or more gained less than the share `gain`."""
     trained = run.trained
     if not len(trained):
         return
@@ -156,8 +157,8 @@ def find_plateau(run: Run, least_epochs: int, gain: float) -> Iterator[str]:
     epochs = int(trained["epoch"].iloc[-1] - near["epoch"])
     if epochs >= least_epochs:
         yield (
-            f"plateau from epoch {int(near['epoch'])}: {counted(epochs, 'more epoch')} lowered the best "
-            f"validation loss by {1 - final / near['validation_loss']:.2%}"
+            f"plateau from epoch {int(near['epoch'])}: {counted(epochs, 'more epoch')} "
+            f"lowered the best validation loss by {1 - final / near['validation_loss']:.2%}"
         )
 
 

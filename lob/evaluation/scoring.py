@@ -1,4 +1,4 @@
-"""Scores of filled windows: errors of each quantity, the best naive method, and how sure a difference is."""
+"""Scores of filled windows: errors by quantity, the best naive method, how sure a difference is."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from lob.windows.splits import gather_windows
 MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
 OURS, RIDGE = "encoder", "ridge_ladder"
 QUANTITIES = ("mid", "offset", "log_size")
-SAME = 1e-4  # share of a method's mean error; a smaller difference is rounding, such as of the ladder's prices
+SAME = 1e-4  # share of a method's mean error; a smaller difference is rounding, as of prices
 Errors = dict[str, dict[str, np.ndarray]]  # quantity -> method -> error of each window, float64 (W,)
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How windows are masked: `mask` by name, `share` of the values, `states` a window; and where, how many a time."""
+    """How windows are masked: name and share of hidden values; and where, how many at a time."""
 
     mask: str
     share: float
@@ -35,7 +35,7 @@ class Masking:
     device: torch.device
 
     def hide(self, windows: list[tuple[Book, np.ndarray]]) -> Iterator[Hidden]:
-        """Yield windows, given as (book, end rows), with masks that depend on the mask's name and end row alone."""
+        """Yield windows, given as (book, end rows). A mask depends on name and end row alone."""
         for book, ends in windows:
             for begin in range(0, len(ends), self.batch_size):
                 mine = ends[begin : begin + self.batch_size]
@@ -49,8 +49,9 @@ class Masking:
 class Rival:
     """A naive method beside the encoder, on the same windows.
 
-    error: its mean. skill: 1 - the encoder's mean error / its own; NaN if that is 0. win_rate: share of windows on
-    which the encoder is better, a tie counts half. low, high: 95 % interval of the encoder's error less its own.
+    error: its mean. skill: 1 - the encoder's mean error / its own; NaN if that is 0. win_rate:
+    share of windows on which the encoder is better, a tie counts half. low, high: 95 % interval of
+    the encoder's error less its own.
     """
 
     method: str
@@ -64,10 +65,11 @@ class Rival:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found of one quantity: the encoder beside three naive methods, over `blocks` of time.
+    """The encoder beside three naive methods in one quantity, over `blocks` of time.
 
-    errors: the mean error of every method. untrained, naive: the untrained method, and the naive one of all, that was
-    best on the validation windows. ridge: the ridge regression with the ladder; None if it was not fitted.
+    errors: the mean error of every method. untrained, naive: the untrained method, and the naive
+    one of all, that was best on the validation windows. ridge: the ridge regression with the
+    ladder; None if it was not fitted.
     """
 
     errors: dict[str, float]
@@ -86,8 +88,9 @@ class Comparison:
 class MaskScores:
     """How the windows of a pair were filled under one mask.
 
-    balanced: whether they are of the balanced sample, else evenly spaced. trained_on: whether the encoder's training
-    had this mask. windows: their number. comparisons: by quantity; those of which nothing was hidden are missing.
+    balanced: whether they are of the balanced sample, else evenly spaced. trained_on: whether the
+    encoder's training had this mask. windows: their number. comparisons: by quantity; those of
+    which nothing was hidden are missing.
     """
 
     pair: str
@@ -105,7 +108,7 @@ def score(
     fitted: Ridges | None,
     model: BookEncoder | None,
 ) -> Errors:
-    """Return the errors of every method, the fitted ones and the model if they are given, on windows."""
+    """Return the errors of all methods, the fitted ones and the model if they are given."""
     found: dict[str, dict[str, list[np.ndarray]]] = {quantity: {} for quantity in QUANTITIES}
     for hidden in masking.hide(windows):
         for method, columns in fill(hidden, fitted, model).items():
@@ -143,8 +146,9 @@ def predict(model: BookEncoder, hidden: Hidden) -> Tensor:
 def window_errors(columns: Tensor, hidden: Hidden) -> dict[str, Tensor]:
     """Return the error of each quantity, (B,); NaN for a window in which nothing of it is hidden.
 
-    mid: |error| in ticks, in states in which a best price is hidden. offset: |error| of a hidden price's distance from
-    the mid, in ticks. log_size: squared error of the logarithm of a hidden size.
+    mid: |error| in ticks, in states in which a best price is hidden. offset: |error| of a hidden
+    price's distance from the mid, in ticks. log_size: squared error of the logarithm of a hidden
+    size.
     """
     truth = hidden.values
     columns = torch.where(hidden.known, truth, columns)
@@ -169,8 +173,8 @@ def mean_where(x: Tensor, where: Tensor) -> Tensor:
 def compare(errors: Errors, judged: Errors, block: np.ndarray, seed: int) -> dict[str, Comparison]:
     """Set the encoder beside naive methods, by quantity.
 
-    errors: of the tested windows; judged: of those that the best naive methods are chosen on; block: the block of time
-    of each tested window, int64 (W,).
+    errors: of the tested windows; judged: of those that the best naive methods are chosen on;
+    block: the block of time of each tested window, int64 (W,).
     """
     found = {}
     for quantity, methods in errors.items():
@@ -227,8 +231,8 @@ def profile_errors(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return each method's mean squared error of log size in two curves.
 
-    The first is by level, (L,); the second by the number of states to the nearest one that shows the level, (T,). NaN
-    where nothing was hidden. A method that fills nothing is left out.
+    The first is by level, (L,); the second by the number of states to the nearest one that shows
+    the level, (T,). NaN where nothing was hidden. A method that fills nothing is left out.
     """
     sums: dict[str, list[np.ndarray]] = {}
     for hidden in masking.hide(windows):
@@ -252,7 +256,7 @@ def profile_errors(
 
 
 def states_to_visible(hidden_size: Tensor) -> Tensor:
-    """Return how many states lie between each entry and the nearest one that shows its level, int64 (B, T, L).
+    """Return how far the nearest state is that shows an entry's level, int64 (B, T, L).
 
     hidden_size: bool (B, T, L). A level that no state shows is T - 1 states away.
     """

@@ -1,6 +1,7 @@
 """Which windows are tested, and which the naive methods and the probes are fitted on.
 
-A split is cut by the calendar as the checkpoint's training was. That holds for pairs that it has never seen too.
+A split is cut by the calendar as the checkpoint's training was. That holds for pairs that it has
+never seen too.
 """
 
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ Windows = list[tuple[Book, np.ndarray]]  # books, and the end rows of windows of
 class Selection:
     """How windows are chosen.
 
-    states: of a window. cuts_ns: int64 (2,), when validation and test begin. split: the tested one; 'all' is the whole
-    recording. dates: int64 (2,), ns, or None; of the tested split only windows between them are taken. fit_books: what
-    may be fitted on; empty if there is none.
+    states: of a window. cuts_ns: int64 (2,), when validation and test begin. split: the tested one;
+    'all' is the whole recording. dates: int64 (2,), ns, or None; of the tested split only windows
+    between them are taken. fit_books: what may be fitted on; empty if there is none.
     """
 
     states: int
@@ -38,7 +39,10 @@ class Selection:
     fit_books: list[Book]
 
     def ends(self, book: Book, split: str, after: int = 0) -> np.ndarray:
-        """Return the end rows, int64 (W,), of a split's windows that `after` states of it and its segment follow."""
+        """Return end rows, int64 (W,), of a split's windows.
+
+        `after` more states of the same split and segment follow each.
+        """
         ends = window_ends(book.segment_starts, book.rows, self.states)
         last = book.rows
         if split != "all":
@@ -59,10 +63,10 @@ class Selection:
         return self.ends(book, self.split, after)
 
     def to_fit(self, book: Book, split: str, count: int, after: int = 0) -> Windows:
-        """Return up to about `count` windows of 'train' or 'validation' for methods that are tested on `book`.
+        """Return about `count` windows of 'train' or 'validation' for what is tested on `book`.
 
-        They are of the same pair if it has training windows, else of all pairs. Training windows are never tested;
-        validation windows are only if the tested split is 'validation'.
+        They are of the same pair if it has training windows, else of all pairs. Training windows
+        are never tested; validation windows are only if the tested split is 'validation'.
         """
         others = self.fit_books
         if self.split == "all":
@@ -74,7 +78,7 @@ class Selection:
         return [(other, evenly_spaced(ends, -(-count // len(found)))) for other, ends in found]
 
     def check(self, book: Book, trained_books: list[dict]) -> None:
-        """Raise InputError if a book has no window to test, or if it was trained on and is to be tested as a whole.
+        """Raise InputError if a book has no window to test, or was trained on and is tested whole.
 
         trained_books: the identities of the books that the checkpoint was trained on.
         """
@@ -88,7 +92,7 @@ class Selection:
 
 
 def balanced_ends(selection: Selection, book: Book, data_dir: str | Path, count: int) -> np.ndarray:
-    """Return up to `count` end rows of the balanced sample in the tested split, int64; none if there is no sample."""
+    """Return up to `count` end rows of the balanced sample in the tested split, int64 (W,)."""
     file = Path(data_dir) / "balanced_samples" / f"{book.pair}.npy"
     if not file.exists():
         return np.empty(0, dtype=np.int64)
