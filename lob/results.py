@@ -103,13 +103,14 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_commit() -> str:
-    """Return the short commit, with '-dirty' if tracked files but results and README differ."""
+    """Return the short commit, with '-dirty' if tracked files but results and docs differ."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False, cwd=ROOT)
         return done.stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", ".", ":!benchmarks/results", ":!README.md")
+    generated = (":!benchmarks/results", ":!README.md", ":!docs")
+    changed = git("status", "--porcelain", "--untracked-files=no", ".", *generated)
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 

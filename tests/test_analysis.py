@@ -1,4 +1,4 @@
-"""training_results_analysis.py on runs written by hand: what it tables, warns of, leaves out and draws."""
+"""The analyser on runs written by hand: what it tables, warns of, leaves out and draws."""
 
 import json
 import os
@@ -37,7 +37,7 @@ HEADER = (
 
 
 def write_run(folder: Path, validation: list[float], steps: list[float] | None = None, **config: Any) -> Path:
-    """A run of one validation an epoch (the first before training), 100 steps of 8 windows and 2 s an epoch."""
+    """A run with a validation before training and an epoch; 100 steps of 8 windows, 2 s each."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | {"model_name": folder.name} | config))
     (folder / "env.json").write_text(json.dumps({"commit": "abc1234", "gpu": None}))
@@ -150,7 +150,8 @@ def test_plateau_is_dated_from_the_last_gain(tmp_path, capsys, no_pictures):
     write_run(tmp_path / "runs" / "flat", [1.0, 0.5, 0.3, 0.299, 0.31, 0.2985, 0.299], epochs=6)
     write_run(tmp_path / "runs" / "falling", [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4], epochs=6)
     printed, _ = analyse(tmp_path, capsys)
-    assert "warning: flat: plateau from epoch 2: 4 more epochs lowered the best validation loss by 0.50%" in printed
+    wanted = "plateau from epoch 2: 4 more epochs lowered the best validation loss by 0.50%"
+    assert f"warning: flat: {wanted}" in printed
     assert "falling: plateau" not in printed
     assert "flat: plateau" in analyse(tmp_path, capsys, plateau_epochs=4)[0]
     printed, _ = analyse(tmp_path, capsys, plateau_epochs=5)

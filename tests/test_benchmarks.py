@@ -1,4 +1,4 @@
-"""The benchmarks of training run on any machine, in a small form, and end with the JSON line of their results."""
+"""The benchmarks of training run on any machine in a small form and end with a JSON line."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A small book of 96 levels and its sample of windows of 256 states, as the trainer's defaults want them."""
+    """A small book of 96 levels and its sample of windows of 256 states."""
     folder = tmp_path_factory.mktemp("data")
     write_book(folder, rows=12_000)
     for script in ("exploration_main.py", "create_balanced_dataset.py"):

@@ -28,7 +28,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def last_loss(data: Path, precision: str, compiled: bool) -> float:
-    """Train by the script; return the mean train loss of the last tenth of the first STEPS steps."""
+    """Train by the script; return the mean train loss of the last tenth of STEPS steps."""
     name = f"{precision}_{'fast' if compiled else 'eager'}"
     keys = {
         "data_dir": data,
@@ -60,6 +60,6 @@ def last_loss(data: Path, precision: str, compiled: bool) -> float:
     [pytest.param("bf16", marks=needs_gpu), pytest.param("fp8", marks=needs_fp8)],
 )
 def test_compiled_steps_in_a_graph_end_at_the_loss_of_eager_steps(data, precision):
-    """Both start from equal weights and see equal windows and masks, as the seed alone decides on them."""
+    """Both start from equal weights and see equal windows and masks: the seed decides on them."""
     fast, eager = (last_loss(data, precision, compiled) for compiled in (True, False))
     assert fast == pytest.approx(eager, rel=5e-3)

@@ -1,4 +1,4 @@
-"""The tester: nothing leaks from hidden or later values, its statistics are right, its report is whole."""
+"""The tester: no leak from hidden or later values, right statistics, a whole report."""
 
 import json
 import subprocess
@@ -142,7 +142,7 @@ def test_ridge_probe_is_the_closed_form(penalty):
 @pytest.mark.parametrize("penalty", probes.PENALTIES)
 @pytest.mark.parametrize("noise", [1.0, 0.0])  # without noise the classes can be separated
 def test_logistic_probe_is_the_minimum_of_the_penalised_likelihood(penalty, noise):
-    """The reference takes 300 small steps of Newton's method on the gradient as it is written down."""
+    """The reference takes 300 small steps of Newton's method on the written-down gradient."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(400, 5)) * [1, 10, 0.1, 3, 1]
     y = (x @ [1, 0.1, 0, 0.3, -1] + noise * rng.normal(size=400) > 0.5).astype(float)
@@ -422,7 +422,7 @@ def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, che
 
 
 def test_fp8_is_equivalent_only_where_the_whole_interval_lies_within_one_percent():
-    """Five paired losses, mean ratio 0.4 %, standard error 0.1 %: t(4) at 95 % is 2.132 (Student's table)."""
+    """Five pairs, mean ratio 0.4 %, standard error 0.1 %: t(4) at 95 % is 2.132 (Student)."""
     ratios = 0.004 + 0.001 * np.sqrt(5) * np.array([-1, -1, 0, 1, 1])
     pairs = [(1 + ratio, 1.0) for ratio in ratios]
     cells = {("A/patch/log_size", "error"): 3.0, ("A/patch/log_size", "blocks"): 7.0}

@@ -88,9 +88,10 @@ def config_changes(run: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 def read_metrics(run: Path) -> "pd.DataFrame":
-    """Read a run's metrics.csv: a row a log entry, with the columns of `COLUMNS`; numbers are NaN where none is given.
+    """Read a run's metrics.csv: a row a log entry, with the columns of `COLUMNS`.
 
-    A last line without its end, as a killed run leaves it, is not read. Raises ValueError if the file is damaged.
+    Numbers that are not given are NaN. A last line without its end, as a killed run leaves it, is
+    not read. Raises ValueError if the file is damaged.
     """
     import pandas as pd
 
