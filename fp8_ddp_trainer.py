@@ -121,7 +121,7 @@ from lob.training.saving import BEST, Saver, load_newest, load_weights, resume
 def main(config: dict) -> int:
     config = check_config(config)
     open_data(config).check(config["depth_dim"])
-    folder = run_folder(config)  # refuses a name or config before any work
+    folder = choose_folder(config)  # refuses a name or config before any work
     if config["resume"]:
         claim_run(folder, fcntl.LOCK_SH).close()  # several ranks may ask at once
     if "RANK" in os.environ:  # started by torchrun
@@ -154,7 +154,7 @@ def open_data(config: dict) -> Dataset:
     return open_dataset(config["data_dir"], config["pairs"], config["temporal_dim"], config["split_ratios"])
 
 
-def run_folder(config: dict) -> Path:
+def choose_folder(config: dict) -> Path:
     """Return the folder of the run to resume, or of a new one."""
     if config["resume"]:
         return find_run(config["runs_dir"], config["model_name"], config)
@@ -165,7 +165,7 @@ def train(rank: int, world: int, port: int | None, config: dict) -> None:
     """Train on one rank of `world`, from the beginning or from where the run to resume stands."""
     stop = StopSignal()
     with join_team(rank, world, config["backend"], port) as team:
-        folder = team.agree(run_folder(config))
+        folder = team.agree(choose_folder(config))
         trainer = Trainer(config, team, folder)
         facts = {"precision": trainer.precision.name, "pairs": [book.pair for book in trainer.data.books]}
         with RunLog(folder, config, rank == 0, config["resume"], trainer.saved, facts) as trainer.log:

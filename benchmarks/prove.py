@@ -1,14 +1,15 @@
-"""What the trained recipe is worth: train over seeds, score on dates and instruments that no run saw, one line.
+"""What the trained recipe is worth, over seeds, on dates and instruments that no run saw.
 
-    python -m benchmarks.prove --data_dir=training_data --pairs="['USDM_BTC', 'USDM_ETH']" --unseen="['CM_BTC']" \
+    python -m benchmarks.prove --pairs="['USDM_BTC', 'USDM_ETH']" --unseen="['CM_BTC']" \
       --split_ratios="['2024-07-18T23:58', '2024-08-01']"
 
-Needs parsed books and a balanced sample made with these `split_ratios`. Trains with the trainer's defaults and
-`recipe`, scores every seed with inference_testing.py, takes medians over seeds and with `write` keeps them in
-benchmarks/results/representation.json. Where there is a GPU with FP8 some seeds are also trained in bf16, and the
-paired losses are compared. Each of `ablations` is trained and scored once more and kept in
-benchmarks/results/ablation.json. All GPUs work at the same time; what a run prints is in `runs_dir`/<name>.log, and
-what is trained or scored there (fp8_0, bf16_0, ...) is not done again; a run that was interrupted goes on.
+Needs parsed books and a balanced sample made with these `split_ratios`. Trains with the trainer's
+defaults and `recipe`, scores every seed with inference_testing.py, takes medians over seeds and
+with `write` keeps them in benchmarks/results/representation.json. If a GPU has FP8, some seeds are
+trained in bf16 as well, and the losses are compared in pairs. Each of `ablations` is trained and
+scored once and kept in benchmarks/results/ablation.json. All GPUs work at the same time. What a run
+prints is in `runs_dir`/<name>.log. What is trained or scored there (fp8_0, bf16_0, ...) is not done
+again, and a run that was interrupted goes on.
 """
 
 config = {
@@ -32,11 +33,12 @@ from lob.config import InputError, counted, load_config, run
 
 if __name__ == "__main__":
     config = load_config(
-        config, __file__, optional={"pairs": list, "scored": list, "unseen": list, "headline": str},
+        config,
+        __file__,
+        optional={"pairs": list, "scored": list, "unseen": list, "headline": str},
         bounds={"seeds": ">= 1", "bf16_seeds": ">= 0", "runs_a_gpu": ">= 1"},
-    )  # fmt: skip
+    )
 
-import csv
 import json
 import os
 import queue
@@ -44,21 +46,45 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.report import ROOT, report
+from lob.results import make_row, read_rows
 from lob.training.precision import fp8_obstacle
-from lob.training.run_folder import runs_named
+from lob.training.run_folder import read_metrics, runs_named
 from lob.training.samples import open_dataset
 
-METRICS = ("error", "best_untrained_error", "ridge_error", "linear_time_error", "ladder_error", "skill_untrained",
-           "skill_ridge", "difference_untrained_low", "difference_untrained_high", "difference_ridge_low",
-           "difference_ridge_high", "blocks")  # fmt: skip
-
-PROBE_METRICS = ("hand_made", "pca", "random", "ours", "hand_made_10pct", "ours_10pct", "over_hand_made_low",
-                 "over_hand_made_high", "over_random_low", "over_random_high", "blocks")  # fmt: skip
+METRICS = (
+    "error",
+    "best_untrained_error",
+    "ridge_error",
+    "linear_time_error",
+    "ladder_error",
+    "skill_untrained",
+    "skill_ridge",
+    "difference_untrained_low",
+    "difference_untrained_high",
+    "difference_ridge_low",
+    "difference_ridge_high",
+    "blocks",
+)
+PROBE_METRICS = (
+    "hand_made",
+    "pca",
+    "random",
+    "ours",
+    "hand_made_10pct",
+    "ours_10pct",
+    "over_hand_made_low",
+    "over_hand_made_high",
+    "over_random_low",
+    "over_random_high",
+    "blocks",
+)
+Cells = dict[tuple[str, str], float]  # by case and metric
 
 
 def main(config: dict) -> int:
@@ -66,51 +92,87 @@ def main(config: dict) -> int:
     data = open_dataset(config["data_dir"], config["pairs"], states, config["split_ratios"])
     trained = [book.pair for book in data.books]
     scored = [*(config["scored"] or trained), *(config["unseen"] or [])]
-    fp8 = torch.cuda.is_available() and not fp8_obstacle("delayed", torch.cuda.get_device_capability())
-    precision = "fp8" if fp8 or (Path(config["runs_dir"]) / "fp8_0").exists() else "auto"
+    precision = pick_precision(config)
     runs = {f"{precision}_{seed}": {"seed": seed, "precision": precision} for seed in range(config["seeds"])}
-    paired = range(min(config["seeds"], config["bf16_seeds"])) if precision == "fp8" else ()
     runs |= {name: {"seed": 0, "precision": precision, **keys} for name, keys in config["ablations"].items()}
+    paired = range(min(config["seeds"], config["bf16_seeds"])) if precision == "fp8" else ()
     for_loss = {f"bf16_{seed}": {"seed": seed, "precision": "bf16"} for seed in paired}
     folders = train_all(config, runs, for_loss, trained, scored)
-    reports = [read_report(folders[f"{precision}_{seed}"]) for seed in range(config["seeds"])]
-    losses = [(read_test_loss(folders[f"fp8_{seed}"]), read_test_loss(folders[f"bf16_{seed}"])) for seed in paired]
+
     device = read_device(next(iter(folders.values())))
-    rows = []
-    for (case, metric), values in collect(reports).items():
-        known = "trained on earlier dates" if case.split("/")[0] in trained else "never trained on"
-        numbers = {metric: np.median(values)}
-        if metric in ("error", "ours") and len(values) > 1:
-            numbers |= {f"{metric}_least": min(values), f"{metric}_most": max(values)}
-        note = f"median of {counted(len(values), 'seed')} of training; {known}"
-        rows += [{"case": case, "metric": name, "value": float(value), "unit": "", "note": note}
-                 for name, value in numbers.items()]  # fmt: skip
-    difference, half = compare_losses(losses)
-    rows += [{"case": "FP8 over bf16", "metric": metric, "value": value, "unit": "",
-              "note": f"test losses of {len(losses)} paired seeds; half of the 90 % interval"}
-             for metric, value in (("difference", difference), ("interval", half)) if np.isfinite(value)]  # fmt: skip
+    reports = [read_report(folders[f"{precision}_{seed}"]) for seed in range(config["seeds"])]
+    rows = median_rows(reports, trained)
+    losses = []
+    for seed in paired:
+        pair = folders[f"fp8_{seed}"], folders[f"bf16_{seed}"]
+        losses.append((read_test_loss(pair[0]), read_test_loss(pair[1])))
+    rows += loss_rows(losses)
     result = report("representation", rows, config["write"], device)
     cells = {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
     headline = config["headline"] or scored[0]
-    print(summarise(headline, cells, replay_checksums(), data.shared_states, difference, half))
+    print(summarise(headline, cells, replay_checksums(), data.shared_states, *compare_losses(losses)))
+
     rows = []
     for name, change in config["ablations"].items():
-        rows += [{"case": f"{name}/{case}", "metric": metric, "value": value, "unit": "", "note": f"seed 0; {change}"}
-                 for (case, metric), (value,) in collect([read_report(folders[name])]).items()]  # fmt: skip
+        for (case, metric), (value,) in collect([read_report(folders[name])]).items():
+            rows.append(make_row(f"{name}/{case}", metric, value, note=f"seed 0; {change}"))
     if rows:
         report("ablation", rows, config["write"], device)
     return 0
 
 
+def pick_precision(config: dict) -> str:
+    """Return fp8 if the GPU has it, or if the runs were trained in it elsewhere; else auto."""
+    fp8 = torch.cuda.is_available() and not fp8_obstacle("delayed", torch.cuda.get_device_capability())
+    return "fp8" if fp8 or (Path(config["runs_dir"]) / "fp8_0").exists() else "auto"
+
+
+def median_rows(reports: list[list[dict]], trained: list[str]) -> list[dict[str, Any]]:
+    """Return the medians over seeds, and of the encoder's own scores the least and the most."""
+    rows = []
+    for (case, metric), values in collect(reports).items():
+        known = "trained on earlier dates" if case.split("/")[0] in trained else "never trained on"
+        note = f"median of {counted(len(values), 'seed')} of training; {known}"
+        rows.append(make_row(case, metric, np.median(values), note=note))
+        if metric in ("error", "ours") and len(values) > 1:
+            rows.append(make_row(case, f"{metric}_least", min(values), note=note))
+            rows.append(make_row(case, f"{metric}_most", max(values), note=note))
+    return rows
+
+
+def loss_rows(losses: list[tuple[float | None, float | None]]) -> list[dict[str, Any]]:
+    """Return what paired (FP8, bf16) test losses say, and how much seeds differ in bf16."""
+    difference, half = compare_losses(losses)
+    if not np.isfinite(half):
+        return []
+    note = f"test losses of {len(losses)} paired seeds; half of the 90 % interval"
+    bf16 = np.array([loss for _, loss in losses if loss])
+    return [
+        make_row("FP8 over bf16", "difference", difference, note=note),
+        make_row("FP8 over bf16", "interval", half, note=note),
+        make_row(
+            "bf16 over seeds",
+            "relative_deviation",
+            bf16.std(ddof=1) / bf16.mean(),
+            note="standard deviation of the test loss over its mean",
+        ),
+    ]
+
+
 def train_all(
-    config: dict, runs: dict[str, dict], for_loss: dict[str, dict], trained: list[str], scored: list[str]
+    config: dict,
+    runs: dict[str, dict],
+    for_loss: dict[str, dict],
+    trained: list[str],
+    scored: list[str],
 ) -> dict[str, Path]:
-    """Train `runs` and score them, and train those `for_loss` alone; return their folders by name."""
+    """Train and score `runs`, and train those `for_loss`; return the folders by name."""
     Path(config["runs_dir"]).mkdir(parents=True, exist_ok=True)
     gpus: queue.Queue[str] = queue.Queue()
     for gpu in [str(gpu) for gpu in range(torch.cuda.device_count())] * config["runs_a_gpu"] or [""]:
         gpus.put(gpu)
-    # processes of as many threads as there are cores wait for one another: scoring took minutes instead of 40 s
+    # With as many threads as cores in each, processes wait for one another: scoring took
+    # minutes instead of 40 s.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // gpus.qsize())))
 
     def work(name: str) -> Path:
@@ -129,29 +191,33 @@ def train_all(
 
 
 def call(script: str, keys: dict, log: Path, gpu: str) -> None:
+    """Run a script on a GPU and append what it prints to `log`. Raises InputError if it fails."""
     words = [sys.executable, script, *(f"--{key}={value}" for key, value in keys.items())]
+    visible = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
     with open(log, "a") as file:
-        status = subprocess.call(words, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu}, stdout=file,
-                                 stderr=file)  # fmt: skip
+        status = subprocess.call(words, cwd=ROOT, env=visible, stdout=file, stderr=file)
     if status:
         last = log.read_text().strip().splitlines()[-1:]
         raise InputError(f"{script} stopped with status {status}, see {log}: {' '.join(last)}")
 
 
 def read_device(folder: Path) -> str:
-    """Where a run was trained."""
+    """Return what a run was trained on and with."""
     there = json.loads((folder / "env.json").read_text())
-    versions = ", ".join(f"{name} {there['versions'][name]}" for name in ("torch", "transformer-engine")
-                         if name in there["versions"])  # fmt: skip
-    return f"{there.get('gpu') or 'CPU'} (training and scoring at commit {there['commit']}, with {versions})"
+    names = [name for name in ("torch", "transformer-engine") if name in there["versions"]]
+    versions = ", ".join(f"{name} {there['versions'][name]}" for name in names)
+    made = f"training and scoring at commit {there['commit']}, with {versions}"
+    return f"{there.get('gpu') or 'CPU'} ({made})"
 
 
 def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Path:
+    """Train a run, or resume it, if it has not ended; return its folder."""
     folder = Path(config["runs_dir"]) / name
     keys = {"pairs": pairs, "split_ratios": config["split_ratios"], **config["recipe"], **keys}
     if (folder / "metrics.csv").exists() and read_test_loss(folder) is not None:
         trained = json.loads((folder / "config.json").read_text())
-        if differing := [key for key, value in keys.items() if trained.get(key) != value]:
+        differing = [key for key, value in keys.items() if trained.get(key) != value]
+        if differing:
             raise InputError(f"{folder} was trained with other {', '.join(differing)}: move it away, or set --runs_dir")
         return folder
     keys |= {"model_name": name, "data_dir": config["data_dir"], "runs_dir": config["runs_dir"]}
@@ -161,27 +227,39 @@ def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Pa
 
 
 def read_test_loss(folder: Path) -> float | None:
-    """Of a run that has ended: its loss on the test split, or on validation where nothing is in that."""
-    with open(folder / "metrics.csv") as handle:
-        losses = {row["kind"]: float(row["validation_loss"] or "nan") for row in csv.DictReader(handle)}
-    return losses["validation" if np.isnan(losses["test"]) else "test"] if "test" in losses else None
+    """Return an ended run's loss on the test split, or if empty on validation; else None."""
+    try:
+        rows = read_metrics(folder)
+    except ValueError:  # interrupted before its first entry
+        return None
+    last = rows.drop_duplicates("kind", keep="last").set_index("kind")["validation_loss"]
+    if "test" not in last:
+        return None
+    return float(last["validation" if np.isnan(last["test"]) else "test"])
 
 
 def score(config: dict, folder: Path, pairs: list[str], gpu: str) -> None:
-    if not (folder / "report.json").exists():
-        keys = {"model_path": folder / "checkpoints" / "best.safetensors", "pairs": pairs,
-                "data_dir": config["data_dir"], "fit_data_dir": config["data_dir"]}  # fmt: skip
-        call("inference_testing.py", keys | config["scoring"], folder.with_suffix(".log"), gpu)
+    """Score a run's best checkpoint if that was not done."""
+    if (folder / "report.json").exists():
+        return
+    keys = {
+        "model_path": folder / "checkpoints" / "best.safetensors",
+        "pairs": pairs,
+        "data_dir": config["data_dir"],
+        "fit_data_dir": config["data_dir"],
+        **config["scoring"],
+    }
+    call("inference_testing.py", keys, folder.with_suffix(".log"), gpu)
 
 
 def read_report(folder: Path) -> list[dict]:
     if not (folder / "report.json").exists():
         raise InputError(f"{folder} has no report.json: run inference_testing.py on it first")
-    return json.loads((folder / "report.json").read_text())["rows"]
+    return read_rows(folder / "report.json")
 
 
 def collect(reports: list[list[dict]]) -> dict[tuple[str, str], list[float]]:
-    """Values over seeds of the cases and metrics that the README tables."""
+    """Return the values over seeds of the cases and metrics that are shown in tables."""
     found: dict[tuple[str, str], list[float]] = {}
     for rows in reports:
         for row in rows:
@@ -192,37 +270,60 @@ def collect(reports: list[list[dict]]) -> dict[tuple[str, str], list[float]]:
 
 
 def replay_checksums() -> str:
-    """Replay the recordings whose exchange sends a checksum in every message; pytest's last line."""
-    words = ["-m", "pytest", "tests/test_exchange_oracles.py", "-k", "checksums", "-p", "no:cacheprovider"]
+    """Replay the recordings that have a checksum in every message; return pytest's last line."""
+    words = [
+        "-m",
+        "pytest",
+        "tests/test_exchange_oracles.py",
+        "-k",
+        "checksums",
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
     return (done.stdout or done.stderr).strip().splitlines()[-1]
 
 
 def compare_losses(losses: list[tuple[float | None, float | None]]) -> tuple[float, float]:
-    """Mean relative difference of (FP8, bf16) losses and half its 90 % interval; NaN where there are too few."""
+    """Return the mean relative difference of paired losses and half of its 90 % interval.
+
+    losses: (FP8, bf16). Two one-sided tests at 5 % take the 90 % interval. Both are NaN if there
+    are fewer than two pairs.
+    """
+    from scipy import stats
+
     ratio = np.array([fp8 / bf16 - 1 for fp8, bf16 in losses if fp8 and bf16])
     if len(ratio) < 2:
         return float("nan"), float("nan")
-    return float(ratio.mean()), float(student_t(len(ratio) - 1) * ratio.std(ddof=1) / np.sqrt(len(ratio)))
+    half = stats.t.ppf(0.95, len(ratio) - 1) * ratio.std(ddof=1) / np.sqrt(len(ratio))
+    return float(ratio.mean()), float(half)
 
 
-def summarise(pair: str, cells: dict, checksums: str, shared_states: int, difference: float, half: float) -> str:
-    """The one line: checksums, shared states, errors of log size in patches with blocks, FP8 against bf16."""
+def summarise(pair: str, cells: Cells, checksums: str, shared_states: int, difference: float, half: float) -> str:
+    """Return the one line: checksums, shared states, errors of log size, FP8 against bf16."""
     case = f"{pair}/patch/log_size"
-    names = {"linear": "linear_time_error", "ladder": "ladder_error", "ridge": "ridge_error", "ours": "error"}
-    errors = ", ".join(f"{name} {cells[case, metric]:.4g}" for name, metric in names.items() if (case, metric) in cells)
-    line = (f"exchange checksums {checksums}; states shared by train and test {shared_states}; "
-            f"{pair} log-size error in patches: {errors} ({cells.get((case, 'blocks'), 0):.0f} blocks of time); "
-            f"FP8 against bf16: ")  # fmt: skip
+    names = {
+        "linear": "linear_time_error",
+        "ladder": "ladder_error",
+        "ridge": "ridge_error",
+        "ours": "error",
+    }
+    errors = [f"{name} {cells[case, metric]:.4g}" for name, metric in names.items() if (case, metric) in cells]
+    blocks = cells.get((case, "blocks"), 0)
+    parts = [
+        f"exchange checksums {checksums}",
+        f"states shared by train and test {shared_states}",
+        f"{pair} log-size error in patches: {', '.join(errors)} ({blocks:.0f} blocks of time)",
+        f"FP8 against bf16: {describe_difference(difference, half)}",
+    ]
+    return "; ".join(parts)
+
+
+def describe_difference(difference: float, half: float) -> str:
     if not np.isfinite(half):
-        return line + "not measured"
+        return "not measured"
     within = "equivalent" if abs(difference) + half < 0.01 else "not shown to be equivalent"
-    return line + f"{difference:+.2%} of the loss, 90 % interval +-{half:.2%}: {within} within 1 %"
-
-
-def student_t(freedom: int) -> float:
-    """The 95 % point of Student's t, of which two one-sided tests at 5 % take the 90 % interval."""
-    return (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)[min(freedom, 9) - 1]
+    return f"{difference:+.2%} of the loss, 90 % interval +-{half:.2%}: {within} within 1 %"
 
 
 if __name__ == "__main__":

@@ -1,26 +1,144 @@
-"""What a result was measured with: commit, versions, device."""
+"""A result: its row, what it was measured with, and the JSON file of a report.
 
+A row has five entries (`ROW`): what was measured (`case`, such as a network, and `metric`), the
+finite number `value`, its `unit`, and a `note` on the conditions, which may be empty. A report is a
+dict that holds rows, the command, the commit, the date, the device and the versions of the packages
+that matter.
+"""
+
+import json
+import math
+import os
 import platform
 import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from lob.storage import new_file
 
-PACKAGES = ("torch", "numpy", "transformer-engine", "safetensors", "tensorboardX")
+ROOT = Path(__file__).resolve().parent.parent
+ROW = ("case", "metric", "value", "unit", "note")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "numba",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+    "tensorboardX",
+    "transformer-engine",
+    "triton",
+    "order-book",
+    "hftbacktest",
+)
+
+
+def make_row(case: str, metric: str, value: float, unit: str = "", note: str = "") -> dict[str, Any]:
+    return dict(zip(ROW, (case, metric, float(value), unit, note), strict=True))
+
+
+def make_report(
+    benchmark: str, rows: Sequence[dict[str, Any]], device: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """Put rows together with what they were measured with.
+
+    `device` replaces the name of this process's device, for work that other processes did. `more`
+    are further entries. Raises ValueError if a row lacks an entry other than the note, has another
+    one, or its value is not finite.
+    """
+    words = [word.replace(f"{ROOT}/", "") for word in sys.orig_argv[1:]]
+    return {
+        "benchmark": benchmark,
+        "command": " ".join(["python", *words]),
+        "commit": describe_commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": device or describe_device(),
+        "versions": {"python": platform.python_version()} | describe_versions(),
+        **more,
+        "rows": [complete_row(row) for row in rows],
+    }
+
+
+def complete_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with an empty note if it has none."""
+    if not {*ROW} - {"note"} <= set(row) <= {*ROW}:
+        raise ValueError(f"a result row needs {', '.join(ROW)} (note may be left out), not {', '.join(row)}")
+    if not math.isfinite(row["value"]):
+        raise ValueError(f"{row['case']}, {row['metric']}: {row['value']} is no result")
+    return {"note": "", **row}
+
+
+def write_report(file: Path, report: dict[str, Any]) -> None:
+    with new_file(file) as handle:
+        handle.write((json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a report. Raises ValueError if the file is not JSON, or is no report."""
+    report = json.loads(file.read_text())
+    rows = report.get("rows") if isinstance(report, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) >= {*ROW} for row in rows):
+        raise ValueError(f"{file.name} holds no rows of {', '.join(ROW)}")
+    return rows
 
 
 def describe_environment() -> dict[str, Any]:
-    """Commit, versions and GPU of this process."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
-                         cwd=Path(__file__).parent)  # fmt: skip
+    """Return commit, versions, machine and GPU of this process."""
+    torch = sys.modules.get("torch")
+    gpus = torch.cuda.device_count() if torch is not None else 0
+    return {
+        "commit": describe_commit(),
+        "python": platform.python_version(),
+        "versions": describe_versions(),
+        "gpu": torch.cuda.get_device_name() if torch is not None and gpus else None,
+        "gpus": gpus,
+        "machine": platform.platform(),
+    }
+
+
+def describe_commit() -> str:
+    """Return the short commit, with '-dirty' if tracked files but results and docs differ."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False, cwd=ROOT)
+        return done.stdout.strip()
+
+    generated = (":!benchmarks/results", ":!README.md", ":!docs")
+    changed = git("status", "--porcelain", "--untracked-files=no", ".", *generated)
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+
+
+def describe_device() -> str:
+    """Return the GPU's name if this process has used CUDA, else the processor's and its cores."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        count = torch.cuda.device_count()
+        return f"{count} x {torch.cuda.get_device_name()}" if count > 1 else torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{describe_processor()}, {cores} cores"
+
+
+def describe_processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def describe_versions() -> dict[str, str]:
+    """Return the versions of those of `PACKAGES` that are installed, without importing them."""
     versions = {}
-    for package in PACKAGES:
+    for name in PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"commit": git.stdout.strip() or None, "python": platform.python_version(), "versions": versions,
-            "gpu": gpu, "gpus": torch.cuda.device_count(), "machine": platform.platform()}  # fmt: skip
+    return versions

@@ -1,4 +1,4 @@
-"""The benchmarks of training run on any machine, in a small form, and end with the JSON line of their results."""
+"""The benchmarks of training run on any machine in a small form and end with a JSON line."""
 
 import json
 import subprocess
@@ -14,13 +14,17 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A small book of 96 levels and its sample of windows of 256 states, as the trainer's defaults want them."""
+    """A small book of 96 levels and its sample of windows of 256 states."""
     folder = tmp_path_factory.mktemp("data")
     write_book(folder, rows=12_000)
     for script in ("exploration_main.py", "create_balanced_dataset.py"):
         words = ["--windows=40", "--cells=[1,1,1]", "--min_stride=1"] if script.startswith("create") else []
-        subprocess.run([sys.executable, script, f"--data_dir={folder}", "--plots=False", *words], cwd=ROOT, check=True,
-                       capture_output=True)  # fmt: skip
+        subprocess.run(
+            [sys.executable, script, f"--data_dir={folder}", "--plots=False", *words],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
     return folder
 
 
@@ -38,39 +42,38 @@ def test_training_speed_is_measured_in_the_trainers_own_steps(data):
     assert found["quick", "windows_per_second"] > 0 and found["quick", "model_tflops"] > 0
     assert 0 <= found["quick", "data_wait_share"] < 1
     for word in ("--write=True", "--cases=['wide_fp8']"):  # a machine without a GPU must not replace the results
-        done = subprocess.run([sys.executable, "-m", "benchmarks.bench_training", word], cwd=ROOT, capture_output=True,
-                              text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.bench_training", word],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 2 and "leave out --write and --cases" in done.stderr
-
-
-def test_whole_runs_are_compared_and_not_run_twice(data, tmp_path):
-    words = ["--model_size=tiny_transformer", "--batch_size=4", "--epochs=1", "--seeds=1", f"--runs_dir={tmp_path}"]
-    words += ["--precisions=['fp32', 'auto']"]
-    found = bench("bench_runs", data, *words)
-    assert found["fp32_over_auto", "mean_ratio"] == 1  # without a GPU auto is fp32
-    assert found["epoch 1", "validation_loss_fp32"] == found["fp32_seed_0", "validation_loss"] > 0
-    runs = sorted(path.name for path in tmp_path.iterdir())
-    written = [(tmp_path / name / "metrics.csv").stat().st_mtime_ns for name in runs]
-    assert bench("bench_runs", data, *words) == found
-    assert [(tmp_path / name / "metrics.csv").stat().st_mtime_ns for name in runs] == written
-
-
-def test_the_fast_path_is_compared_with_the_eager_one(data):
-    found = bench("bench_eager", data, "--model_size=tiny_transformer", "--batch_size=4", "--steps=2", "--seeds=2",
-                  "--precisions=['auto']")  # fmt: skip
-    # on a CPU the two are the same
-    assert found == {(f"auto seed {seed}", "fast_over_eager_loss"): 1 for seed in range(2)}
 
 
 def test_a_variant_of_the_recipe_is_scored_beside_it(data, tmp_path):
     recipe = {"model_size": "tiny_transformer", "batch_size": 8, "epochs": 1, "mask_mode": "entry", "max_lr": 1e-12}
-    scoring = {"masks": ["entry"], "windows": 4, "fit_windows": 4, "probe_windows": 0, "pictures": False,
-               "latency_runs": 1}  # fmt: skip
-    words = [f"--recipe={recipe}", f"--scoring={scoring}", "--seeds=1", f"--runs_dir={tmp_path}",
-             "--ablations={'interpolation': {'fill': 'linear'}}"]  # fmt: skip
+    scoring = {
+        "masks": ["entry"],
+        "windows": 4,
+        "fit_windows": 4,
+        "probe_windows": 0,
+        "pictures": False,
+        "latency_runs": 1,
+    }
+    words = [
+        f"--recipe={recipe}",
+        f"--scoring={scoring}",
+        "--seeds=1",
+        f"--runs_dir={tmp_path}",
+        "--ablations={'interpolation': {'fill': 'linear'}}",
+    ]
     found = bench("prove", data, *words)  # its last line is that of the ablation
-    error, linear, ladder = (found["interpolation/BTC_USD/entry/log_size", metric]
-                             for metric in ("error", "linear_time_error", "ladder_error"))  # fmt: skip
+    error, linear, ladder = (
+        found["interpolation/BTC_USD/entry/log_size", metric]
+        for metric in ("error", "linear_time_error", "ladder_error")
+    )
     assert error == pytest.approx(linear, rel=1e-4) and ladder != pytest.approx(linear, rel=1e-4)
     run = tmp_path / "auto_0"  # as if it had been interrupted after its last checkpoint
     (run / "report.json").unlink()

@@ -185,12 +185,19 @@ def test_on_a_recorded_book_the_ladder_beats_linear_interpolation(recorded_windo
     """In the median window a search at the same price leaves a fifth of interpolation's error at most."""
     mask = make_mask(window_keys(0, 0, torch.arange(64)), 256, 96, 0.25, mode)
     hidden = hide(*recorded_windows, mask)
-    columns = [2, 3] if column == "minmax" else [1]
-    where = ~hidden.known[..., columns]
-    errors = {
-        name: float(
-            (((filled - hidden.values)[..., columns] ** 2 * where).sum((1, 2, 3)) / where.sum((1, 2, 3))).median()
-        )
-        for name, filled in fill_untrained(hidden)[0].items()
-    }
+    filled, _ = fill_untrained(hidden)
+    where = hidden.mask if column == "minmax" else hidden.mask[..., 1:]
+
+    def in_scale(columns):
+        """Columns in the scale in which errors are compared: min-max scaled, or the logarithm of the size."""
+        if column == "log_size":
+            return columns[..., 1:]
+        parameters = fit(hidden.price_ticks, hidden.sizes, mask, "minmax")
+        prices = columns[..., 0].double() + hidden.anchor_ticks
+        return transform(prices, columns[..., 1].exp(), parameters, "minmax")
+
+    errors = {}
+    for name in ("ladder", "linear_time"):
+        square = (in_scale(filled[name]) - in_scale(hidden.values)) ** 2 * where
+        errors[name] = float((square.sum((1, 2, 3)) / where.sum((1, 2, 3))).median())
     assert errors["ladder"] < ceiling * errors["linear_time"]

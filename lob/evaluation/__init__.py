@@ -1,1 +1,1 @@
-"""What an encoder is worth: untrained and fitted methods beside it, probes of its vector, its latency."""
+"""What an encoder is worth: naive methods beside it, probes of its embedding, its latency."""

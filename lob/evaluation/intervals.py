@@ -1,39 +1,46 @@
-"""What a difference is worth: intervals over blocks of time."""
+"""How sure a difference is: confidence intervals over blocks of time."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 RESAMPLES = 2000
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 % points, 1 to 9 degrees of freedom
 
 
 def bootstrap(difference: np.ndarray, block: np.ndarray, seed: int) -> tuple[float, float, int]:
-    """95 % interval of the mean of `difference` (W,), blocks of time drawn with replacement, and how many there are.
+    """Return the 95 % interval of the mean of `difference`, (W,), and the number of blocks.
 
-    Windows that overlap or lie near each other are one observation, not many: Kuensch (1989), blocks not overlapping.
+    difference: a number a window; block: the block of time in which each window lies, int64 (W,).
+    Windows that overlap or lie near each other are one observation, not many. So whole blocks are
+    drawn with replacement (Kuensch, 1989; here blocks don't overlap).
     """
     names, block = np.unique(block, return_inverse=True)
-    sums, counts = np.bincount(block, difference), np.bincount(block)
+    sums = np.bincount(block, difference)
+    counts = np.bincount(block)
     drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
-    return *interval(sums[drawn].sum(1) / counts[drawn].sum(1), difference.mean(), len(names)), len(names)
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    return *interval(means, difference.mean(), len(names)), len(names)
 
 
 def interval(drawn: Sequence[float] | np.ndarray, value: float, blocks: int) -> tuple[float, float]:
-    """95 % interval of a value that was taken anew of `drawn` blocks: their quantiles, made wider about the value.
+    """Return the 95 % interval of `value`, given the values `drawn` of resampled blocks.
 
-    Few blocks understate how they vary, by (n - 1) / n of the variance and as Student's t tells: of six, the quantiles
-    alone hold the truth in 86 % of cases. One block tells nothing of it: NaN.
+    It is the quantiles of `drawn`, widened about `value`: few blocks understate the variance, by (n
+    - 1) / n, and the tails, which are Student's. Of six blocks the quantiles alone hold the truth
+    in 86 % of cases. One block shows nothing of the variance: NaN.
     """
-    few = blocks - 1
-    if few == 0 or not np.isfinite(drawn).any():
+    from scipy import stats
+
+    freedom = blocks - 1
+    if freedom == 0 or not np.isfinite(drawn).any():
         return float("nan"), float("nan")
-    student = STUDENT[few - 1] if few <= len(STUDENT) else 1.96 + 2.6 / few
-    wider = student / 1.96 * np.sqrt(blocks / few)
+    widening = stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975) * np.sqrt(blocks / freedom)
     low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return float(value + wider * (low - value)), float(value + wider * (high - value))
+    return float(value + widening * (low - value)), float(value + widening * (high - value))
 
 
 def verdict(low: float, high: float) -> str:
-    """What an interval of (our error - theirs) says."""
-    return "better" if high < 0 else "worse" if low > 0 else "undecided"
+    """Say what an interval of the encoder's error less another method's shows."""
+    if high < 0:
+        return "better"
+    return "worse" if low > 0 else "undecided"

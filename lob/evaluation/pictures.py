@@ -1,21 +1,103 @@
-"""Pictures of filled windows: depth maps, and errors by level and distance."""
+"""Pictures of filled windows: depth maps, and errors by level and by distance."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.image import AxesImage
+from torch import Tensor
 
+from lob.book.states import Book
+from lob.evaluation.fills import Hidden
+from lob.evaluation.report import MASKS, METHODS, describe_training
+from lob.evaluation.ridge import Ridges
+from lob.evaluation.scoring import OURS, RIDGE, Masking, fill, profile_errors, window_errors
+from lob.model.encoder import BookEncoder
 from lob.plotting import BLUE, GREEN, GREY, RED, add_size_bar, show_depth
 
+PROFILED_MASKS = ("patch", "span64", "tail")
+METHODS_DRAWN = {name: METHODS[name] for name in ("linear_time", "ladder", RIDGE, OURS)}
+Panel = tuple[np.ndarray, np.ndarray]  # a window: prices in ticks and sizes, float64 (T, L) each
 
-def draw_fills(fills: dict[str, tuple[np.ndarray, np.ndarray]], hidden: np.ndarray, errors: dict[str, str], tick: float,
-               title: str) -> plt.Figure:  # fmt: skip
-    """Depth heat maps of one window, all in one scale: the truth, that with `hidden` cells in grey, and what filled it.
 
-    fills: name ('truth' the first) -> price in ticks and sizes, float64 (T, L) each; hidden: bool (T, L).
+@torch.inference_mode()
+def draw_pair(
+    model: BookEncoder,
+    meta: dict[str, Any],
+    maskings: list[Masking],
+    ridges: dict[str, Ridges | None],
+    book: Book,
+    end: int,
+    ends: np.ndarray,
+) -> dict[str, plt.Figure]:
+    """Draw 'fills', one window as it was, masked and filled, and 'errors' by level and distance.
+
+    meta: the checkpoint's metadata. ridges: by mask. end: end row of the filled window; ends:
+    of the windows whose errors are drawn.
+    """
+    drawn = [masking for mask in PROFILED_MASKS for masking in maskings if masking.mask == mask]
+    drawn = drawn or maskings[:1]
+    profiles = {}
+    for masking in drawn:
+        curves = profile_errors(masking, [(book, ends)], ridges[masking.mask], model, list(METHODS_DRAWN))
+        named = {label: curves[name] for name, label in METHODS_DRAWN.items() if name in curves}
+        profiles[MASKS[masking.mask]] = named
+    mask = drawn[0].mask
+    hidden = next(iter(drawn[0].hide([(book, np.array([end]))])))
+    panels, errors = make_panels(hidden, fill(hidden, ridges[mask], model), METHODS_DRAWN)
+    covered = hidden.mask[0, ..., 1].cpu().numpy()
+    what = f"{book.pair}, resting size by price; hidden: {MASKS[mask]}; errors over what is hidden"
+    title = f"{what}\nencoder: {describe_training(meta, mask)}"
+    return {
+        "fills": draw_fills(panels, covered, errors, book.tick_size, title),
+        "errors": draw_error_profiles(profiles, f"{book.pair}: errors over hidden sizes of tested windows"),
+    }
+
+
+def make_panels(
+    hidden: Hidden, filled: dict[str, Tensor], labels: Mapping[str, str]
+) -> tuple[dict[str, Panel], dict[str, str]]:
+    """Return the first window as it was and as methods filled it, and each fill's errors in words.
+
+    labels: method -> its name in the picture. The first panel is 'truth'.
+    """
+    panels = {"truth": to_panel(hidden, hidden.values)}
+    errors = {}
+    for method, label in labels.items():
+        if method not in filled:
+            continue
+        panels[label] = to_panel(hidden, filled[method])
+        found = window_errors(filled[method], hidden)
+        size, price = float(found["log_size"][0]), float(found["offset"][0])
+        errors[label] = f"squared error of log size {size:.3g},\nprices {price:.3g} ticks off"
+    return panels, errors
+
+
+def to_panel(hidden: Hidden, columns: Tensor) -> Panel:
+    """Return the first window with its hidden values filled from columns, (B, T, L, K)."""
+    complete = torch.where(hidden.known, hidden.values, columns)[0].double().cpu()
+    anchor = hidden.anchor_ticks[0].cpu()
+    return (complete[..., 0] + anchor).numpy(), complete[..., 1].exp().numpy()
+
+
+def draw_fills(
+    fills: dict[str, Panel],
+    hidden: np.ndarray,
+    errors: dict[str, str],
+    tick: float,
+    title: str,
+) -> plt.Figure:
+    """Draw depth maps of one window: the truth, the same with hidden cells in grey, and each fill.
+
+    fills: 'truth', then a panel a method; hidden: bool (T, L); errors: what stands below a panel;
+    tick: price of a tick.
     """
     panels = {"truth": fills["truth"], "masked (grey: hidden)": fills["truth"], **fills}
-    figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(11.5, 7.5), sharey=True, layout="constrained")
+    columns = -(-len(panels) // 2)
+    figure, axes = plt.subplots(2, columns, figsize=(11.5, 7.5), sharey=True, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     scale = None
@@ -33,18 +115,30 @@ def draw_fills(fills: dict[str, tuple[np.ndarray, np.ndarray]], hidden: np.ndarr
 
 
 def cover(axis: plt.Axes, mesh: AxesImage, prices: np.ndarray, hidden: np.ndarray) -> None:
-    """Paint those cells of a depth map grey whose nearest level, of `prices` (T, L), is `hidden`, bool (T, L)."""
+    """Paint those cells of a depth map grey whose nearest level is hidden.
+
+    prices: of the levels, (T, L); hidden: bool (T, L).
+    """
     low, high = mesh.get_extent()[2:]
     rows, states = mesh.get_size()
     at = low + (np.arange(rows) + 0.5) * (high - low) / rows
     nearest = np.abs(at[:, None, None] - prices).argmin(axis=2)
     image = np.ma.masked_equal(hidden[np.arange(states), nearest], False)
-    axis.imshow(image, aspect="auto", origin="lower", extent=mesh.get_extent(), cmap=ListedColormap([GREY]),
-                interpolation="nearest")  # fmt: skip
+    axis.imshow(
+        image,
+        aspect="auto",
+        origin="lower",
+        extent=mesh.get_extent(),
+        cmap=ListedColormap([GREY]),
+        interpolation="nearest",
+    )
 
 
 def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], title: str) -> plt.Figure:
-    """Squared error of log size by level, (L,), and by states to a visible one, (T,): mask -> method -> both."""
+    """Draw the squared error of log size by level, (L,), and by states to a visible one, (T,).
+
+    profiles: mask -> method -> both curves.
+    """
     size = (10, 3 * len(profiles))
     figure, axes = plt.subplots(len(profiles), 2, figsize=size, squeeze=False, layout="constrained")
     for row, (mask, methods) in zip(axes, profiles.items(), strict=True):
@@ -52,7 +146,8 @@ def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarr
             for axis, curve in zip(row, curves, strict=True):
                 axis.plot(curve, color=colour, lw=1.3, label=method)
         row[0].set(
-            xlabel="level, from the lowest bid to the highest ask", ylabel=f"{mask} hidden:\nsquared error of log size"
+            xlabel="level, from the lowest bid to the highest ask",
+            ylabel=f"{mask} hidden:\nsquared error of log size",
         )
         row[1].set(xlabel="book states to the nearest one that shows the level", ylim=(0, None))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -1,52 +1,281 @@
-"""Rows of a report in words: lines for the terminal, Markdown."""
+"""What was found of a checkpoint, for the terminal, for report.md and for report.json."""
 
-import numpy as np
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from lob.evaluation.scoring import METHODS, QUANTITIES, Errors
+from lob.evaluation.probe_tasks import TASKS
+from lob.evaluation.probes import FEATURES, OTHERS, ProbeResult
+from lob.evaluation.scoring import OURS, QUANTITIES, RIDGE, Comparison, MaskScores
+from lob.model.checkpoint import describe_step
+from lob.model.masking import trained_on
+from lob.results import make_row
 
+NOT_TRAINED = "not trained on this mask"
+QUANTITY_NAMES = {
+    "mid": "mid (ticks)",
+    "offset": "price's distance from mid (ticks)",
+    "log_size": "log of size (squared error)",
+}
+QUANTITY_MEANINGS = {
+    "mid": "|error| of the mid in ticks, in states where a best price is hidden; the mid is nearly "
+    "a martingale, so expect a skill near 0",
+    "offset": "|error| of a hidden price's distance from the mid, in ticks",
+    "log_size": "squared error of the natural logarithm of a hidden size",
+}
+METHODS = {
+    "level_mean": "mean of the level",
+    "last_observation": "last value",
+    "linear_time": "linear in time",
+    "linear_levels": "linear over levels",
+    "ladder": "ladder carry",
+    "plain_ridge": "ridge regression",
+    RIDGE: "ridge regression with ladder",
+    OURS: "encoder",
+}
+MASKS = {
+    "entry": "single values",
+    "level": "whole levels",
+    "span": "spans of 16 states",
+    "span64": "one span of states",
+    "patch": "patches of 16 states x 8 levels",
+    "tail": "the last states",
+}
 LEGEND = [
-    "Errors are means over the hidden values of a window, then over windows; lower is better.", "",
-    *(f"- {name}: {meaning}" for name, (_, meaning) in QUANTITIES.items()), "",
-    f"Methods: {'; '.join(f'{name}: {label}' for name, label in METHODS.items())}.", "",
-    "Best naive: of all methods but the encoder, the one of the least error on validation windows. Skill: 1 - the "
-    "encoder's error / its error. Difference: the encoder's error less its error, a 95 % interval over blocks of time; "
-    "undecided: it holds 0, or there is one block. Win rate: share of windows on which the encoder is better, a tie "
-    "half. Median: of its errors.",
-]  # fmt: skip
+    "Errors are means over the hidden values of a window, then over windows; lower is better.",
+    "",
+    *(f"- {name}: {QUANTITY_MEANINGS[name]}" for name in QUANTITIES),
+    "",
+    "Ladder carry looks a hidden size up at the same price in the states around it. The best "
+    "naive method is, of all methods but the encoder, the one with the least error on validation "
+    "windows. Skill is 1 - the encoder's error / its error. The difference is the encoder's error"
+    " less its error, as a 95 % interval over blocks of time; it is undecided if it holds 0, or "
+    "if there is one block. The win rate is the share of windows on which the encoder is better; "
+    "a tie counts half.",
+]
+PROBE_LEGEND = [
+    "A probe is a linear model that is fitted on frozen features of a window that ends now. Its "
+    "score is the area under the curve (0.5: chance), or for volatility R2 (0: as good as its "
+    "mean); higher is better. Over: the 95 % interval of the encoder's score less that of other "
+    "features, over blocks of time. The outlook, a task in training, teaches some of what is "
+    "asked here.",
+    "",
+    *(f"- {name}: {meaning}" for name, meaning in TASKS.items()),
+]
 
 
-def to_rows(case: str, facts: dict) -> list[dict]:
-    """A row of the report for each fact that is a finite number, all with the fact `note`."""
-    return [{"case": case, "metric": metric, "value": float(value), "unit": "", "note": facts["note"]}
-            for metric, value in facts.items() if not isinstance(value, str) and np.isfinite(value)]  # fmt: skip
+@dataclass
+class PairReport:
+    """What was found of one pair.
+
+    probes: by task, None if there were too few labels; empty if no probe was fitted. notes: what a
+    reader of the numbers must know of them.
+    """
+
+    pair: str
+    scores: list[MaskScores] = field(default_factory=list)
+    probes: dict[str, ProbeResult | None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
-def table_head(windows: str) -> list[str]:
-    """Lines that stand above those of `summarise`."""
-    return [f"\n{windows}: mean errors, lower is better; verdict: beside the best naive method",
-            f"{'':<36}{'encoder':>9}     {'best untrained method':<27}{'ridge with ladder':>18}   verdict"]  # fmt: skip
+def describe_training(meta: dict[str, Any], mask: str) -> str:
+    """Return in words what a checkpoint is and was trained on, and whether `mask` was not part."""
+    config = meta["config"]
+    masks = sorted(trained_on(config["mask_mode"]))
+    pairs = [book["pair"] for book in meta["data"].get("books", ())]
+    plural = "s" if len(masks) > 1 else ""
+    words = f"{config['model_size']}, {describe_step(meta)}, "
+    words += f"trained on mask{plural} {', '.join(masks)}"
+    if pairs:
+        words += f" of {', '.join(pairs)}"
+    return words if mask in masks else f"{words}, {NOT_TRAINED}"
 
 
-def summarise(mask: str, found: dict[str, dict]) -> list[str]:
-    """Lines for the terminal: a quantity's errors of the encoder and of the methods to beat, and the verdict."""
-    lines = [f"mask {mask}"]
-    for quantity, facts in found.items():
-        ridge = f"{facts['ridge_error']:.4g}" if "ridge_error" in facts else "-"
-        lines.append(f"  {QUANTITIES[quantity][0]:<34}{facts['error']:>9.4g}{facts['best_untrained_error']:>12.4g} "
-                     f"{METHODS[facts['untrained']]:<19}{ridge:>18}   {facts['verdict_naive']}")  # fmt: skip
+# --- report.json
+
+
+def to_rows(pairs: Sequence[PairReport]) -> list[dict[str, Any]]:
+    """Return all finite numbers as rows of a report."""
+    rows = []
+    for found in pairs:
+        for scores in found.scores:
+            rows += rows_of_scores(scores)
+        for task, result in found.probes.items():
+            if result is not None:
+                rows += rows_of_probe(f"{found.pair}/probe/{task}", result)
+    return [row for row in rows if math.isfinite(row["value"])]
+
+
+def rows_of_scores(scores: MaskScores) -> list[dict[str, Any]]:
+    rows = []
+    for quantity, found in scores.comparisons.items():
+        case = f"{scores.pair}/{scores.mask}/{quantity}{'/balanced' if scores.balanced else ''}"
+        naive = f"{found.naive.method}, {found.naive.verdict}"
+        note = f"best untrained: {found.untrained.method}; best naive: {naive}"
+        values = {f"{name}_error": error for name, error in found.errors.items() if name != OURS}
+        values |= {"error": found.error, "median_error": found.median_error, "blocks": found.blocks}
+        values["trained_on"] = int(scores.trained_on)
+        rivals = [("untrained", "best_untrained_error", found.untrained)]
+        rivals.append(("naive", "best_naive_error", found.naive))
+        if found.ridge is not None:
+            rivals.append(("ridge", "ridge_error", found.ridge))
+        for kind, error, rival in rivals:
+            values |= {
+                error: rival.error,
+                f"skill_{kind}": rival.skill,
+                f"win_rate_{kind}": rival.win_rate,
+                f"difference_{kind}_low": rival.low,
+                f"difference_{kind}_high": rival.high,
+            }
+        rows += [make_row(case, metric, value, note=note) for metric, value in values.items()]
+    return rows
+
+
+def rows_of_probe(case: str, result: ProbeResult) -> list[dict[str, Any]]:
+    values: dict[str, float] = {**result.scores, "blocks": result.blocks}
+    for name, lead in result.leads.items():
+        values |= {f"over_{name}_low": lead.low, f"over_{name}_high": lead.high}
+    note = "; ".join(f"over {name}: {lead.verdict}" for name, lead in result.leads.items())
+    return [make_row(case, metric, value, note=note) for metric, value in values.items()]
+
+
+# --- the terminal
+
+
+def head_of_scores(pair: str, windows: str) -> str:
+    """Return the lines above those of `show_scores`. windows: how many, of which split."""
+    title = f"{pair}, {windows}: mean errors, lower is better"
+    columns = f"{'':<36}{'encoder':>9}     {'best untrained method':<27}{'ridge with ladder':>18}"
+    return f"\n{title}; verdict: beside the best naive method\n{columns}   verdict"
+
+
+def show_scores(scores: MaskScores) -> str:
+    """Return a line a quantity: errors of the encoder and of methods to beat, and the verdict."""
+    lines = [f"mask {name_mask(scores)}"]
+    for quantity, found in scores.comparisons.items():
+        ridge = "-" if found.ridge is None else f"{found.ridge.error:.4g}"
+        lines.append(
+            f"  {QUANTITY_NAMES[quantity]:<34}{found.error:>9.4g}{found.untrained.error:>12.4g} "
+            f"{METHODS[found.untrained.method]:<19}{ridge:>18}   {found.naive.verdict}"
+        )
+    return "\n".join(lines)
+
+
+def name_mask(scores: MaskScores) -> str:
+    return scores.mask if scores.trained_on else f"{scores.mask}, {NOT_TRAINED}"
+
+
+def head_of_probes(pair: str) -> str:
+    """Return the lines above those of `show_probe`."""
+    columns = "".join(f"{label:>20}" for label in FEATURES.values())
+    return (
+        f"\n{pair}, linear probes: AUC, or R2 of volatility, higher is better; "
+        f"verdict: over hand-made\n"
+        f"{'':<16}{columns}   verdict"
+    )
+
+
+def show_probe(task: str, result: ProbeResult | None) -> str:
+    if result is None:
+        return f"{task:<16}{'too few labels':>20}"
+    scores = "".join(f"{result.scores[name]:>20.3f}" for name in FEATURES)
+    return f"{task:<16}{scores}   {result.leads['hand_made'].verdict}"
+
+
+def show_speed(rows: Sequence[dict[str, Any]]) -> str:
+    """Return latency and rate of an encoder, which are the rows of one case, in a line."""
+    facts = [f"{row['metric'].replace('_', ' ')} {row['value']:.4g} {row['unit']}" for row in rows]
+    return "  ".join(facts)
+
+
+# --- report.md
+
+
+def to_markdown(title: str, pairs: Sequence[PairReport]) -> str:
+    lines = [f"# {title}", "", *LEGEND]
+    if any(found.probes for found in pairs):
+        lines += ["", *PROBE_LEGEND]
+    for found in pairs:
+        lines += ["", f"## {found.pair}"]
+        for scores in found.scores:
+            lines += ["", *table_scores(scores)]
+        if found.probes:
+            lines += ["", *table_probes(found)]
+        for note in found.notes:
+            lines += ["", note]
+    return "\n".join([*lines, ""])
+
+
+def table_scores(scores: MaskScores) -> list[str]:
+    """Return two tables: mean errors of all methods, and the encoder beside the best naive one."""
+    comparisons = scores.comparisons
+    sample = ", balanced sample" if scores.balanced else ""
+    title = f"### {scores.pair}, mask {name_mask(scores)}{sample}, windows: {scores.windows}"
+    lines = [title, "", f"Hidden: {MASKS[scores.mask]}.", ""]
+    lines += table_head("mean error", [QUANTITY_NAMES[quantity] for quantity in comparisons])
+    methods = next(iter(comparisons.values())).errors if comparisons else {}
+    for method in methods:
+        errors = [f"{found.errors[method]:.4g}" for found in comparisons.values()]
+        lines.append(table_row([METHODS[method], *errors]))
+    columns = [
+        "best naive method",
+        "skill",
+        "difference (95 %)",
+        "blocks",
+        "verdict",
+        "win rate",
+        "median error",
+    ]
+    lines += ["", *table_head("encoder beside it", columns)]
+    return [*lines, *(table_row(compare_cells(name, found)) for name, found in comparisons.items())]
+
+
+def compare_cells(quantity: str, found: Comparison) -> list[str]:
+    rival = found.naive
+    return [
+        QUANTITY_NAMES[quantity],
+        METHODS[rival.method],
+        format_number(rival.skill, "+.3f"),
+        format_interval(rival.low, rival.high),
+        str(found.blocks),
+        rival.verdict,
+        f"{rival.win_rate:.2f}",
+        f"{found.median_error:.4g}",
+    ]
+
+
+def table_probes(found: PairReport) -> list[str]:
+    columns = [*FEATURES.values(), "encoder, 10 % of the labels"]
+    columns += [f"over {FEATURES[name]}" for name in OTHERS]
+    lines = [f"### {found.pair}, probes of the frozen encoder", ""]
+    lines += table_head("task (AUC; R2 of volatility)", [*columns, "blocks"])
+    for task, result in found.probes.items():
+        if result is None:
+            continue
+        scores = [result.scores.get(name, math.nan) for name in (*FEATURES, "ours_10pct")]
+        cells = [task, *(format_number(score, ".3f") for score in scores)]
+        for name in OTHERS:
+            lead = result.leads[name]
+            cells.append(f"{format_interval(lead.low, lead.high)}, {lead.verdict}")
+        lines.append(table_row([*cells, str(result.blocks)]))
+    few = [task for task, result in found.probes.items() if result is None]
+    if few:
+        lines += ["", f"Too few labels: {', '.join(few)}."]
     return lines
 
 
-def describe(title: str, windows: str, errors: Errors, found: dict[str, dict]) -> list[str]:
-    """Lines of a Markdown table: mean error of every method by quantity, and the encoder against the best naive one."""
-    methods = list(next(iter(errors.values())))
-    head = ["quantity", *methods, "best naive", "skill", "difference (95 %)", "blocks", "verdict", "win rate", "median"]
-    lines = [f"\n### {title}, {windows}\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for quantity, facts in found.items():
-        cells = [quantity, *(f"{np.nanmean(errors[quantity][method]):.4g}" for method in methods), facts["naive"],
-                 f"{facts['skill_naive']:+.3f}",
-                 f"{facts['difference_naive_low']:+.3g} to {facts['difference_naive_high']:+.3g}",
-                 str(facts["blocks"]), facts["verdict_naive"], f"{facts['win_rate_naive']:.2f}",
-                 f"{facts['median_error']:.4g}"]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+def table_head(first: str, columns: Sequence[str]) -> list[str]:
+    return [table_row([first, *columns]), table_row(["---", *["---:"] * len(columns)])]
+
+
+def table_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def format_number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "-"
+
+
+def format_interval(low: float, high: float) -> str:
+    return f"{low:+.3g} to {high:+.3g}" if math.isfinite(low) else "-"

@@ -1,13 +1,12 @@
-"""What can be said of hidden values without a network: untrained fills, ridge regression and gradient boosting.
+"""Ridge regressions that predict hidden values from what is visible around them.
 
-Axes: B window, T state, L level, K column. A *column* is one of COLUMNS, the four forms in which a value is filled and
-scored: a price as ticks from the window's anchor and min-max scaled, a size as logarithm and min-max scaled. Methods
-work on `values`, float32 (B, T, L, K), and `known`, bool of that shape; they read no hidden value.
+Axes: B window, T state, L level, K column of `COLUMNS` (lob/evaluation/fills.py), M hidden value, P
+feature. A regression predicts by how much a hidden value differs from the line through its level's
+known values in time (`linear_time`). No hidden value is read.
 """
 
-import importlib.util
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,48 +16,75 @@ from torch import Tensor
 from lob.evaluation.fills import COLUMNS, Hidden, fill_untrained
 from lob.model.normalisation import nearest_known
 
-BOOSTING_ENTRIES = 50_000  # hidden values that gradient boosting is fitted on, of each column
-FIT_STRIDE = 4  # ridge regression takes every so many hidden values: neighbours tell the same
-PENALTIES = np.logspace(-7, 1, 17)  # of ridge regression on standardised features, a value
-
-
-def neighbours(values: Tensor, known: Tensor, otherwise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The nearest known values before and after along axis 1, `otherwise` where there is none, and log1p of how far."""
-    steps = values.shape[1]
-    at = torch.arange(steps, device=values.device).view(1, steps, 1, 1)
-    found, far = [], []
-    for place in (x.repeat(1, 1, 1, 2) for x in nearest_known(known[..., :2])):  # the other columns: the same fields
-        there = (place >= 0) & (place < steps)
-        found.append(torch.where(there, values.gather(1, place.clamp(0, steps - 1)), otherwise))
-        far.append(torch.where(there, (place - at).abs(), steps).float().log1p())
-    return found, far
+FIT_STRIDE = 4  # every so many hidden values are fitted on: neighbours say the same
+PENALTIES = np.logspace(-7, 1, 17)  # of features scaled to a root mean square of one, of the mean squared error
+PLAIN_FEATURES = 11  # the first of `features`: those without the ladder
+FITTED = {"plain_ridge": PLAIN_FEATURES, "ridge_ladder": 24}  # method -> how many features it takes
 
 
 def features(hidden: Hidden, filled: dict[str, Tensor], found: Tensor) -> list[Tensor]:
-    """What is known about each hidden value of each column: float32 (M, P) a column, P = 24.
+    """Return for each column what is known about its hidden values, float32 (M, P), P = 24.
 
-    Differences from linear interpolation in time (of the previous and next known value in time and across levels, the
-    line across levels and the level's mean), log distances to the known ones, one; then the same where the ladder
-    found the value and zero elsewhere; then the ladder's difference where it found it, and where it did not.
+    filled, found: what `fill_untrained` returns. The first 11 features are those of
+    `plain_features`. Then follow the same where the ladder found the value, zero elsewhere; then
+    the ladder's difference from the line where it found the value, zero elsewhere, and where it did
+    not.
     """
-    base, values = filled["linear_time"], torch.where(hidden.known, hidden.values, 0)
-    in_time, far_in_time = neighbours(values, hidden.known, base)
-    across, far_across = neighbours(values.transpose(1, 2), hidden.known.transpose(1, 2), base.transpose(1, 2))
-    near = [*in_time, *(x.transpose(1, 2) for x in across), filled["linear_levels"], filled["level_mean"]]
-    plain = [x - base for x in near] + far_in_time + [x.transpose(1, 2) for x in far_across] + [torch.ones_like(base)]
+    plain = plain_features(hidden, filled)
+    ladder_change = filled["ladder"] - filled["linear_time"]
     tables = []
     for column in range(len(COLUMNS)):
         here = ~hidden.known[..., column]
         table = torch.stack([x[..., column][here] for x in plain], dim=1)
-        ladder = (filled["ladder"] - base)[..., column][here][:, None]
+        ladder = ladder_change[..., column][here][:, None]
         was_found = found[..., column][here][:, None].float()
-        tables.append(torch.cat([table, table * was_found, ladder * was_found, ladder * (1 - was_found)], dim=1))
+        parts = [table, table * was_found, ladder * was_found, ladder * (1 - was_found)]
+        tables.append(torch.cat(parts, dim=1))
     return tables
+
+
+def plain_features(hidden: Hidden, filled: dict[str, Tensor]) -> list[Tensor]:
+    """Return 11 features of every value, float32 (B, T, L, K) each.
+
+    Six differences from `linear_time`: of the previous and next known value in time, of the same
+    across levels, of the line across levels and of the level's mean. The logs of how far those four
+    known values are. One.
+    """
+    line = filled["linear_time"]
+    values = torch.where(hidden.known, hidden.values, 0)
+    near_in_time, far_in_time = neighbours(values, hidden.known, line)
+    # across levels: the axes of states and levels change places
+    turned = [x.transpose(1, 2) for x in (values, hidden.known, line)]
+    near_across, far_across = neighbours(*turned)
+    near = [*near_in_time, *(x.transpose(1, 2) for x in near_across)]
+    near += [filled["linear_levels"], filled["level_mean"]]
+    far = [*far_in_time, *(x.transpose(1, 2) for x in far_across)]
+    return [*(x - line for x in near), *far, torch.ones_like(line)]
+
+
+def neighbours(values: Tensor, known: Tensor, otherwise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the nearest known values before and after along axis 1, and log(1 + distance) of both.
+
+    Where there is none the value is `otherwise` and the distance the length of the axis.
+    """
+    steps = values.shape[1]
+    at = torch.arange(steps, device=values.device).view(1, steps, 1, 1)
+    found, far = [], []
+    for place in nearest_known(known):
+        there = (place >= 0) & (place < steps)
+        value = values.gather(1, place.clamp(0, steps - 1))
+        found.append(torch.where(there, value, otherwise))
+        far.append(torch.where(there, (place - at).abs(), steps).float().log1p())
+    return found, far
 
 
 @dataclass
 class Moments:
-    """Sums of a regression over hidden values, float64: features x features, features x target, target^2, count."""
+    """Sums over the hidden values of a regression, in float64.
+
+    gram: features times features, (P, P); cross: features times target, (P,); square: target
+    squared; count: values.
+    """
 
     gram: Any = 0.0
     cross: Any = 0.0
@@ -73,78 +99,70 @@ class Moments:
         self.count += len(target)
 
     def first(self, features: int) -> "Moments":
-        """The sums without the last features."""
+        """Return the sums of the first features alone."""
         if not self.count:
             return self
         return Moments(self.gram[:features, :features], self.cross[:features], self.square, self.count)
 
     def solve(self, penalty: float) -> np.ndarray:
-        """Ridge regression's weights, features scaled to a root mean square of one."""
+        """Return the weights, (P,); the penalty is of features with a root mean square of one."""
         scale = np.sqrt(np.diag(self.gram) / self.count)
         scale[scale == 0] = 1.0
         gram = self.gram / np.outer(scale, scale) / self.count + penalty * np.eye(len(scale))
         return np.linalg.solve(gram, self.cross / scale / self.count) / scale
 
     def error(self, weights: np.ndarray) -> float:
-        return (self.square - 2 * weights @ self.cross + weights @ self.gram @ weights) / max(self.count, 1)
-
-
-PLAIN_FEATURES = 11  # the first of `features`: those of the ridge regression without the ladder
-FITTED = {"plain_ridge": PLAIN_FEATURES, "ridge_ladder": 24}  # method -> how many features it takes
+        """Return the mean squared error of weights, (P,)."""
+        total = self.square - 2 * weights @ self.cross + weights @ self.gram @ weights
+        return total / max(self.count, 1)
 
 
 @dataclass
-class Fitted:
-    """Ridge regressions (and gradient boosting, where wanted and scikit-learn is there), a mask's."""
+class Ridges:
+    """The ridge regressions that were fitted for one mask."""
 
-    weights: dict[str, list[Tensor]]  # method -> of each column
-    boosters: list[Any] = field(default_factory=list)
+    weights: dict[str, list[Tensor]]  # method -> its weights, (P,), for each column
 
     def fill(self, hidden: Hidden, filled: dict[str, Tensor], found: Tensor) -> dict[str, Tensor]:
         """Return each fitted method's columns, float32 (B, T, L, K)."""
-        tables = features(hidden, filled, found)
-        results = {name: filled["linear_time"].clone() for name in [*self.weights, *["boosting"] * bool(self.boosters)]}
-        for column, table in enumerate(tables):
+        results = {name: filled["linear_time"].clone() for name in self.weights}
+        for column, table in enumerate(features(hidden, filled, found)):
             here = ~hidden.known[..., column]
             for name, weights in self.weights.items():
-                results[name][..., column][here] += table[:, : FITTED[name]] @ weights[column].to(table.device)
-            if self.boosters:
-                added = torch.from_numpy(self.boosters[column].predict(table.cpu().numpy()).astype(np.float32))
-                results["boosting"][..., column][here] += added.to(table.device)
+                change = table[:, : FITTED[name]] @ weights[column].to(table.device)
+                results[name][..., column][here] += change
         return results
 
 
-def fit_baselines(training: Iterable[Hidden], validation: Iterable[Hidden], boosting: bool, seed: int) -> Fitted | None:
-    """Fit on training windows and choose the penalty on validation windows; None where there is nothing to fit on."""
-    sums = [[Moments() for _ in COLUMNS] for _ in range(2)]
-    kept: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in COLUMNS]
-    rng = np.random.default_rng(seed)
-    for number, batches in enumerate((training, validation)):
-        for hidden in batches:
-            filled, found = fill_untrained(hidden)
-            for column, table in enumerate(features(hidden, filled, found)):
-                target = (hidden.values - filled["linear_time"])[..., column][~hidden.known[..., column]]
-                sums[number][column].add(table[::FIT_STRIDE], target[::FIT_STRIDE])
-                if boosting and number == 0 and len(table):
-                    some = rng.choice(len(table), min(len(table), BOOSTING_ENTRIES // 8), replace=False)
-                    kept[column].append((table.cpu().numpy()[some], target.cpu().numpy()[some]))
-    if not all(column.count for column in sums[0]):
-        return None
-    weights = {name: [choose_weights(*(part.first(count) for part in parts)) for parts in zip(*sums, strict=True)]
-               for name, count in FITTED.items()}  # fmt: skip
-    boosters = []
-    if boosting and importlib.util.find_spec("sklearn"):
-        from sklearn.ensemble import HistGradientBoostingRegressor
+def fit_ridges(training: Iterable[Hidden], validation: Iterable[Hidden]) -> Ridges | None:
+    """Fit on training windows and choose the penalties on validation windows.
 
-        for parts in kept:
-            inputs, wanted = (np.concatenate(x) for x in zip(*parts, strict=True))
-            some = rng.choice(len(inputs), min(len(inputs), BOOSTING_ENTRIES), replace=False)
-            boosters.append(HistGradientBoostingRegressor(random_state=seed).fit(inputs[some], wanted[some]))
-    return Fitted(weights, boosters)
+    Return None if there is nothing to fit on.
+    """
+    fitted_on, chosen_on = sum_moments(training), sum_moments(validation)
+    if not all(moments.count for moments in fitted_on):
+        return None
+    weights: dict[str, list[Tensor]] = {name: [] for name in FITTED}
+    for name, count in FITTED.items():
+        for train, judge in zip(fitted_on, chosen_on, strict=True):
+            weights[name].append(choose_weights(train.first(count), judge.first(count)))
+    return Ridges(weights)
+
+
+def sum_moments(batches: Iterable[Hidden]) -> list[Moments]:
+    """Return the sums of the regression of each column over every `FIT_STRIDE`-th hidden value."""
+    sums = [Moments() for _ in COLUMNS]
+    for hidden in batches:
+        filled, found = fill_untrained(hidden)
+        change = hidden.values - filled["linear_time"]
+        for column, table in enumerate(features(hidden, filled, found)):
+            target = change[..., column][~hidden.known[..., column]]
+            sums[column].add(table[::FIT_STRIDE], target[::FIT_STRIDE])
+    return sums
 
 
 def choose_weights(training: Moments, validation: Moments) -> Tensor:
-    """The weights of the penalty with the least error on validation (on training where that has no values)."""
+    """Return the weights of the penalty that is best on validation, or on training without it."""
     solutions = [training.solve(penalty) for penalty in PENALTIES]
     judge = validation if validation.count else training
     return torch.from_numpy(min(solutions, key=judge.error)).float()

@@ -1,8 +1,7 @@
-"""Scores of filled windows: errors by quantity, the best naive method, and what a difference is worth."""
+"""Scores of filled windows: errors by quantity, the best naive method, how sure a difference is."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from lob.book.states import Book
 from lob.evaluation.fills import UNTRAINED, Hidden, fill_untrained, hide, to_columns
 from lob.evaluation.intervals import bootstrap, verdict
-from lob.evaluation.ridge import Fitted
+from lob.evaluation.ridge import Ridges
 from lob.model.encoder import BookEncoder
 from lob.model.inputs import build_inputs
 from lob.model.masking import make_mask, window_keys
@@ -20,27 +19,14 @@ from lob.windows.splits import gather_windows
 
 MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
 OURS, RIDGE = "encoder", "ridge_ladder"
-QUANTITIES = {  # name -> for the terminal; for the report
-    "mid": ("mid (ticks)", "|error| of the mid in ticks, in states where a best price is hidden; near a martingale: "
-                           "expect skill near 0"),
-    "offset": ("price's distance from mid (ticks)", "|error| of a hidden price's distance from the mid, in ticks"),
-    "log_size": ("log of size (squared error)", "squared error of the natural logarithm of a hidden size"),
-    "minmax": ("reference's scale (squared error)", "squared error in the published reference's scale of 0 to 1, price "
-                                                    "and size pooled, for comparison only"),
-}  # fmt: skip
-METHODS = {
-    "level_mean": "mean of the level", "last_observation": "last value", "linear_time": "linear in time",
-    "linear_levels": "linear over levels", "ladder": "ladder carry", "plain_ridge": "ridge regression",
-    RIDGE: "ridge regression with ladder", "boosting": "gradient boosting", OURS: "encoder",
-}  # fmt: skip
-NOT_TRAINED = "not trained on this mask"
-SAME = 1e-4  # of a method's mean error: less between it and the encoder's is rounding, such as of the ladder's prices
-Errors = dict[str, dict[str, np.ndarray]]  # quantity -> method -> float64 (W,)
+QUANTITIES = ("mid", "offset", "log_size")
+SAME = 1e-4  # share of a method's mean error; a smaller difference is rounding, as of prices
+Errors = dict[str, dict[str, np.ndarray]]  # quantity -> method -> error of each window, float64 (W,)
 
 
 @dataclass(frozen=True)
-class Task:
-    """How windows are masked: mask and seed by name, share, states a window, and where and how many at a time."""
+class Masking:
+    """How windows are masked: name and share of hidden values; and where, how many at a time."""
 
     mask: str
     share: float
@@ -49,29 +35,99 @@ class Task:
     device: torch.device
 
     def hide(self, windows: list[tuple[Book, np.ndarray]]) -> Iterator[Hidden]:
-        """Yield the windows of `windows`, (book, end rows), with masks that depend on seed and end row alone."""
+        """Yield windows, given as (book, end rows). A mask depends on name and end row alone."""
         for book, ends in windows:
             for begin in range(0, len(ends), self.batch_size):
                 mine = ends[begin : begin + self.batch_size]
-                price, sizes = (torch.from_numpy(x).to(self.device) for x in gather_windows(book, mine, self.states))
+                windows_of_book = gather_windows(book, mine, self.states)
+                price, sizes = (torch.from_numpy(x).to(self.device) for x in windows_of_book)
                 keys = window_keys(MASK_SEEDS[self.mask], 0, torch.from_numpy(mine).to(self.device))
                 yield hide(price, sizes, make_mask(keys, self.states, book.depth, self.share, self.mask))
 
 
+@dataclass(frozen=True)
+class Rival:
+    """A naive method beside the encoder, on the same windows.
+
+    error: its mean. skill: 1 - the encoder's mean error / its own; NaN if that is 0. win_rate:
+    share of windows on which the encoder is better, a tie counts half. low, high: 95 % interval of
+    the encoder's error less its own.
+    """
+
+    method: str
+    error: float
+    skill: float
+    win_rate: float
+    low: float
+    high: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The encoder beside three naive methods in one quantity, over `blocks` of time.
+
+    errors: the mean error of every method. untrained, naive: the untrained method, and the naive
+    one of all, that was best on the validation windows. ridge: the ridge regression with the
+    ladder; None if it was not fitted.
+    """
+
+    errors: dict[str, float]
+    median_error: float
+    blocks: int
+    untrained: Rival
+    naive: Rival
+    ridge: Rival | None
+
+    @property
+    def error(self) -> float:
+        return self.errors[OURS]
+
+
+@dataclass(frozen=True)
+class MaskScores:
+    """How the windows of a pair were filled under one mask.
+
+    balanced: whether they are of the balanced sample, else evenly spaced. trained_on: whether the
+    encoder's training had this mask. windows: their number. comparisons: by quantity; those of
+    which nothing was hidden are missing.
+    """
+
+    pair: str
+    mask: str
+    balanced: bool
+    trained_on: bool
+    windows: int
+    comparisons: dict[str, Comparison]
+
+
 @torch.inference_mode()
-def score(task: Task, windows: list[tuple[Book, np.ndarray]], fitted: Fitted | None,
-          model: BookEncoder | None) -> Errors:  # fmt: skip
-    """Return errors[quantity][method] of every method (the fitted ones and the model, where given) on windows."""
+def score(
+    masking: Masking,
+    windows: list[tuple[Book, np.ndarray]],
+    fitted: Ridges | None,
+    model: BookEncoder | None,
+) -> Errors:
+    """Return the errors of all methods, the fitted ones and the model if they are given."""
     found: dict[str, dict[str, list[np.ndarray]]] = {quantity: {} for quantity in QUANTITIES}
-    for hidden in task.hide(windows):
+    for hidden in masking.hide(windows):
         for method, columns in fill(hidden, fitted, model).items():
             for quantity, error in window_errors(columns, hidden).items():
                 found[quantity].setdefault(method, []).append(error.double().cpu().numpy())
-    return {q: {method: np.concatenate(parts) for method, parts in found[q].items()} for q in QUANTITIES}
+    return {
+        quantity: {method: np.concatenate(parts) for method, parts in methods.items()}
+        for quantity, methods in found.items()
+    }
 
 
-def fill(hidden: Hidden, fitted: Fitted | None, model: BookEncoder | None) -> dict[str, Tensor]:
-    """Every method's columns, float32 (B, T, L, K)."""
+def take_windows(errors: Errors, places: np.ndarray) -> Errors:
+    return {
+        quantity: {method: values[places] for method, values in methods.items()} for quantity, methods in errors.items()
+    }
+
+
+def fill(hidden: Hidden, fitted: Ridges | None, model: BookEncoder | None) -> dict[str, Tensor]:
+    """Return every method's columns, float32 (B, T, L, K)."""
     filled, found = fill_untrained(hidden)
     if fitted is not None:
         filled |= fitted.fill(hidden, filled, found)
@@ -81,92 +137,132 @@ def fill(hidden: Hidden, fitted: Fitted | None, model: BookEncoder | None) -> di
 
 
 def predict(model: BookEncoder, hidden: Hidden) -> Tensor:
-    """The encoder's answer in columns, float32 (B, T, L, K)."""
+    """Return the encoder's answer in columns, float32 (B, T, L, K)."""
     tokens, base, _, parameters = build_inputs(hidden.price_ticks, hidden.sizes, hidden.mask, model.config)
     price, sizes = invert(model(tokens, base), parameters, model.config.normalization)
-    return to_columns(price, sizes, hidden.anchor_ticks, hidden.minmax)
+    return to_columns(price, sizes, hidden.anchor_ticks)
 
 
 def window_errors(columns: Tensor, hidden: Hidden) -> dict[str, Tensor]:
-    """Return each quantity's error of each window, (B,); NaN where nothing of it is hidden."""
+    """Return the error of each quantity, (B,); NaN for a window in which nothing of it is hidden.
+
+    mid: |error| in ticks, in states in which a best price is hidden. offset: |error| of a hidden
+    price's distance from the mid, in ticks. log_size: squared error of the logarithm of a hidden
+    size.
+    """
     truth = hidden.values
     columns = torch.where(hidden.known, truth, columns)
-    half = truth.shape[2] // 2
     hidden_price, hidden_size = hidden.mask[..., 0], hidden.mask[..., 1]
-    mid, true_mid = (x[:, :, half - 1 : half + 1, 0].mean(dim=2, keepdim=True) for x in (columns, truth))
+    best = slice(truth.shape[2] // 2 - 1, truth.shape[2] // 2 + 1)  # the best bid and the best ask
+    mid, true_mid = (x[:, :, best, 0].mean(dim=2, keepdim=True) for x in (columns, truth))
     offset, true_offset = columns[..., 0] - mid, truth[..., 0] - true_mid
+    best_hidden = hidden_price[:, :, best].any(dim=2, keepdim=True)
     return {
-        "mid": mean_where((mid - true_mid).abs(), hidden_price[:, :, half - 1 : half + 1].any(dim=2, keepdim=True)),
+        "mid": mean_where((mid - true_mid).abs(), best_hidden),
         "offset": mean_where((offset - true_offset).abs(), hidden_price),
         "log_size": mean_where((columns[..., 1] - truth[..., 1]) ** 2, hidden_size),
-        "minmax": mean_where((columns[..., 2:] - truth[..., 2:]) ** 2, hidden.mask),
     }
 
 
 def mean_where(x: Tensor, where: Tensor) -> Tensor:
-    return torch.where(where, x, torch.zeros_like(x)).flatten(1).sum(1) / where.flatten(1).sum(1)
+    """Return the mean of each window's values at `where`, (B,); NaN if there are none."""
+    total = torch.where(where, x, torch.zeros_like(x)).flatten(1).sum(1)
+    return total / where.flatten(1).sum(1)
 
 
-def pick_best(chosen: dict[str, np.ndarray], names: list[str]) -> str | None:
-    """The method of the least mean error on the validation windows."""
-    scores = {name: np.nanmean(chosen[name]) for name in names if name in chosen and np.isfinite(chosen[name]).any()}
-    return min(scores, key=lambda name: scores[name]) if scores else None
+def compare(errors: Errors, judged: Errors, block: np.ndarray, seed: int) -> dict[str, Comparison]:
+    """Set the encoder beside naive methods, by quantity.
 
-
-def compare(errors: Errors, chosen: Errors, block: np.ndarray, seed: int) -> dict[str, dict]:
-    """Set the encoder against the untrained method that was best on the validation windows, the ridge regression with
-    the ladder, and the best of all naive methods; a dict of facts a quantity."""
+    errors: of the tested windows; judged: of those that the best naive methods are chosen on;
+    block: the block of time of each tested window, int64 (W,).
+    """
     found = {}
     for quantity, methods in errors.items():
-        ours = methods[OURS]
         naive = [name for name in methods if name != OURS]
-        untrained, best = (pick_best(chosen[quantity], names) for names in (list(UNTRAINED), naive))
-        if untrained is None or best is None or not np.isfinite(ours).any():
+        untrained = pick_best(judged[quantity], list(UNTRAINED))
+        best = pick_best(judged[quantity], naive)
+        seen = np.isfinite(methods[OURS])
+        if untrained is None or best is None or not seen.any():
             continue
-        seen = np.isfinite(ours)
-        facts: dict = {"error": ours[seen].mean(), "median_error": np.median(ours[seen])}
-        for kind, name, error in (("untrained", untrained, "best_untrained_error"), ("ridge", RIDGE, "ridge_error"),
-                                  ("naive", best, "best_naive_error")):  # fmt: skip
-            if name not in methods:
-                continue
-            mean, difference = methods[name][seen].mean(), ours[seen] - methods[name][seen]
-            difference[np.abs(difference) < SAME * mean] = 0.0
-            low, high, blocks = bootstrap(difference, block[seen], seed)
-            facts |= {
-                error: mean,
-                f"skill_{kind}": 1 - facts["error"] / mean if mean > 0 else np.nan,
-                f"win_rate_{kind}": ((difference < 0) + 0.5 * (difference == 0)).mean(),
-                f"difference_{kind}_low": low, f"difference_{kind}_high": high,
-                f"verdict_{kind}": verdict(low, high), "blocks": blocks,
-            }  # fmt: skip
-        each = {f"{name}_error": methods[name][seen].mean() for name in naive}
-        note = f"best untrained: {untrained}; best naive: {best}, {facts['verdict_naive']}"
-        found[quantity] = {**each, **facts, "untrained": untrained, "naive": best, "note": note}
+        here = {name: values[seen] for name, values in methods.items()}
+        rivals = {name: set_beside(here, name, block[seen], seed) for name in (untrained, best, RIDGE) if name in here}
+        found[quantity] = Comparison(
+            errors={name: float(values.mean()) for name, values in here.items()},
+            median_error=float(np.median(here[OURS])),
+            blocks=len(np.unique(block[seen])),
+            untrained=rivals[untrained],
+            naive=rivals[best],
+            ridge=rivals.get(RIDGE),
+        )
     return found
 
 
-@torch.inference_mode()
-def profile_errors(task: Task, windows: list[tuple[Book, np.ndarray]], fitted: Fitted | None, model: BookEncoder,
-                   labels: dict[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-    """Mean squared error of log size by level, (L,), and by states to the nearest one that shows the level, (T,).
+def pick_best(errors: dict[str, np.ndarray], names: list[str]) -> str | None:
+    """Return the method of the least mean error; None if there is no finite error."""
+    finite = [name for name in names if name in errors and np.isfinite(errors[name]).any()]
+    return min(finite, key=lambda name: np.nanmean(errors[name]), default=None)
 
-    Methods and results are named by `labels`, method -> label; a method that fills nothing is left out.
+
+def set_beside(errors: dict[str, np.ndarray], name: str, block: np.ndarray, seed: int) -> Rival:
+    """Compare the encoder's errors, float64 (W,), with those of one method."""
+    mean = errors[name].mean()
+    difference = errors[OURS] - errors[name]
+    difference[np.abs(difference) < SAME * mean] = 0.0
+    wins = (difference < 0) + 0.5 * (difference == 0)
+    low, high, _ = bootstrap(difference, block, seed)
+    return Rival(
+        method=name,
+        error=float(mean),
+        skill=float(1 - errors[OURS].mean() / mean) if mean > 0 else float("nan"),
+        win_rate=float(wins.mean()),
+        low=low,
+        high=high,
+        verdict=verdict(low, high),
+    )
+
+
+@torch.inference_mode()
+def profile_errors(
+    masking: Masking,
+    windows: list[tuple[Book, np.ndarray]],
+    fitted: Ridges | None,
+    model: BookEncoder,
+    methods: list[str],
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return each method's mean squared error of log size in two curves.
+
+    The first is by level, (L,); the second by the number of states to the nearest one that shows
+    the level, (T,). NaN where nothing was hidden. A method that fills nothing is left out.
     """
-    sums: dict[str, list[Any]] = {}
-    for hidden in task.hide(windows):
+    sums: dict[str, list[np.ndarray]] = {}
+    for hidden in masking.hide(windows):
         here = hidden.mask[..., 1]
         levels = here.shape[2]
-        time = torch.arange(task.states, device=here.device).view(1, -1, 1)
-        before, after = nearest_known(~here)
-        nearer = torch.minimum(torch.where(before < 0, task.states, time - before),
-                               torch.where(after == task.states, task.states, after - time))  # fmt: skip
-        far = nearer.clamp(max=task.states - 1)[here]
         level = torch.arange(levels, device=here.device).expand_as(here)[here]
+        distance = states_to_visible(here)[here]
         filled = fill(hidden, fitted, model)
-        for method in labels.keys() & filled.keys():
+        for method in [name for name in methods if name in filled]:
             square = ((filled[method] - hidden.values)[..., 1][here] ** 2).double()
-            parts = [torch.bincount(at, weights, size).cpu().numpy()
-                     for at, size in ((level, levels), (far, task.states)) for weights in (square, None)]  # fmt: skip
-            sums[method] = [a + b for a, b in zip(sums.get(method, [0.0] * 4), parts, strict=True)]
+            parts = [
+                torch.bincount(level, square, levels),
+                torch.bincount(level, None, levels),
+                torch.bincount(distance, square, masking.states),
+                torch.bincount(distance, None, masking.states),
+            ]
+            before = sums.get(method, [np.zeros(1)] * 4)
+            sums[method] = [a + b.cpu().numpy() for a, b in zip(before, parts, strict=True)]
     with np.errstate(invalid="ignore"):
-        return {label: (sums[m][0] / sums[m][1], sums[m][2] / sums[m][3]) for m, label in labels.items() if m in sums}
+        return {name: (x[0] / x[1], x[2] / x[3]) for name, x in sums.items()}
+
+
+def states_to_visible(hidden_size: Tensor) -> Tensor:
+    """Return how far the nearest state is that shows an entry's level, int64 (B, T, L).
+
+    hidden_size: bool (B, T, L). A level that no state shows is T - 1 states away.
+    """
+    states = hidden_size.shape[1]
+    time = torch.arange(states, device=hidden_size.device).view(1, -1, 1)
+    before, after = nearest_known(~hidden_size)
+    since = torch.where(before < 0, states, time - before)
+    until = torch.where(after == states, states, after - time)
+    return torch.minimum(since, until).clamp(max=states - 1)

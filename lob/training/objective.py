@@ -19,6 +19,7 @@ from lob.model.encoder import OUTLOOK_TARGETS, BookEncoder
 from lob.model.inputs import build_inputs
 from lob.model.normalisation import signed_log
 from lob.training.precision import Precision
+from lob.windows.reaches import DEPTHS, REACHES
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
@@ -28,8 +29,6 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 OUTLOOK_EVERY = 4  # windows, of which one is asked for its outlook
 AHEAD = 32  # states at most that the outlook looks ahead
-REACHES = (5, 20, 80)  # states back, and the whole window
-DEPTHS = (1, 3, 10)  # levels of a side, and all of it
 
 # One over each target's standard deviation in windows of USD-M BTC (at most 4: the spread hardly ever changes).
 SCALES = (

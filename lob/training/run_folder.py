@@ -5,11 +5,15 @@
 
 import fcntl
 import glob
+import io
 import json
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lob.config import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = (
     "kind",
@@ -24,6 +28,7 @@ COLUMNS = (
     "windows_per_second",
     "data_wait_share",
 )
+KINDS = {"step", "validation", "epoch", "test"}  # of rows
 MAY_CHANGE = {  # keys in which a resumed run may differ from what it was before
     "epochs",
     "max_gpus",
@@ -111,3 +116,26 @@ def changed_settings(run: Path, settings: dict[str, Any]) -> dict[str, str]:
     return {
         key: f"{key} was {old.get(key)!r}, is {value!r}" for key, value in settings.items() if old.get(key) != value
     }
+
+
+def read_metrics(run: Path) -> "pd.DataFrame":
+    """Read a run's metrics.csv: a row a log entry, with the columns of `COLUMNS`.
+
+    Numbers that are not given are NaN. A last line without its end, as a killed run leaves it, is
+    not read. Raises ValueError if the file is damaged.
+    """
+    import pandas as pd
+
+    raw = (run / "metrics.csv").read_bytes()
+    raw = raw[: raw.rfind(b"\n") + 1]
+    if raw.split(b"\n", 1)[0].decode() != ",".join(COLUMNS):
+        raise ValueError("metrics.csv does not begin with the columns that fp8_ddp_trainer.py writes")
+    counts = dict.fromkeys(("epoch", "step", "windows_seen"), "int64")
+    numbers = dict.fromkeys(COLUMNS[1:], "float64") | counts
+    rows = pd.read_csv(io.BytesIO(raw), dtype={"kind": "category", **numbers}, engine="c")
+    unknown = set(rows["kind"].cat.categories) - KINDS
+    if unknown:
+        raise ValueError(f"metrics.csv has rows of the unknown kinds {sorted(unknown)}")
+    if not len(rows):
+        raise ValueError("metrics.csv holds no rows")
+    return rows

@@ -1,0 +1,115 @@
+"""What linear probes are asked, and the hand-made features that the embedding is compared with.
+
+The labels of `TASKS` are of the states that follow the window's last one; none is taken across a
+segment's end. The outlook, a task in training (lob/training/objective.py), teaches some of what is
+asked here: the next move, which best queue is gone first, the widening of the spread. Its hand-made
+targets look as far back and as deep as `hand_made` does.
+"""
+
+import numpy as np
+
+from lob.book.states import Book
+from lob.windows.reaches import DEPTHS, REACHES
+
+HORIZON = 500  # states after a window that its labels may need
+TASKS = {
+    "direction": "whether the next move of the mid goes up (windows whose mid moves within 500 states)",
+    "move_10": "whether the mid moves within 10 states",
+    "move_50": "whether the mid moves within 50 states",
+    "depletion": "whether the best ask is gone before the best bid (windows in which one goes alone within 500 states)",
+    "widening": "whether the spread gets wider than now within 50 states",
+    "volatility_50": "log(1 + realised volatility in bps) of 50 states",
+    "volatility_500": "log(1 + realised volatility in bps) of 500 states",
+}
+
+
+def is_classification(task: str) -> bool:
+    return not task.startswith("volatility")
+
+
+def label_windows(book: Book, ends: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the labels of each task, float64 (W,); NaN: the window has none.
+
+    ends: end rows of windows with at least HORIZON states after them, int64 (W,).
+    """
+    now_and_after = ends[:, None] - 1 + np.arange(HORIZON + 1)
+    bid, ask = best_prices(book, now_and_after)
+    mid = bid + ask  # in half ticks
+    spread = ask - bid
+    moved = mid[:, 1:] != mid[:, :1]
+    first_move = 1 + moved.argmax(1)
+    mid_at_move = mid[np.arange(len(mid)), first_move]
+    bid_gone = first_time(bid[:, 1:] < bid[:, :1])
+    ask_gone = first_time(ask[:, 1:] > ask[:, :1])
+    return {
+        "direction": np.where(moved.any(1), mid_at_move > mid[:, 0], np.nan),
+        "move_10": moved[:, :10].any(1).astype(float),
+        "move_50": moved[:, :50].any(1).astype(float),
+        "depletion": np.where(bid_gone != ask_gone, ask_gone < bid_gone, np.nan),
+        "widening": (spread[:, 1:51] > spread[:, :1]).any(1).astype(float),
+        "volatility_50": log_volatility(returns_bps(mid)[:, :50]),
+        "volatility_500": log_volatility(returns_bps(mid)[:, :500]),
+    }
+
+
+def hand_made(book: Book, ends: np.ndarray, states: int) -> np.ndarray:
+    """Return features that a trader would start from, float64 (W, 27), of the windows alone.
+
+    Imbalances over `DEPTHS` levels and all; log spread; log of the best sizes and of each side's
+    depth; return, realised volatility, number of moves and duration over `REACHES` states and the
+    window; states since the last move; mean log spread.
+    """
+    half = book.depth // 2
+    sizes = book.sizes[ends - 1].astype(np.float64)
+    bids, asks = sizes[:, half - 1 :: -1], sizes[:, half:]  # from the best level to the deepest
+    rows = ends[:, None] - states + np.arange(states)
+    bid, ask = best_prices(book, rows)
+    log_spread = np.log(ask - bid)
+    returns = returns_bps((bid + ask) / 2)
+    columns = [imbalance(bids[:, :levels], asks[:, :levels]) for levels in (*DEPTHS, half)]
+    columns += [log_spread[:, -1], np.log(bids[:, 0]), np.log(asks[:, 0])]
+    columns += [np.log(bids.sum(1)), np.log(asks.sum(1))]
+    for reach in (*REACHES, states):
+        columns += path_features(returns, book.timestamps[rows], min(reach, states - 1))
+    moved_back = returns[:, ::-1] != 0
+    since_move = np.where(moved_back.any(1), moved_back.argmax(1), states)
+    columns += [np.log1p(since_move), log_spread.mean(1)]
+    return np.stack(columns, axis=1)
+
+
+def best_prices(book: Book, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best bid and ask in ticks, float64 (W, N), of the states `rows`, int64 (W, N)."""
+    half = book.depth // 2
+    bid, ask = (book.price_ticks[rows, column].astype(np.float64) for column in (half - 1, half))
+    return bid, ask
+
+
+def returns_bps(mid: np.ndarray) -> np.ndarray:
+    return np.diff(np.log(mid), axis=1) * 1e4
+
+
+def log_volatility(returns: np.ndarray) -> np.ndarray:
+    """Return log(1 + root of the sum of squares), (W, N) to (W,)."""
+    return np.log1p(np.sqrt((returns**2).sum(1)))
+
+
+def imbalance(bids: np.ndarray, asks: np.ndarray) -> np.ndarray:
+    bid, ask = bids.sum(1), asks.sum(1)
+    return (bid - ask) / (bid + ask)
+
+
+def path_features(returns: np.ndarray, times: np.ndarray, reach: int) -> list[np.ndarray]:
+    """Give return, volatility, number of moves and log duration of the last `reach` states."""
+    last = returns[:, -reach:]
+    milliseconds = (times[:, -1] - times[:, -1 - reach]) / 1e6
+    return [
+        last.sum(1),
+        log_volatility(last),
+        np.log1p((last != 0).sum(1)),
+        np.log(milliseconds + 1),
+    ]
+
+
+def first_time(happens: np.ndarray) -> np.ndarray:
+    """Return the first column in which something happens, int64 (W,); HORIZON if it never does."""
+    return np.where(happens.any(1), happens.argmax(1), HORIZON)

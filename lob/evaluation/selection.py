@@ -1,0 +1,107 @@
+"""Which windows are tested, and which the naive methods and the probes are fitted on.
+
+A split is cut by the calendar as the checkpoint's training was. That holds for pairs that it has
+never seen too.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lob.book.states import Book, identity
+from lob.config import InputError
+from lob.storage import open_table
+from lob.windows.splits import (
+    SPLITS,
+    segment_ranges,
+    split_of_windows,
+    split_rows,
+    window_ends,
+)
+
+Windows = list[tuple[Book, np.ndarray]]  # books, and the end rows of windows of each, int64 (W,)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How windows are chosen.
+
+    states: of a window. cuts_ns: int64 (2,), when validation and test begin. split: the tested one;
+    'all' is the whole recording. dates: int64 (2,), ns, or None; of the tested split only windows
+    between them are taken. fit_books: what may be fitted on; empty if there is none.
+    """
+
+    states: int
+    cuts_ns: np.ndarray
+    split: str
+    dates: np.ndarray | None
+    fit_books: list[Book]
+
+    def ends(self, book: Book, split: str, after: int = 0) -> np.ndarray:
+        """Return end rows, int64 (W,), of a split's windows.
+
+        `after` more states of the same split and segment follow each.
+        """
+        ends = window_ends(book.segment_starts, book.rows, self.states)
+        last = book.rows
+        if split != "all":
+            number = SPLITS.index(split)
+            rows = split_rows(book.timestamps, self.cuts_ns, self.states)
+            ends = ends[split_of_windows(ends, self.states, rows) == number]
+            last = rows[number, 1]
+        if self.dates is not None and split == self.split:
+            begin, end = self.dates
+            first_time = book.timestamps[ends - self.states]
+            last_time = book.timestamps[ends - 1]
+            ends = ends[(first_time >= begin) & (last_time < end)]
+        segments = segment_ranges(book.segment_starts, book.rows)
+        segment = np.searchsorted(segments[:, 0], ends - 1, side="right") - 1
+        return ends[ends + after <= np.minimum(segments[segment, 1], last)]
+
+    def tested(self, book: Book, after: int = 0) -> np.ndarray:
+        return self.ends(book, self.split, after)
+
+    def to_fit(self, book: Book, split: str, count: int, after: int = 0) -> Windows:
+        """Return about `count` windows of 'train' or 'validation' for what is tested on `book`.
+
+        They are of the same pair if it has training windows, else of all pairs. Training windows
+        are never tested; validation windows are only if the tested split is 'validation'.
+        """
+        others = self.fit_books
+        if self.split == "all":
+            others = [other for other in others if identity(other) != identity(book)]
+        sources = [other for other in others if len(self.ends(other, "train", after))]
+        same_pair = [other for other in sources if other.pair == book.pair]
+        found = [(other, self.ends(other, split, after)) for other in same_pair or sources]
+        found = [(other, ends) for other, ends in found if len(ends)]
+        return [(other, evenly_spaced(ends, -(-count // len(found)))) for other, ends in found]
+
+    def check(self, book: Book, trained_books: list[dict]) -> None:
+        """Raise InputError if a book has no window to test, or was trained on and is tested whole.
+
+        trained_books: the identities of the books that the checkpoint was trained on.
+        """
+        if self.split == "all" and identity(book) in trained_books:
+            raise InputError(f"{book.pair} was trained on, and split = 'all' holds those windows too: set --split=test")
+        if not len(self.tested(book)):
+            raise InputError(
+                f"{book.pair} has no window in the split {self.split!r} of this checkpoint: "
+                f"set --pairs, or --split=all for a recording that was not trained on"
+            )
+
+
+def balanced_ends(selection: Selection, book: Book, data_dir: str | Path, count: int) -> np.ndarray:
+    """Return up to `count` end rows of the balanced sample in the tested split, int64 (W,)."""
+    file = Path(data_dir) / "balanced_samples" / f"{book.pair}.npy"
+    if not file.exists():
+        return np.empty(0, dtype=np.int64)
+    made_from, states = identity(book), selection.states
+    rows, _ = open_table(file, "create_balanced_dataset.py", made_from, temporal_dim=states)
+    return evenly_spaced(np.intersect1d(rows["end_row"], selection.tested(book)), count)
+
+
+def evenly_spaced(ends: np.ndarray, count: int) -> np.ndarray:
+    """Return up to `count` of the window ends, evenly spaced."""
+    places = np.linspace(0, len(ends) - 1, min(count, len(ends)))
+    return ends[places.round().astype(np.int64)]
