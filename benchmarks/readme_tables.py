@@ -52,7 +52,8 @@ def format_row(cells: Any) -> str:
 
 
 def config_table(script: str) -> list[str]:
-    rows = [(f"`{key}`", f"`{default}`", comment) for key, (default, comment) in read_comments(ROOT / script).items()]
+    comments = read_comments(ROOT / script)
+    rows = [(f"`{key}`", f"`{comment.default}`", comment.text) for key, comment in comments.items()]
     return [format_row(row) for row in (("key", "default", "meaning"), ("---",) * 3, *rows)]
 
 

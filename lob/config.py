@@ -1,114 +1,226 @@
-"""One flat `config` dict a script, overridden from the shell: `--key=value`, `--help`, one-line errors.
+"""One flat `config` dict a script: its comments hold the rules, the shell changes values.
 
-A script defines `config` right under its docstring, one comment a line, and says before its heavy imports:
+A script defines `config` right under its docstring. The comment of a key is `# <rule>: <meaning>`:
+
+    config = {
+        "epochs": 9,  # int >= 1: passes over the training windows
+        "mask_perc": 0.25,  # > 0 and < 1: share of the values that are hidden
+        "loss": "mse",  # mse | mae: what is minimised over hidden values
+        "pairs": None,  # list[str] | None: pairs to train on; None: all
+    }
+
+A rule reads like a Python type:
+
+- `int`, `float`, `str`, `bool`, `list`, `dict` and `None` are types. An int serves for a float; a
+  bool is no number;
+- `int >= 1` and `float > 0 and < inf` are numbers within bounds. Bounds alone mean a float. NaN
+  never fits;
+- `mse | mae` are texts, one of which is chosen. `|` separates whatever is allowed;
+- `list[str]`, `list[int >= 1]`, `list[cpu | cuda]` are lists whose items follow the rule inside.
+
+The rule alone decides, whether a value was edited in the dict or given in the shell. If a comment
+has no rule, the default's type is the rule. A comment goes on in the next line if that line holds
+nothing else and begins with `#` and three spaces.
+
+Before its heavy imports a script says
 
     if __name__ == "__main__":
-        config = load_config(config, __file__, optional={"pairs": list}, choices={"loss": ("mse", "mae")},
-                             bounds={"epochs": ">= 1", "mask_perc": "> 0 and < 1"})
+        config = load_config(config, __file__)
 
-so that `--help` and a misspelt key are answered before torch or numba load. It ends with
+so that `--help` and a wrong key are answered before torch or numba load. It ends with
 `run(main, config)`, which turns `InputError` into one line on stderr and exit status 2.
+`check_rules` checks a dict that did not come through `load_config`.
 """
 
 import ast
 import difflib
-import io
+import functools
+import math
 import operator
 import os
+import re
 import sys
-import tokenize
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)} | {"None": type(None)}
+
+NUMBER = r"-?(?:inf|[\d_]+(?:\.\d+)?(?:e-?\d+)?)"
+COMPARISON = rf"[<>]=? {NUMBER}"
+BOUNDED = re.compile(rf"(?:(int|float) )?({COMPARISON}(?: and {COMPARISON})*)")
+LIST = re.compile(r"list\[(.+)\]")
+WORD = re.compile(r"[\w.+-]+")
+BETWEEN_ALTERNATIVES = re.compile(r" \| (?![^\[]*\])")  # a bar that stands in no brackets
+CONTINUATION = b"#   "  # begins a line that goes on with the comment of the key above it
 
 
 class InputError(Exception):
-    """The user's configuration or input is at fault: one line that holds the value and the remedy; exit status 2."""
+    """The user's config or input is wrong: one line with the value and the remedy; status 2."""
 
 
 class CheckFailed(Exception):
-    """A program's check of its own work failed: one line; exit status 1."""
+    """A program's check of its own work failed: one line; status 1."""
+
+
+class Rule(NamedTuple):
+    """What a value may be: of one of `kinds`, and what the other fields ask of that kind."""
+
+    kinds: tuple[type, ...]
+    bounds: str = ""  # of a number, such as "> 0 and <= 1"; "": none
+    choices: tuple[str, ...] = ()  # of a text; (): any
+    items: "Rule | None" = None  # of a list; None: anything
+
+
+class Comment(NamedTuple):
+    """A key of a `config` dict as its script writes it."""
+
+    default: str  # source text
+    rule: str  # "": none
+    meaning: str
+
+    @property
+    def text(self) -> str:
+        """The whole comment."""
+        return f"{self.rule}: {self.meaning}" if self.rule else self.meaning
 
 
 def load_config(
     defaults: Mapping[str, Any],
     script: str | Path,
-    optional: Mapping[str, type | tuple[type, ...]] | None = None,
-    choices: Mapping[str, Sequence[Any]] | None = None,
-    bounds: Mapping[str, str] | None = None,
     argv: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return `defaults` with the `--key=value` words of `argv` (default: the command line's) put in.
+    """Return `defaults`, changed by the `--key=value` words of `argv` (default: the command line).
 
-    A value is a Python literal, or else text. It must have its default's type (an int serves for a float); a key
-    whose default is None takes None and what `optional` names. `choices` lists the values a key may have, `bounds`
-    says what its number must be, such as "> 0 and <= 1"; None may stay, NaN never fits.
-    Prints the keys and exits 0 on `--help`; prints one line and exits 2 on a word that does not fit.
+    A value is a Python literal, or else text. Each value, also a default, must follow its rule.
+    Prints the keys and exits 0 on `--help`; prints one line and exits 2 if anything is wrong.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in words or "-h" in words:
-        try:
-            print(describe(script), flush=True)
-        except BrokenPipeError:  # --help | head
-            os._exit(1)
-        sys.exit(0)
+    words = sys.argv[1:] if argv is None else argv
     config = dict(defaults)
     try:
+        if "--help" in words or "-h" in words:
+            print(describe(script), flush=True)
+            sys.exit(0)
+        rules = read_rules(str(script))
         for word in words:
-            key, value = parse_override(word, defaults)
-            check_value(key, value, defaults[key], (optional or {}).get(key, object))
-            config[key] = float(value) if type(defaults[key]) is float else value
-        for key, allowed in (choices or {}).items():
-            if config[key] not in allowed:
-                near = nearest(config[key], allowed)
-                raise InputError(f"{key} = {config[key]!r} is none of {', '.join(map(repr, allowed))}{near}")
-        for key, wanted in (bounds or {}).items():
-            if config[key] is not None and not is_within(config[key], wanted):
-                raise InputError(f"{key} = {config[key]} must be {wanted}{' or None' * (defaults[key] is None)}")
+            key, text = split_word(word, defaults)
+            config[key] = read_value(text, rules[key])
+        return check_rules(config, script)
+    except BrokenPipeError:  # --help | head
+        os._exit(1)
     except InputError as error:
         fail(script, error)
-    return config
 
 
-def parse_override(word: str, defaults: Mapping[str, Any]) -> tuple[str, Any]:
-    """Split `--key=value`; InputError where it has another form or the key is unknown."""
+def check_rules(config: Mapping[str, Any], script: str | Path) -> dict[str, Any]:
+    """Return a script's config once it has passed the rules in the script's comments.
+
+    Ints become floats if the rule asks for floats. Raises InputError if a key is unknown or
+    missing, or if a value breaks its rule. The script's file is read once a process.
+    """
+    rules = read_rules(str(script))
+    for key in config:
+        if key not in rules:
+            raise InputError(f"unknown key {key!r} (= {config[key]!r}){nearest(key, rules)}")
+    checked = {}
+    for key, rule in rules.items():
+        if key not in config:
+            raise InputError(f"the config lacks the key {key!r} of {Path(script).name}")
+        value = as_float(config[key], rule)
+        fault = find_fault(key, value, rule)
+        if fault:
+            raise InputError(f"{key} = {value!r} {fault}")
+        checked[key] = value
+    return checked
+
+
+def split_word(word: str, known: Iterable[str]) -> tuple[str, str]:
+    """Split `--key=value`. Raises InputError for another form and for an unknown key."""
     if not word.startswith("--") or "=" not in word:
         raise InputError(f"{word!r} is not of the form --key=value (--help lists the keys)")
     key, text = word[2:].split("=", 1)
-    if key not in defaults:
-        raise InputError(f"unknown key {key!r} (= {text}){nearest(key, defaults)}; --help lists the keys")
+    if key not in known:
+        near = nearest(key, known)
+        raise InputError(f"unknown key {key!r} (= {text}){near}; --help lists the keys")
+    return key, text
+
+
+def read_value(text: str, rule: Rule | None) -> Any:
+    """Return `text` as a Python literal; as it is if it is none, or if the rule wants text."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return key, text
-    return key, text if isinstance(defaults[key], str) and not isinstance(value, str) else value
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    if rule is not None and str in rule.kinds and type(value) not in rule.kinds:
+        return text
+    return value
 
 
-def check_value(key: str, value: Any, default: Any, optional: type | tuple[type, ...]) -> None:
-    """Raise InputError unless `value` has the type of `default`, or `optional`'s where the default is None."""
-    kinds: tuple[type, ...] = optional if isinstance(optional, tuple) else (optional,)
-    if default is not None:
-        kinds = (type(default),)
-    if (default is None and value is None) or (type(value) is bool and bool in kinds):
-        return
-    if default is None and isinstance(value, list) and (odd := [item for item in value if not isinstance(item, str)]):
-        raise InputError(f"{key} = {value!r} holds {odd[0]!r}, which is no text: write it in quotes, '{odd[0]}'")
-    if (isinstance(value, kinds) and type(value) is not bool) or (float in kinds and type(value) is int):
-        return
-    wanted = " or ".join(kind.__name__ for kind in kinds) + (" or None" if default is None else "")
-    example = ""
-    if bool in kinds:
-        example = f": write --{key}=True or --{key}=False"
-    elif list in kinds and isinstance(value, str):
-        example = f': write --{key}="{[value]}"'
-    raise InputError(f"{key} = {value!r} is of type {type(value).__name__}, not {wanted}{example}")
+def as_float(value: Any, rule: Rule | None) -> Any:
+    """Return an int as a float if the rule asks for floats; return other values as they are."""
+    if rule is None or type(value) is not int or int in rule.kinds or float not in rule.kinds:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def find_fault(key: str, value: Any, rule: Rule | None) -> str:
+    """Say what is wrong with a value, in words that follow "key = value"; "" if nothing is."""
+    if rule is None:
+        return ""
+    may_be_none = type(None) in rule.kinds
+    fits = isinstance(value, rule.kinds)
+    if isinstance(value, bool):  # which Python takes for an int
+        fits = bool in rule.kinds
+    if rule.choices and (isinstance(value, str) or not fits):
+        if value in rule.choices:
+            return ""
+        allowed = [*map(repr, rule.choices), *["None"] * may_be_none]
+        return f"is none of {', '.join(allowed)}{nearest(value, rule.choices)}"
+    if not fits:
+        kinds = " or ".join(name for name, kind in TYPES.items() if kind in rule.kinds)
+        return f"is of type {type(value).__name__}, not {kinds}{example(key, value, rule)}"
+    if is_number(value) and not is_within(value, rule.bounds):
+        return f"must be {rule.bounds or 'a number'}{' or None' * may_be_none}"
+    if isinstance(value, list) and rule.items is not None:
+        return find_fault_of_items(value, rule.items)
+    return ""
+
+
+def find_fault_of_items(values: list, rule: Rule) -> str:
+    """Say what is wrong with the first item that breaks the items' rule; "" if none does."""
+    for item in values:
+        fault = find_fault("", as_float(item, rule), rule)
+        if fault and rule.choices:
+            return f"must be some of {', '.join(rule.choices)}{nearest(item, rule.choices)}"
+        if fault and rule.kinds == (str,):
+            return f"holds {item!r}, which is no text: write it in quotes, '{item}'"
+        if fault:
+            return f"holds {item!r}, which {fault}"
+    return ""
+
+
+def example(key: str, value: Any, rule: Rule) -> str:
+    """Return how a bool or a list is written, if that is what the rule asks for."""
+    if bool in rule.kinds:
+        return f": write --{key}=True or --{key}=False"
+    if list in rule.kinds and isinstance(value, str):
+        return f': write --{key}="{[value]}"'
+    return ""
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_within(value: float, bounds: str) -> bool:
-    """Whether a number fulfils each of the comparisons in `bounds`, such as "> 0 and <= 1"."""
-    comparisons = (comparison.split() for comparison in bounds.split(" and "))
+    """Whether a number fulfils all of `bounds`, such as "> 0 and <= 1"; NaN never does."""
+    if value != value:  # NaN; `math.isnan` fails for an int that no float can hold
+        return False
+    comparisons = [comparison.split() for comparison in bounds.split(" and ") if comparison]
     return all(COMPARISONS[sign](value, float(limit)) for sign, limit in comparisons)
 
 
@@ -123,42 +235,129 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def read_comments(script: str | Path) -> dict[str, tuple[str, str]]:
-    """Map each key of the script's `config` dict to its default's source text and its comment."""
-    source = Path(script).read_text()
-    lines = source.splitlines()
-    comments = {
-        token.start[0]: token.string.lstrip("# ").rstrip()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
+@functools.cache
+def read_rules(script: str) -> dict[str, Rule | None]:
+    """Map each key of the script's `config` dict to its rule; None: any value will do."""
+    rules = {}
+    for key, found in read_comments(script).items():
+        rules[key] = parse_rule(found.rule) or rule_of_default(found.default)
+    return rules
+
+
+def parse_rule(text: str) -> Rule | None:
+    """Return the rule that `text` states; None if it states none and is words for the reader."""
+    kinds: list[type] = []
+    choices: list[str] = []
+    bounds, items = "", None
+    for part in BETWEEN_ALTERNATIVES.split(text):
+        if part in TYPES:
+            kinds.append(TYPES[part])
+        elif (found := BOUNDED.fullmatch(part)) and not bounds:
+            kinds.append(int if found[1] == "int" else float)
+            bounds = found[2]
+        elif found := LIST.fullmatch(part):
+            kinds.append(list)
+            items = parse_rule(found[1])
+            if items is None:
+                return None
+        elif WORD.fullmatch(part):
+            choices.append(part)
+        else:
+            return None
+    if kinds == [type(None)] and not choices:  # "None: all pairs"
+        return None
+    if len(choices) == 1 and not kinds:  # "note: ..."
+        return None
+    return Rule((*kinds, *[str] * bool(choices)), bounds, tuple(choices), items)
+
+
+def rule_of_default(source: str) -> Rule | None:
+    """Return the type of a default as a rule; None if the default is None or no literal."""
+    try:
+        default = ast.literal_eval(source)
+    except ValueError:
+        return None
+    return None if default is None else Rule((type(default),))
+
+
+def read_comments(script: str | Path) -> dict[str, Comment]:
+    """Map each key of the script's `config` dict to its default, its rule and its meaning."""
+    source = read_source(script)
+    node = find_dict(source, script)
+    lines = source.encode().splitlines()  # the positions of a node count bytes
+    found = {}
+    for key, value in zip(node.keys, node.values, strict=True):
+        assert isinstance(key, ast.Constant) and value.end_lineno and value.end_col_offset
+        comment = find_comment(lines[value.end_lineno - 1 :], value.end_col_offset)
+        found[str(key.value)] = Comment(find_source(lines, value), *split_comment(comment))
+    return found
+
+
+def read_source(script: str | Path) -> str:
+    """Return the text of a script. Raises InputError if there is none, as in a frozen program."""
+    try:
+        return Path(script).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(
+            f"{script} can't be read, but its comments hold the config's rules: run it from source"
+        ) from None
+
+
+def find_dict(source: str, script: str | Path) -> ast.Dict:
+    """Return the dict literal that a script's source assigns to `config`."""
     for node in ast.parse(source).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id == "config":
+        if isinstance(target, ast.Name) and target.id == "config":
+            assert isinstance(node, ast.Assign)
             assert isinstance(node.value, ast.Dict), f"config in {script} is not a dict literal"
-            found = {}
-            for key, value in zip(node.value.keys, node.value.values, strict=True):
-                assert isinstance(key, ast.Constant)
-                text = ast.get_source_segment(source, value) or lines[value.lineno - 1]
-                found[str(key.value)] = (text, comments.get(value.end_lineno or value.lineno, ""))
-            return found
+            return node.value
     raise AssertionError(f"{script} defines no config dict")
 
 
+def find_source(lines: Sequence[bytes], node: ast.expr) -> str:
+    """Return a node's source text; `ast.get_source_segment` splits the whole file for each node."""
+    rows = list(lines[node.lineno - 1 : node.end_lineno])
+    rows[-1] = rows[-1][: node.end_col_offset]
+    rows[0] = rows[0][node.col_offset :]
+    return b"\n".join(rows).decode()
+
+
+def find_comment(lines: Sequence[bytes], end: int) -> str:
+    """Return the comment after `end` bytes of the first line, with the lines that continue it."""
+    first = lines[0][end:].decode().lstrip(" ,)")
+    if not first.startswith("#"):
+        return ""
+    parts = [first]
+    for line in lines[1:]:
+        if not line.lstrip().startswith(CONTINUATION):
+            break
+        parts.append(line.decode())
+    return " ".join(part.strip().lstrip("# ") for part in parts)
+
+
+def split_comment(comment: str) -> tuple[str, str]:
+    """Split a comment into rule and meaning; the rule is "" if the comment begins with none."""
+    rule, colon, meaning = comment.partition(": ")
+    return (rule, meaning) if colon and parse_rule(rule) else ("", comment)
+
+
 def describe(script: str | Path) -> str:
-    """Return the script's docstring and a line a key: name, default, comment."""
-    doc = ast.get_docstring(ast.parse(Path(script).read_text())) or ""
-    rows = read_comments(script)
-    width = max(len(f"--{key}={text}") for key, (text, _) in rows.items())
-    keys = "\n".join(f"  {f'--{key}={text}':<{width}}  {comment}" for key, (text, comment) in rows.items())
-    return f"{doc}\n\nKeys of the config dict, with their defaults (python {Path(script).name} --key=value):\n\n{keys}"
+    """Return the script's docstring and a line a key: name, default, rule and meaning."""
+    doc = ast.get_docstring(ast.parse(read_source(script))) or ""
+    comments = read_comments(script)
+    words = {key: f"--{key}={found.default}" for key, found in comments.items()}
+    width = max(len(word) for word in words.values())
+    keys = "\n".join(f"  {words[key]:<{width}}  {found.text}" for key, found in comments.items())
+    usage = f"python {Path(script).name} --key=value"
+    return f"{doc}\n\nKeys of the config dict: default, rule, meaning ({usage}):\n\n{keys}"
 
 
 def do_each(work: Callable[[str], None], pairs: Sequence[str], over: Callable = map) -> None:
-    """Do `work` for each pair, by `over` (a mapping of a function over a list), also where it fails for some.
+    """Do `work` for each pair, and go on with the others if it fails for one.
 
-    Of several pairs each that fails gets its line on stderr as it fails, and the error raised in the end tells how
-    many: InputError where all of these were, else CheckFailed.
+    `over` maps a function over a list, such as `map` or an executor's. If there are several pairs,
+    each failure is printed on stderr when it happens. In the end one error is raised for all of
+    them: InputError if each was one, else CheckFailed.
     """
     failed: list[Exception] = []
 
@@ -168,7 +367,11 @@ def do_each(work: Callable[[str], None], pairs: Sequence[str], over: Callable = 
         except (InputError, CheckFailed, OSError) as error:
             failed.append(error)
             if len(pairs) > 1:
-                print(f"{Path(sys.argv[0]).name}: {pair}: {reason(error)}", file=sys.stderr, flush=True)
+                print(
+                    f"{Path(sys.argv[0]).name}: {pair}: {reason(error)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     list(over(attempt, pairs))
     if failed:
@@ -179,7 +382,7 @@ def do_each(work: Callable[[str], None], pairs: Sequence[str], over: Callable = 
 
 
 def reason(error: Exception) -> str:
-    """Return an error's text; of a failed system call what failed and the file, without its number."""
+    """Return an error's text; for a failed system call without its number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error)
@@ -192,7 +395,11 @@ def fail(script: str | Path, error: BaseException, status: int = 2) -> NoReturn:
 
 
 def run(main: Callable[[dict[str, Any]], int | None], config: dict[str, Any]) -> NoReturn:
-    """Call `main(config)` and exit with its status; one line and status 2 for InputError, 1 for a full disk."""
+    """Call `main(config)` and exit with its status.
+
+    Exits with one line and status 2 on InputError, 1 on CheckFailed and on a full disk, 130 on
+    Ctrl-C. Other exceptions are our own mistakes and pass with their traceback.
+    """
     try:
         status = main(config)
     except InputError as error:

@@ -3,12 +3,24 @@
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from lob.config import CheckFailed, InputError, describe, do_each, load_config, run
+from lob.config import (
+    CheckFailed,
+    InputError,
+    check_rules,
+    describe,
+    do_each,
+    load_config,
+    parse_rule,
+    read_comments,
+    read_rules,
+    run,
+)
 
 SCRIPT = '''"""Does nothing.
 
@@ -16,24 +28,29 @@ SCRIPT = '''"""Does nothing.
 """
 
 config = {
-    "depth": 96,  # levels
-    "lr": 1e-4,  # step size, "#" in a comment is kept
-    "loss": "mse",  # one of three
-    "model_name": "a run",  # what the folder is called
+    # a section
+    "depth": 96,  # int >= 2: levels
+    "lr": 1e-4,  # > 0 and < inf: step size, "#" and é in a comment are kept
+    "loss": "mse",  # mse | mae | huber: what is
+    #   minimised: over hidden values
+    "model_name": "a # run",  # what the folder is called
     "use_scheduler": True,  # on or off
-    "pairs": None,  # list of pairs; None: all
-    "tick_size": None,  # in the quote currency; None: found
-    "limit": None,  # a float; None: no limit
-    "share": 0.5,  # above 0, up to 1
+    "pairs": None,  # list[str] | None: pairs; None: all
+    "tick_size": None,  # int | float | None: in the quote currency; None: found
+    "limit": None,  # >= 0 | None: None: no limit
+    "share": 0.5,  # > 0 and <= 1: of the windows
     "split_ratios": [
         0.7,
         0.3,
-    ],  # over three lines
+    ],  # list[>= 0 | str]: over three lines
+    "model_path": None,  # str | None: file
+    "widths": [64],  # list[int >= 1]: of layers
+    "devices": ["cpu"],  # list[cpu | cuda] | None: where; None: everywhere
+    "device": None,  # cpu | cuda | None: where
+    # another section
+    "offset": 0.0,  # float: any number
 }
 '''
-OPTIONAL = {"pairs": list, "tick_size": (int, float), "limit": float}
-CHOICES = {"loss": ("mse", "mae", "huber")}
-BOUNDS = {"depth": ">= 2", "lr": "> 0 and < inf", "limit": ">= 0", "share": "> 0 and <= 1"}
 
 
 @pytest.fixture
@@ -45,19 +62,55 @@ def script(tmp_path: Path) -> Path:
 def load(script: Path, *words: str) -> dict:
     names: dict = {}
     exec(script.read_text(), names)
-    return load_config(names["config"], script, OPTIONAL, CHOICES, BOUNDS, words)
+    return load_config(names["config"], script, words)
+
+
+def edit(script: Path, key: str, value: str) -> None:
+    """Change a key's default in the script."""
+    lines = script.read_text().splitlines(keepends=True)
+    (at,) = [number for number, line in enumerate(lines) if line.startswith(f'    "{key}": ')]
+    before, comment = lines[at].split(",  #")
+    lines[at] = f"{before.split(': ')[0]}: {value},  #{comment}"
+    script.write_text("".join(lines))
 
 
 def test_overrides_are_literals_of_the_defaults_type(script):
-    config = load(script, "--depth=48", "--lr=1", "--loss=mae", "--use_scheduler=False", "--pairs=['A','B']",
-                  "--tick_size=0.5", "--limit=1", "--split_ratios=[1, 2]", "--model_name=2024")  # fmt: skip
-    assert config == {"depth": 48, "lr": 1.0, "loss": "mae", "use_scheduler": False, "pairs": ["A", "B"],
-                      "tick_size": 0.5, "limit": 1, "share": 0.5, "split_ratios": [1, 2],
-                      "model_name": "2024"}  # fmt: skip
-    assert type(config["lr"]) is float
+    config = load(
+        script,
+        "--depth=48",
+        "--lr=1",
+        "--loss=mae",
+        "--use_scheduler=False",
+        "--pairs=['A','B']",
+        "--tick_size=0.5",
+        "--limit=1",
+        "--split_ratios=[1, 2]",
+        "--model_name=2024",
+    )
+    assert config == {
+        "depth": 48,
+        "lr": 1.0,
+        "loss": "mae",
+        "use_scheduler": False,
+        "pairs": ["A", "B"],
+        "tick_size": 0.5,
+        "limit": 1,
+        "share": 0.5,
+        "split_ratios": [1, 2],
+        "model_name": "2024",
+        "model_path": None,
+        "widths": [64],
+        "devices": ["cpu"],
+        "device": None,
+        "offset": 0.0,
+    }
+    assert type(config["lr"]) is float and type(config["limit"]) is float
     assert load(script)["pairs"] is None
     assert load(script, "--pairs=None")["pairs"] is None
     assert load(script, "--model_name=a=b")["model_name"] == "a=b"
+    assert load(script, "--model_path=2024")["model_path"] == "2024"
+    assert load(script, "--model_path={[]: 1}")["model_path"] == "{[]: 1}"
+    assert type(load(script, "--tick_size=1")["tick_size"]) is int
 
 
 @pytest.mark.parametrize(
@@ -70,8 +123,14 @@ def test_overrides_are_literals_of_the_defaults_type(script):
         ("--depth=True", ["depth = True", "bool", "not int"]),
         ("--lr=fast", ["lr = 'fast'", "not float"]),
         ("--lr=True", ["lr = True", "not float"]),
-        ("--use_scheduler=1", ["use_scheduler = 1", "not bool: write --use_scheduler=True or --use_scheduler=False"]),
-        ("--pairs=BTC_USD", ["pairs = 'BTC_USD'", "not list or None: write --pairs=\"['BTC_USD']\""]),
+        (
+            "--use_scheduler=1",
+            ["use_scheduler = 1", "not bool: write --use_scheduler=True or --use_scheduler=False"],
+        ),
+        (
+            "--pairs=BTC_USD",
+            ["pairs = 'BTC_USD'", "not list or None: write --pairs=\"['BTC_USD']\""],
+        ),
         ("--pairs=[3]", ["pairs = [3] holds 3, which is no text: write it in quotes, '3'\n"]),
         ("--tick_size=True", ["tick_size = True", "not int or float or None"]),
         ("--limit=True", ["limit = True", "not float or None"]),
@@ -80,11 +139,21 @@ def test_overrides_are_literals_of_the_defaults_type(script):
         ("--depth=1", ["depth = 1 must be >= 2\n"]),
         ("--lr=0", ["lr = 0.0 must be > 0 and < inf\n"]),
         ("--lr=1e999", ["lr = inf must be > 0 and < inf\n"]),
+        ("--depth=-1" + "0" * 400, ["depth = -1", "000 must be >= 2\n"]),
         ("--lr=nan", ["lr = 'nan' is of type str, not float"]),
         ("--limit=-0.5", ["limit = -0.5 must be >= 0 or None\n"]),
         ("--share=0.0", ["share = 0.0 must be > 0 and <= 1\n"]),
         ("--share=1.1", ["share = 1.1"]),
         ("--loss=msee", ["loss = 'msee'", "'huber'", "did you mean 'mse'?"]),
+        ("--device=cup", ["device = 'cup' is none of 'cpu', 'cuda', None, did you mean 'cpu'?"]),
+        ("--device=1", ["device = '1' is none of 'cpu', 'cuda', None\n"]),
+        ("--devices=cpu", ["devices = 'cpu'", "not list or None: write --devices=\"['cpu']\""]),
+        ("--devices=['cup']", ["devices = ['cup'] must be some of cpu, cuda, did you mean 'cpu'?"]),
+        ("--widths=[64, 0]", ["widths = [64, 0] holds 0, which must be >= 1\n"]),
+        ("--widths=[64, 1.5]", ["widths = [64, 1.5] holds 1.5, which is of type float, not int\n"]),
+        ("--split_ratios=[True]", ["split_ratios = [True] holds True, which is of type bool, not"]),
+        ("--lr=1" + "0" * 400, ["lr = inf must be > 0 and < inf\n"]),
+        ("--lr={[]: 1}", ["lr = '{[]: 1}' is of type str, not float"]),
         ("--depth", ["'--depth'", "--key=value"]),
         ("depth=3", ["'depth=3'", "--key=value"]),
     ],
@@ -102,19 +171,126 @@ def test_what_does_not_fit_is_refused_in_one_line(script, capsys, word, parts):
 @pytest.mark.parametrize("bound", [">= 0", "> 0", "< 1", "<= 1", "> 0 and < inf"])
 def test_nan_is_within_no_bounds(script, capsys, bound):
     """It can't be given in the shell, but written into the dict."""
+    script.write_text(f'config = {{\n    "lr": float("nan"),  # {bound}: step size\n}}\n')
     with pytest.raises(SystemExit):
-        load_config({"lr": math.nan}, script, bounds={"lr": bound}, argv=())
+        load_config({"lr": math.nan}, script, argv=())
     assert capsys.readouterr().err == f"script.py: lr = nan must be {bound}\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("depth", "96.0", "depth = 96.0 is of type float, not int\n"),
+        ("depth", "0", "depth = 0 must be >= 2\n"),
+        ("depth", "None", "depth = None is of type NoneType, not int\n"),
+        (
+            "loss",
+            "'hubert'",
+            "loss = 'hubert' is none of 'mse', 'mae', 'huber', did you mean 'huber'?\n",
+        ),
+        ("loss", "3", "loss = 3 is none of 'mse', 'mae', 'huber'\n"),
+        ("pairs", "'BTC'", "pairs = 'BTC' is of type str, not list or None"),
+        ("share", "'half'", "share = 'half' is of type str, not float\n"),
+        ("offset", 'float("nan")', "offset = nan must be a number\n"),
+    ],
+)
+def test_what_is_edited_in_the_dict_is_checked_too(script, capsys, key, value, said):
+    edit(script, key, value)
+    with pytest.raises(SystemExit) as stopped:
+        load(script)
+    assert stopped.value.code == 2 and capsys.readouterr().err.startswith(f"script.py: {said}")
+    with pytest.raises(SystemExit):  # --help shows the dict as it is
+        load(script, "--help")
+    assert f"--{key}={value}" in capsys.readouterr().out
+
+
+def test_a_dict_from_elsewhere_is_checked_against_the_scripts_rules(script):
+    config = load(script)
+    assert check_rules({**config, "lr": 1}, script) == {**config, "lr": 1.0}
+    for change, said in (
+        ({"depth": 1}, "depth = 1 must be >= 2"),
+        ({"dept": 48}, "unknown key 'dept' .= 48., did you mean 'depth'"),
+        ({"devices": ["tpu"]}, "devices = .* must be some of cpu, cuda"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_rules({**config, **change}, script)
+    del config["lr"]
+    with pytest.raises(InputError, match=r"lacks the key 'lr' of script\.py"):
+        check_rules(config, script)
+
+
+def test_comments_are_split_into_rule_and_meaning(script):
+    comments = read_comments(script)
+    assert list(comments["depth"]) == ["96", "int >= 2", "levels"]
+    assert list(comments["loss"]) == [
+        '"mse"',
+        "mse | mae | huber",
+        "what is minimised: over hidden values",
+    ]
+    assert list(comments["model_name"]) == ['"a # run"', "", "what the folder is called"]
+    assert comments["split_ratios"].rule == "list[>= 0 | str]"
+    assert "0.3" in comments["split_ratios"].default
+    assert comments["devices"].text == "list[cpu | cuda] | None: where; None: everywhere"
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "",
+        "note",
+        "None",
+        "was",
+        "of the composite",
+        ">= one",
+        "int => 1",
+        "> 0 and <= ",
+        "list[a b]",
+        "a | b c",
+        "int >= 1 | > 2",
+        "list[note]",
+        "float >= 1,",
+        "str or None",
+    ],
+)
+def test_prose_before_a_colon_is_no_rule(script, prose):
+    assert parse_rule(prose) is None
+    script.write_text(f'config = {{\n    "depth": 96,  # {prose}: levels\n}}\n')
+    assert read_comments(script)["depth"].text == f"{prose}: levels".strip()
+    assert load_config({"depth": 96}, script, argv=["--depth=-3"]) == {"depth": -3}
+    with pytest.raises(SystemExit):
+        load_config({"depth": 96}, script, argv=["--depth=1.5"])
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("--depth=48",)])
+def test_a_program_without_its_source_says_so_in_one_line(tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        load_config({"depth": 96}, tmp_path / "frozen.py", words)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and err.count("\n") == 1
+    assert err.startswith("frozen.py: ") and "run it from source" in err
+
+
+def test_rules_are_read_fast_and_once():
+    """Next to the imports of a script, which take seconds, they must not count."""
+    trainer = str(ROOT / "fp8_ddp_trainer.py")
+    times = []
+    for _ in range(20):
+        read_rules.cache_clear()
+        began = time.thread_time()
+        read_rules(trainer)
+        times.append(time.thread_time() - began)
+    assert min(times) < 0.02
+    assert read_rules(trainer) is read_rules(trainer)
 
 
 def test_help_lists_every_key_with_default_and_comment(script):
     text = describe(script)
     assert text.startswith("Does nothing.")
-    lines = {line.split("=")[0].strip(): line for line in text.splitlines() if line.startswith("  --")}
-    assert set(lines) == {"--depth", "--lr", "--loss", "--model_name", "--use_scheduler", "--pairs", "--tick_size",
-                          "--limit", "--share", "--split_ratios"}  # fmt: skip
-    assert "--depth=96" in lines["--depth"] and lines["--depth"].endswith("levels")
-    assert lines["--lr"].endswith('step size, "#" in a comment is kept')
+    rows = [line for line in text.splitlines() if line.startswith("  --")]
+    lines = {row.split("=")[0].strip(): row for row in rows}
+    assert set(lines) == {f"--{key}" for key in load(script)}
+    assert "--depth=96" in lines["--depth"] and lines["--depth"].endswith("  int >= 2: levels")
+    assert lines["--lr"].endswith('step size, "#" and é in a comment are kept')
     assert "over three lines" in text
 
 
@@ -122,12 +298,25 @@ def test_help_lists_every_key_with_default_and_comment(script):
 def test_help_and_a_misspelt_key_answer_before_the_heavy_imports(name):
     """Within a second, since nothing slow is loaded."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", name, "--help"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-X", "importtime", name, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and "--data_dir='training_data'" in done.stdout.replace('"', "'")
-    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
-    assert "lob" in loaded and not loaded & {"numpy", "numba", "pandas", "pyarrow", "matplotlib", "torch", "tqdm"}
-    wrong = subprocess.run([sys.executable, name, "--datadir=3"], cwd=ROOT, capture_output=True, text=True)
+    rows = [line for line in done.stderr.splitlines() if "|" in line]
+    loaded = {row.rsplit("|", 1)[-1].strip().split(".")[0] for row in rows}
+    assert "lob" in loaded and not loaded & {
+        "numpy",
+        "numba",
+        "pandas",
+        "pyarrow",
+        "matplotlib",
+        "torch",
+        "tqdm",
+    }
+    command = [sys.executable, name, "--datadir=3"]
+    wrong = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
     assert "did you mean 'data_dir'?" in wrong.stderr
 
@@ -145,7 +334,11 @@ def raised(error: BaseException | None):
     ("error", "status", "line"),
     [
         (InputError("depth = 3 is odd"), 2, "depth = 3 is odd"),
-        (OSError(28, "No space left on device", "/data/x.npy"), 1, "No space left on device: /data/x.npy"),
+        (
+            OSError(28, "No space left on device", "/data/x.npy"),
+            1,
+            "No space left on device: /data/x.npy",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -176,14 +369,24 @@ def test_run_lets_our_own_mistakes_through_and_keeps_mains_status():
         assert stopped.value.code == status
 
 
-ENDLESS = "from lob.config import run\ndef main(config):\n    while True: print('x' * 5000)\nrun(main, {})"
-HELP = ("from lob import config\nconfig.describe = lambda script: 'x' * 10**6\n"
-        "config.load_config({}, '', argv=['--help'])")  # fmt: skip
+ENDLESS = """
+from lob.config import run
+def main(config):
+    while True: print('x' * 5000)
+run(main, {})
+"""
+HELP = """
+from lob import config
+config.describe = lambda script: 'x' * 10**6
+config.load_config({}, '', argv=['--help'])
+"""
 
 
 @pytest.mark.parametrize("code", [ENDLESS, HELP])
 def test_a_closed_pipe_leaves_no_traceback(code):
-    reader = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    reader = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe)
     assert reader.stdout is not None and reader.stderr is not None
     reader.stdout.read(10)
     reader.stdout.close()
