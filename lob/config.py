@@ -16,7 +16,8 @@ A rule reads like a Python type:
 - `int >= 1` and `float > 0 and < inf` are numbers within bounds. Bounds alone mean a float. NaN
   never fits;
 - `mse | mae` are texts, one of which is chosen. `|` separates whatever is allowed;
-- `list[str]`, `list[int >= 1]`, `list[cpu | cuda]` are lists whose items follow the rule inside.
+- `list[str]` and `list[int >= 1]` are lists whose items follow the rule inside;
+- `list[cpu | cuda]` is some of these texts, at least one; `list[cpu | cuda] | []` may be none.
 
 The rule alone decides, whether a value was edited in the dict or given in the shell. If a comment
 has no rule, the default's type is the rule. A comment goes on in the next line if that line holds
@@ -71,6 +72,7 @@ class Rule(NamedTuple):
     bounds: str = ""  # of a number, such as "> 0 and <= 1"; "": none
     choices: tuple[str, ...] = ()  # of a text; (): any
     items: "Rule | None" = None  # of a list; None: anything
+    may_be_empty: bool = False  # a list whose items are choices; others always may
 
 
 class Comment(NamedTuple):
@@ -186,6 +188,8 @@ def find_fault(key: str, value: Any, rule: Rule | None) -> str:
     if is_number(value) and not is_within(value, rule.bounds):
         return f"must be {rule.bounds or 'a number'}{' or None' * may_be_none}"
     if isinstance(value, list) and rule.items is not None:
+        if not value and rule.items.choices and not rule.may_be_empty:
+            return f"must be some of {', '.join(rule.items.choices)}"
         return find_fault_of_items(value, rule.items)
     return ""
 
@@ -248,7 +252,7 @@ def parse_rule(text: str) -> Rule | None:
     """Return the rule that `text` states; None if it states none and is words for the reader."""
     kinds: list[type] = []
     choices: list[str] = []
-    bounds, items = "", None
+    bounds, items, may_be_empty = "", None, False
     for part in BETWEEN_ALTERNATIVES.split(text):
         if part in TYPES:
             kinds.append(TYPES[part])
@@ -260,6 +264,8 @@ def parse_rule(text: str) -> Rule | None:
             items = parse_rule(found[1])
             if items is None:
                 return None
+        elif part == "[]":
+            may_be_empty = True
         elif WORD.fullmatch(part):
             choices.append(part)
         else:
@@ -268,7 +274,9 @@ def parse_rule(text: str) -> Rule | None:
         return None
     if len(choices) == 1 and not kinds:  # "note: ..."
         return None
-    return Rule((*kinds, *[str] * bool(choices)), bounds, tuple(choices), items)
+    if may_be_empty and list not in kinds:
+        return None
+    return Rule((*kinds, *[str] * bool(choices)), bounds, tuple(choices), items, may_be_empty)
 
 
 def rule_of_default(source: str) -> Rule | None:

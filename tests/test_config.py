@@ -46,6 +46,7 @@ config = {
     "model_path": None,  # str | None: file
     "widths": [64],  # list[int >= 1]: of layers
     "devices": ["cpu"],  # list[cpu | cuda] | None: where; None: everywhere
+    "formats": ["onnx"],  # list[onnx | pt] | []: of files
     "device": None,  # cpu | cuda | None: where
     # another section
     "offset": 0.0,  # float: any number
@@ -101,6 +102,7 @@ def test_overrides_are_literals_of_the_defaults_type(script):
         "model_path": None,
         "widths": [64],
         "devices": ["cpu"],
+        "formats": ["onnx"],
         "device": None,
         "offset": 0.0,
     }
@@ -111,6 +113,7 @@ def test_overrides_are_literals_of_the_defaults_type(script):
     assert load(script, "--model_path=2024")["model_path"] == "2024"
     assert load(script, "--model_path={[]: 1}")["model_path"] == "{[]: 1}"
     assert type(load(script, "--tick_size=1")["tick_size"]) is int
+    assert load(script, "--formats=[]", "--widths=[]")["formats"] == []
 
 
 @pytest.mark.parametrize(
@@ -149,6 +152,7 @@ def test_overrides_are_literals_of_the_defaults_type(script):
         ("--device=1", ["device = '1' is none of 'cpu', 'cuda', None\n"]),
         ("--devices=cpu", ["devices = 'cpu'", "not list or None: write --devices=\"['cpu']\""]),
         ("--devices=['cup']", ["devices = ['cup'] must be some of cpu, cuda, did you mean 'cpu'?"]),
+        ("--devices=[]", ["devices = [] must be some of cpu, cuda\n"]),
         ("--widths=[64, 0]", ["widths = [64, 0] holds 0, which must be >= 1\n"]),
         ("--widths=[64, 1.5]", ["widths = [64, 1.5] holds 1.5, which is of type float, not int\n"]),
         ("--split_ratios=[True]", ["split_ratios = [True] holds True, which is of type bool, not"]),
@@ -248,6 +252,8 @@ def test_comments_are_split_into_rule_and_meaning(script):
         "a | b c",
         "int >= 1 | > 2",
         "list[note]",
+        "[]",
+        "a | []",
         "float >= 1,",
         "str or None",
     ],

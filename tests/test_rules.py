@@ -58,11 +58,13 @@ def examples(rule: str) -> tuple[list[Any], list[Any]]:
     allowed: list[Any] = []
     forbidden: list[Any] = []
     kinds = set()
-    if found := re.fullmatch(r"list\[(.*)\]( \| None)?", rule):
+    if found := re.fullmatch(r"list\[(.*?)\]( \| \[\])?( \| None)?", rule):
         good, bad = examples(found[1])
-        allowed += [[], good, *([value] for value in good)]
+        allowed += [good] * bool(good) + [[value] for value in good]
         forbidden += [[*good, value] for value in bad]
-        rule = "list" + (found[2] or "")
+        some_of = good and isinstance(good[0], str)
+        (forbidden if some_of and not found[2] else allowed).append([])
+        rule = "list" + (found[3] or "")
     alternatives = rule.split(" | ")
     for alternative in alternatives:
         kind, _, bounds = alternative.partition(" ")
