@@ -15,43 +15,27 @@ gives 2,626 windows.
 """
 
 config = {
-    "data_dir": "training_data",  # folder that holds window_statistics/ and the rest
-    "pairs": None,  # list of pairs; None: all under window_statistics/
-    "temporal_dim": 256,  # states a window, as in exploration_main.py
-    "split_ratios": [
-        0.7,
-        0.25,
-        0.05,
-    ],  # train, validation, test: shares of the recorded time, or two UTC dates
-    "windows": None,  # windows to draw in all, each split its share; None: one for every 64 states
-    "pair_weights": None,  # share of each pair by name, {"BTC_USD": 2.0, "ETH_USD": 1.0}; None: by number of states
-    "cells": [
-        8,
-        8,
-        9,
-    ],  # cells of volatility, spread and direction, of equal width; each joint cell is a stratum
-    "outlier_std": 3.0,  # training windows beyond this many deviations in any statistic are left out
-    "min_stride": 16,  # least distance of two sampled window ends, in states
-    "oversample": False,  # repeat windows of a stratum that has too few (their weight grows)
-    "seed": 0,  # the same seed gives the same sample on every machine
-    "plots": True,  # draw the pictures
+    "data_dir": "training_data",  # str: folder that holds window_statistics/ and the rest
+    "pairs": None,  # list[str] | None: pairs to sample; None: all under window_statistics/
+    "temporal_dim": 256,  # int >= 2: states of a window, as in exploration_main.py
+    "split_ratios": [0.7, 0.25, 0.05],  # list[float | str]: shares of the recorded time for
+    #   training, validation and test, or the two UTC dates at which validation and test begin
+    "windows": None,  # int >= 1 and <= 1e12 | None: windows to draw in all; None: one per 64 states
+    "pair_weights": None,  # dict | None: share of each pair, such as
+    #   {"BTC_USD": 2.0, "ETH_USD": 1.0}; None: by number of states
+    "cells": [8, 8, 9],  # list[int >= 1]: cells of volatility, spread and direction, of equal width
+    #   within the outlier limits; each joint cell is a stratum
+    "outlier_std": 3.0,  # > 0: leave out windows this many deviations off in any statistic
+    "min_stride": 16,  # int >= 1 and <= 1e12: least distance of two sampled windows, in states
+    "oversample": False,  # bool: repeat windows of a stratum that has too few (their weight grows)
+    "seed": 0,  # int >= 0: the same seed gives the same sample on every machine
+    "plots": True,  # bool: draw the pictures
 }
 
-from lob.config import InputError, load_config, run
+from lob.config import InputError, check_rules, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(
-        config,
-        __file__,
-        optional={"pairs": list, "pair_weights": dict, "windows": int},
-        bounds={
-            "temporal_dim": ">= 2",
-            "windows": ">= 1 and <= 1e12",
-            "outlier_std": "> 0",
-            "min_stride": ">= 1 and <= 1e12",
-            "seed": ">= 0",
-        },
-    )
+    config = load_config(config, __file__)
 
 from pathlib import Path
 from typing import Any
@@ -75,6 +59,7 @@ LEVELS = [0.01, 0.5, 0.99]  # quantiles that are printed
 
 
 def main(config: dict) -> int:
+    config = check_rules(config, __file__)
     check_config(config)
     folder = Path(config["data_dir"])
     temporal_dim, split_ratios = config["temporal_dim"], config["split_ratios"]
@@ -111,12 +96,10 @@ def main(config: dict) -> int:
 def check_config(config: dict) -> None:
     """Raise InputError if the cells are wrong, whatever the data."""
     cells = config["cells"]
-    are_counts = all(type(count) is int and count >= 1 for count in cells)
-    if len(cells) != 3 or not are_counts or np.prod(cells, dtype=float) > 32_000:
+    if len(cells) != 3 or np.prod(cells, dtype=float) > 32_000:
         raise InputError(
             f"cells = {cells} must be 3 numbers, of volatility, spread, direction, "
-            "such as [8, 8, 9], "
-            "whose product is at most 32,000"
+            "such as [8, 8, 9], whose product is at most 32,000"
         )
 
 

@@ -10,16 +10,16 @@ The sample gives 167,864 windows.
 """
 
 config = {
-    "data_dir": "training_data",  # folder that holds book_states/ and the rest
-    "pairs": None,  # list of pairs; None: all under book_states/
-    "temporal_dim": 256,  # states a window
-    "plots": True,  # draw the pictures
+    "data_dir": "training_data",  # str: folder that holds book_states/ and the rest
+    "pairs": None,  # list[str] | None: pairs to describe; None: all under book_states/
+    "temporal_dim": 256,  # int >= 2: states of a window
+    "plots": True,  # bool: draw the pictures
 }
 
-from lob.config import do_each, load_config, run
+from lob.config import check_rules, do_each, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"pairs": list}, bounds={"temporal_dim": ">= 2"})
+    config = load_config(config, __file__)
 
 import time
 from pathlib import Path
@@ -40,6 +40,7 @@ IN_JOINT_PICTURE = (
 
 
 def main(config: dict) -> int:
+    config = check_rules(config, __file__)
     folder = Path(config["data_dir"])
     pairs = find_pairs(folder, "book_states", config["pairs"], "data_parser.py")
     do_each(lambda pair: describe_pair(pair, folder, config["temporal_dim"], config["plots"]), pairs)

@@ -11,81 +11,76 @@ A name in use gets -2, -3, ...; `--resume=True` goes on with the newest of them,
 
 config = {
     # data
-    "data_dir": "training_data",  # folder that holds book_states/ and balanced_samples/
-    "pairs": None,  # list of pairs; None: all sampled
-    "split_ratios": [0.7, 0.25, 0.05],  # train, validation, test: shares of the recorded time
-    "temporal_dim": 256,  # states a window
-    "depth_dim": 96,  # levels of a state, as parsed
-    "num_workers": 4,  # threads that copy windows where the states don't fit on the GPU
+    "data_dir": "training_data",  # str: folder that holds book_states/ and balanced_samples/
+    "pairs": None,  # list[str] | None: pairs to train on; None: all sampled
+    "split_ratios": [0.7, 0.25, 0.05],  # list[float | str]: shares of the recorded time for
+    #   training, validation and test, or the two UTC dates at which validation and test begin
+    "temporal_dim": 256,  # int >= 4: states of a window
+    "depth_dim": 96,  # int >= 2: levels of a state, as parsed
+    "num_workers": 4,  # int >= 1: threads that copy windows if the states don't fit on the GPU
     # model
-    "model_name": "pretrained_ddp",  # name of the run's folder
-    "model_size": "cell_transformer",  # cell, tiny, medium, deep_narrow or wide _transformer
-    "normalization": "book",  # book (log ticks from the mid, log size) or minmax (the reference's, per window)
-    "fill": "ladder",  # what stands in for hidden values and is corrected by the head: linear (in time), ladder or none
-    "causal": False,  # attend to earlier states only
-    "dropout": 0.1,  # in attention and after each block
+    "model_name": "pretrained_ddp",  # str: name of the run's folder
+    "model_size": "cell_transformer",  # cell_transformer | tiny_transformer | medium_transformer |
+    #   deep_narrow_transformer | wide_transformer: preset of lob/model/encoder.py
+    "normalization": "book",  # book | minmax: log ticks from the mid and log sizes,
+    #   or the published reference's scaling of each window
+    "fill": "ladder",  # ladder | linear | none: stands in for a hidden value, and the network
+    #   corrects it; ladder: the size seen before and after at its price; linear: in time
+    "causal": False,  # bool: attend to earlier states only
+    "dropout": 0.1,  # >= 0 and < 1: share dropped in attention and after each block
     # task
-    "mask_mode": "mix",  # entry, level, span, span64, patch, tail, or mix (see lob/model/masking.py)
-    "mask_perc": 0.25,  # share of the values that are hidden
-    "mirror": True,  # exchange bids and asks in half the training windows
-    "slow": 0.8,  # share of the training windows that are replayed 2 to 4 times slower
-    "size_noise": 1.0,  # sizes of half the training windows are multiplied by e^(+-this), alike at a price; 0: none
-    "outlook": 0.1,  # weight of telling book, past and next moves from the last state's vector; 0: not asked
-    "loss": "mse",  # mse, mae, huber or smoothl1, over hidden values
+    "mask_mode": "mix",  # mix | entry | level | span | span64 | patch | tail:
+    #   what is hidden together, see lob/model/masking.py
+    "mask_perc": 0.25,  # > 0 and < 1: share of the values that are hidden
+    "mirror": True,  # bool: exchange bids and asks in half of the training windows
+    "slow": 0.8,  # >= 0 and <= 1: share of training windows replayed 2 to 4 times slower
+    "size_noise": 1.0,  # >= 0: multiply the sizes of half the training windows by e^(+-this),
+    #   by the same factor at the same price; 0: leave them as they are
+    "outlook": 0.1,  # >= 0: weight of a second loss: the last state's vector must predict
+    #   features of the book, its past moves and its next moves; 0: no second loss
+    "loss": "mse",  # mse | mae | huber | smoothl1: what is minimised over hidden values
     # optimisation
-    "epochs": 9,  # passes over the training windows
-    "batch_size": 64,  # windows a GPU and micro-step
-    "accumulation_steps": 1,  # micro-steps an optimizer step
-    "optimizer": "adamw",  # adamw, adam or sgd
-    "weight_decay": 0.05,  # of adamw
-    "lr": 1e-4,  # without a schedule's peak: where plateau decay begins
-    "use_scheduler": True,  # OneCycle up to max_lr; False: plateau decay of lr
-    "max_lr": 1e-3,  # OneCycle's peak
-    "lr_decay_factor": 0.5,  # plateau decay: factor
-    "lr_decay_patience": 5,  # plateau decay: epochs without a better validation loss
-    "early_stopping_patience": 15,  # epochs without a better validation loss
-    "max_grad_norm": 1.5,  # gradients are clipped to this norm
-    "seed": 0,  # of weights, order and masks
+    "epochs": 9,  # int >= 1: passes over the training windows
+    "batch_size": 64,  # int >= 1: windows of a GPU in a micro-step
+    "accumulation_steps": 1,  # int >= 1: micro-steps of an optimizer step
+    "optimizer": "adamw",  # adamw | adam | sgd: of torch.optim
+    "weight_decay": 0.05,  # >= 0: of adamw
+    "lr": 1e-4,  # > 0 and < inf: learning rate at which plateau decay begins
+    "use_scheduler": True,  # bool: one cycle up to max_lr and down; False: plateau decay of lr
+    "max_lr": 1e-3,  # > 0 and < inf: learning rate at the peak of the cycle
+    "lr_decay_factor": 0.5,  # > 0 and < 1: plateau decay multiplies lr by this
+    "lr_decay_patience": 5,  # int >= 0: epochs without a better validation loss until lr decays
+    "early_stopping_patience": 15,  # int >= 1: stop after so many epochs without
+    #   a better validation loss
+    "max_grad_norm": 1.5,  # > 0 and < inf: gradients are clipped to this norm
+    "seed": 0,  # int >= 0: of weights, order and masks
     # precision and machines
-    "precision": "auto",  # auto (fp8 where the GPU has it, else bf16, else fp32), fastest, fp8, bf16 or fp32
-    "fp8_recipe": "delayed",  # delayed, current or block scaling
-    "backend": "nccl",  # by which GPUs sum their gradients; CPUs use gloo
-    "compile": True,  # torch.compile the plain layers, and run each micro-step as one CUDA graph, on a GPU
-    "max_gpus": None,  # at most this many; None: all of the machine. Without a GPU: as many processes; None: one
-    "azure": False,  # True: data and runs on the cloud machine's data disk
-    "azure_data_root": "/mnt/data",  # that disk
+    "precision": "auto",  # auto | fastest | fp8 | bf16 | fp32: auto: fp8 if the GPU has it,
+    #   else bf16, on a CPU fp32; fastest: bf16 for networks too narrow to gain from fp8
+    "fp8_recipe": "delayed",  # delayed | current | block: how Transformer Engine scales FP8 values
+    "backend": "nccl",  # nccl | gloo: how GPUs sum their gradients; CPUs always use gloo
+    "compile": True,  # bool: on a GPU, compile layers and run each micro-step as one CUDA graph
+    "max_gpus": None,  # int >= 1 | None: GPUs to use; None: all of this machine.
+    #   Without a GPU: processes to start; None: one
+    "azure": False,  # bool: keep data and runs on the cloud machine's data disk
+    "azure_data_root": "/mnt/data",  # str: folder at which that disk is mounted
     # state
-    "runs_dir": "runs",  # folder of all runs
-    "resume": False,  # go on with the newest run of this name
-    "load_model": False,  # begin with the weights of model_path
-    "model_path": None,  # a checkpoint
-    "keep_checkpoints": 3,  # step checkpoints that are kept
-    "checkpoint_minutes": 30.0,  # save at least this often, besides after epochs (seldomer where it takes long)
-    "validate_steps": 0,  # validate every so many optimizer steps too; 0: at the end of each epoch
-    "log_steps": 20,  # optimizer steps between two log entries
-    "histogram_steps": 0,  # optimizer steps between two sets of gradient histograms; 0: none
+    "runs_dir": "runs",  # str: folder of all runs
+    "resume": False,  # bool: go on with the newest run of this name
+    "load_model": False,  # bool: begin with the weights of model_path
+    "model_path": None,  # str | None: checkpoint to begin with
+    "keep_checkpoints": 3,  # int >= 1: checkpoints of steps that are kept, the newest
+    "checkpoint_minutes": 30.0,  # >= 0: save after so many minutes too, not after epochs alone;
+    #   less often if saving takes long
+    "validate_steps": 0,  # int >= 0: optimizer steps between validations; 0: after each epoch only
+    "log_steps": 20,  # int >= 1: optimizer steps between log entries
+    "histogram_steps": 0,  # int >= 0: optimizer steps between histograms of gradients; 0: none
 }
 
-from lob.config import CheckFailed, InputError, load_config, run
+from lob.config import CheckFailed, InputError, check_rules, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(
-        config, __file__, optional={"pairs": list, "max_gpus": int, "model_path": str},
-        choices={
-            "loss": ("mse", "mae", "huber", "smoothl1"), "optimizer": ("adamw", "adam", "sgd"),
-            "precision": ("auto", "fastest", "fp8", "bf16", "fp32"), "fp8_recipe": ("delayed", "current", "block"),
-            "mask_mode": ("entry", "level", "span", "span64", "patch", "tail", "mix"),
-            "normalization": ("book", "minmax"), "fill": ("none", "linear", "ladder"), "backend": ("nccl", "gloo"),
-        },
-        bounds={
-            "temporal_dim": ">= 4", "num_workers": ">= 1", "dropout": ">= 0 and < 1", "mask_perc": "> 0 and < 1",
-            "slow": ">= 0 and <= 1", "size_noise": ">= 0", "outlook": ">= 0", "epochs": ">= 1", "batch_size": ">= 1",
-            "accumulation_steps": ">= 1", "weight_decay": ">= 0", "lr": "> 0 and < inf", "max_lr": "> 0 and < inf",
-            "lr_decay_factor": "> 0 and < 1", "lr_decay_patience": ">= 0", "early_stopping_patience": ">= 1",
-            "max_grad_norm": "> 0 and < inf", "seed": ">= 0", "max_gpus": ">= 1", "keep_checkpoints": ">= 1",
-            "checkpoint_minutes": ">= 0", "validate_steps": ">= 0", "log_steps": ">= 1", "histogram_steps": ">= 0",
-        },
-    )  # fmt: skip
+    config = load_config(config, __file__)
 
 import fcntl
 import math
@@ -119,6 +114,7 @@ from lob.training.saving import BEST, Saver, load_newest, load_weights, resume
 
 
 def main(config: dict) -> int:
+    config = check_rules(config, __file__)
     config = check_config(config)
     open_data(config).check(config["depth_dim"])
     folder = choose_folder(config)  # refuses a name or config before any work
@@ -163,6 +159,7 @@ def choose_folder(config: dict) -> Path:
 
 def train(rank: int, world: int, port: int | None, config: dict) -> None:
     """Train on one rank of `world`, from the beginning or from where the run to resume stands."""
+    config = check_rules(config, __file__)
     stop = StopSignal()
     with join_team(rank, world, config["backend"], port) as team:
         folder = team.agree(choose_folder(config))

@@ -13,46 +13,34 @@ too. `benchmark` times the encoder alone instead and writes `latency.json`.
 """
 
 config = {
-    "data_dir": "training_data",  # folder that holds book_states/ and balanced_samples/
-    "pairs": None,  # list of pairs; None: all under book_states/
-    "runs_dir": "runs",  # folder of the training runs
-    "model_path": None,  # checkpoint file; None: the best one of the newest run
-    "split": "test",  # test or validation: the checkpoint's calendar cut; all: whole recordings (never trained on)
-    "dates": None,  # two ISO dates (UTC): only windows between them; None: all of the split
-    "fit_data_dir": None,  # data whose training windows the ridge regression is fitted on; None: those of data_dir
-    "masks": ["entry", "level", "span", "span64", "patch", "tail"],  # see lob/model/masking.py
-    "mask_perc": 0.25,  # hidden share of the values
-    "windows": 48,  # windows a pair, evenly spaced over the split, and as many of the balanced sample
-    "fit_windows": 24,  # training windows of the ridge regression, and as many validation windows
-    "probe_windows": 400,  # training windows of the probes, half as many to validate and test; 0: no probes
-    "block_states": 1024,  # states a block of the bootstrap
-    "pictures": True,  # draw a reconstructed window, and errors by level and distance
-    "batch_size": 16,  # windows filled and scored at a time
-    "benchmark": False,  # time eager, compiled, TorchScript and CUDA-graphed encoders instead
-    "latency_runs": 100,  # single-window forward passes that are timed
-    "device": "auto",  # cpu, cuda, or auto: cuda where there is one
-    "seed": 0,  # of the bootstrap, of the random encoder and of the probes' share of the labels
+    "data_dir": "training_data",  # str: folder that holds book_states/ and balanced_samples/
+    "pairs": None,  # list[str] | None: pairs to test on; None: all under book_states/
+    "runs_dir": "runs",  # str: folder of the training runs
+    "model_path": None,  # str | None: checkpoint file; None: the best one of the newest run
+    "split": "test",  # test | validation | all: by the checkpoint's calendar;
+    #   all: whole recordings, which must not have been trained on
+    "dates": None,  # list[str] | None: windows between two ISO dates (UTC); None: all windows
+    "fit_data_dir": None,  # str | None: data that the ridge regression is fitted on; None: data_dir
+    "masks": ["entry", "level", "span", "span64", "patch", "tail"],  # list[entry | level |
+    #   span | span64 | patch | tail]: what is hidden, see lob/model/masking.py
+    "mask_perc": 0.25,  # > 0 and < 1: share of the values that are hidden
+    "windows": 48,  # int >= 1: windows of a pair, evenly spaced, and as many of the balanced sample
+    "fit_windows": 24,  # int >= 1: training windows of the ridge, and as many validation windows
+    "probe_windows": 400,  # int >= 0: training windows of the probes, half as many for
+    #   validation and for test; 0: no probes
+    "block_states": 1024,  # int >= 1: states of a block in the bootstrap
+    "pictures": True,  # bool: draw a reconstructed window, and errors by level and distance
+    "batch_size": 16,  # int >= 1: windows that are filled and scored at a time
+    "benchmark": False,  # bool: time eager, compiled, TorchScript and CUDA-graphed encoders instead
+    "latency_runs": 100,  # int >= 1: single-window forward passes that are timed
+    "device": "auto",  # auto | cpu | cuda: auto: cuda if there is one
+    "seed": 0,  # int >= 0: of the bootstrap, the random encoder and the probes' labels
 }
 
-from lob.config import InputError, counted, load_config, run
+from lob.config import InputError, check_rules, counted, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(
-        config,
-        __file__,
-        optional={"pairs": list, "model_path": str, "dates": list, "fit_data_dir": str},
-        choices={"split": ("test", "validation", "all"), "device": ("auto", "cpu", "cuda")},
-        bounds={
-            "mask_perc": "> 0 and < 1",
-            "windows": ">= 1",
-            "fit_windows": ">= 1",
-            "probe_windows": ">= 0",
-            "block_states": ">= 1",
-            "batch_size": ">= 1",
-            "latency_runs": ">= 1",
-            "seed": ">= 0",
-        },
-    )
+    config = load_config(config, __file__)
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,13 +65,14 @@ from lob.evaluation.selection import Selection, balanced_ends, evenly_spaced
 from lob.model.checkpoint import describe_step, find_checkpoint, load_model, run_folder
 from lob.model.embedding import WindowEncoder
 from lob.model.encoder import BookEncoder
-from lob.model.masking import MASKS, trained_on
+from lob.model.masking import trained_on
 from lob.results import make_report, write_report
 from lob.storage import check_writable, new_file
 from lob.windows.splits import parse_dates
 
 
 def main(config: dict) -> int:
+    config = check_rules(config, __file__)
     check_config(config)
     device = pick_device(config["device"])
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
@@ -128,9 +117,6 @@ def main(config: dict) -> int:
 
 
 def check_config(config: dict) -> None:
-    for mask in config["masks"]:
-        if mask not in MASKS:
-            raise InputError(f"masks: {mask!r} is none of {', '.join(MASKS)}")
     if config["dates"] is not None and len(config["dates"]) != 2:
         raise InputError(f"dates = {config['dates']!r} must be two ISO dates, such as ['2024-08-01', '2024-09-01']")
 

@@ -22,46 +22,38 @@ than the tolerance is deleted, with exit status 1.
 """
 
 config = {
-    "data_dir": "training_data",  # folder whose book_states/ give the windows for the check
-    "pairs": None,  # list of pairs, for the check and for embeddings; None: all under book_states/
-    "runs_dir": "runs",  # folder of all runs
-    "model_path": None,  # checkpoint; None: the best one of the newest run
-    "exports_dir": "exports",  # folder of the exported files
-    "parts": ["encoder", "reconstruction", "actor_critic"],  # what to export
-    "formats": ["torchscript", "onnx"],  # some of these two, or none
-    "precisions": ["fp32"],  # fp32 and bf16
-    "devices": None,  # list of cpu and cuda, for TorchScript; None: cpu, and cuda where there is one
-    "pooling": "last",  # embedding of a window: its last state, the mean of all, or (encoder trained causal) all states
-    "trainable": False,  # actor_critic's encoder: goes on learning, or stays as it is
-    "training_mode": False,  # actor_critic is saved in training mode, with dropout
-    "state_features": 4,  # actor_critic: what the agent knows of itself, such as its position
-    "state_widths": [32],  # actor_critic: layers of the state-features head
-    "policy_widths": [64],  # actor_critic: hidden layers of the policy head
-    "value_widths": [64],  # actor_critic: hidden layers of the value head
-    "seed": 0,  # of actor_critic's first weights
-    "embeddings": False,  # write training_data/embeddings/<PAIR>.npy: a row a window
-    "embedding_stride": 1,  # states from one embedded window to the next
-    "batch_size": None,  # windows embedded at a time; None: 16 on a CPU (they stay in its cache), 256 on a GPU
-    "check_windows": 16,  # real windows on which file and checkpoint are compared
-    "tolerance": 1e-5,  # largest |difference| / |reference| of an fp32 file
-    "tolerance_bf16": 2e-2,  # and of a bf16 one
+    "data_dir": "training_data",  # str: folder whose book_states/ give the windows of the check
+    "pairs": None,  # list[str] | None: for the check and embeddings; None: all under book_states/
+    "runs_dir": "runs",  # str: folder of all runs
+    "model_path": None,  # str | None: checkpoint; None: the best one of the newest run
+    "exports_dir": "exports",  # str: folder of the exported files
+    "parts": ["encoder", "reconstruction", "actor_critic"],  # list[encoder |
+    #   reconstruction | actor_critic]: what is exported
+    "formats": ["torchscript", "onnx"],  # list[torchscript | onnx] | []: file formats; []: no files
+    "precisions": ["fp32"],  # list[fp32 | bf16]: precisions of the layers, a file each
+    "devices": None,  # list[cpu | cuda] | None: of TorchScript files; None: all of this machine
+    "pooling": "last",  # last | mean | all: a window's vector: of its last state, the mean of all,
+    #   or one of each state (for encoders trained with causal=True)
+    "trainable": False,  # bool: actor_critic's encoder goes on learning
+    "training_mode": False,  # bool: actor_critic is saved in training mode, with dropout
+    "state_features": 4,  # int >= 1: numbers that actor_critic gets of the agent, as its position
+    "state_widths": [32],  # list[int >= 1]: layers of actor_critic's head for these numbers
+    "policy_widths": [64],  # list[int >= 1]: hidden layers of actor_critic's policy head
+    "value_widths": [64],  # list[int >= 1]: hidden layers of actor_critic's value head
+    "seed": 0,  # int >= 0: of actor_critic's first weights
+    "embeddings": False,  # bool: write training_data/embeddings/<PAIR>.npy, a row a window
+    "embedding_stride": 1,  # int >= 1: states from one embedded window to the next
+    "batch_size": None,  # int >= 1 | None: windows embedded at a time;
+    #   None: 16 on a CPU, so that they fit into its cache, and 256 on a GPU
+    "check_windows": 16,  # int >= 2: real windows on which file and checkpoint are compared
+    "tolerance": 1e-5,  # > 0: largest |difference| / |reference| of an fp32 file
+    "tolerance_bf16": 2e-2,  # > 0: largest |difference| / |reference| of a bf16 file
 }
 
-from lob.config import CheckFailed, InputError, load_config, run
+from lob.config import CheckFailed, InputError, check_rules, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(
-        config,
-        __file__,
-        optional={"model_path": str, "pairs": list, "devices": list, "batch_size": int},
-        choices={"pooling": ("last", "mean", "all")},
-        bounds={
-            "check_windows": ">= 2",
-            "embedding_stride": ">= 1",
-            "batch_size": ">= 1",
-            "state_features": ">= 1",
-        },
-    )
+    config = load_config(config, __file__)
 
 import copy
 import hashlib
@@ -87,12 +79,9 @@ from lob.model.window_store import WindowStore
 from lob.storage import FORMAT_VERSION, check_writable, find_pairs, format_bytes, new_table
 from lob.windows.splits import gather_windows, segment_ranges, window_ends
 
-PARTS = ("encoder", "reconstruction", "actor_critic")
-PRECISIONS = ("fp32", "bf16")
-DEVICES = ("cpu", "cuda")
-
 
 def main(config: dict) -> int:
+    config = check_rules(config, __file__)
     check_config(config)
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
     encoder, meta = load_model(checkpoint)
@@ -122,16 +111,6 @@ def main(config: dict) -> int:
 
 def check_config(config: dict) -> None:
     """Raise InputError if the settings are wrong, whatever the checkpoint."""
-    known_values = {
-        "parts": PARTS,
-        "formats": ENDINGS,
-        "precisions": PRECISIONS,
-        "devices": DEVICES,
-    }
-    for key, known in known_values.items():
-        unknown = [value for value in config[key] or () if value not in known]
-        if unknown or (config[key] == [] and key != "formats"):
-            raise InputError(f"{key} = {config[key]} must be some of {', '.join(known)}")
     if "cuda" in (config["devices"] or ()) and not torch.cuda.is_available():
         raise InputError("devices names 'cuda', but torch finds no CUDA device: set --devices=\"['cpu']\"")
     packages = ("onnx", "onnxscript", "onnxruntime")
@@ -148,9 +127,6 @@ def check_config(config: dict) -> None:
         )
     if not config["formats"] and not config["embeddings"]:
         raise InputError("formats = [] and embeddings = False leave nothing to do: set one of them")
-    for key in ("state_widths", "policy_widths", "value_widths"):
-        if not all(type(width) is int and width > 0 for width in config[key]):
-            raise InputError(f"{key} = {config[key]} must be a list of widths, such as [64, 64]")
 
 
 def check_encoder(config: dict, encoder: EncoderConfig) -> None:
@@ -234,7 +210,7 @@ def export_part(
 
 def variants(config: dict) -> Iterator[tuple[str, str, str]]:
     """Yield format, precision and device of every file of a part."""
-    here = DEVICES if torch.cuda.is_available() else ("cpu",)
+    here = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     devices = config["devices"] or here
     for format_ in config["formats"]:
         for precision in config["precisions"]:

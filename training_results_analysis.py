@@ -11,32 +11,22 @@ beside bf16).
 """
 
 config = {
-    "runs_dir": "runs",  # folder of all runs
-    "more_runs": None,  # list of further folders: runs, or folders of runs
-    "data_dir": "training_data",  # runs older than the samples in this folder are pointed out
-    "pairs": None,  # list of pairs: only runs that were trained on exactly these; None: all runs
-    "output_dir": None,  # where table and pictures go; None: runs_dir/analysis
-    "sort_by": "best_validation",  # a column of the table or a key of the runs' config; -name: from high to low
-    "smoothing": 20,  # log entries that a smoothed curve averages over (exponential); in pictures at least 1 % of them
-    "divergence_factor": 2.0,  # warn where the smoothed train loss exceeds its least value so far by this factor
-    "plateau_epochs": 3,  # warn where the last so many epochs or more
-    "plateau_gain": 0.01,  # together lowered the best validation loss by less than this share
+    "runs_dir": "runs",  # str: folder of all runs
+    "more_runs": None,  # list[str] | None: further folders: runs, or folders of runs
+    "data_dir": "training_data",  # str: runs older than the samples in this folder are marked
+    "pairs": None,  # list[str] | None: only runs trained on exactly these pairs; None: all runs
+    "output_dir": None,  # str | None: where table and pictures go; None: runs_dir/analysis
+    "sort_by": "best_validation",  # str: column of the table or key of the runs; -name: descending
+    "smoothing": 20,  # int >= 1: log entries that a curve is averaged over, at least 1 % of them
+    "divergence_factor": 2.0,  # > 1: warn if the smoothed train loss exceeds its least by this
+    "plateau_epochs": 3,  # int >= 1: epochs at the end of a run that may be a plateau
+    "plateau_gain": 0.01,  # >= 0 and < 1: warn if they lower the best validation loss by less
 }
 
-from lob.config import InputError, counted, load_config, nearest, run
+from lob.config import InputError, check_rules, counted, load_config, nearest, run
 
 if __name__ == "__main__":
-    config = load_config(
-        config,
-        __file__,
-        optional={"more_runs": list, "pairs": list, "output_dir": str},
-        bounds={
-            "smoothing": ">= 1",
-            "divergence_factor": "> 1",
-            "plateau_epochs": ">= 1",
-            "plateau_gain": ">= 0 and < 1",
-        },
-    )
+    config = load_config(config, __file__)
 
 import json
 from collections.abc import Iterator, Sequence
@@ -80,6 +70,7 @@ PRINTED = {  # column of the table -> its head in print
 
 
 def main(config: dict[str, Any]) -> None:
+    config = check_rules(config, __file__)
     output = Path(config["output_dir"] or Path(config["runs_dir"]) / "analysis")
     check_writable(output, "output_dir")
     runs, damaged = read_runs(find_runs(config["runs_dir"], config["more_runs"] or []))

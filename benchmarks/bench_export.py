@@ -11,15 +11,16 @@ config = {
     "presets": [
         "tiny_transformer",
         "deep_narrow_transformer",
-    ],  # model sizes of lob/model/encoder.py
-    "formats": ["torchscript", "onnx"],  # one of these or both
-    "devices": ["cpu"],  # cpu, cuda or both (ONNX files run on the CPU)
-    "depth": 96,  # levels of a state
-    "temporal_dim": 256,  # states of a window
-    "runs": 200,  # single windows that are timed
-    "batch_size": 256,  # windows of the throughput's batch
-    "batches": 1,  # of these batches, after a small one
-    "write": False,  # keep the result in benchmarks/results/export.json, export_cuda.json where devices is ["cuda"]
+    ],  # list[str]: model sizes
+    "formats": ["torchscript", "onnx"],  # list[torchscript | onnx]: one of these or both
+    "devices": ["cpu"],  # list[cpu | cuda]: where files run (ONNX files run on the CPU)
+    "depth": 96,  # int >= 2: levels of a state
+    "temporal_dim": 256,  # int >= 4: states of a window
+    "runs": 200,  # int >= 1: single windows that are timed
+    "batch_size": 256,  # int >= 1: windows of a batch whose throughput is measured
+    "batches": 1,  # int >= 1: number of these batches, after a small one
+    "write": False,  # bool: keep the result in benchmarks/results/export.json,
+    #   or in export_cuda.json if devices is ["cuda"]
 }
 
 from lob.config import load_config, run

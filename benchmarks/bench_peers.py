@@ -15,10 +15,10 @@ Packages that are not installed are skipped by name. Prints a table and one JSON
 """
 
 config = {
-    "updates": 500_000,  # of the synthetic stream of bench_parser.py
-    "rows": 1_000_000,  # states whose windows are described
-    "temporal_dim": 256,  # states a window
-    "write": False,  # keep the result in benchmarks/results/peers.json
+    "updates": 500_000,  # int >= 1: of the synthetic stream of bench_parser.py
+    "rows": 1_000_000,  # int >= 1: states whose windows are described
+    "temporal_dim": 256,  # int >= 2: states of a window
+    "write": False,  # bool: keep the result in benchmarks/results/peers.json
 }
 
 from lob.config import load_config, run

@@ -8,17 +8,17 @@ are gathered, hidden and normalised, the optimizer included, no validation. Prin
 """
 
 config = {
-    "data_dir": "training_data",  # folder that holds book_states/ and balanced_samples/
-    "cases": None,  # names of the cases to run; None: all that this machine can
-    "seconds": 6.0,  # least time that a case is measured for
-    "quick": False,  # a tiny model on whatever machine this is
-    "write": False,  # keep the result in benchmarks/results/training.json
+    "data_dir": "training_data",  # str: folder that holds book_states/ and balanced_samples/
+    "cases": None,  # list[str] | None: names of the cases to run; None: all that this machine can
+    "seconds": 6.0,  # >= 0: time for which a case is measured, at least
+    "quick": False,  # bool: a tiny model on whatever machine this is
+    "write": False,  # bool: keep the result in benchmarks/results/training.json
 }
 
-from lob.config import InputError, load_config, run
+from lob.config import InputError, check_rules, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"cases": list})
+    config = load_config(config, __file__)
 
 import gc
 import itertools
@@ -91,7 +91,8 @@ def main(config: dict) -> None:
 def trainer_config(config: dict, case: dict[str, Any]) -> dict[str, Any]:
     """The trainer's config of a case: its defaults, with a learning rate cycle so long that it hardly moves."""
     changes = {key: value for key, value in case.items() if key != "streaming"}
-    return {**fp8_ddp_trainer.config, **changes, "data_dir": config["data_dir"], "epochs": 1000}
+    changes |= {"data_dir": config["data_dir"], "epochs": 1000}
+    return check_rules(fp8_ddp_trainer.config | changes, fp8_ddp_trainer.__file__)
 
 
 def endless(trainer: fp8_ddp_trainer.Trainer) -> Iterator[tuple[Tensor, ...]]:

@@ -8,17 +8,17 @@ JSON line.
 """
 
 config = {
-    "rows": 4_000_000,  # states in memory for the kernel, 96 levels each (3 GB)
-    "file_rows": 20_000_000,  # states of 8 levels from file to file, compared with a tenth of them
-    "sampler_rows": [1_000_000, 10_000_000],  # rows of statistics to sample from
-    "work_dir": None,  # folder on the disk to measure; None: the system's for temporary files
-    "write": False,  # keep the result in benchmarks/results/windows.json
+    "rows": 4_000_000,  # int >= 1: states in memory for the kernel, 96 levels each (3 GB)
+    "file_rows": 20_000_000,  # int >= 1: states of 8 levels, file to file, beside a tenth of them
+    "sampler_rows": [1_000_000, 10_000_000],  # list[int >= 1]: rows of statistics to sample from
+    "work_dir": None,  # str | None: folder on the disk to measure; None: the system's temporary one
+    "write": False,  # bool: keep the result in benchmarks/results/windows.json
 }
 
 from lob.config import load_config, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"work_dir": str})
+    config = load_config(config, __file__)
 
 import json
 import os

@@ -13,31 +13,26 @@ again, and a run that was interrupted goes on.
 """
 
 config = {
-    "data_dir": "training_data",  # folder that holds book_states/ and balanced_samples/
-    "pairs": None,  # list of pairs to train on; None: all sampled
-    "scored": None,  # list of the trained pairs to score, such as those with windows in the test split; None: all
-    "unseen": None,  # list of pairs that are only scored; None: none
-    "split_ratios": [0.7, 0.25, 0.05],  # as the sample was made: three shares, or two ISO dates
-    "recipe": {},  # keys of fp8_ddp_trainer.py that differ from its defaults
-    "scoring": {},  # keys of inference_testing.py that differ from its defaults
-    "seeds": 5,  # training runs
-    "bf16_seeds": 3,  # of these, trained in bf16 as well
-    "ablations": {},  # names of variants -> keys of the trainer that differ from the recipe; a run each, of seed 0
-    "runs_a_gpu": 2,  # at the same time: one compiles or is scored while the other computes
-    "headline": None,  # pair of the summary line; None: the first one that is scored
-    "runs_dir": "runs/prove",  # folder of the runs
-    "write": False,  # keep the result in benchmarks/results/representation.json
+    "data_dir": "training_data",  # str: folder that holds book_states/ and balanced_samples/
+    "pairs": None,  # list[str] | None: pairs to train on; None: all sampled
+    "scored": None,  # list[str] | None: trained pairs to score; None: all
+    "unseen": None,  # list[str] | None: pairs that are only scored; None: none
+    "split_ratios": [0.7, 0.25, 0.05],  # list[float | str]: as for the sample
+    "recipe": {},  # dict: keys of fp8_ddp_trainer.py that differ from its defaults
+    "scoring": {},  # dict: keys of inference_testing.py that differ from its defaults
+    "seeds": 5,  # int >= 1: training runs
+    "bf16_seeds": 3,  # int >= 0: of these, trained in bf16 as well
+    "ablations": {},  # dict: name of a variant -> keys of the trainer that differ from the recipe
+    "runs_a_gpu": 2,  # int >= 1: runs at a time: one compiles or is scored while the other computes
+    "headline": None,  # str | None: pair of the summary line; None: the first one that is scored
+    "runs_dir": "runs/prove",  # str: folder of the runs
+    "write": False,  # bool: keep the result in benchmarks/results/representation.json
 }
 
 from lob.config import InputError, counted, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(
-        config,
-        __file__,
-        optional={"pairs": list, "scored": list, "unseen": list, "headline": str},
-        bounds={"seeds": ">= 1", "bf16_seeds": ">= 0", "runs_a_gpu": ">= 1"},
-    )
+    config = load_config(config, __file__)
 
 import json
 import os

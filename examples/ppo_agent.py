@@ -24,34 +24,28 @@ The market of an episode, in states t of the recording:
 """
 
 config = {
-    "data_dir": "training_data",  # folder that holds book_states/
-    "runs_dir": "runs",  # folder of the training runs
-    "model_path": None,  # checkpoint file; None: the best one of the newest run
-    "pair": None,  # recording to replay; None: the first under book_states/
-    "split": "test",  # period that judges: test, or validation (the checkpoint was selected on it)
-    "variants": [
-        "frozen",
-        "scratch",
-    ],  # frozen: pre-trained embeddings; scratch: the encoder learns from rewards alone
-    "seeds": 3,  # trainings of each variant, and runs of the random policy
-    "decision_stride": 32,  # states from one decision to the next
-    "latency_states": 1,  # states from a decision to its fill, less than decision_stride
-    "episode_steps": 64,  # decisions an episode
-    "fee_bps": 1.0,  # fee of a fill; spot takers pay more, the largest futures takers about this
-    "position_limit": 1,  # units, long or short
-    "imbalance_thresholds": [
-        0.25,
-        0.5,
-        0.75,
-        0.95,
-    ],  # of the imbalance rule, the best on training episodes is taken
-    "train_steps": 4096,  # decisions that a training sees, rounded up to whole rollouts
-    "environments": 8,  # episodes played side by side
-    "rollout_steps": 64,  # decisions of each before an update
-    "batch_size": 128,  # decisions a gradient step
-    "update_epochs": 4,  # passes over a rollout
-    "learning_rate": 1e-3,  # of Adam
-    "gamma": 0.99,  # discount a decision
+    "data_dir": "training_data",  # str: folder that holds book_states/
+    "runs_dir": "runs",  # str: folder of the training runs
+    "model_path": None,  # str | None: checkpoint file; None: the best one of the newest run
+    "pair": None,  # str | None: recording to replay; None: the first under book_states/
+    "split": "test",  # test | validation: period that judges (validation chose the checkpoint)
+    "variants": ["frozen", "scratch"],  # list[frozen | scratch]: pre-trained embeddings,
+    #   or an encoder that learns from rewards alone
+    "seeds": 3,  # int >= 1: trainings of each variant, and runs of the random policy
+    "decision_stride": 32,  # int >= 1: states from one decision to the next
+    "latency_states": 1,  # int >= 0: states from a decision to its fill, below decision_stride
+    "episode_steps": 64,  # int >= 1: decisions of an episode
+    "fee_bps": 1.0,  # float: fee of a fill; spot takers pay more, large futures takers about this
+    "position_limit": 1,  # int >= 1: units, long or short
+    "imbalance_thresholds": [0.25, 0.5, 0.75, 0.95],  # list[float]: of the imbalance rule;
+    #   the best one on training episodes is taken
+    "train_steps": 4096,  # int >= 1: decisions of a training, rounded up to whole rollouts
+    "environments": 8,  # int >= 1: episodes played side by side
+    "rollout_steps": 64,  # int >= 1: decisions of each episode before an update
+    "batch_size": 128,  # int >= 2: decisions of a gradient step; their advantages are standardised
+    "update_epochs": 4,  # int >= 1: passes over a rollout
+    "learning_rate": 1e-3,  # > 0 and < inf: of Adam
+    "gamma": 0.99,  # >= 0 and <= 1: discount of a reward one decision later
 }
 
 import sys
@@ -59,27 +53,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from the repository, which is not installed
 
-from lob.config import InputError, counted, load_config, run
+from lob.config import InputError, check_rules, counted, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(
-        config,
-        __file__,
-        optional={"model_path": str, "pair": str},
-        choices={"split": ("test", "validation")},
-        bounds={
-            "seeds": ">= 1",
-            "decision_stride": ">= 1",
-            "latency_states": ">= 0",
-            "episode_steps": ">= 1",
-            "position_limit": ">= 1",
-            "train_steps": ">= 1",
-            "environments": ">= 1",
-            "rollout_steps": ">= 1",
-            "batch_size": ">= 2",  # PPO standardises advantages over a batch
-            "update_epochs": ">= 1",
-        },
-    )
+    config = load_config(config, __file__)
 
 import json
 import time
@@ -434,8 +411,6 @@ def tabulate(rows: list[dict]) -> list[str]:
 def check_config(config: dict) -> None:
     """Raise InputError if the settings are wrong, whatever the recording."""
     latency, stride = config["latency_states"], config["decision_stride"]
-    if not config["variants"] or not set(config["variants"]) <= {"frozen", "scratch"}:
-        raise InputError(f"variants = {config['variants']} must be some of 'frozen', 'scratch'")
     if not config["imbalance_thresholds"]:
         raise InputError("imbalance_thresholds = [] names none: give at least one, such as [0.5]")
     if latency >= stride:
@@ -443,6 +418,7 @@ def check_config(config: dict) -> None:
 
 
 def main(config: dict) -> int:
+    config = check_rules(config, __file__)
     check_config(config)
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
     encoder, meta = load_model(checkpoint)

@@ -27,7 +27,7 @@ from lob.storage import open_table
 from lob.windows.splits import gather_windows, window_ends
 
 STATES, DEPTH = 32, 16
-EVERY_PART = list(model_exporter.PARTS)
+EVERY_PART = model_exporter.config["parts"]
 
 
 def checkpoint(runs: Path, depth: int = DEPTH, **choices) -> Path:
@@ -270,7 +270,7 @@ def test_users_mistakes_get_one_line(sampled, tmp_path, capsys):
         ({"devices": ["tpu"]}, "must be some of cpu, cuda"),
         ({"pooling": "all"}, "is of the encoder alone"),
         ({"pooling": "all", "parts": ["encoder"]}, "contain their future"),
-        ({"policy_widths": [64, 0]}, "must be a list of widths"),
+        ({"policy_widths": [64, 0]}, "policy_widths = [64, 0] holds 0, which must be >= 1"),
         ({"formats": []}, "nothing to do"),
         ({"pairs": ["BTC_USDT"]}, "did you mean 'BTC_USD'"),
         ({"exports_dir": f"{tmp_path}/hostile.pt/x"}, "exports_dir = "),

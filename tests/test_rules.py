@@ -5,6 +5,7 @@ something else, or for prose, is noticed.
 """
 
 import ast
+import importlib
 import math
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lob.config import load_config, read_comments
+from lob.config import InputError, load_config, read_comments
 
 FOLDERS = (".", "benchmarks", "examples", "training_data")
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py"))]
@@ -146,3 +147,25 @@ def test_choices_are_those_of_the_code():
         (tester["masks"].rule[len("list[") : -1], MASKS),
     ):
         assert set(rule.split(" | ")) == set(known)
+
+
+MAINS = [script for script in SCRIPTS if "/" not in script]
+
+
+@pytest.mark.parametrize("script", MAINS)
+def test_a_dict_that_did_not_come_from_the_shell_is_checked_too(script):
+    module = importlib.import_module(Path(script).stem)
+    with pytest.raises(InputError, match="data_dir = 3 is of type int, not str"):
+        module.main({**module.config, "data_dir": 3})
+    with pytest.raises(InputError, match=r"unknown key 'data_dri' .* did you mean 'data_dir'"):
+        module.main({**module.config, "data_dri": "training_data"})
+
+
+def test_ranks_and_benchmarks_check_the_trainers_dict():
+    import fp8_ddp_trainer
+    from benchmarks import bench_training
+
+    with pytest.raises(InputError, match=r"mask_perc = 1\.0 must be > 0 and < 1"):
+        fp8_ddp_trainer.train(0, 1, None, {**fp8_ddp_trainer.config, "mask_perc": 1})
+    with pytest.raises(InputError, match="unknown key 'batchsize'"):
+        bench_training.trainer_config(bench_training.config, {"batchsize": 8})

@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 config = {
-    "exchange": "binance-futures",  # as tardis.dev names it
-    "symbol": "BTCUSDT",  # as the exchange writes it
-    "date": "2024-08-01",  # a UTC day, YYYY-MM-DD
-    "data_dir": "training_data",  # the file goes into raw/<SYMBOL>/ below it
-    "endpoint": "https://datasets.tardis.dev/v1",  # where the files are served
+    "exchange": "binance-futures",  # str: as tardis.dev names it
+    "symbol": "BTCUSDT",  # str: as the exchange writes it
+    "date": "2024-08-01",  # str: a UTC day, YYYY-MM-DD
+    "data_dir": "training_data",  # str: the file goes into raw/<SYMBOL>/ below this folder
+    "endpoint": "https://datasets.tardis.dev/v1",  # str: address of the server
 }
 
 from lob.config import InputError, load_config, run
