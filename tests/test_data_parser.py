@@ -18,6 +18,7 @@ import zstandard
 from conftest import ROOT
 
 import data_parser
+from lob.book import units
 from lob.book.states import open_book
 from lob.config import InputError
 from lob.feeds.batch import Batch
@@ -201,7 +202,7 @@ def test_a_finer_price_than_the_tick_names_row_and_remedy(tmp_path):
 def test_a_finer_size_than_the_first_million_rows_needed_names_its_remedy():
     batch = one_batch([1.0, 2.0], [1.0, 2.5])
     with pytest.raises(InputError, match=r"row 2: size 2.5 is no exact multiple of 1, .* million .* round the sizes"):
-        data_parser.apply_batch(None, batch, 1.0, 1.0)
+        units.to_lots(batch, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_a_finer_size_than_the_first_million_rows_needed_names_its_remedy():
      ([2e6, 3e6], 1e6), ([0.1 + 0.2, 60000.0], 0.1)],
 )  # fmt: skip
 def test_the_tick_found_divides_every_price(prices, tick):
-    assert data_parser.largest_power_of_ten([np.array(prices)], "prices", "") == tick
+    assert units.largest_power_of_ten([np.array(prices)], "prices", "") == tick
 
 
 def one_batch(prices: list[float], sizes: list[float]) -> Batch:
@@ -220,17 +221,17 @@ def one_batch(prices: list[float], sizes: list[float]) -> Batch:
 @pytest.mark.parametrize("tick", [0.3, 0.4, 0.03, 2.5, 1 / 3, 0.25, 1e-10])
 def test_a_tick_may_be_any_number(tick):
     prices = np.array([1.0, 7.0, 1000.0, 123_457.0]) * tick
-    assert data_parser.to_units(prices, tick, None, "price", "").tolist() == [1, 7, 1000, 123_457]
+    assert units.to_units(prices, tick, None, "price", "").tolist() == [1, 7, 1000, 123_457]
     with pytest.raises(InputError, match=r"row 2: price .* is no exact multiple"):
-        data_parser.to_units(np.array([tick, 10.001 * tick]), tick, one_batch([0, 0], [0, 0]), "price", "")
+        units.to_units(np.array([tick, 10.001 * tick]), tick, one_batch([0, 0], [0, 0]), "price", "")
 
 
 def test_no_size_becomes_zero_and_later_ones_may_be_a_thousand_times_as_large():
-    assert data_parser.infer_units(iter([one_batch([1.0, 2.0], [2.0, 1e-11])]), None)[2] == 1e-11
+    assert units.infer_units(iter([one_batch([1.0, 2.0], [2.0, 1e-11])]), None)[2] == 1e-11
     with pytest.raises(InputError, match=r"first million sizes are multiples of no power of ten .*: round them"):
-        data_parser.infer_units(iter([one_batch([1.0, 2.0], [1 / 3, 1.0])]), None)
-    _, _, lot = data_parser.infer_units(iter([one_batch([1.0, 2.0], [5e7, 0.01])]), None)
-    assert data_parser.to_units(np.array([5e10, 0.01]), lot, None, "size", "").tolist() == [5 * 10**15, 1000]
+        units.infer_units(iter([one_batch([1.0, 2.0], [1 / 3, 1.0])]), None)
+    _, _, lot = units.infer_units(iter([one_batch([1.0, 2.0], [5e7, 0.01])]), None)
+    assert units.to_units(np.array([5e10, 0.01]), lot, None, "size", "").tolist() == [5 * 10**15, 1000]
 
 
 def test_a_truncated_gzip_among_good_files_keeps_the_old_output_and_the_other_pairs(tmp_path):
