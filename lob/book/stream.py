@@ -143,7 +143,7 @@ class PartJoiner:
         if before is None:
             self.joined = part
             if part.rows:
-                self.append_states(part, folder, kernel.NEVER, True)
+                self.append_states(part, folder, kernel.NEVER, 0.0, True)
         else:
             counters.update(before.counters)
             counters["snapshots_differ"] += self.differs(before, part)
@@ -152,7 +152,8 @@ class PartJoiner:
             if part.rows:
                 silence = max(part.first_state, clock) - before.last_state
                 begins = self.last_row is None or silence > self.max_gap_ns
-                self.append_states(part, folder, clock, begins)
+                traded = before.traded_since * before.lot_size
+                self.append_states(part, folder, clock, traded, begins)
             self.joined = part._replace(
                 updates=before.updates + part.updates,
                 counters={name: counters[name] for name in COUNTERS},
@@ -177,23 +178,27 @@ class PartJoiner:
             raise clock_error(place, time)
         return step > 0
 
-    def append_states(self, part: Part, folder: Path, clock: int, begins: bool) -> None:
-        """Append a part's rows, none before `clock`; `begins`: the first begins a segment."""
+    def append_states(self, part: Part, folder: Path, clock: int, traded: float, begins: bool) -> None:
+        """Append a part's rows.
+
+        clock: no row is stamped before it; traded: signed size that was traded before the first row;
+        begins: whether this row begins a segment.
+        """
         names = ("price_ticks", "sizes", "timestamps", "traded")
-        arrays = [load_array(folder / f"{name}.npy") for name in names]
         starts = np.zeros(part.rows, np.uint8)
         starts[load_array(folder / "segment_starts.npy")] = 1
         starts[0] = begins
-        arrays.append(starts)
-        traded = self.joined.traded_since * part.lot_size if clock != kernel.NEVER else 0.0
+        arrays = [*(load_array(folder / f"{name}.npy") for name in names), starts]
 
         head = self.count_shared(arrays[2], clock)
         if head:
             rows = self.thin_head(arrays, head)
-            if not begins and self.last_row[2][0] // self.interval_ns == clock // self.interval_ns:
-                traded += self.last_row[3][0]
-                rows[4][0] = self.last_row[4][0]
-                self.last_row = None
+            if self.last_row is not None and not begins:
+                _, _, last_time, last_traded, last_begins = self.last_row
+                if last_time[0] // self.interval_ns == clock // self.interval_ns:
+                    self.last_row = None
+                    traded += last_traded[0]
+                    rows[4][0] = last_begins[0]
             self.put(rows, clock, traded)
             traded = 0.0
         for row in range(head, part.rows, BLOCK_ROWS):
@@ -231,4 +236,5 @@ class PartJoiner:
         if self.last_row is not None:
             self.states.append(self.last_row)
         self.states.close()
+        assert self.joined is not None
         return self.joined._replace(rows=self.states.rows, any_trade=self.states.any_trade)

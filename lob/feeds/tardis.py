@@ -43,7 +43,7 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
     """
     options = csv.ConvertOptions(column_types=TARDIS_TYPES, include_columns=list(TARDIS_TYPES), null_values=[])
     message, last_time, last_snapshot = 0, None, False
-    symbols = {first_row(read_head(file))[1].get("symbol") for file in files} - {None, ""}
+    symbols = {first_row(read_head(file))[1].get("symbol", "") for file in files} - {""}
     for file in files:
         for row, column, file_bytes in read_csv(file, ",", options):
             symbols.update(column["symbol"].unique().to_pylist())
