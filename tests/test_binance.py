@@ -8,7 +8,7 @@ import numpy as np
 
 from lob.config import InputError
 from lob.feeds import binance
-from lob.feeds.binance import read_binance
+from lob.feeds.binance import BinanceStream, parse_json, read_binance
 
 SNAPSHOT = '1723161256298000000 {"lastUpdateId":0,"bids":[["1.0","2"]],"asks":[["3.0","4"]]}'
 ODD_NUMBERS = ("1e3", "1E-7", "-1", "-0.0", "+1", ".5", "5.", "", ".", "1.2.3", "nan", "inf", "x", " 1", "007.50")
@@ -96,39 +96,48 @@ def expect_levels(lines: list[str]) -> list[list[float]]:
     return [[float(level[field]) for level in levels] for field in range(2)]
 
 
-def read_a_line_a_block(file):
-    for line in file.read_bytes().split(b"\n"):
-        yield [line], 0
-
-
-def test_an_unusual_line_is_read_or_named_whatever_stands_beside_it(tmp_path, monkeypatch) -> None:
-    """A recording gives the same rows, or a fault too, when each line is read on its own."""
+def test_unusual_lines_are_read_alike_at_once_and_one_by_one(tmp_path, monkeypatch) -> None:
+    """A recording gives the same rows or the same fault, whether Arrow or orjson reads its JSON."""
     faults, read_well = [], 0
     for seed in range(800):
         file = write(tmp_path, write_recording(random.Random(seed), oddities=True))
         found = read(file)
         with monkeypatch.context() as patch:
-            patch.setattr(binance, "read_lines", read_a_line_a_block)
-            alone = read(file)
+            patch.setattr(BinanceStream, "read_alike", lambda self, lines: None)
+            assert found == read(file), seed
         if isinstance(found, list):
-            assert found[1:] == alone[1:], seed  # the unit of time is a block's
             read_well += 1
         else:
             faults.append(found)
-            assert isinstance(alone, str), seed  # of two faults in a block the other one may be named
             assert re.match(rf"{file}, line \d+: |{tmp_path} holds no REST depth snapshot", found)
     kinds = {fault.partition(": ")[2][:12] for fault in faults}
     assert len(kinds) >= 3, kinds
     assert read_well > 200
 
 
-def test_usual_lines_are_read_as_python_reads_them(tmp_path) -> None:
+def read_a_line_a_block(file):
+    for line in file.read_bytes().split(b"\n"):
+        yield line + b"\n", 0
+
+
+def parse_first(text: bytes):
+    message = parse_json(text)
+    assert "lastUpdateId" in message or 1 in (message["u"], message["U"]), "left to orjson"
+    return message
+
+
+def test_usual_lines_are_read_as_python_reads_them(tmp_path, monkeypatch) -> None:
     for seed in range(300):
         lines = write_recording(random.Random(seed), oddities=False)
         if seed % 2:
             lines = [line.replace(",", ", ").replace(":", ": ") for line in lines]
-        columns = read(write(tmp_path, lines))
+        file = write(tmp_path, lines)
+        columns = read(file)
         assert [columns[4][2:], columns[5][2:]] == expect_levels(lines), lines
+        with monkeypatch.context() as patch:  # each line but the first is read by Arrow
+            patch.setattr(binance, "read_line_blocks", read_a_line_a_block)
+            patch.setattr(binance, "parse_json", parse_first)
+            assert columns == read(file), lines
 
 
 def test_any_decimal_becomes_the_nearest_float64(tmp_path) -> None:

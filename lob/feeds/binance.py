@@ -1,5 +1,7 @@
 """Binance's messages as received: raw recordings of spot, USD-M and COIN-M."""
 
+import io
+import itertools
 import re
 from array import array
 from collections import deque
@@ -12,13 +14,20 @@ import numpy as np
 import orjson
 import pandas as pd
 import pyarrow as pa
+from pyarrow import json as pj
 
 from lob.config import InputError
 from lob.feeds.batch import GAP, SET, SNAPSHOT, Batch, feed, to_ns
-from lob.feeds.recordings import read_lines
+from lob.feeds.recordings import read_line_blocks
 
 MOST_RECENT = 1000  # messages kept for a snapshot that is still to come
+DEPTH, UPDATE_ID = b'"depthUpdate"', b'"lastUpdateId"'
 NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+
+LEVELS = pa.list_(pa.list_(pa.string()))
+NUMBERS = [(name, pa.int64()) for name in ("E", "T", "U", "u", "pu")]
+FIELDS = [*NUMBERS, ("s", pa.string()), ("b", LEVELS), ("a", LEVELS)]
+SCHEMA = pa.schema([("data", pa.struct(FIELDS)), *FIELDS])
 
 
 @feed(lambda head: re.match(rb'\d{10,19} \{"(stream|e|u|lastUpdateId)"', head) is not None)
@@ -34,16 +43,21 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
     for file in files:
         line = 0
         try:
-            for texts, file_bytes in read_lines(file):
-                block = Block()
-                for text in texts:
-                    line += 1
-                    if b'"depthUpdate"' in text:
-                        stream.add_depth(block, line, parse_json(text))
-                    elif b'"lastUpdateId"' in text:
-                        add_snapshot(block, line, parse_json(text))
-                for message in block.read_levels():
+            for lines, file_bytes in read_line_blocks(file):
+                found = find_messages(lines, line + 1)
+                last_line = line + lines.count(b"\n")
+                messages = stream.read_alike(found)
+                if messages is None:
+                    block = Block()
+                    for line, text in found:
+                        if DEPTH in text:
+                            stream.add_depth(block, line, parse_json(text))
+                        else:
+                            add_snapshot(block, line, parse_json(text))
+                    messages = block.read_levels()
+                for message in messages:
                     stream.take(message)
+                line = last_line
                 if stream.has_rows():
                     yield stream.make_batch(file, file_bytes)
         except OSError as error:
@@ -55,6 +69,28 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
             f"{files[0].parent} holds no REST depth snapshot that its depthUpdate messages "
             "continue, so the book is never known: record one (GET depth?limit=1000) after the stream"
         )
+
+
+def find_messages(lines: bytes, line: int) -> list[tuple[int, bytes]]:
+    """Return number and text of each line that holds DEPTH or UPDATE_ID; `line`: the first one's number.
+
+    Most lines are trades and best prices. To search all of them at once is faster than one by one.
+    """
+    found, end = [], 0
+    for place in sorted([*find_all(lines, DEPTH), *find_all(lines, UPDATE_ID)]):
+        if place >= end:  # else the line was found already
+            begin = lines.rfind(b"\n", end, place) + 1 or end
+            line += lines.count(b"\n", end, begin)
+            end = lines.index(b"\n", place)
+            found.append((line, lines[begin:end]))
+    return found
+
+
+def find_all(text: bytes, word: bytes) -> Iterator[int]:
+    place = text.find(word)
+    while place >= 0:
+        yield place
+        place = text.find(word, place + 1)
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
@@ -76,7 +112,7 @@ class Depth(NamedTuple):
 
 
 class Block:
-    """The messages of a block of lines. One cast for all of them turns texts into numbers."""
+    """Messages that are read one by one, by orjson. One cast of all of them makes numbers of texts."""
 
     def __init__(self) -> None:
         self.heads: list[tuple[int, int, int, int, int, int, int]] = []  # Depth without its levels
@@ -98,6 +134,29 @@ class Block:
         for head in self.heads:
             begin, end = end, end + head[-2] + head[-1]
             yield Depth(*head, levels[begin:end])
+
+
+def read_columns(text: bytes) -> dict[str, pa.Array]:
+    """Read lines of JSON of one form, bare or under "data"; ArrowInvalid or ValueError if they are not."""
+    options = pj.ReadOptions(use_threads=False, block_size=len(text) + 1)
+    parse_options = pj.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore")
+    table = pj.read_json(io.BytesIO(text), options, parse_options)
+    data = table.column("data").combine_chunks()
+    if data.null_count == 0:
+        return {name: data.field(name) for name, _ in FIELDS}
+    if data.null_count < len(data):
+        raise ValueError("some messages are bare")
+    return {name: table.column(name).combine_chunks() for name, _ in FIELDS}
+
+
+def read_levels(column: pa.ListArray) -> list[np.ndarray]:
+    """Return each message's prices and sizes, float64 (levels, 2); ValueError if a level is no pair."""
+    pairs = column.flatten()
+    if column.null_count or pairs.null_count or (np.diff(pairs.offsets) != 2).any():
+        raise ValueError("a level is no pair")
+    numbers = pairs.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(-1, 2)
+    stops = column.offsets.to_numpy()
+    return [numbers[begin:end] for begin, end in itertools.pairwise(stops.tolist())]
 
 
 def to_numbers(texts: list[str]) -> np.ndarray:
@@ -145,6 +204,42 @@ class BinanceStream:
         previous = data["U"] - 1 if self.spot else data["pu"]
         time = data["T"] if "T" in data else data["E"]
         block.add(SET, line, time, data["u"], previous, data["b"], data["a"])
+
+    def read_alike(self, found: list[tuple[int, bytes]]) -> list[Depth] | None:
+        """Read a block's messages at once if they are depthUpdates as Binance usually sends them.
+
+        None if they are not, or if a snapshot is among them: they have to be read one by one, which
+        takes twice the time and finds the line that is at fault.
+        """
+        text = b"\n".join(line.partition(b" ")[2] for _, line in found)
+        if self.symbol is None or UPDATE_ID in text:
+            return None
+        try:
+            columns = read_columns(text)
+            if set(columns["s"].to_pylist()) != {self.symbol} or len(columns["s"]) != len(found):
+                return None
+            link, time = ("U", "E") if self.spot else ("pu", "T")
+            if self.spot and columns["T"].null_count < len(found):
+                return None
+            times, lasts, links = (columns[name].to_pylist() for name in (time, "u", link))
+            bids, asks = (read_levels(columns[name]) for name in "ba")
+        except (pa.ArrowInvalid, ValueError):
+            return None
+        if None in times or None in lasts or None in links:
+            return None
+        return [
+            Depth(
+                SET,
+                line,
+                times[row],
+                lasts[row],
+                links[row] - self.spot,
+                len(bids[row]),
+                len(asks[row]),
+                np.concatenate((bids[row], asks[row])),
+            )
+            for row, (line, _) in enumerate(found)
+        ]
 
     def take(self, message: Depth) -> None:
         """Take the next message of the file."""
