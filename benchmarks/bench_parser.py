@@ -214,7 +214,7 @@ def measure_days(folder: Path, rows: int) -> list[tuple]:
 
 
 def measure_memory(folder: Path, file: Path) -> list[tuple]:
-    """RssAnon of data_parser.py on the stream and on four times the stream."""
+    """Anonymous memory (RssAnon) of data_parser.py, on the stream and on four times the stream."""
     found = []
     for times in (1, 4):
         raw = folder / "memory" / "raw" / "SYN"
@@ -285,30 +285,25 @@ def write_binance(file: Path, columns: Columns) -> None:
             handle.write(f'{time_ms}000000 {{"stream":"btcusdt@depth@100ms","data":{data}}}\n'.encode())
 
 
-def find_converter() -> Callable[[Path], object] | None:
-    """Return hftbacktest's converter of Binance's recordings; None, which is printed, if it is not installed."""
-    try:
-        module = importlib.import_module("hftbacktest.data.utils.binancefutures")
-    except ImportError:
-        print("hftbacktest is not installed: ratio_to_limit of the Binance cases is skipped")
-        return None
-
-    def convert(file: Path) -> object:
+def convert_by_hftbacktest(files: list[Path]) -> None:
+    module = importlib.import_module("hftbacktest.data.utils.binancefutures")
+    for file in files:
         with contextlib.redirect_stdout(io.StringIO()):
-            return module.convert(str(file), buffer_size=20_000_000)
-
-    return convert
+            module.convert(str(file), buffer_size=20_000_000)
 
 
 def measure_binance(case: str, files: list[Path], note: str) -> list[tuple]:
     """JSON lines to discarded states, beside hftbacktest's converter, which leaves an array of updates."""
     rows = sum(len(batch.time_ns) for batch in FEEDS["binance"].read(files))
-    messages = parse("binance", files).counters[MESSAGES]
-    converter = None if case.startswith("spot") else find_converter()
+    messages = int(parse("binance", files).counters[MESSAGES])
     tasks: list[Callable[[], object]] = [lambda: parse("binance", files)]
-    if converter is not None:
-        converter(files[0])  # compiles
-        tasks.append(lambda: [converter(file) for file in files])
+    try:
+        convert_by_hftbacktest(files[:1])  # compiles
+        tasks.append(lambda: convert_by_hftbacktest(files))
+    except ImportError:
+        print(f"{case}: hftbacktest is not installed, ratio_to_limit is skipped")
+    except (KeyError, ValueError) as error:
+        print(f"{case}: hftbacktest does not read this recording ({error!r}), ratio_to_limit is skipped")
     seconds, *limits = best_of(3, *tasks)
     found = [
         (case, "updates_per_second", rows / seconds, "1/s", f"{rows:,} updates in {messages:,} messages; {note}"),

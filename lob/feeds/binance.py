@@ -6,7 +6,6 @@ import re
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,16 +105,16 @@ class Depth(NamedTuple):
     time: int  # as sent
     last: int  # update id of the last update in it
     previous: int  # update id of the update before its first one
-    bids: int  # number of levels
-    asks: int
-    levels: np.ndarray  # float64 (bids + asks, 2): price and size of each bid, then of each ask
+    bids: np.ndarray  # float64 (levels, 2): price and size
+    asks: np.ndarray
 
 
 class Block:
     """Messages that are read one by one, by orjson. One cast of all of them makes numbers of texts."""
 
     def __init__(self) -> None:
-        self.heads: list[tuple[int, int, int, int, int, int, int]] = []  # Depth without its levels
+        # Of each message: kind, line, time, last, previous, number of bids, of asks.
+        self.heads: list[tuple[int, int, int, int, int, int, int]] = []
         self.texts: list[str] = []  # prices and sizes of all
 
     def add(self, kind: int, line: int, time: int, last: int, previous: int, bids: list, asks: list) -> None:
@@ -125,15 +124,15 @@ class Block:
         if not (set(map(type, levels)) <= {list} and set(map(len, levels)) <= {2}):
             raise ValueError("a level is no pair")
         self.heads.append((kind, line, time, last, previous, len(bids), len(asks)))
-        self.texts += chain.from_iterable(levels)
+        self.texts += itertools.chain.from_iterable(levels)
 
     def read_levels(self) -> Iterator[Depth]:
         """Yield the messages, complete with their levels."""
         levels = to_numbers(self.texts).reshape(-1, 2)
         end = 0
-        for head in self.heads:
-            begin, end = end, end + head[-2] + head[-1]
-            yield Depth(*head, levels[begin:end])
+        for *head, bids, asks in self.heads:
+            begin, middle, end = end, end + bids, end + bids + asks
+            yield Depth(*head, levels[begin:middle], levels[middle:end])
 
 
 def read_columns(text: bytes) -> dict[str, pa.Array]:
@@ -228,16 +227,7 @@ class BinanceStream:
         if None in times or None in lasts or None in links:
             return None
         return [
-            Depth(
-                SET,
-                line,
-                times[row],
-                lasts[row],
-                links[row] - self.spot,
-                len(bids[row]),
-                len(asks[row]),
-                np.concatenate((bids[row], asks[row])),
-            )
+            Depth(SET, line, times[row], lasts[row], links[row] - self.spot, bids[row], asks[row])
             for row, (line, _) in enumerate(found)
         ]
 
@@ -288,7 +278,7 @@ class BinanceStream:
     def lose_book(self, depth: Depth) -> None:
         """Tell once, by a GAP row, that messages are missing until the next snapshot."""
         if not self.loss_told:
-            gap = depth._replace(kind=GAP, bids=1, asks=0, levels=np.zeros((1, 2)))
+            gap = depth._replace(kind=GAP, bids=np.zeros((1, 2)), asks=np.zeros((0, 2)))
             self.put_rows(self.message + 1, gap)
         self.known, self.loss_told = False, True
 
@@ -297,21 +287,22 @@ class BinanceStream:
         self.message = number
 
     def has_rows(self) -> bool:
-        return any(message.bids or message.asks for _, message in self.rows)
+        return any(len(message.bids) or len(message.asks) for _, message in self.rows)
 
     def make_batch(self, file: Path, file_bytes: int) -> Batch:
         """Turn the messages gathered since the last batch into a batch: a row a level."""
         numbers, messages = zip(*self.rows, strict=True)
         self.rows = []
-        kinds, lines, times, _, _, bids, asks, levels = zip(*messages, strict=True)
-        sides = np.stack([bids, asks], axis=1)
-        rows = sides.sum(axis=1)
+        kinds, lines, times, _, _, bids, asks = zip(*messages, strict=True)
+        levels = list(itertools.chain.from_iterable(zip(bids, asks, strict=True)))
+        level_counts = np.array([len(side) for side in levels])
+        rows = level_counts.reshape(-1, 2).sum(axis=1)
         price, size = np.concatenate(levels).T
         return Batch(
             time_ns=np.repeat(to_ns(np.array(times)), rows),
             message=np.repeat(numbers, rows),
             update_type=np.repeat(np.array(kinds, np.uint8), rows),
-            is_buy=np.repeat(np.tile([True, False], len(rows)), sides.ravel()),
+            is_buy=np.repeat(np.tile([True, False], len(rows)), level_counts),
             price=np.ascontiguousarray(price),
             size=np.ascontiguousarray(size),
             order_id=None,
