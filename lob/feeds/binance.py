@@ -53,7 +53,7 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
                             stream.add_depth(block, line, parse_json(text))
                         else:
                             add_snapshot(block, line, parse_json(text))
-                    messages = block.read_levels()
+                    messages = block.make_messages()
                 for message in messages:
                     stream.take(message)
                 line = last_line
@@ -113,8 +113,8 @@ class Block:
     """Messages that are read one by one, by orjson. One cast of all of them makes numbers of texts."""
 
     def __init__(self) -> None:
-        # Of each message: kind, line, time, last, previous, number of bids, of asks.
-        self.heads: list[tuple[int, int, int, int, int, int, int]] = []
+        self.heads: list[tuple[int, int, int, int, int]] = []  # kind, line, time, last, previous
+        self.level_counts: list[tuple[int, int]] = []  # bids and asks of each message
         self.texts: list[str] = []  # prices and sizes of all
 
     def add(self, kind: int, line: int, time: int, last: int, previous: int, bids: list, asks: list) -> None:
@@ -123,16 +123,18 @@ class Block:
         levels = bids + asks
         if not (set(map(type, levels)) <= {list} and set(map(len, levels)) <= {2}):
             raise ValueError("a level is no pair")
-        self.heads.append((kind, line, time, last, previous, len(bids), len(asks)))
+        self.heads.append((kind, line, time, last, previous))
+        self.level_counts.append((len(bids), len(asks)))
         self.texts += itertools.chain.from_iterable(levels)
 
-    def read_levels(self) -> Iterator[Depth]:
-        """Yield the messages, complete with their levels."""
+    def make_messages(self) -> list[Depth]:
+        """Return the messages, complete with their levels."""
         levels = to_numbers(self.texts).reshape(-1, 2)
-        end = 0
-        for *head, bids, asks in self.heads:
+        messages, end = [], 0
+        for head, (bids, asks) in zip(self.heads, self.level_counts, strict=True):
             begin, middle, end = end, end + bids, end + bids + asks
-            yield Depth(*head, levels[begin:middle], levels[middle:end])
+            messages.append(Depth(*head, levels[begin:middle], levels[middle:end]))
+        return messages
 
 
 def read_columns(text: bytes) -> dict[str, pa.Array]:
