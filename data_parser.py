@@ -32,11 +32,20 @@ from lob.config import InputError, do_each, load_config, run
 
 if __name__ == "__main__":
     config = load_config(
-        config, __file__, optional={"pairs": list, "feed": str, "tick_size": float, "scheduler": str},
-        bounds={"depth": ">= 2 and <= 100000", "subsample": ">= 1 and <= 1e9", "state_interval_ms": ">= 0 and <= 1e12",
-                "tick_size": "> 0 and < inf", "max_crossed_ms": ">= 0 and <= 1e12", "workers": ">= 0",
-                "max_gap_seconds": ">= 0 and <= 1e9", "max_clock_step_ms": ">= 0 and <= 1e12"},
-    )  # fmt: skip
+        config,
+        __file__,
+        optional={"pairs": list, "feed": str, "tick_size": float, "scheduler": str},
+        bounds={
+            "depth": ">= 2 and <= 100000",
+            "subsample": ">= 1 and <= 1e9",
+            "state_interval_ms": ">= 0 and <= 1e12",
+            "tick_size": "> 0 and < inf",
+            "max_crossed_ms": ">= 0 and <= 1e12",
+            "workers": ">= 0",
+            "max_gap_seconds": ">= 0 and <= 1e9",
+            "max_clock_step_ms": ">= 0 and <= 1e12",
+        },
+    )
 
 import hashlib
 import itertools

@@ -46,8 +46,10 @@ def opening(message=1, time=0):
 
 def test_the_whole_sample_state_by_state():
     batches = list(read_coinapi([SAMPLE]))
-    columns = [np.concatenate([getattr(batch, name) for batch in batches])
-               for name in ("time_ns", "message", "update_type", "is_buy", "price", "size", "order_id")]  # fmt: skip
+    columns = [
+        np.concatenate([getattr(batch, name) for batch in batches])
+        for name in ("time_ns", "message", "update_type", "is_buy", "price", "size", "order_id")
+    ]
     time, message, kind, is_buy, price, size, order_id = columns
     price, size = np.rint(price).astype(np.int64), np.rint(size * 1e8).astype(np.int64)
     written: list[list[np.ndarray]] = []

@@ -141,15 +141,21 @@ def test_an_opening_snapshot_of_the_day_before_is_stamped_so(tmp_path):
         (HEADER + OPENING + row("05.0", "ADD", 1, "9", "1", 7) + row("03.0", "ADD", 1, "9", "1", 8), "row 8: time"),
         (HEADER + OPENING + "half a row\n", "columns, the header 7: 'half a row': mend or drop the row"),
         (HEADER + OPENING + row("01.0", "ADD", 1, "99", "", 7), "row 7: entry_sx '' is not a number"),
-        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace("2026-05-02T00:00:01.0", ""),
-         "row 7: time_exchange '' is not a time"),
-        (HEADER + OPENING + row("77.0", "ADD", 1, "99", "1", 7),
-         "row 7: time_exchange '2026-05-02T00:00:77.0' is not a time such as 2026-05-02T12:30:00.5: mend"),
-        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace(";7\n", ";x7\n"),
-         "row 7: order_id 'x7' is not a whole number"),
+        (
+            HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace("2026-05-02T00:00:01.0", ""),
+            "row 7: time_exchange '' is not a time",
+        ),
+        (
+            HEADER + OPENING + row("77.0", "ADD", 1, "99", "1", 7),
+            "row 7: time_exchange '2026-05-02T00:00:77.0' is not a time such as 2026-05-02T12:30:00.5: mend",
+        ),
+        (
+            HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace(";7\n", ";x7\n"),
+            "row 7: order_id 'x7' is not a whole number",
+        ),
         ((HEADER + OPENING).replace(";", "\t"), "name the columns so, with ; or , between them"),
     ],
-)  # fmt: skip
+)
 def test_bad_files_get_one_line_and_leave_nothing(tmp_path, text, said):
     file = put(tmp_path, text)
     line = refused(tmp_path, "--depth=4")
@@ -187,8 +193,17 @@ def test_missing_folders_and_books_too_thin_are_named(tmp_path):
     assert "did you mean 'A_B'" in refused(tmp_path, "--pairs=['A_C']")
 
 
-@pytest.mark.parametrize("words", [("--depth=5",), ("--subsample=2", "--state_interval_ms=100"), ("--tick_size=-1.0",),
-                                   ("--feed=nonesuch",), ("--subsample=0",), ("--max_gap_seconds=1e999",)])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--depth=5",),
+        ("--subsample=2", "--state_interval_ms=100"),
+        ("--tick_size=-1.0",),
+        ("--feed=nonesuch",),
+        ("--subsample=0",),
+        ("--max_gap_seconds=1e999",),
+    ],
+)
 def test_impossible_settings_are_refused_by_name(tmp_path, words):
     assert words[0].split("=")[0].removeprefix("--") in refused(tmp_path, *words)
 
@@ -207,9 +222,15 @@ def test_a_finer_size_than_the_first_million_rows_needed_names_its_remedy():
 
 @pytest.mark.parametrize(
     ("prices", "tick"),
-    [([0.5123, 0.4999, 0.501], 1e-4), ([50.0, 99.0], 1.0), ([1.2e-8, 3e-8], 1e-9), ([999.99, 1000.0, 1000.01], 0.01),
-     ([2e6, 3e6], 1e6), ([0.1 + 0.2, 60000.0], 0.1)],
-)  # fmt: skip
+    [
+        ([0.5123, 0.4999, 0.501], 1e-4),
+        ([50.0, 99.0], 1.0),
+        ([1.2e-8, 3e-8], 1e-9),
+        ([999.99, 1000.0, 1000.01], 0.01),
+        ([2e6, 3e6], 1e6),
+        ([0.1 + 0.2, 60000.0], 0.1),
+    ],
+)
 def test_the_tick_found_divides_every_price(prices, tick):
     assert units.largest_power_of_ten([np.array(prices)], "prices", "") == tick
 
@@ -263,8 +284,9 @@ def test_a_disk_that_fills_keeps_the_old_output_and_the_other_pairs(tmp_path, wo
     put(tmp_path, HEADER + OPENING.replace("100", "99") * 2, pair="C_D")
     command = [sys.executable, "data_parser.py", f"--data_dir={tmp_path}", f"--workers={workers}", "--depth=4"]
     uncovered = {key: value for key, value in os.environ.items() if not key.startswith("COV")}  # its file grows too
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit_files,
-                          env=uncovered)  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit_files, env=uncovered
+    )
     assert done.returncode == 1
     assert "A_B: File too large" in done.stderr
     assert done.stderr.count("\n") == 2

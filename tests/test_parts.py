@@ -110,8 +110,10 @@ def test_several_workers_give_the_bytes_of_one(tmp_path, feed, trades, interval_
 
 def test_a_day_that_opens_at_the_local_time_of_the_row_before_it_begins_a_message(tmp_path) -> None:
     levels = [(side, 1000 + (-i if side else i), 5) for side in (True, False) for i in range(1, 5)]
-    days = [[(day + time, kind, *level) for time, kind in ((0, SNAPSHOT), (9, SET)) for level in levels]
-            for day in (START_MS, START_MS + 20)]  # fmt: skip
+    days = [
+        [(day + time, kind, *level) for time, kind in ((0, SNAPSHOT), (9, SET)) for level in levels]
+        for day in (START_MS, START_MS + 20)
+    ]
     write_days(tmp_path, days, "tardis")
     second = tmp_path / "raw" / "A_B" / "01.csv"
     second.write_text(second.read_text().replace(f"{START_MS + 20}999", f"{START_MS + 9}999"))
