@@ -3,15 +3,16 @@
     python -m benchmarks.bench_parser
     python -m benchmarks.bench_parser --write=True --work_dir=/data
 
-The limits are measured in the same run: np.copyto of as many states for the kernel, pyarrow's read into arrays for
-CoinAPI (plus a plain write of the same bytes, to disk), gunzip and orjson for Binance. Needs 4 GB of disk under
+Each rate is compared with a limit that is measured in the same run: np.copyto of as many states for the kernel,
+pyarrow's read into arrays for CoinAPI (to disk also a plain write of the same bytes), and hftbacktest's own converter
+for Binance, which reads USD-M and COIN-M and is skipped by name if it is not installed. Needs 4 GB of disk under
 `work_dir`, all removed at the end. Prints a table and one JSON line.
 """
 
 config = {
     "updates": 5_000_000,  # length of the synthetic stream; of less than 5 million the rates say little
     "disk_updates": 1_500_000,  # of these, how many go to disk, as states of 96 levels (788 bytes each)
-    "recordings": "../shared/real/binance",  # folder/<market>/*.gz of raw Binance recordings; skipped where it is not
+    "recordings": "../shared/real/binance",  # folder/<market>/*.gz of raw Binance recordings; skipped if not there
     "work_dir": None,  # folder on the disk to measure; None: the system's for temporary files
     "write": False,  # keep the result in benchmarks/results/parser.json
 }
@@ -21,7 +22,10 @@ from lob.config import load_config, run
 if __name__ == "__main__":
     config = load_config(config, __file__, optional={"work_dir": str}, bounds={"updates": ">= 5000000"})
 
+import contextlib
 import gzip
+import importlib
+import io
 import os
 import shutil
 import tempfile
@@ -30,15 +34,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pyarrow as pa
 from pyarrow import csv
 
-import data_parser
 from benchmarks.report import ROOT, ROW, report, watch
 from lob.book.order_book import MESSAGES, UNKNOWN, OrderBook
+from lob.book.states import StateWriter
+from lob.book.stream import apply_batch
+from lob.book.units import infer_units
 from lob.feeds.batch import FEEDS, SET, SNAPSHOT
-from lob.feeds.recordings import open_decompressed, read_ahead, read_lines
+from lob.feeds.recordings import open_decompressed, read_ahead
 
 DEPTH = 96
 LEVELS = 500  # a side in the opening snapshot
@@ -82,7 +87,7 @@ def make_updates(rows: int, seed: int = 0) -> Columns:
 
 
 def best_of(repeats: int, *tasks: Callable[[], object]) -> list[float]:
-    """Least seconds of each task; they take turns, so that a busy moment of the machine hits them alike."""
+    """Return the least seconds of each task. They take turns, so that a busy machine slows them all alike."""
     best = [np.inf] * len(tasks)
     for _ in range(repeats):
         for index, task in enumerate(tasks):
@@ -127,29 +132,46 @@ def write_coinapi(file: Path, columns: Columns) -> None:
         for begin in range(0, len(columns[0]), BLOCK):
             time_ns, _, kind, is_buy, price, size = (column[begin : begin + BLOCK] for column in columns)
             clock = np.datetime_as_string(time_ns.view("datetime64[ns]")).astype("U27")
-            table = pa.table({"time_exchange": clock, "time_coinapi": clock, "update_type": kinds[kind],
-                              "is_buy": is_buy.astype(np.int8), "entry_px": price / 100,
-                              "entry_sx": size / 10**5})  # fmt: skip
+            columns_of_file = {
+                "time_exchange": clock,
+                "time_coinapi": clock,
+                "update_type": kinds[kind],
+                "is_buy": is_buy.astype(np.int8),
+                "entry_px": price / 100,
+                "entry_sx": size / 10**5,
+            }
+            table = pa.table(columns_of_file)
             options = csv.WriteOptions(include_header=begin == 0, delimiter=";", quoting_style="none")
             csv.write_csv(table, handle, options)
 
 
-def parse_discarding(feed: str, files: list[Path]) -> OrderBook:
-    """Parse as data_parser.py does, in two threads, but drop the states."""
+def discard(states: list[np.ndarray]) -> None:
+    pass
+
+
+def parse(feed: str, files: list[Path], flush: Callable[[list[np.ndarray]], None] = discard) -> OrderBook:
+    """Parse as data_parser.py does, in two threads, and hand the states to `flush`."""
     batches = read_ahead(FEEDS[feed].read(files))
-    first, tick_size, lot_size = data_parser.infer_units(batches, None)
-    book = OrderBook(DEPTH, lot_size, lambda out: None)
-    for batch in data_parser.chain_freeing(first, batches):
-        data_parser.apply_batch(book, batch, tick_size, lot_size)
+    first, tick_size, lot_size = infer_units(batches, None)
+    book = OrderBook(DEPTH, lot_size, flush)
+    while first:
+        apply_batch(book, first.pop(0), tick_size)
+    for batch in batches:
+        apply_batch(book, batch, tick_size)
     book.finish()
     return book
 
 
 def read_by_pyarrow(file: Path) -> list[np.ndarray]:
-    """What a reader must at least do: pyarrow's own threads, the parser's columns and types, into arrays."""
+    """Do what a reader must at least do: the parser's columns and types into arrays, in pyarrow's own threads."""
     text = pa.dictionary(pa.int32(), pa.string())
-    types = {"time_exchange": pa.timestamp("ns"), "update_type": text, "is_buy": text, "entry_px": pa.float64(),
-             "entry_sx": pa.float64()}  # fmt: skip
+    types = {
+        "time_exchange": pa.timestamp("ns"),
+        "update_type": text,
+        "is_buy": text,
+        "entry_px": pa.float64(),
+        "entry_sx": pa.float64(),
+    }
     options = csv.ConvertOptions(column_types=types, include_columns=list(types))
     with open_decompressed(file) as (handle, _):
         table = csv.read_csv(handle, csv.ReadOptions(block_size=1 << 23), csv.ParseOptions(delimiter=";"), options)
@@ -161,7 +183,7 @@ def measure_coinapi(folder: Path, columns: Columns) -> list[tuple]:
     """A gzip file to discarded states on two cores, beside pyarrow reading it into arrays."""
     file = folder / "20231114.csv.gz"
     write_coinapi(file, columns)
-    seconds, limit = best_of(3, lambda: parse_discarding("coinapi", [file]), lambda: read_by_pyarrow(file))
+    seconds, limit = best_of(3, lambda: parse("coinapi", [file]), lambda: read_by_pyarrow(file))
     rows, size = len(columns[0]), file.stat().st_size
     note = f"{rows:,} rows, {size / 1e6:,.0f} MB gzip, states discarded, 2 threads of {os.cpu_count()} cores"
     found = [
@@ -173,7 +195,7 @@ def measure_coinapi(folder: Path, columns: Columns) -> list[tuple]:
 
 
 def measure_days(folder: Path, rows: int) -> list[tuple]:
-    """Two days of one pair that open with a snapshot, side by side: the hours that 60 GB of such gzip take."""
+    """Two days of one pair that open with a snapshot, side by side, and the hours that 60 GB of such gzip take."""
     raw = folder / "days" / "raw" / "SYN"
     raw.mkdir(parents=True)
     for day in range(2):
@@ -192,7 +214,7 @@ def measure_days(folder: Path, rows: int) -> list[tuple]:
 
 
 def measure_memory(folder: Path, file: Path) -> list[tuple]:
-    """RssAnon of data_parser.py on the stream and on four times the stream."""
+    """Anonymous memory (RssAnon) of data_parser.py, on the stream and on four times the stream."""
     found = []
     for times in (1, 4):
         raw = folder / "memory" / "raw" / "SYN"
@@ -209,15 +231,16 @@ def measure_memory(folder: Path, file: Path) -> list[tuple]:
 
 def measure_disk(folder: Path, columns: Columns) -> list[tuple]:
     """A gzip file to states on disk, beside pyarrow's read and a plain write of the same bytes."""
-    file = folder / "disk" / "raw" / "SYN" / "20231114.csv.gz"
-    file.parent.mkdir(parents=True)
+    file = folder / "20231114.csv.gz"
     write_coinapi(file, columns)
-    settings = data_parser.config | {"data_dir": str(folder / "disk"), "depth": DEPTH}
-    states = folder / "disk" / "book_states"
+    states = folder / "states"
 
-    def parse() -> None:
+    def parse_to_disk() -> None:
         shutil.rmtree(states, ignore_errors=True)
-        data_parser.parse_pair(settings, "SYN")
+        states.mkdir()
+        writer = StateWriter(states, DEPTH)
+        parse("coinapi", [file], writer.append)
+        writer.close()
 
     def read_and_write() -> None:
         read_by_pyarrow(file)
@@ -228,59 +251,73 @@ def measure_disk(folder: Path, columns: Columns) -> list[tuple]:
             os.fsync(handle.fileno())
         (folder / "plain").unlink()
 
-    parse()
-    size = sum(array.stat().st_size for array in (states / "SYN").iterdir())
-    seconds, limit = best_of(3, parse, read_and_write)
-    shutil.rmtree(folder / "disk")
+    parse_to_disk()
+    size = sum(array.stat().st_size for array in states.iterdir())
+    seconds, limit = best_of(3, parse_to_disk, read_and_write)
+    shutil.rmtree(states)
+    file.unlink()
     note = f"{len(columns[0]):,} updates to {size / 1e6:,.0f} MB"
+    limit_note = "of pyarrow's read and a plain write of these bytes"
     return [
         ("coinapi_to_disk", "updates_per_second", len(columns[0]) / seconds, "1/s", note),
-        ("coinapi_to_disk", "ratio_to_limit", limit / seconds, "",
-         "of pyarrow's read and a plain write of these bytes"),
-    ]  # fmt: skip
+        ("coinapi_to_disk", "ratio_to_limit", limit / seconds, "", limit_note),
+    ]
 
 
 def write_binance(file: Path, columns: Columns) -> None:
-    """Write the stream as Binance's: a REST snapshot, then depthUpdate messages."""
+    """Write the stream as Binance's USD-M: a REST snapshot, then depthUpdate messages."""
     levels = 40  # a message; recorded: 15 to 68
     _, _, _, is_buy, price, size = (column.tolist() for column in columns)
     texts = [f'["{ticks / 100:.2f}","{lots / 10**5:.5f}"]' for ticks, lots in zip(price, size, strict=True)]
     with gzip.open(file, "wb", compresslevel=6) as handle:
         bids, asks = (",".join(texts[begin : begin + LEVELS]) for begin in (0, LEVELS))
-        handle.write(f'{START_NS} {{"lastUpdateId":0,"bids":[{bids}],"asks":[{asks}]}}\n'.encode())
+        head = f'"lastUpdateId":0,"E":{START_NS // 10**6},"T":{START_NS // 10**6}'
+        handle.write(f'{START_NS} {{{head},"bids":[{bids}],"asks":[{asks}]}}\n'.encode())
         for update, begin in enumerate(range(2 * LEVELS, len(texts), levels), 1):
             sides: tuple[list[str], list[str]] = ([], [])
             for index in range(begin, min(begin + levels, len(texts))):
                 sides[not is_buy[index]].append(texts[index])
             time_ms = START_NS // 10**6 + 10 * update
-            head = f'"e":"depthUpdate","E":{time_ms},"s":"BTCUSDT","U":{update},"u":{update}'
+            ids = f'"U":{update},"u":{update},"pu":{update - 1}'
+            head = f'"e":"depthUpdate","E":{time_ms},"T":{time_ms},"s":"BTCUSDT",{ids}'
             bids, asks = (",".join(side) for side in sides)
             data = f'{{{head},"b":[{bids}],"a":[{asks}]}}'
             handle.write(f'{time_ms}000000 {{"stream":"btcusdt@depth@100ms","data":{data}}}\n'.encode())
 
 
-def read_by_orjson(files: list[Path]) -> None:
-    """What a reader must at least do: gunzip, lines, every line's JSON."""
+def convert_by_hftbacktest(files: list[Path]) -> None:
+    module = importlib.import_module("hftbacktest.data.utils.binancefutures")
     for file in files:
-        for lines, _ in read_lines(file):
-            for line in lines:
-                orjson.loads(line[line.index(b" ") :])
+        with contextlib.redirect_stdout(io.StringIO()):
+            module.convert(str(file), buffer_size=20_000_000)
 
 
 def measure_binance(case: str, files: list[Path], note: str) -> list[tuple]:
-    """JSON lines to discarded states, beside gunzip and orjson on every line."""
-    rows = sum(len(batch.time_ns) for batch in FEEDS["binance"].read(files))
-    messages = parse_discarding("binance", files).counters[MESSAGES]
-    seconds, limit = best_of(3, lambda: parse_discarding("binance", files), lambda: read_by_orjson(files))
+    """JSON lines to discarded states; and to arrays of updates, which is what hftbacktest's converter does too."""
+
+    def read() -> int:
+        return sum(len(batch.time_ns) for batch in FEEDS["binance"].read(files))
+
+    rows, messages = read(), int(parse("binance", files).counters[MESSAGES])
+    tasks: list[Callable[[], object]] = [lambda: parse("binance", files), read]
+    try:
+        convert_by_hftbacktest(files[:1])  # compiles
+        tasks.append(lambda: convert_by_hftbacktest(files))
+    except ImportError:
+        print(f"{case}: hftbacktest is not installed, ratio_to_limit is skipped")
+    except (KeyError, ValueError) as error:
+        print(f"{case}: hftbacktest does not read this recording ({error!r}), ratio_to_limit is skipped")
+    seconds, reading, *limits = best_of(5, *tasks)
+    limit_note = "JSON to arrays of updates, beside hftbacktest's converter (binancefutures.convert) on the same files"
     return [
         (case, "updates_per_second", rows / seconds, "1/s", f"{rows:,} updates in {messages:,} messages; {note}"),
         (case, "messages_per_second", messages / seconds, "1/s", "states discarded, 2 threads"),
-        (case, "ratio_to_limit", limit / seconds, "", "of gunzip and orjson alone, one thread"),
+        *((case, "ratio_to_limit", limit / reading, "", limit_note) for limit in limits),
     ]
 
 
 def measure_recordings(folder: Path) -> list[tuple]:
-    """The same on recorded streams, each of one symbol on following days, where they are."""
+    """The same on recorded streams, each of one symbol on consecutive days, if they are there."""
     streams: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*/*.gz")):
         symbol, _, date = file.name.split(".")[0].rpartition("_")

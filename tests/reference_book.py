@@ -59,7 +59,6 @@ class ReferenceBook:
                 self.counters["snapshots"] += 1
                 if self.levels[BID] or self.levels[ASK]:
                     before = [self.best(BID), self.best(ASK)]
-                    self.new_segment |= min(map(len, before)) < self.half
                 self.clear()
             kind_before = kind
             if kind == MATCH:
@@ -140,7 +139,7 @@ class ReferenceBook:
     def end_message(self, before):
         self.counters["messages"] += 1
         if before is not None and before != [self.best(BID), self.best(ASK)]:
-            self.new_segment = True
+            self.counters["snapshots_differ"] += 1
         self.evict_ghost()
         bids, asks = self.best(BID), self.best(ASK)
         if min(len(bids), len(asks)) < self.half:

@@ -1,33 +1,85 @@
-"""Depth messages through the numba kernel and through orjson alone must give the same arrays, or the same error."""
+"""Binance's recordings, usual and unusual: the numbers, and the lines that are named as faulty."""
 
 import json
 import random
 import re
 
 import numpy as np
-import pytest
 
 from lob.config import InputError
-from lob.feeds.binance import read_binance
-from lob.feeds.binance_json import LineScanner
+from lob.feeds import binance
+from lob.feeds.binance import BinanceStream, parse_json, read_binance
 
 SNAPSHOT = '1723161256298000000 {"lastUpdateId":0,"bids":[["1.0","2"]],"asks":[["3.0","4"]]}'
 ODD_NUMBERS = ("1e3", "1E-7", "-1", "-0.0", "+1", ".5", "5.", "", ".", "1.2.3", "nan", "inf", "x", " 1", "007.50")
 # A member that a line may have besides, and what may become of its text: about half of it stays a valid message.
 EXTRA = (
-    '"ps":"BTCUSD"', '"x":1.5', '"x":null', '"x":true', '"x":[1]', '"x":{"b":[["7","7"]]}', '"b ":"b"', '"st":0',
-    '"x":"de\\u0070th"', '"x":"\u00e9"', '"u":"1"', '"lastUpdateId":1', '"e":"trade"', '"x":"\\""', '"E":01', '"x":nul',
-    '"b":[]', '"a":[["5","6"]]', '"s":5', '"s":"BTCUSDT"', '"u":3', '"T":1', '"data":{"E":1}', '"data":1', '"":1', "",
-)  # fmt: skip
+    '"ps":"BTCUSD"',
+    '"x":1.5',
+    '"x":null',
+    '"x":true',
+    '"x":[1]',
+    '"x":{"b":[["7","7"]]}',
+    '"b ":"b"',
+    '"st":0',
+    '"x":"de\\u0070th"',
+    '"x":"\u00e9"',
+    '"u":"1"',
+    '"lastUpdateId":1',
+    '"e":"trade"',
+    '"x":"\\""',
+    '"E":01',
+    '"x":nul',
+    '"b":[]',
+    '"a":[["5","6"]]',
+    '"s":5',
+    '"s":"BTCUSDT"',
+    '"u":3',
+    '"T":1',
+    '"data":{"E":1}',
+    '"data":1',
+    '"":1',
+    "",
+)
 EDITS = (
-    (",", ", "), (":", ": "), ("}", " }"), ('"u"', r'"\\u0075"'), ('"([0-9.]+)"', r"\1"), ('"E":', '"E":0'),
-    ("$", "\r"), (" ?([,:]) ?", r"\1 "), ('"E":', '"E":-'), ('"E":', '"T":1,"E":'), ('"b":', '"b":[],"b":'),
-    ('"a":', '"a":[["5","6"]],"z":'), ("}$", ""), ("^", " "), ('"', ""), ("[][{}:,]", ""), ("T", "E"), ('"', "\u00e9"),
-    ('"s":"BTC', '"s":"ETH'), ('"U":', '"V":'), ('"pu":', '"pv":'), ('"depthUpdate"', '"trade"'), ("]]", "],]"),
-    ("]]", "]"), (r"\[\[", "[[["), ('","', '","1","'), ('"E"', "E"), ("^[0-9]+", "1.5"), ("^[0-9]+ ", ""), ("}$", "}}"),
-    ('"b":', '"b":1,"c":'), ('"data"', '"date"'), ("$", " x"), ("$", ",{}"), ('"a":', '"a" :'), ("[0-9]", ""),
+    (",", ", "),
+    (":", ": "),
+    ("}", " }"),
+    ('"u"', r'"\\u0075"'),
+    ('"([0-9.]+)"', r"\1"),
+    ('"E":', '"E":0'),
+    ("$", "\r"),
+    (" ?([,:]) ?", r"\1 "),
+    ('"E":', '"E":-'),
+    ('"E":', '"T":1,"E":'),
+    ('"b":', '"b":[],"b":'),
+    ('"a":', '"a":[["5","6"]],"z":'),
+    ("}$", ""),
+    ("^", " "),
+    ('"', ""),
+    ("[][{}:,]", ""),
+    ("T", "E"),
+    ('"', "\u00e9"),
+    ('"s":"BTC', '"s":"ETH'),
+    ('"U":', '"V":'),
+    ('"pu":', '"pv":'),
+    ('"depthUpdate"', '"trade"'),
+    ("]]", "],]"),
+    ("]]", "]"),
+    (r"\[\[", "[[["),
+    ('","', '","1","'),
+    ('"E"', "E"),
+    ("^[0-9]+", "1.5"),
+    ("^[0-9]+ ", ""),
+    ("}$", "}}"),
+    ('"b":', '"b":1,"c":'),
+    ('"data"', '"date"'),
+    ("$", " x"),
+    ("$", ",{}"),
+    ('"a":', '"a" :'),
+    ("[0-9]", ""),
     ("[0-9]", "77777777777777777777"),
-)  # fmt: skip
+)
 
 
 def write_number(rng: random.Random, oddities: bool) -> str:
@@ -83,63 +135,66 @@ def read(file) -> list | str:
         return str(error)
 
 
-def leave_all(self, block):
-    for line in block.splitlines(keepends=True):
-        self.line += 1
-        yield line
-
-
-def compare(folder, lines: list[str]) -> list | str:
-    """Read the lines with and without the kernel; return what both found."""
+def write(folder, lines: list[str]):
     file = folder / "1.json"
     file.write_text("\n".join(lines), newline="\n")
-    found = read(file)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LineScanner, "scan", leave_all)
-        assert found == read(file), lines
-    return found
+    return file
 
 
-def test_unusual_lines_are_read_as_by_orjson(tmp_path) -> None:
-    found = [compare(tmp_path, write_recording(random.Random(seed), oddities=True)) for seed in range(800)]
-    faults = {fault.partition(": ")[2][:12] for fault in found if isinstance(fault, str)}
-    assert len(faults) >= 3, faults
-    assert sum(isinstance(columns, list) for columns in found) > 200
+def expect_levels(lines: list[str]) -> list[list[float]]:
+    """Prices and sizes of the messages after the snapshot, by Python's json and float()."""
+    messages = [json.loads(line.partition(" ")[2]) for line in lines[1:]]
+    data = [message.get("data", message) for message in messages]
+    levels = [level for message in data for side in "ba" for level in message[side]]
+    return [[float(level[field]) for level in levels] for field in range(2)]
 
 
-def test_the_kernel_reads_what_is_usual(tmp_path) -> None:
-    """Python's float() is the reference. No line is left to orjson where the symbol is known."""
+def test_unusual_lines_are_read_alike_at_once_and_one_by_one(tmp_path, monkeypatch) -> None:
+    """A recording gives the same rows or the same fault, whether Arrow or orjson reads its JSON."""
+    faults, read_well = [], 0
+    for seed in range(800):
+        file = write(tmp_path, write_recording(random.Random(seed), oddities=True))
+        found = read(file)
+        with monkeypatch.context() as patch:
+            patch.setattr(BinanceStream, "read_alike", lambda self, lines: None)
+            assert found == read(file), seed
+        if isinstance(found, list):
+            read_well += 1
+        else:
+            faults.append(found)
+            assert re.match(rf"{file}, line \d+: |{tmp_path} holds no REST depth snapshot", found)
+    kinds = {fault.partition(": ")[2][:12] for fault in faults}
+    assert len(kinds) >= 3, kinds
+    assert read_well > 200
+
+
+def read_a_line_a_block(file):
+    for line in file.read_bytes().split(b"\n"):
+        yield line + b"\n", 0
+
+
+def parse_first(text: bytes):
+    message = parse_json(text)
+    assert "lastUpdateId" in message or 1 in (message["u"], message["U"]), "left to orjson"
+    return message
+
+
+def test_usual_lines_are_read_as_python_reads_them(tmp_path, monkeypatch) -> None:
     for seed in range(300):
         lines = write_recording(random.Random(seed), oddities=False)
         if seed % 2:
             lines = [line.replace(",", ", ").replace(":", ": ") for line in lines]
-        columns = compare(tmp_path, lines)
-        messages = [json.loads(line.partition(" ")[2]) for line in lines[1:]]
-        levels = [level for message in messages for side in "ba" for level in message.get("data", message)[side]]
-        expected = [[float(level[field]) for level in levels] for field in range(2)]
-        assert [columns[4][2:], columns[5][2:]] == expected, lines
-        scanner = LineScanner()
-        scanner.symbol, scanner.spot = b"BTCUSDT", '"pu"' not in lines[1]
-        assert not any(isinstance(found, bytes) for found in scanner.scan("\n".join([*lines[1:], ""]).encode()))
-
-
-@pytest.mark.parametrize("space", ["", " "])
-def test_a_line_cut_anywhere_is_left(space) -> None:
-    """Run by tests/test_bounds.py too: at a block's end no byte past the newline may be read."""
-    line = '1 {"stream":"x","data":{"e":"depthUpdate","T":1,"s":"A","u":2,"pu":1,"b":[["1.0","2"],["3","4"]],"a":[]}}'
-    line = line.replace(",", "," + space).replace(":", ":" + space)
-    for end in range(len(line)):
-        scanner = LineScanner()
-        scanner.symbol = b"A"
-        cut = f"{line[:end]}\n".encode()
-        assert list(scanner.scan(cut)) == [cut]
-    (whole,) = scanner.scan(f"{line}\n".encode())
-    assert whole.heads.tolist() == [(2, 1, 2, 1, 2, 0)]
-    assert whole.levels.tolist() == [[1, 3], [2, 4]]
+        file = write(tmp_path, lines)
+        columns = read(file)
+        assert [columns[4][2:], columns[5][2:]] == expect_levels(lines), lines
+        with monkeypatch.context() as patch:  # each line but the first is read by Arrow
+            patch.setattr(binance, "read_line_blocks", read_a_line_a_block)
+            patch.setattr(binance, "parse_json", parse_first)
+            assert columns == read(file), lines
 
 
 def test_any_decimal_becomes_the_nearest_float64(tmp_path) -> None:
-    """Random mantissas up to 2^53 and beyond, at every place of the point, against Python's float()."""
+    """Random mantissas up to 2^53 and beyond, at every place of the point, by Python's float()."""
     rng = np.random.default_rng(0)
     texts = []
     for digits in range(1, 19):
@@ -149,5 +204,5 @@ def test_any_decimal_becomes_the_nearest_float64(tmp_path) -> None:
     texts += [str(2**53 + step) for step in (-1, 0, 1)] + ["150000000.00000000", "123456789012.00000000", "0.000000001"]
     line = '1 {"e":"depthUpdate","E":1,"s":"BTCUSDT","U":%d,"u":%d,"b":[["%s","1"]],"a":[]}'
     lines = [line % (update, update, text) for update, text in enumerate(texts, 1)]
-    columns = compare(tmp_path, [SNAPSHOT, *lines])
+    columns = read(write(tmp_path, [SNAPSHOT, *lines]))
     assert columns[4][2:] == [float(text) for text in texts]

@@ -46,8 +46,10 @@ def opening(message=1, time=0):
 
 def test_the_whole_sample_state_by_state():
     batches = list(read_coinapi([SAMPLE]))
-    columns = [np.concatenate([getattr(batch, name) for batch in batches])
-               for name in ("time_ns", "message", "update_type", "is_buy", "price", "size", "order_id")]  # fmt: skip
+    columns = [
+        np.concatenate([getattr(batch, name) for batch in batches])
+        for name in ("time_ns", "message", "update_type", "is_buy", "price", "size", "order_id")
+    ]
     time, message, kind, is_buy, price, size, order_id = columns
     price, size = np.rint(price).astype(np.int64), np.rint(size * 1e8).astype(np.int64)
     written: list[list[np.ndarray]] = []
@@ -109,14 +111,22 @@ def test_subsample_keeps_every_nth_state_of_a_segment():
     assert sizes[:, 0].tolist() == [5, 3, 6]
 
 
-def test_segments_end_at_gaps_changed_snapshots_and_silence():
+def test_segments_end_at_gaps_and_silence_and_snapshots_that_differ_are_counted():
     same, other = opening(3, 20), [(4, 30, SNAPSHOT, BID, 98, 5), (4, 30, SNAPSHOT, ASK, 101, 6)]
     unchanged = [(2, 10, ADD, BID, 99, 1), (2, 10, SUB, BID, 99, 1)]
     gap = [(5, 40, GAP, BID, 0, 0), (5, 40, SNAPSHOT, BID, 98, 5), (5, 40, SNAPSHOT, ASK, 101, 6)]
     run = Run(max_gap_seconds=1).feed(*opening(), *unchanged, *same, *other, *gap, (6, 2000, SET, ASK, 101, 1))
     *_, starts = run.end()
-    assert starts.tolist() == [1, 0, 0, 1, 1, 1]
-    assert (run.counter("gaps"), run.counter("snapshots")) == (1, 4)
+    assert starts.tolist() == [1, 0, 0, 0, 1, 1]
+    assert (run.counter("gaps"), run.counter("snapshots"), run.counter("snapshots_differ")) == (1, 4, 1)
+
+
+def test_a_snapshot_after_a_book_of_fewer_levels_differs_and_ends_no_segment():
+    thin = [(2, 10, DELETE, ASK, 101, 0)]
+    run = Run(max_gap_seconds=1).feed(*opening(), *thin, *opening(3, 20), *opening(4, 2000))
+    *_, starts = run.end()
+    assert starts.tolist() == [1, 0, 1]
+    assert (run.counter("snapshots"), run.counter("snapshots_differ")) == (3, 1)
 
 
 def test_a_ghost_is_evicted_after_the_limit_and_not_before():

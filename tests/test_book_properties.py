@@ -40,8 +40,17 @@ def make_updates(rng, rows, by_order, price_range, message_rows, step_ms, ids, w
 def run_kernel(rng, updates, depth, subsample, interval_ms, max_crossed_ms):
     """Feed rows in batches cut anywhere, through an output of few rows; return its rows, counters and the book."""
     out = []
-    book = OrderBook(depth, LOT, lambda arrays: out.append([array.copy() for array in arrays]), subsample, interval_ms,
-                     max_crossed_ms, max_gap_seconds=1, max_clock_step_ms=10**6, capacity=64)  # fmt: skip
+    book = OrderBook(
+        depth,
+        LOT,
+        lambda arrays: out.append([array.copy() for array in arrays]),
+        subsample,
+        interval_ms,
+        max_crossed_ms,
+        max_gap_seconds=1,
+        max_clock_step_ms=10**6,
+        capacity=64,
+    )
     cuts = np.unique(rng.integers(0, len(updates[0]), size=7))
     for begin, end in zip([0, *cuts], [*cuts, len(updates[0])], strict=True):
         book.apply(*(None if column is None else column[begin:end] for column in updates))
@@ -67,8 +76,9 @@ def compare(seed, rows, by_order, depth, thinning, **market):
     max_crossed_ms = market["step_ms"] * 5
     updates = make_updates(np.random.default_rng(seed), rows, by_order, **market)
     reference = run_reference(updates, depth, max_crossed_ms)
-    arrays, counters, book = run_kernel(np.random.default_rng(seed), updates, depth, subsample, interval_ms,
-                                        max_crossed_ms)  # fmt: skip
+    arrays, counters, book = run_kernel(
+        np.random.default_rng(seed), updates, depth, subsample, interval_ms, max_crossed_ms
+    )
     assert {name: reference.counters[name] for name in COUNTERS} == counters
     expected = thin_states(reference.states, subsample, interval_ms * 10**6)
     if arrays is None:

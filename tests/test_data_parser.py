@@ -18,6 +18,7 @@ import zstandard
 from conftest import ROOT
 
 import data_parser
+from lob.book import units
 from lob.book.states import open_book
 from lob.config import InputError
 from lob.feeds.batch import Batch
@@ -140,15 +141,21 @@ def test_an_opening_snapshot_of_the_day_before_is_stamped_so(tmp_path):
         (HEADER + OPENING + row("05.0", "ADD", 1, "9", "1", 7) + row("03.0", "ADD", 1, "9", "1", 8), "row 8: time"),
         (HEADER + OPENING + "half a row\n", "columns, the header 7: 'half a row': mend or drop the row"),
         (HEADER + OPENING + row("01.0", "ADD", 1, "99", "", 7), "row 7: entry_sx '' is not a number"),
-        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace("2026-05-02T00:00:01.0", ""),
-         "row 7: time_exchange '' is not a time"),
-        (HEADER + OPENING + row("77.0", "ADD", 1, "99", "1", 7),
-         "row 7: time_exchange '2026-05-02T00:00:77.0' is not a time such as 2026-05-02T12:30:00.5: mend"),
-        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace(";7\n", ";x7\n"),
-         "row 7: order_id 'x7' is not a whole number"),
+        (
+            HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace("2026-05-02T00:00:01.0", ""),
+            "row 7: time_exchange '' is not a time",
+        ),
+        (
+            HEADER + OPENING + row("77.0", "ADD", 1, "99", "1", 7),
+            "row 7: time_exchange '2026-05-02T00:00:77.0' is not a time such as 2026-05-02T12:30:00.5: mend",
+        ),
+        (
+            HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace(";7\n", ";x7\n"),
+            "row 7: order_id 'x7' is not a whole number",
+        ),
         ((HEADER + OPENING).replace(";", "\t"), "name the columns so, with ; or , between them"),
     ],
-)  # fmt: skip
+)
 def test_bad_files_get_one_line_and_leave_nothing(tmp_path, text, said):
     file = put(tmp_path, text)
     line = refused(tmp_path, "--depth=4")
@@ -186,8 +193,17 @@ def test_missing_folders_and_books_too_thin_are_named(tmp_path):
     assert "did you mean 'A_B'" in refused(tmp_path, "--pairs=['A_C']")
 
 
-@pytest.mark.parametrize("words", [("--depth=5",), ("--subsample=2", "--state_interval_ms=100"), ("--tick_size=-1.0",),
-                                   ("--feed=nonesuch",), ("--subsample=0",), ("--max_gap_seconds=1e999",)])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--depth=5",),
+        ("--subsample=2", "--state_interval_ms=100"),
+        ("--tick_size=-1.0",),
+        ("--feed=nonesuch",),
+        ("--subsample=0",),
+        ("--max_gap_seconds=1e999",),
+    ],
+)
 def test_impossible_settings_are_refused_by_name(tmp_path, words):
     assert words[0].split("=")[0].removeprefix("--") in refused(tmp_path, *words)
 
@@ -201,16 +217,22 @@ def test_a_finer_price_than_the_tick_names_row_and_remedy(tmp_path):
 def test_a_finer_size_than_the_first_million_rows_needed_names_its_remedy():
     batch = one_batch([1.0, 2.0], [1.0, 2.5])
     with pytest.raises(InputError, match=r"row 2: size 2.5 is no exact multiple of 1, .* million .* round the sizes"):
-        data_parser.apply_batch(None, batch, 1.0, 1.0)
+        units.to_lots(batch, 1.0)
 
 
 @pytest.mark.parametrize(
     ("prices", "tick"),
-    [([0.5123, 0.4999, 0.501], 1e-4), ([50.0, 99.0], 1.0), ([1.2e-8, 3e-8], 1e-9), ([999.99, 1000.0, 1000.01], 0.01),
-     ([2e6, 3e6], 1e6), ([0.1 + 0.2, 60000.0], 0.1)],
-)  # fmt: skip
+    [
+        ([0.5123, 0.4999, 0.501], 1e-4),
+        ([50.0, 99.0], 1.0),
+        ([1.2e-8, 3e-8], 1e-9),
+        ([999.99, 1000.0, 1000.01], 0.01),
+        ([2e6, 3e6], 1e6),
+        ([0.1 + 0.2, 60000.0], 0.1),
+    ],
+)
 def test_the_tick_found_divides_every_price(prices, tick):
-    assert data_parser.largest_power_of_ten([np.array(prices)], "prices", "") == tick
+    assert units.largest_power_of_ten([np.array(prices)], "prices", "") == tick
 
 
 def one_batch(prices: list[float], sizes: list[float]) -> Batch:
@@ -220,17 +242,17 @@ def one_batch(prices: list[float], sizes: list[float]) -> Batch:
 @pytest.mark.parametrize("tick", [0.3, 0.4, 0.03, 2.5, 1 / 3, 0.25, 1e-10])
 def test_a_tick_may_be_any_number(tick):
     prices = np.array([1.0, 7.0, 1000.0, 123_457.0]) * tick
-    assert data_parser.to_units(prices, tick, None, "price", "").tolist() == [1, 7, 1000, 123_457]
+    assert units.to_units(prices, tick, None, "price", "").tolist() == [1, 7, 1000, 123_457]
     with pytest.raises(InputError, match=r"row 2: price .* is no exact multiple"):
-        data_parser.to_units(np.array([tick, 10.001 * tick]), tick, one_batch([0, 0], [0, 0]), "price", "")
+        units.to_units(np.array([tick, 10.001 * tick]), tick, one_batch([0, 0], [0, 0]), "price", "")
 
 
 def test_no_size_becomes_zero_and_later_ones_may_be_a_thousand_times_as_large():
-    assert data_parser.infer_units(iter([one_batch([1.0, 2.0], [2.0, 1e-11])]), None)[2] == 1e-11
+    assert units.infer_units(iter([one_batch([1.0, 2.0], [2.0, 1e-11])]), None)[2] == 1e-11
     with pytest.raises(InputError, match=r"first million sizes are multiples of no power of ten .*: round them"):
-        data_parser.infer_units(iter([one_batch([1.0, 2.0], [1 / 3, 1.0])]), None)
-    _, _, lot = data_parser.infer_units(iter([one_batch([1.0, 2.0], [5e7, 0.01])]), None)
-    assert data_parser.to_units(np.array([5e10, 0.01]), lot, None, "size", "").tolist() == [5 * 10**15, 1000]
+        units.infer_units(iter([one_batch([1.0, 2.0], [1 / 3, 1.0])]), None)
+    _, _, lot = units.infer_units(iter([one_batch([1.0, 2.0], [5e7, 0.01])]), None)
+    assert units.to_units(np.array([5e10, 0.01]), lot, None, "size", "").tolist() == [5 * 10**15, 1000]
 
 
 def test_a_truncated_gzip_among_good_files_keeps_the_old_output_and_the_other_pairs(tmp_path):
@@ -262,8 +284,9 @@ def test_a_disk_that_fills_keeps_the_old_output_and_the_other_pairs(tmp_path, wo
     put(tmp_path, HEADER + OPENING.replace("100", "99") * 2, pair="C_D")
     command = [sys.executable, "data_parser.py", f"--data_dir={tmp_path}", f"--workers={workers}", "--depth=4"]
     uncovered = {key: value for key, value in os.environ.items() if not key.startswith("COV")}  # its file grows too
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit_files,
-                          env=uncovered)  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit_files, env=uncovered
+    )
     assert done.returncode == 1
     assert "A_B: File too large" in done.stderr
     assert done.stderr.count("\n") == 2

@@ -154,8 +154,10 @@ def test_okx_checksums_match_after_every_message(recorded) -> None:
             sides = book.best(BID, 25), book.best(ASK, 25)
             texts = [
                 f"{as_sent(ticks, 8)}:{as_sent(lots, 8)}"
-                for rank in range(25) for side in sides for ticks, lots in side[rank : rank + 1]
-            ]  # fmt: skip
+                for rank in range(25)
+                for side in sides
+                for ticks, lots in side[rank : rank + 1]
+            ]
             messages += 1
             right += zlib.crc32(":".join(texts).encode()) == part["checksum"] % 2**32
     assert len(books) == 3
@@ -184,8 +186,13 @@ def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:
             rows.append((number, MATCH, True, *fill, event["BidApplSeqNum"]))
         traded.append(traded[-1] + event["LastQty"])
     written = []
-    book = OrderBook(20, 1e-3, lambda out: written.append([array.copy() for array in out]),
-                     max_crossed_ms=FOREVER_MS, max_gap_seconds=10**8)  # fmt: skip
+    book = OrderBook(
+        20,
+        1e-3,
+        lambda out: written.append([array.copy() for array in out]),
+        max_crossed_ms=FOREVER_MS,
+        max_gap_seconds=10**8,
+    )
     number, kind, is_buy, ticks, lots, order_id = (np.array(column) for column in zip(*rows, strict=True))
     book.apply(number, number, kind.astype(np.uint8), is_buy.astype(bool), ticks, lots, order_id)  # its number for time
     book.finish()

@@ -9,7 +9,9 @@ import pytest
 from test_data_parser import HEADER, OPENING, put, row
 
 import data_parser
+from lob.book.order_book import apply_rows
 from lob.config import InputError
+from lob.jit import is_compiled
 
 
 def parse(folder: Path, text: str, **changes) -> tuple[dict, int]:
@@ -47,14 +49,12 @@ def test_a_feed_that_is_forced_is_the_one_that_reads(tmp_path):
 
 def test_it_says_that_it_compiles_only_where_it_has_to(tmp_path, capsys, monkeypatch):
     parse(tmp_path, "")
-    assert data_parser.is_compiled()
+    assert is_compiled(apply_rows)
     capsys.readouterr()
     parse(tmp_path, "")
     assert "compiling" not in capsys.readouterr().out
-    with monkeypatch.context() as patch:
-        empty = SimpleNamespace(stats=SimpleNamespace(cache_path=str(tmp_path)))
-        patch.setattr(data_parser.kernel, "apply_rows", empty)
-        assert not data_parser.is_compiled()
-    monkeypatch.setattr(data_parser, "is_compiled", lambda: False)
+    empty = SimpleNamespace(stats=SimpleNamespace(cache_path=str(tmp_path)), py_func=apply_rows.py_func)
+    assert not is_compiled(empty)
+    monkeypatch.setattr(data_parser, "is_compiled", lambda function: False)
     parse(tmp_path, "")
     assert capsys.readouterr().out.startswith("compiling the parser: takes about a minute, the first time alone\n")

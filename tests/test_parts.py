@@ -1,4 +1,4 @@
-"""Files of one pair that open with a snapshot, parsed side by side: the same bytes as one stream gives.
+"""Parts of one pair's stream, which open with a snapshot: how they join, by one worker and by several.
 
 By threads here for speed; by worker processes and by Dask workers through the script itself.
 """
@@ -14,11 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from reference_book import ReferenceBook
 
 import data_parser
+from lob.book.order_book import COUNTERS, OrderBook
+from lob.book.states import BOOK_ARRAYS, StateWriter
+from lob.book.stream import Part, PartJoiner, describe_part
 from lob.config import InputError
-from lob.feeds.batch import MATCH, SET, SNAPSHOT
+from lob.feeds.batch import MATCH, SET, SNAPSHOT, find_parts
 
 COINAPI_HEADER = "time_exchange;time_coinapi;update_type;is_buy;entry_px;entry_sx\n"
 TARDIS_HEADER = "exchange,symbol,timestamp,local_timestamp,is_snapshot,side,price,amount\n"
@@ -83,33 +88,32 @@ def parse(folder: Path, executor: ThreadPoolExecutor | None, **settings) -> dict
     return written
 
 
-@pytest.mark.parametrize("interval_ms", [0, 10, 100])
+@pytest.mark.parametrize(("interval_ms", "subsample"), [(0, 1), (10, 1), (100, 1), (0, 3)])
 @pytest.mark.parametrize(("feed", "trades"), [("coinapi", False), ("coinapi", True), ("tardis", False)])
-def test_days_side_by_side_give_the_bytes_of_one_stream(tmp_path, monkeypatch, feed, trades, interval_ms) -> None:
-    joined: list[bool] = []
-    parse_apart = data_parser.parse_apart
-
-    def watched(*words):
-        parsed = parse_apart(*words)
-        joined.append(parsed is not None)
-        return parsed
-
-    monkeypatch.setattr(data_parser, "parse_apart", watched)
-    rng = np.random.default_rng(interval_ms)
+def test_several_workers_give_the_bytes_of_one(tmp_path, feed, trades, interval_ms, subsample) -> None:
+    """Days that open in another book, that step back in time, or that come after a long silence."""
+    rng = np.random.default_rng(interval_ms + subsample)
+    refused, differ = 0, 0
+    limits = {"state_interval_ms": interval_ms, "subsample": subsample, "max_crossed_ms": 20}
     with ThreadPoolExecutor(2) as executor:
         for story in range(12):
             folder = tmp_path / str(story)
             write_days(folder, tell_days(rng, 3, 60, trades), feed)
-            settings = {"state_interval_ms": interval_ms, "max_crossed_ms": 20, "max_clock_step_ms": 50}
-            assert parse(folder, executor, **settings) == parse(folder, None, **settings)
-    assert len(joined) == 12
-    assert any(joined)
+            found = parse(folder, executor, max_clock_step_ms=20, **limits)
+            assert found == parse(folder, None, max_clock_step_ms=20, **limits)
+            refused += isinstance(found, str)
+            if isinstance(found, dict):
+                differ += json.loads(found["meta.json"])["counters"]["snapshots_differ"]
+    assert refused < 6
+    assert differ
 
 
 def test_a_day_that_opens_at_the_local_time_of_the_row_before_it_begins_a_message(tmp_path) -> None:
     levels = [(side, 1000 + (-i if side else i), 5) for side in (True, False) for i in range(1, 5)]
-    days = [[(day + time, kind, *level) for time, kind in ((0, SNAPSHOT), (9, SET)) for level in levels]
-            for day in (START_MS, START_MS + 20)]  # fmt: skip
+    days = [
+        [(day + time, kind, *level) for time, kind in ((0, SNAPSHOT), (9, SET)) for level in levels]
+        for day in (START_MS, START_MS + 20)
+    ]
     write_days(tmp_path, days, "tardis")
     second = tmp_path / "raw" / "A_B" / "01.csv"
     second.write_text(second.read_text().replace(f"{START_MS + 20}999", f"{START_MS + 9}999"))
@@ -117,6 +121,188 @@ def test_a_day_that_opens_at_the_local_time_of_the_row_before_it_begins_a_messag
         apart = parse(tmp_path, executor)
     assert apart == parse(tmp_path, None)
     assert json.loads(apart["meta.json"])["rows"] == 4
+
+
+# ------------------------------------------------------------------------------------------------- a join, rule by rule
+
+OPENING = [(SNAPSHOT, True, 999, 5), (SNAPSHOT, False, 1001, 6)]
+OTHER = [(SNAPSHOT, True, 998, 5), (SNAPSHOT, False, 1001, 6)]
+Message = tuple[int, list[tuple[int, bool, int, int]]]  # time in ms, rows of type, is_buy, ticks, lots
+
+
+def parse_part(folder: Path, messages: list[Message], depth: int, **limits) -> Part:
+    """Parse messages into `folder` as data_parser.py does; sizes are halves."""
+    folder.mkdir()
+    states = StateWriter(folder, depth)
+    book = OrderBook(depth, 0.5, states.append, **limits)
+    rows = [(time, number, *row) for number, (time, rows) in enumerate(messages) for row in rows]
+    time, number, kind, is_buy, ticks, lots = (np.array(column) for column in zip(*rows, strict=True))
+    book.apply(time * 10**6, number, kind.astype(np.uint8), is_buy.astype(bool), ticks, lots)
+    book.finish()
+    states.close()
+    later = [row for row in rows if row[2] != SNAPSHOT]
+    after_opening = (later[0][0] * 10**6, f"row {rows.index(later[0])}") if later else None
+    return describe_part(book, states, 1.0, len(rows), after_opening)
+
+
+def join(folder: Path, parts: list[list[Message]], depth: int = 2, **limits) -> tuple[dict, Part]:
+    """Parse parts on their own and join them; return the arrays and what is known of the whole."""
+    folder.mkdir(exist_ok=True)
+    names = ("state_interval_ms", "max_gap_seconds", "max_clock_step_ms")
+    defaults = {"state_interval_ms": 0, "max_gap_seconds": 60.0, "max_clock_step_ms": 1000}
+    whole = folder / "whole"
+    whole.mkdir()
+    joiner = PartJoiner(whole, depth, **{name: (defaults | limits)[name] for name in names})
+    for index, messages in enumerate(parts):
+        part_folder = folder / str(index)
+        joiner.append(parse_part(part_folder, messages, depth, **limits), part_folder)
+        assert not part_folder.exists()
+    part = joiner.close()
+    return {name: np.load(whole / f"{name}.npy") for name in BOOK_ARRAYS}, part
+
+
+@pytest.mark.parametrize("opening", [OPENING, OTHER])
+@pytest.mark.parametrize(("time", "segments"), [(61_000, [0]), (61_001, [0, 2])])
+def test_time_alone_decides_whether_a_segment_goes_on(tmp_path, opening, time, segments) -> None:
+    arrays, whole = join(tmp_path, [[(0, OPENING), (1000, [(SET, True, 999, 5)])], [(time, opening)]])
+    assert arrays["segment_starts"].tolist() == segments
+    assert whole.counters["snapshots_differ"] == (opening is OTHER)
+    assert (whole.counters["snapshots"], whole.rows, whole.updates) == (2, 3, 5)
+
+
+def test_a_silence_is_measured_over_a_part_that_leaves_no_state(tmp_path) -> None:
+    thin = (1000, OPENING[:1])
+    for time, segments in ((60_000, [0]), (60_001, [0, 1])):
+        arrays, whole = join(tmp_path / str(time), [[(0, OPENING)], [thin], [(time, OPENING)]])
+        assert arrays["segment_starts"].tolist() == segments
+        assert (whole.rows, whole.counters["thin_states"]) == (2, 1)
+        assert whole.counters["snapshots_differ"] == 2
+
+
+def test_what_is_stamped_before_the_end_of_the_part_before_gets_its_time(tmp_path) -> None:
+    first = [(0, OPENING), (1000, [(SET, True, 999, 7)])]
+    early = [(970, OPENING), (1001, [(SET, True, 999, 8)])]
+    arrays, whole = join(tmp_path / "snapshot", [first, early])
+    assert (arrays["timestamps"] // 10**6).tolist() == [0, 1000, 1000, 1001]
+    assert whole.counters["clock_steps_back"] == 0  # a snapshot is taken a little earlier than it comes
+    early = [(970, OPENING), *((980 + i, [(SET, True, 999, 8 + i)]) for i in range(3)), (1001, OTHER)]
+    arrays, whole = join(tmp_path / "updates", [first, early])
+    assert (arrays["timestamps"] // 10**6).tolist() == [0, *[1000] * 5, 1001]
+    assert whole.counters["clock_steps_back"] == 1
+    with pytest.raises(
+        InputError, match=r"^row 2: time goes back to 1970-01-01T00:00:00.98.* raise --max_clock_step_ms"
+    ):
+        join(tmp_path / "refused", [first, early], max_clock_step_ms=19)
+
+
+def test_one_state_an_interval_is_kept_over_a_join(tmp_path) -> None:
+    """The later of two in one interval replaces the other, and has the sum of what was traded."""
+    first = [(0, OPENING), (1000, [(SET, True, 999, 7)]), (1010, [(MATCH, True, 999, 2)])]
+    second = [(1020, OPENING), (1030, [(MATCH, False, 1001, 5)]), (1200, [(SET, True, 999, 9)])]
+    arrays, whole = join(tmp_path / "goes on", [first, second], state_interval_ms=100)
+    assert (arrays["timestamps"] // 10**6).tolist() == [0, 1030, 1200]
+    assert arrays["traded"].tolist() == [0, 1.5, 0]
+    assert (whole.rows, whole.any_trade) == (3, True)
+    arrays, _ = join(tmp_path / "gap", [first, second], state_interval_ms=100, max_gap_seconds=0.009)
+    assert (arrays["timestamps"] // 10**6).tolist() == [0, 1000, 1010, 1020, 1030, 1200]
+    assert arrays["segment_starts"].tolist() == [0, 1, 2, 3, 4, 5]
+    early = [(730, OPENING), (830, [(SET, True, 999, 1)]), (930, [(SET, True, 999, 2)])]
+    arrays, _ = join(tmp_path / "back", [first, early], state_interval_ms=100)
+    assert (arrays["timestamps"] // 10**6).tolist() == [0, 1010]
+    assert arrays["sizes"][:, 0].tolist() == [2.5, 1.0]
+    assert arrays["traded"].tolist() == [0, -1]
+
+
+def test_a_trade_after_the_last_state_counts_for_the_next_one(tmp_path) -> None:
+    crossed = [(10, [(SET, True, 1001, 1)]), (20, [(MATCH, False, 1001, 3)])]
+    arrays, whole = join(tmp_path, [[(0, OPENING), *crossed], [(25, OPENING[:1])], [(30, OPENING)]])
+    assert arrays["traded"].tolist() == [0, 1.5]
+    assert whole.crossed_ns == 10 * 10**6  # until the last message of the first part
+    assert whole.any_trade
+
+
+def test_files_that_open_with_no_snapshot_belong_to_the_part_before(tmp_path) -> None:
+    days = tell_days(np.random.default_rng(0), 4, 10, False)
+    days[2] = [row for row in days[2] if row[1] != SNAPSHOT]
+    for feed in ("coinapi", "tardis"):
+        write_days(tmp_path / feed, days, feed)
+        files = data_parser.list_files(tmp_path / feed / "raw" / "A_B")
+        assert find_parts(feed, files) == [files[:1], files[1:3], files[3:]]
+    assert find_parts("npy", files) == [files]
+
+
+# --------------------------------------------------------------------------------------------- a stream, cut anywhere
+
+
+def tell_messages(rng: np.random.Generator, count: int) -> list[Message]:
+    """A snapshot, then changes and trades around 1000 ticks: never crossed, now and then thin or silent."""
+    levels = [(SNAPSHOT, side, 1000 + (-i if side else i), 5) for side in (True, False) for i in range(1, 5)]
+    messages, time = [(START_MS, levels)], START_MS
+    for _ in range(count):
+        time += int(rng.choice([0, 1, 7, 61_000], p=[0.2, 0.4, 0.39, 0.01]))
+        rows = []
+        for _ in range(rng.integers(1, 4)):
+            buy = bool(rng.integers(2))
+            kind = MATCH if rng.random() < 0.2 else SET
+            rows.append((kind, buy, 1000 + (-1 if buy else 1) * int(rng.integers(1, 6)), int(rng.integers(0, 9))))
+        messages.append((time, rows))
+    return messages
+
+
+def cut(messages: list[Message], places: list[int]) -> tuple[list[list[Message]], list[int]]:
+    """Cut before these messages; each part opens with the book at that time.
+
+    Also return the places of the states that the openings add.
+    """
+    reference, parts, added = ReferenceBook(4), [[messages[0]]], []
+    complete = reference.take_message(messages[0][0], [(*row, 0) for row in messages[0][1]])
+    for index, (time, rows) in enumerate(messages[1:], 1):
+        book = [(SNAPSHOT, side == 0, *level) for side in (0, 1) for level in reference.levels[side].items()]
+        if index in places and book:
+            parts.append([(messages[index - 1][0], book)])
+            if complete:
+                added.append(len(reference.states) + len(added))
+        parts[-1].append((time, rows))
+        complete = reference.take_message(time, [(*row, 0) for row in rows])
+    return parts, added
+
+
+def test_a_stream_cut_anywhere_gives_its_states(tmp_path) -> None:
+    """Parts that open with the running book give the states of the uncut stream: none is lost where they join."""
+    folders = iter(tmp_path / str(number) for number in range(1000))
+    parts_joined = 0
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @given(
+        seed=st.integers(0, 2**32),
+        places=st.lists(st.integers(1, 200), min_size=1, max_size=6),
+        interval_ms=st.sampled_from([0, 10, 100, 200_000]),
+    )
+    def check(seed, places, interval_ms) -> None:
+        nonlocal parts_joined
+        messages = tell_messages(np.random.default_rng(seed), 200)
+        parts, added = cut(messages, places)
+        parts_joined += len(parts) - 1
+        limits = {"depth": 4, "state_interval_ms": interval_ms, "max_gap_seconds": 60}
+        expected, uncut = join(next(folders), [messages], **limits)
+        found, whole = join(next(folders), parts, **limits)
+        starts = np.isin(np.arange(len(found["traded"])), found.pop("segment_starts"))
+        if not interval_ms:
+            found = {name: np.delete(array, added, axis=0) for name, array in found.items()}
+            starts = np.delete(starts, added)
+        np.testing.assert_array_equal(np.flatnonzero(starts), expected.pop("segment_starts"))
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=name)
+        openings = len(parts) - 1
+        more = {"messages": openings, "snapshots": openings, "states": len(added), "thin_states": openings - len(added)}
+        assert whole.counters == {name: uncut.counters[name] + more.get(name, 0) for name in COUNTERS}
+        assert whole.any_trade == uncut.any_trade
+
+    check()
+    assert parts_joined > 100
+
+
+# ------------------------------------------------------------------------------------------------- through the script
 
 
 def run_parser(folder: Path, *words: str) -> subprocess.CompletedProcess:
@@ -152,7 +338,7 @@ def test_worker_processes_give_the_same_bytes_and_keep_what_a_bad_day_would_repl
     shutil.rmtree(two_pairs / "book_states" / "A_B")
     done = run_parser(two_pairs, "--workers=2")
     assert done.returncode == 2
-    assert "3 files apart" in done.stdout
+    assert "3 parts, each opens with a snapshot" in done.stdout
     assert "C_D" in done.stderr and "01.csv.gz, after row" in done.stderr
     assert contents(two_pairs) == expected | {"book_states/C_D/old.npy": b"kept"}
     assert sorted(path.name for path in (two_pairs / "book_states").iterdir()) == ["A_B", "C_D"]

@@ -1,152 +1,139 @@
-"""The order book: update rows in, one complete state a message out. Exact integers, one numba kernel for all feeds.
+"""The order book: update rows in, a complete state a message out. One numba kernel for all feeds.
 
-Prices are ticks and sizes lots, int64. The sides are sorted arrays (`lob/book/price_levels.py`); order-by-order feeds
-keep their orders in a hash table beside them. The whole book is kept, however far from the mid an order rests.
+Prices are ticks and sizes are lots, both int64 and exact. The two sides are sorted arrays
+(`lob/book/price_levels.py`). Order-by-order feeds also have a table of their orders
+(`lob/book/order_table.py`). The whole book is kept, however far from the mid an order rests.
 
 What each update means (every exception is counted, see `COUNTERS`):
 
 | type | by level (no order id) | order by order |
 |---|---|---|
-| SNAPSHOT | first row of a run replaces the book, the others add to it | the same |
+| SNAPSHOT | the first row of a run replaces the book, the others add to it | the same |
 | ADD | the level grows | a new order; a known id is replaced (duplicate_orders) |
-| SET | the level has this size, 0 removes it | the order has this price and size; an unknown one is added (unknown) |
-| SUB, MATCH | the level or order shrinks, below zero it is removed (overdrawn); unknown: ignored (unknown) |
+| SET | the level has this size, 0 removes it | the order has this price and size; unknown: added (unknown) |
+| SUB, MATCH | shrinks, below zero it is removed (overdrawn); unknown: ignored (unknown) | the same |
 | DELETE | removed; unknown: ignored (unknown) | the same |
-| GAP | the book is emptied, the segment ends | the same |
+| GAP | the book is emptied, and the segment ends | the same |
+
+A snapshot ends no segment: time alone does, and a GAP. A snapshot that is not the book as it was
+before is counted (snapshots_differ).
 """
 
 import numpy as np
 
+from lob.book.order_table import (
+    LOTS,
+    PRICE,
+    SIDE_PLUS_ONE,
+    empty_table,
+    find_order,
+    grown_table,
+    remove_order,
+    remove_orders_at,
+)
 from lob.book.price_levels import (
     ASK,
     BID,
     change_level,
     empty_sides,
     grown_sides,
-    keep_depth,
+    keep_best,
     level_lots,
     remove_level,
     write_state,
 )
 from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
-from lob.jit import MAX_EXACT, borrow, compiled, inlined
+from lob.jit import borrow, compiled, inlined
 
 COUNTERS = (
     "messages",  # completed messages; each leaves the book in a state
     "states",  # of these, complete and uncrossed: candidates for a row
     "crossed_states",
     "thin_states",  # fewer than depth / 2 levels on a side
-    "ghosts_evicted",
-    "unknown",  # SUB, MATCH, DELETE or zero SET of a level or order that is not there; SET of an unknown order
+    "ghosts_evicted",  # levels that kept the book crossed for longer than max_crossed_ms
+    "unknown",  # SUB, MATCH, DELETE or zero SET of what is not there; SET of an unknown order
     "duplicate_orders",
     "overdrawn",
     "snapshots",
+    "snapshots_differ",  # of these: their best depth / 2 levels a side are not those of the book before
     "gaps",
-    "clock_steps_back",  # clamped to the time before
+    "clock_steps_back",  # messages stamped before the one before them: they get its time
 )
-MESSAGES, STATES, CROSSED, THIN, GHOSTS, UNKNOWN, DUPLICATES, OVERDRAWN, SNAPSHOTS, GAPS, CLOCK = range(len(COUNTERS))
+(
+    MESSAGES,
+    STATES,
+    CROSSED,
+    THIN,
+    GHOSTS,
+    UNKNOWN,
+    DUPLICATES,
+    OVERDRAWN,
+    SNAPSHOTS,
+    SNAPSHOTS_DIFFER,
+    GAPS,
+    CLOCK,
+) = range(len(COUNTERS))
 
-# What the kernel carries from call to call, in `OrderBook.memory`.
-(MESSAGE, TIME, CROSSED_SINCE, LAST_VALID, IN_SNAPSHOT, NEW_SEGMENT, COMPARE, PENDING, INTERVAL, SEEN, ORDERS, OPEN,
- CROSSED_NS, TRADED, TRADED_WRITTEN, ROWS) = range(16)  # fmt: skip
+# What the kernel has to remember between two calls. numba hands arrays over by reference, but
+# numbers by value, so all of it lies in the cells of one int64 array, `OrderBook.memory`: times in ns,
+# counts, and flags that are 0 or 1.
+CELLS = 17
+(
+    MESSAGE,  # number of the message that the last row belongs to
+    OPEN,  # flag: this message may still go on
+    TIME,  # the message's time
+    IN_SNAPSHOT,  # flag: the last row was a SNAPSHOT row of this message
+    COMPARE,  # flag: this message holds a snapshot, to be compared with the book before it
+    NEW_SEGMENT,  # flag: the next state begins a segment
+    FIRST_VALID,  # time of the first state, or NEVER
+    LAST_VALID,  # time of the last state, or NEVER
+    CROSSED_SINCE,  # time since when the book has been crossed, or NEVER: it is not
+    CROSSED_NS,  # how long the book was crossed, in all
+    ORDERS,  # number of orders in the table
+    SEEN,  # states of this segment, those that subsampling leaves out included
+    PENDING,  # flag: the row after the finished ones holds a state that a later one may replace
+    INTERVAL,  # number of the time interval that the pending state lies in
+    TRADED,  # signed lots traded since the last finished row
+    TRADED_WRITTEN,  # of these, what the pending row holds
+    ROWS,  # finished rows of the output
+) = range(CELLS)
 NEVER = np.iinfo(np.int64).min
-# What a call ends with: all rows used, output full, an array must grow, or a row that cannot be.
+# Places in `OrderBook.kept`: the best levels before a snapshot, after it, and after the first message.
+BEFORE, AFTER, OPENING = range(3)
+
+# Why a call of the kernel ends.
 DONE, OUTPUT_FULL, GROW_LEVELS, GROW_ORDERS, CLOCK_BACK, NOT_INT32 = range(6)
-
-
-@inlined
-def is_whole(scaled):
-    """Whether a float64 (or each of an array) is an integer but for rounding: 1e-9 of it, at most 1e-4, or an ulp."""
-    size = np.abs(scaled)
-    return np.abs(scaled - np.rint(scaled)) <= np.maximum(np.minimum(size * 1e-9, 1e-4), size * 1e-15)
-
-
-@compiled
-def count_units(values, per_one, unit):
-    """Return int64 (n,), values in units (`per_one` to 1; 0: not a whole number), and the first row that is none."""
-    units, bad = np.empty(len(values), np.int64), -1
-    for row in range(len(values)):
-        scaled = values[row] * per_one if per_one else values[row] / unit
-        whole = np.rint(scaled)
-        if not (is_whole(scaled) and abs(whole) <= MAX_EXACT) and bad < 0:
-            bad = row
-        units[row] = np.int64(whole)
-    return units, bad
-
-
-@compiled
-def order_slot(orders, order_id):
-    """Where an order is in the table (open addressing, linear probing), or the free slot where it would go."""
-    cut = orders.shape[0] - 1
-    slot = (order_id ^ (order_id >> 32)) * 0x9E3779B97F4A7C1 >> 20 & cut
-    while orders[slot, 3] != 0 and orders[slot, 0] != order_id:
-        slot = (slot + 1) & cut
-    return slot
-
-
-@compiled
-def forget_order(orders, memory, slot):
-    """Free a slot and close the hole behind it, so that no tombstones gather."""
-    memory[ORDERS] -= 1
-    cut = orders.shape[0] - 1
-    hole = slot
-    orders[hole, 3] = 0
-    probe = (hole + 1) & cut
-    while orders[probe, 3] != 0:
-        order_id = orders[probe, 0]
-        home = (order_id ^ (order_id >> 32)) * 0x9E3779B97F4A7C1 >> 20 & cut
-        if ((probe - home) & cut) >= ((probe - hole) & cut):
-            orders[hole] = orders[probe]
-            orders[probe, 3] = 0
-            hole = probe
-        probe = (probe + 1) & cut
-
-
-@compiled
-def rehash_orders(old, new):
-    for i in range(old.shape[0]):
-        if old[i, 3] != 0:
-            new[order_slot(new, old[i, 0])] = old[i]
-
-
-@compiled
-def forget_orders_at(orders, memory, side, price):
-    """Forget every order that rests at an evicted level."""
-    slot = 0
-    while slot < orders.shape[0]:
-        if orders[slot, 3] == side + 1 and orders[slot, 1] == price:
-            forget_order(orders, memory, slot)
-        else:
-            slot += 1
 
 
 @compiled
 def apply_order(kind, side, price, size, order_id, time, lot_size, orders, memory, counters, levels):
     """Apply one row of an order-by-order feed to the table of orders and to the levels."""
-    slot = order_slot(orders, order_id)
-    known = orders[slot, 3] != 0
+    slot = find_order(orders, order_id)
+    known = orders[slot, SIDE_PLUS_ONE] != 0
+    old_side, old_price, old_lots = orders[slot, SIDE_PLUS_ONE] - 1, orders[slot, PRICE], orders[slot, LOTS]
     if kind in (ADD, SET, SNAPSHOT):
         if known:
             if kind != SET:
                 counters[DUPLICATES] += 1
-            change_level(orders[slot, 3] - 1, orders[slot, 1], -orders[slot, 2], False, time, lot_size, levels)
+            change_level(old_side, old_price, -old_lots, False, time, lot_size, levels)
         else:
             if kind == SET:
                 counters[UNKNOWN] += 1
             memory[ORDERS] += 1
-        orders[slot, 0], orders[slot, 1], orders[slot, 2], orders[slot, 3] = order_id, price, size, side + 1
+        orders[slot] = order_id, price, size, side + 1
         change_level(side, price, size, False, time, lot_size, levels)
     elif not known:
         counters[UNKNOWN] += 1
     else:
-        left = orders[slot, 2] - size if kind != DELETE else 0
+        left = old_lots - size if kind != DELETE else 0
         if left < 0:
             counters[OVERDRAWN] += 1
             left = 0
-        change_level(orders[slot, 3] - 1, orders[slot, 1], left - orders[slot, 2], False, time, lot_size, levels)
-        orders[slot, 2] = left
+        change_level(old_side, old_price, left - old_lots, False, time, lot_size, levels)
+        orders[slot, LOTS] = left
         if left == 0:
-            forget_order(orders, memory, slot)
+            remove_order(orders, slot)
+            memory[ORDERS] -= 1
 
 
 @inlined
@@ -178,38 +165,55 @@ def clear_book(bounds, ticks, orders, memory):
 
 
 @inlined
-def evict_ghost(memory, counters, orders, max_crossed_ns, levels):
-    """Track how long the book has been crossed; past the limit remove, of the two best levels, the longer unchanged."""
-    bounds, ticks, _, changed = levels[:4]
+def is_crossed(levels):
+    """Whether the best bid is at or above the best ask."""
+    bounds, ticks = levels[:2]
     if bounds[BID, 0] == bounds[BID, 1] or bounds[ASK, 0] == bounds[ASK, 1]:
-        memory[CROSSED_SINCE] = NEVER
-        return
-    bid, ask = bounds[BID, 1] - 1, bounds[ASK, 0]
-    if ticks[BID, bid] < ticks[ASK, ask]:
+        return False
+    return ticks[BID, bounds[BID, 1] - 1] >= ticks[ASK, bounds[ASK, 0]]
+
+
+@inlined
+def evict_ghost(memory, counters, orders, max_crossed_ns, levels):
+    """Track how long the book has been crossed, and past the limit evict a ghost.
+
+    A ghost is a level whose delete was lost. Of the two crossing levels it is the one whose last
+    change is older.
+    """
+    bounds, ticks, _, changed = levels[:4]
+    if not is_crossed(levels):
         memory[CROSSED_SINCE] = NEVER
     elif memory[CROSSED_SINCE] == NEVER:
         memory[CROSSED_SINCE] = memory[TIME]
     elif memory[TIME] - memory[CROSSED_SINCE] > max_crossed_ns:
+        bid, ask = bounds[BID, 1] - 1, bounds[ASK, 0]
         side, index = (BID, bid) if changed[BID, bid] < changed[ASK, ask] else (ASK, ask)
-        forget_orders_at(orders, memory, side, ticks[side, index])
+        memory[ORDERS] -= remove_orders_at(orders, side, ticks[side, index])
         remove_level(side, index, levels)
         counters[GHOSTS] += 1
-        crossed = bounds[BID, 0] < bounds[BID, 1] and bounds[ASK, 0] < bounds[ASK, 1]
-        crossed = crossed and ticks[BID, bounds[BID, 1] - 1] >= ticks[ASK, bounds[ASK, 0]]
-        memory[CROSSED_SINCE] = memory[TIME] if crossed else NEVER
+        memory[CROSSED_SINCE] = memory[TIME] if is_crossed(levels) else NEVER
 
 
 @inlined
 def end_message(limits, orders, memory, counters, levels, kept, out):
-    """Judge the book after a whole message and write it where it is a state that was asked for; False: not int32."""
+    """Judge the book after a whole message, and write it if it is a state that was asked for.
+
+    Return False if a visible price does not fit int32. Of a state interval the row is written again
+    with every state, and is finished (counted in ROWS) when a state of another interval or segment
+    comes.
+    """
     half, subsample, interval_ns, max_crossed_ns, max_gap_ns, _, lot_size = limits
     bounds = levels[0]
     out_ticks, out_sizes, out_times, out_traded, out_starts = out
     counters[MESSAGES] += 1
+    if counters[MESSAGES] == 1:
+        keep_best(half, levels, kept[OPENING])
     if memory[COMPARE] == 1:
         memory[COMPARE] = 0
-        if not keep_depth(half, levels, kept[1]) or (kept[0] != kept[1]).any():
-            memory[NEW_SEGMENT] = 1
+        keep_best(half, levels, kept[AFTER])
+        counters[SNAPSHOTS_DIFFER] += (kept[BEFORE] != kept[AFTER]).any()
+
+    # Is the book a state?
     evict_ghost(memory, counters, orders, max_crossed_ns, levels)
     if bounds[BID, 1] - bounds[BID, 0] < half or bounds[ASK, 1] - bounds[ASK, 0] < half:
         counters[THIN] += 1
@@ -218,17 +222,22 @@ def end_message(limits, orders, memory, counters, levels, kept, out):
         counters[CROSSED] += 1
         return True
     counters[STATES] += 1
+
+    # Does it begin a segment?
     time = memory[TIME]
-    if memory[LAST_VALID] != NEVER and time - memory[LAST_VALID] > max_gap_ns:
+    if memory[LAST_VALID] == NEVER:
+        memory[FIRST_VALID] = time
+    elif time - memory[LAST_VALID] > max_gap_ns:
         memory[NEW_SEGMENT] = 1
     memory[LAST_VALID] = time
     if memory[NEW_SEGMENT] == 1:
         memory[SEEN] = 0
+
+    # Does it follow the pending row, or replace it?
     interval = time // interval_ns if interval_ns > 0 else 0
     if memory[PENDING] == 1 and (memory[NEW_SEGMENT] == 1 or interval != memory[INTERVAL]):
-        memory[PENDING] = 0
-        memory[TRADED] -= memory[TRADED_WRITTEN]
-        memory[ROWS] += 1
+        finish_pending(memory)
+
     memory[SEEN] += 1
     if subsample > 1 and (memory[SEEN] - 1) % subsample != 0:
         return True
@@ -242,21 +251,43 @@ def end_message(limits, orders, memory, counters, levels, kept, out):
     out_traded[row] = memory[TRADED] * lot_size
     memory[TRADED_WRITTEN] = memory[TRADED]
     memory[INTERVAL] = interval
-    if interval_ns > 0:
-        memory[PENDING] = 1
-    else:
-        memory[TRADED] = 0
-        memory[ROWS] += 1
+    memory[PENDING] = 1
+    if interval_ns == 0:
+        finish_pending(memory)
     return True
 
 
-@compiled
-def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, limits, orders, memory, counters,
-               levels, kept, out):  # fmt: skip
-    """Apply rows `start`... to the book; return the row it stopped before and why (DONE: all are applied).
+@inlined
+def finish_pending(memory):
+    memory[PENDING] = 0
+    memory[TRADED] -= memory[TRADED_WRITTEN]
+    memory[ROWS] += 1
 
-    times, messages, prices (ticks), sizes (lots), order_ids: int64 (n,), order_ids empty for a by-level feed; kinds:
-    uint8 (n,); is_buy: bool (n,). A message ends when a row of the next one, or `flush_message`, comes.
+
+@compiled
+def apply_rows(
+    times,
+    messages,
+    kinds,
+    is_buy,
+    prices,
+    sizes,
+    order_ids,
+    start,
+    limits,
+    orders,
+    memory,
+    counters,
+    levels,
+    kept,
+    out,
+):
+    """Apply rows to the book, from `start` on; return the row that it stopped before, and why.
+
+    times, messages, prices (ticks), sizes (lots), order_ids: int64 (n,), order_ids empty for a
+    by-level feed; kinds: uint8 (n,); is_buy: bool (n,). A message ends when a row of the next one
+    comes, or by `OrderBook.finish`. If an array is full, the caller makes room and calls again with
+    that row.
     """
     orders, memory, counters, levels, kept, out = borrow((orders, memory, counters, levels, kept, out))  # type: ignore[call-arg]
     half, max_clock_step_ns, lot_size = limits[0], limits[5], limits[6]
@@ -267,7 +298,7 @@ def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, 
         kind = kinds[i]
         if messages[i] != memory[MESSAGE] or memory[OPEN] == 0:
             if memory[OPEN] == 1:
-                if memory[ROWS] + 2 > len(out[2]):
+                if memory[ROWS] + 2 > len(out[2]):  # the pending row and one more
                     return i, OUTPUT_FULL
                 if not end_message(limits, orders, memory, counters, levels, kept, out):
                     return i, NOT_INT32
@@ -290,8 +321,7 @@ def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, 
                 counters[SNAPSHOTS] += 1
                 if bounds[BID, 0] < bounds[BID, 1] or bounds[ASK, 0] < bounds[ASK, 1]:
                     memory[COMPARE] = 1
-                    if not keep_depth(half, levels, kept[0]):
-                        memory[NEW_SEGMENT] = 1
+                    keep_best(half, levels, kept[BEFORE])
                 clear_book(bounds, ticks, orders, memory)
                 memory[IN_SNAPSHOT] = 1
         elif kind == GAP:
@@ -310,8 +340,19 @@ def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, 
         if by_order:
             if 2 * memory[ORDERS] >= orders.shape[0]:
                 return i, GROW_ORDERS
-            apply_order(kind, side, prices[i], sizes[i], order_ids[i], memory[TIME], lot_size, orders, memory,
-                        counters, levels)  # fmt: skip
+            apply_order(
+                kind,
+                side,
+                prices[i],
+                sizes[i],
+                order_ids[i],
+                memory[TIME],
+                lot_size,
+                orders,
+                memory,
+                counters,
+                levels,
+            )
         else:
             apply_level(kind, side, prices[i], sizes[i], memory[TIME], lot_size, counters, levels)
         if kind == MATCH:
@@ -322,36 +363,65 @@ def apply_rows(times, messages, kinds, is_buy, prices, sizes, order_ids, start, 
 class OrderBook:
     """One pair's book and the output rows that its messages fill.
 
-    depth: levels of a written state, both sides together; lot_size: size of a lot. See `data_parser.py` for the rest.
-    `apply` takes rows and calls `flush(states)` whenever the output of `capacity` rows is full; `finish` closes the
-    last message. `levels` looks at the book itself.
+    depth: levels of a written state, both sides together; lot_size: size of a lot. The other
+    settings are those of `data_parser.py`. `apply` takes rows, and calls `flush(states)` whenever
+    the output of `capacity` rows is full. `finish` ends the last message. `states` is a list of
+    arrays of n rows: price_ticks int32 (n, depth), sizes float32 (n, depth), timestamps int64 (n,),
+    traded float32 (n,), and starts uint8 (n,), 1 if the row begins a segment.
     """
 
-    def __init__(self, depth, lot_size, flush, subsample=1, state_interval_ms=0, max_crossed_ms=1000,
-                 max_gap_seconds=60.0, max_clock_step_ms=1000, capacity=8192):  # fmt: skip
+    def __init__(
+        self,
+        depth,
+        lot_size,
+        flush,
+        subsample=1,
+        state_interval_ms=0,
+        max_crossed_ms=1000,
+        max_gap_seconds=60.0,
+        max_clock_step_ms=1000,
+        capacity=8192,
+    ):
         self.half = depth // 2
         self.lot_size = float(lot_size)
         self.flush = flush
-        self.limits = (self.half, subsample, int(state_interval_ms * 10**6), int(max_crossed_ms * 10**6),
-                       int(max_gap_seconds * 10**9), int(max_clock_step_ms * 10**6), self.lot_size)  # fmt: skip
-        self.memory = np.zeros(16, dtype=np.int64)
-        self.memory[[TIME, CROSSED_SINCE, LAST_VALID]] = NEVER
+        self.limits = (
+            self.half,
+            subsample,
+            int(state_interval_ms * 10**6),
+            int(max_crossed_ms * 10**6),
+            int(max_gap_seconds * 10**9),
+            int(max_clock_step_ms * 10**6),
+            self.lot_size,
+        )
+        self.memory = np.zeros(CELLS, dtype=np.int64)
+        self.memory[[TIME, CROSSED_SINCE, FIRST_VALID, LAST_VALID]] = NEVER
         self.memory[NEW_SEGMENT] = 1
         self.counters = np.zeros(len(COUNTERS), dtype=np.int64)
-        self.orders = np.zeros((1 << 12, 4), dtype=np.int64)  # id, price, lots, side + 1 (0: free)
+        self.orders = empty_table(1 << 12)
         self.side_arrays = empty_sides(1 << 12)
-        self.kept = np.zeros((2, 2, 2, self.half), dtype=np.int64)  # before a snapshot, after it: ticks, lots by side
-        ticks, sizes = (np.empty((capacity, depth), dtype) for dtype in (np.int32, np.float32))
-        self.out = (ticks, sizes, *(np.empty(capacity, dtype) for dtype in (np.int64, np.float32, np.uint8)))
+        self.kept = np.zeros((3, 2, 2, self.half), dtype=np.int64)
+        self.out = (
+            np.empty((capacity, depth), np.int32),
+            np.empty((capacity, depth), np.float32),
+            np.empty(capacity, np.int64),
+            np.empty(capacity, np.float32),
+            np.empty(capacity, np.uint8),
+        )
 
     def arrays(self):
-        """What the kernel works on besides the rows."""
+        """Return what the kernel works on besides the rows."""
         return self.orders, self.memory, self.counters, self.side_arrays, self.kept, self.out
 
     def apply(self, times, messages, kinds, is_buy, prices, sizes, order_ids=None):
-        """Apply rows; ValueError(row, reason) for one that cannot be: CLOCK_BACK, or NOT_INT32 (the state before)."""
+        """Apply rows, arrays as in `apply_rows`.
+
+        Raises ValueError(row, reason) at a row that can't be applied: CLOCK_BACK, or NOT_INT32 if a
+        price of the state before it is too large.
+        """
         columns = times, messages, kinds, is_buy, prices, sizes
-        ids, row, status = np.empty(0, np.int64) if order_ids is None else order_ids, 0, None
+        ids = np.empty(0, np.int64) if order_ids is None else order_ids
+        row, status = 0, None
         while status != DONE:
             row, status = apply_rows(*columns, ids, row, self.limits, *self.arrays())
             if status == OUTPUT_FULL:
@@ -359,8 +429,7 @@ class OrderBook:
             elif status == GROW_LEVELS:
                 self.side_arrays = grown_sides(self.side_arrays)
             elif status == GROW_ORDERS:
-                old, self.orders = self.orders, np.zeros((2 * len(self.orders), 4), dtype=np.int64)
-                rehash_orders(old, self.orders)
+                self.orders = grown_table(self.orders)
             elif status != DONE:
                 raise ValueError(row, status)
 
@@ -372,8 +441,8 @@ class OrderBook:
             if not end_message(self.limits, *self.arrays()):
                 raise ValueError(0, NOT_INT32)
             self.memory[OPEN] = 0
-        self.memory[ROWS] += self.memory[PENDING]
-        self.memory[PENDING] = 0
+        if self.memory[PENDING] == 1:
+            finish_pending(self.memory)
         self.write_out()
 
     def write_out(self):
@@ -387,7 +456,17 @@ class OrderBook:
             self.memory[ROWS] = 0
 
     def levels(self, side, count):
-        """Best `count` levels (or fewer) of BID or ASK, best first: int64 price in ticks and size in lots."""
+        """Best `count` levels (or fewer) of BID or ASK, best first: int64 ticks and lots."""
         bounds, *arrays = self.side_arrays[:3]
         begin, end = bounds[side]
         return tuple(array[side, begin:end][:: -1 if side == BID else 1][:count].copy() for array in arrays)
+
+    def opening(self):
+        """Best depth / 2 levels a side after the first message: int64 (ticks and lots, side, level)."""
+        return self.kept[OPENING].copy()
+
+    def closing(self):
+        """The same of the book as it is now."""
+        best = np.empty_like(self.kept[OPENING])
+        keep_best(self.half, self.side_arrays, best)
+        return best

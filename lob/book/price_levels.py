@@ -1,9 +1,15 @@
-"""The two sorted sides of an order book, as numba functions on arrays that only `lob/book/order_book.py` holds.
+"""The two sorted sides of an order book, as numba functions on arrays that the book holds.
 
-`levels` is a tuple: bounds int64 (2, 2), begin and end of each side's run; then, each (2, capacity) with a row a side,
-ticks int64 and lots int64, ascending in price, the time of the last change int64, and what is written of a level, ticks
-int32 (clamped) and size float32. Each run lies inside a larger array, so that a change near the best price moves few
-elements and the visible levels of a state are four straight copies.
+`levels` is a tuple of arrays. The first one is bounds, int64 (2, 2): where each side's levels begin
+and end in the other arrays, which are (2, capacity) with a row a side, ascending in price:
+
+- ticks, int64, and lots, int64
+- changed, int64: time of the level's last change, in ns
+- ticks32, int32 (clamped), and sizes32, float32: what is written of the level
+
+The levels of a side lie somewhere inside their row, with free places before and after them. So a
+change near the best price moves few elements, and the visible levels of a state are four straight
+copies.
 """
 
 import numpy as np
@@ -11,7 +17,7 @@ import numpy as np
 from lob.jit import compiled, inlined
 
 BID, ASK = 0, 1
-NEAR = 64  # levels a side among which a price is sought first: nearly all updates are there
+NEAR = 64  # best levels of a side, which are searched first: nearly all updates are there
 
 
 def empty_sides(capacity):
@@ -21,7 +27,7 @@ def empty_sides(capacity):
 
 
 def grown_sides(levels):
-    """Return the sides recentred in arrays with room for at least four times the levels there are."""
+    """Return the sides in the middle of larger arrays: room for four times the levels or more."""
     bounds, *arrays = levels
     capacity = arrays[0].shape[1]
     while capacity < 4 * int((bounds[:, 1] - bounds[:, 0]).max()):
@@ -37,7 +43,7 @@ def grown_sides(levels):
 
 @inlined
 def find_level(ticks, begin, end, price, side):
-    """Index of the first of the ascending ticks[begin:end] that is >= price."""
+    """Return the index of the first of the ascending ticks[begin:end] that is >= price."""
     low = max(end - NEAR, begin) if side == BID else begin
     high = end if side == BID else min(begin + NEAR, end)
     if low > begin and ticks[low] >= price:
@@ -45,7 +51,7 @@ def find_level(ticks, begin, end, price, side):
     elif high < end and ticks[high - 1] < price:
         low, high = high, end
     count = high - low
-    while count > 1:  # branches on prices would be mispredicted half of the time
+    while count > 1:  # a bisection without branches: half of them would be mispredicted
         half = count >> 1
         low += half * (ticks[low + half - 1] < price)
         count -= half
@@ -54,7 +60,10 @@ def find_level(ticks, begin, end, price, side):
 
 @inlined
 def shift_row(row, begin, end, up):
-    """Move row[begin:end] one place; unsigned indices spare numba's check for negative ones, so that this is a copy."""
+    """Move row[begin:end] by one place, up or down.
+
+    numba checks signed indices for negative ones. Unsigned ones make this loop a plain copy.
+    """
     one = np.uint64(1)
     if up:
         for i in range(np.uint64(end), np.uint64(begin), -1):
@@ -88,7 +97,7 @@ def remove_level(side, index, levels):
 
 @inlined
 def insert_level(side, index, levels):
-    """Make room for a level before `index` and return where it is."""
+    """Make room for a level before `index`; return the index of the free place."""
     bounds = levels[0]
     begin, end = bounds[side, 0], bounds[side, 1]
     if (index - begin < end - index and begin > 0) or end == levels[1].shape[1]:
@@ -102,7 +111,10 @@ def insert_level(side, index, levels):
 
 @inlined
 def change_level(side, price, size, absolute, time, lot_size, levels):
-    """Set a level's lots or add to them (negative: take away); return False where a level to shrink is not there."""
+    """Set a level's lots (`absolute`) or add to them, which may be negative.
+
+    Return False if a level that should shrink or go is not there.
+    """
     bounds, ticks, lots, changed, ticks32, sizes32 = levels
     index = find_level(ticks[side], bounds[side, 0], bounds[side, 1], price, side)
     found = index < bounds[side, 1] and ticks[side, index] == price
@@ -130,16 +142,18 @@ def level_lots(side, price, levels):
 
 
 @compiled
-def keep_depth(half, levels, kept):
-    """Copy ticks and lots of the best `half` levels a side; return False where there are not that many."""
+def keep_best(half, levels, kept):
+    """Copy ticks and lots of the best `half` levels a side into `kept`, int64 (2, 2, half).
+
+    Where a side has fewer levels, zeros follow.
+    """
     bounds, ticks, lots = levels[:3]
+    kept[:] = 0
     for side in range(2):
-        if bounds[side, 1] - bounds[side, 0] < half:
-            return False
-        first = bounds[BID, 1] - half if side == BID else bounds[ASK, 0]
-        kept[0, side] = ticks[side, first : first + half]
-        kept[1, side] = lots[side, first : first + half]
-    return True
+        count = min(half, bounds[side, 1] - bounds[side, 0])
+        first = bounds[BID, 1] - count if side == BID else bounds[ASK, 0]
+        kept[0, side, :count] = ticks[side, first : first + count]
+        kept[1, side, :count] = lots[side, first : first + count]
 
 
 @inlined
@@ -150,7 +164,10 @@ def copy_run(target, at, source, begin, count):
 
 @inlined
 def write_state(row, half, levels, out_ticks, out_sizes):
-    """Copy the best `half` levels a side into an output row; False where a price does not fit int32."""
+    """Copy the best `half` levels a side into an output row.
+
+    Return False if a price does not fit int32.
+    """
     bounds, ticks, _, _, ticks32, sizes32 = levels
     low, best_ask = bounds[BID, 1] - half, bounds[ASK, 0]
     if ticks[BID, low] < -2147483648 or ticks[ASK, best_ask + half - 1] > 2147483647:

@@ -57,7 +57,10 @@ class Book:
 
 
 def open_book(path: str | Path) -> Book:
-    """Open `book_states/<PAIR>`; InputError where it is missing, of another version, or its parts disagree."""
+    """Open `book_states/<PAIR>`.
+
+    Raises InputError if it is missing, of another version, or if its arrays do not fit together.
+    """
     path = Path(path)
     meta = read_meta(path / "meta.json", "data_parser.py")
     arrays: dict[str, Any] = {}
@@ -68,8 +71,10 @@ def open_book(path: str | Path) -> Book:
             continue
         arrays[name] = array = load_array(file)
         if array.dtype != dtype or array.ndim != ndim or (name != "segment_starts" and len(array) != meta["rows"]):
-            raise InputError(f"{file} holds {array.dtype} {array.shape}, meta.json says {meta['rows']} rows of "
-                             f"{np.dtype(dtype)}: run data_parser.py again")  # fmt: skip
+            raise InputError(
+                f"{file} holds {array.dtype} {array.shape}, meta.json says {meta['rows']} rows of "
+                f"{np.dtype(dtype)}: run data_parser.py again"
+            )
     shape = (meta["rows"], meta["depth"])
     if not arrays["price_ticks"].shape == arrays["sizes"].shape == shape:
         raise InputError(f"{path}: the arrays are not of meta.json's depth {meta['depth']}: run data_parser.py again")
@@ -77,18 +82,23 @@ def open_book(path: str | Path) -> Book:
 
 
 def open_books(data_dir: str | Path, pairs: Sequence[str] | None, depth: int) -> list[Book]:
-    """Open the books of these pairs (None: of all); InputError where one has not the `depth` of a checkpoint."""
+    """Open the books of these pairs (None: of all).
+
+    Raises InputError if one does not have the `depth` of a checkpoint.
+    """
     folder = Path(data_dir) / "book_states"
     books = [open_book(folder / name) for name in find_pairs(data_dir, "book_states", pairs, "data_parser.py")]
     for book in books:
         if book.depth != depth:
-            raise InputError(f"{book.path} has depth {book.depth}, the checkpoint wants {depth}: "
-                             f"run data_parser.py --depth={depth}, or set --pairs")  # fmt: skip
+            raise InputError(
+                f"{book.path} has depth {book.depth}, the checkpoint wants {depth}: "
+                f"run data_parser.py --depth={depth}, or set --pairs"
+            )
     return books
 
 
 def identity(book: Book) -> dict[str, Any]:
-    """Return what tells one parsed book from another: pair, rows, size in bytes and hash of meta.json."""
+    """Return what distinguishes a parsed book: pair, rows, size in bytes and hash of meta.json."""
     raw = (book.path / "meta.json").read_bytes()
     return {
         "pair": book.pair,
@@ -99,18 +109,24 @@ def identity(book: Book) -> dict[str, Any]:
 
 
 class StateWriter:
-    """Streams the order book kernel's output rows to a book's files in `folder`."""
+    """Streams states to a book's files in `folder`."""
 
     def __init__(self, folder: Path, depth: int):
-        self.half, self.rows, self.any_trade = depth // 2, 0, False
+        self.half = depth // 2
+        self.rows = 0
+        self.any_trade = False
         shapes = {"price_ticks": (depth,), "sizes": (depth,), "top_of_book": (2,)}
-        self.writers = {name: ArrayWriter(folder / f"{name}.npy", dtype, shapes.get(name, ()))
-                        for name, (dtype, *_) in BOOK_ARRAYS.items()}  # fmt: skip
+        self.writers = {}
+        for name, (dtype, *_) in BOOK_ARRAYS.items():
+            self.writers[name] = ArrayWriter(folder / f"{name}.npy", dtype, shapes.get(name, ()))
 
-    def append(self, out: list[np.ndarray]) -> None:
-        price_ticks, _, timestamps, traded, starts = out
-        for name, rows in zip(("price_ticks", "sizes", "timestamps", "traded"), out, strict=False):
-            self.writers[name].append(rows)
+    def append(self, states: list[np.ndarray]) -> None:
+        """Append states as `lob.book.order_book.OrderBook` hands them out."""
+        price_ticks, sizes, timestamps, traded, starts = states
+        self.writers["price_ticks"].append(price_ticks)
+        self.writers["sizes"].append(sizes)
+        self.writers["timestamps"].append(timestamps)
+        self.writers["traded"].append(traded)
         self.writers["top_of_book"].append(price_ticks[:, self.half - 1 : self.half + 1])
         self.writers["segment_starts"].append(self.rows + np.flatnonzero(starts))
         self.any_trade = self.any_trade or bool(traded.any())
@@ -122,9 +138,10 @@ class StateWriter:
 
 
 def check_states(folder: Path, rows: int) -> None:
-    """Re-read the first and last states: ascending prices, positive sizes, time in order, as many as there should be.
+    """Read the first and last states again.
 
-    CheckFailed where it is otherwise.
+    Raises CheckFailed if prices do not ascend, a size is not positive, time goes back, or if there
+    are not `rows` states.
     """
     names = ("price_ticks", "sizes", "timestamps")
     price_ticks, sizes, timestamps = (load_array(folder / f"{name}.npy") for name in names)

@@ -1,8 +1,8 @@
-"""Readers of recorded exchange files: each turns one feed's files into batches of update rows.
+"""What a reader of recorded exchange files yields, and how it becomes known.
 
-Adding an exchange takes one function here: decorate it with `@feed(recognise)`, where `recognise(head)` tells from the
-first 64 KiB (decompressed) whether a file is of this feed; it is called with the pair's files in path order and yields
-`Batch`es in file order. Everything after it (ticks, lots, book, states) is the same for all feeds.
+Adding an exchange takes one file with one function in it, decorated with `@feed(recognise)`. It is
+called with a pair's files in path order, and yields `Batch`es in file order. Everything after it
+(ticks, lots, book, states) is the same for all feeds.
 """
 
 import functools
@@ -22,9 +22,9 @@ ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)  # update types; GAP (a r
 class Batch(NamedTuple):
     """Consecutive update rows, as arrays of one length.
 
-    A *message* is a run of rows with one `message` number: after its last row the book is a state. A message may go on
-    in the next batch. A SNAPSHOT row that follows a row of another type or another message's row replaces the book.
-    Rows of type GAP end the segment and empty the book.
+    A *message* is a run of rows with one `message` number: after its last row the book is a state. A
+    message may go on in the next batch. A SNAPSHOT row replaces the book if it follows a row of
+    another type or of another message. A GAP row ends the segment and empties the book.
     """
 
     time_ns: np.ndarray  # int64, ns since the epoch, exchange time where the feed has it
@@ -34,13 +34,13 @@ class Batch(NamedTuple):
     price: np.ndarray  # float64, in the quote currency, correctly rounded from the text
     size: np.ndarray  # float64, in the base currency; of a SET or SNAPSHOT the new size, else the change
     order_id: np.ndarray | None  # int64 where the feed is order by order, else None
-    file: str  # the file and the number of its first row in this batch, for error messages
-    first_row: int
+    file: str  # for error messages
+    first_row: int  # of the batch, in the file, for error messages
     file_bytes: int  # how much of the (compressed) file has been read, for progress and forecast
-    lines: np.ndarray | None = None  # int64, the file's line of each row, where that is not its row
+    lines: np.ndarray | None = None  # int64, the file's line of each row, if lines are not rows
 
     def locate(self, row: int) -> str:
-        """Where in which file a row of the batch stands, for error messages."""
+        """Return in which file and where a row of the batch stands, for error messages."""
         if self.lines is not None:
             return f"{self.file}, line {self.lines[row]}"
         return f"{self.file}, row {self.first_row + row}"
@@ -50,48 +50,71 @@ Reader = Callable[[list[Path]], Iterator[Batch]]
 
 
 class Feed(NamedTuple):
-    recognise: Callable[[bytes], bool]  # whether a file is of this feed, by its head: the first 64 KiB, decompressed
+    recognise: Callable[[bytes], bool]  # whether a file is of this feed, by its head
     read: Reader
-    opening: Callable[[bytes], str | None] | None  # the kind of snapshot that a file opens with; None: with none
+    opens_whole: Callable[[bytes], bool]  # whether a file opens with a whole book, by its head
 
 
 FEEDS: dict[str, Feed] = {}
 
 
 def feed(
-    recognise: Callable[[bytes], bool], opening: Callable[[bytes], str | None] | None = None
+    recognise: Callable[[bytes], bool],
+    opens_whole: Callable[[bytes], bool] = lambda head: False,
 ) -> Callable[[Reader], Reader]:
-    """Make `read_<name>` known as feed <name>; files whose `opening` is alike may be parsed side by side.
+    """Make the function `read_<name>` known as the reader of feed <name>.
 
-    InputError naming file and row where a price or size is missing or not finite, or a size negative.
+    Both arguments are given a file's head, which is its first 64 KiB, decompressed. A file that
+    opens with a whole book (a snapshot) may be parsed apart from the files before it; a feed that
+    sends GAP rows has no such files. The reader's batches are checked: InputError, with file and
+    row, if a price or size is missing or not finite, or a size is negative.
     """
 
     def register(reader: Reader) -> Reader:
         @functools.wraps(reader)
         def read(files: list[Path]) -> Iterator[Batch]:
             for batch in reader(files):
-                bad = ~(np.isfinite(batch.price) & np.isfinite(batch.size) & (batch.size >= 0))
-                if bad.any():
-                    row = int(np.argmax(bad))
-                    raise InputError(f"{batch.locate(row)}: price {batch.price[row]} and size {batch.size[row]} must "
-                                     "be numbers, the size not negative: mend or drop the row")  # fmt: skip
+                check_numbers(batch)
                 yield batch
 
-        FEEDS[reader.__name__.removeprefix("read_")] = Feed(recognise, read, opening)
+        FEEDS[reader.__name__.removeprefix("read_")] = Feed(recognise, read, opens_whole)
         return read
 
     return register
 
 
+def check_numbers(batch: Batch) -> None:
+    bad = ~(np.isfinite(batch.price) & np.isfinite(batch.size) & (batch.size >= 0))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise InputError(
+            f"{batch.locate(row)}: price {batch.price[row]} and size {batch.size[row]} must be "
+            "numbers, the size not negative: mend or drop the row"
+        )
+
+
+def find_parts(feed_name: str, files: list[Path]) -> list[list[Path]]:
+    """Divide a pair's files, in path order, before each file that opens with a whole book."""
+    opens_whole = FEEDS[feed_name].opens_whole
+    parts = [files[:1]]
+    for file in files[1:]:
+        if opens_whole(read_head(file)):
+            parts.append([file])
+        else:
+            parts[-1].append(file)
+    return parts
+
+
 def first_row(head: bytes) -> tuple[str, dict[str, str]]:
-    """Return the header and the first row by column of a CSV file's head."""
-    header, row, *_ = (line.strip().replace('"', "") for line in f"{head.decode(errors='replace')}\n\n".split("\n"))
+    """Return the header of a CSV file's head, and its first row as texts by column."""
+    lines = f"{head.decode(errors='replace')}\n\n".split("\n")
+    header, row = (line.strip().replace('"', "") for line in lines[:2])
     delimiter = ";" if ";" in header else ","
     return header, dict(zip(header.split(delimiter), row.split(delimiter), strict=False))
 
 
 def find_feed(file: Path) -> str:
-    """Name the feed of a file by its first 64 KiB; InputError where no reader knows it."""
+    """Return the name of a file's feed; InputError if no reader recognises the file."""
     head = read_head(file)
     if not head:
         raise InputError(f"{file} is empty: remove it or fetch it again")
@@ -99,34 +122,45 @@ def find_feed(file: Path) -> str:
         if known.recognise(head):
             return name
     first = head.split(b"\n", 1)[0][:120].decode(errors="replace")
-    raise InputError(f"{file} is of no known feed ({', '.join(FEEDS)}); it begins with {first!r}: see "
-                     "training_data/README.md for the formats, or force one with --feed")  # fmt: skip
+    raise InputError(
+        f"{file} is of no known feed ({', '.join(FEEDS)}); it begins with {first!r}: see "
+        "training_data/README.md for the formats, or force one with --feed"
+    )
 
 
 def find_changes(keys: np.ndarray, before: Any) -> np.ndarray:
-    """Return bool (n,): where a key differs from the one before it, the first from `before` (None: from nothing)."""
+    """Return bool (n,): whether a key differs from the one before it.
+
+    `before` is the key before the first one; None: there is none, and the first one counts.
+    """
     return np.append(before is None or keys[0] != before, keys[1:] != keys[:-1])
 
 
 def to_ns(times: np.ndarray) -> np.ndarray:
-    """Return int64 ns of times in s, ms, us or ns since the epoch, told by the first one's magnitude.
+    """Return times since the epoch as int64 ns; the size of the first one says if in s, ms, us or ns.
 
     Fractions are rounded to a microsecond: float64 holds no more of a present-day time.
     """
-    per_us = next((unit for limit, unit in ((1e11, 10**6), (1e14, 10**3), (1e17, 1)) if abs(times[0]) < limit), None)
-    return times.astype(np.int64) if per_us is None else np.rint(times * per_us).astype(np.int64) * 1000
+    for limit, per_us in ((1e11, 10**6), (1e14, 10**3), (1e17, 1)):
+        if abs(times[0]) < limit:
+            return np.rint(times * per_us).astype(np.int64) * 1000
+    return times.astype(np.int64)
 
 
 def map_words(column: pa.DictionaryArray, words: dict[str, int], name: str, file: Path, first_row: int) -> np.ndarray:
-    """Return uint8 (n,): the numbers that `words` gives a dictionary column's texts; InputError for another text."""
+    """Return uint8 (n,), the number that `words` gives each text of a dictionary column.
+
+    Raises InputError, with file and row, if a text is not in `words`.
+    """
     texts = column.dictionary.to_pylist()
     codes = column.indices.to_numpy(zero_copy_only=False)
     numbers = np.array([words.get(text, 255) for text in texts], dtype=np.uint8)
     result = numbers[codes]
     if 255 in numbers:
         bad = int(np.argmax(result == 255))
-        raise InputError(f"{file}, row {first_row + bad}: unknown {name} {texts[codes[bad]]!r}; known: "
-                         f"{', '.join(words)}")  # fmt: skip
+        raise InputError(
+            f"{file}, row {first_row + bad}: unknown {name} {texts[codes[bad]]!r}; known: {', '.join(words)}"
+        )
     return result
 
 

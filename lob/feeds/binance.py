@@ -1,163 +1,315 @@
 """Binance's messages as received: raw recordings of spot, USD-M and COIN-M."""
 
+import io
+import itertools
 import re
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
+import pandas as pd
+import pyarrow as pa
+from pyarrow import json as pj
 
 from lob.config import InputError
 from lob.feeds.batch import GAP, SET, SNAPSHOT, Batch, feed, to_ns
-from lob.feeds.binance_json import NO_SYMBOL, Depths, LineScanner, join_depths, make_depth, parse_depth, parse_json
 from lob.feeds.recordings import read_line_blocks
 
-MOST_RECENT = 1000  # messages kept for a snapshot to come
+MOST_RECENT = 1000  # messages kept for a snapshot that is still to come
+DEPTH, UPDATE_ID = b'"depthUpdate"', b'"lastUpdateId"'
+NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+
+LEVELS = pa.list_(pa.list_(pa.string()))
+NUMBERS = [(name, pa.int64()) for name in ("E", "T", "U", "u", "pu")]
+FIELDS = [*NUMBERS, ("s", pa.string()), ("b", LEVELS), ("a", LEVELS)]
+SCHEMA = pa.schema([("data", pa.struct(FIELDS)), *FIELDS])
 
 
 @feed(lambda head: re.match(rb'\d{10,19} \{"(stream|e|u|lastUpdateId)"', head) is not None)
 def read_binance(files: list[Path]) -> Iterator[Batch]:
-    """Binance's messages as received, spot, USD-M or COIN-M: lines of local time, space, JSON; one symbol.
+    """Read Binance's messages of one symbol (spot, USD-M or COIN-M): local time, a space, JSON.
 
-    Used are `depthUpdate` messages (bare or in a combined stream) and REST depth snapshots, stamped with the
-    transaction time T or, on spot, the event time E; sizes are absolute, 0 removes the level. A snapshot is no state:
-    its rows belong to the message that bridges it. The files are one stream.
+    It uses the `depthUpdate` messages (bare or in a combined stream) and the REST depth snapshots.
+    A message has the transaction time T or, on spot, the event time E. Sizes are absolute, and 0
+    removes a level. A snapshot is no state of its own: its rows belong to the message that
+    bridges it. The files are one stream.
     """
-    stream, scanner = BinanceStream(), LineScanner()
+    stream = BinanceStream()
     for file in files:
-        scanner.line = 0
+        line = 0
         try:
-            for block, file_bytes in read_line_blocks(file):
-                for found in scanner.scan(block):
-                    if isinstance(found, Depths):
-                        stream.take_depths(found)
-                    elif b'"depthUpdate"' in found:
-                        stream.take_depth(parse_json(found), scanner)
-                    elif b'"lastUpdateId"' in found:
-                        stream.snapshot = parse_json(found)
-                        stream.take_snapshot(scanner.line)
-                if any(part.levels.size for part, *_ in stream.rows):
+            for lines, file_bytes in read_line_blocks(file):
+                found = find_messages(lines, line + 1)
+                last_line = line + lines.count(b"\n")
+                messages = stream.read_alike(found)
+                if messages is None:
+                    block = Block()
+                    for line, text in found:
+                        if DEPTH in text:
+                            stream.add_depth(block, line, parse_json(text))
+                        else:
+                            add_snapshot(block, line, parse_json(text))
+                    messages = block.make_messages()
+                for message in messages:
+                    stream.take(message)
+                line = last_line
+                if stream.has_rows():
                     yield stream.make_batch(file, file_bytes)
         except OSError as error:
-            raise InputError(
-                f"{file}, after line {scanner.line}: cannot be decompressed ({error}): fetch it again"
-            ) from None
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise InputError(
-                f"{file}, line {scanner.line}: no whole Binance message ({error!r}): drop the line"
-            ) from None
+            raise InputError(f"{file}, after line {line}: cannot be decompressed ({error}): fetch it again") from None
+        except NOT_WHOLE as error:
+            raise InputError(f"{file}, line {line}: no whole Binance message ({error!r}): drop the line") from None
     if not stream.begun:
-        raise InputError(f"{files[0].parent} holds no REST depth snapshot that its depthUpdate messages continue, so "
-                         "the book is never known: record one (GET depth?limit=1000) after the stream")  # fmt: skip
+        raise InputError(
+            f"{files[0].parent} holds no REST depth snapshot that its depthUpdate messages "
+            "continue, so the book is never known: record one (GET depth?limit=1000) after the stream"
+        )
+
+
+def find_messages(lines: bytes, line: int) -> list[tuple[int, bytes]]:
+    """Return number and text of each line that holds DEPTH or UPDATE_ID; `line`: the first one's number.
+
+    Most lines are trades and best prices. To search all of them at once is faster than one by one.
+    """
+    found, end = [], 0
+    for place in sorted([*find_all(lines, DEPTH), *find_all(lines, UPDATE_ID)]):
+        if place >= end:  # else the line was found already
+            begin = lines.rfind(b"\n", end, place) + 1 or end
+            line += lines.count(b"\n", end, begin)
+            end = lines.index(b"\n", place)
+            found.append((line, lines[begin:end]))
+    return found
+
+
+def find_all(text: bytes, word: bytes) -> Iterator[int]:
+    place = text.find(word)
+    while place >= 0:
+        yield place
+        place = text.find(word, place + 1)
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    message = orjson.loads(text.partition(b" ")[2])
+    return message.get("data", message)
+
+
+class Depth(NamedTuple):
+    """A depthUpdate (SET) or a REST snapshot (SNAPSHOT)."""
+
+    kind: int  # update type of its rows
+    line: int  # of the file
+    time: int  # as sent
+    last: int  # update id of the last update in it
+    previous: int  # update id of the update before its first one
+    bids: np.ndarray  # float64 (levels, 2): price and size
+    asks: np.ndarray
+
+
+class Block:
+    """Messages that are read one by one, by orjson. One cast of all of them makes numbers of texts."""
+
+    def __init__(self) -> None:
+        self.heads: list[tuple[int, int, int, int, int]] = []  # kind, line, time, last, previous
+        self.level_counts: list[tuple[int, int]] = []  # bids and asks of each message
+        self.texts: list[str] = []  # prices and sizes of all
+
+    def add(self, kind: int, line: int, time: int, last: int, previous: int, bids: list, asks: list) -> None:
+        """Add a message; TypeError, OverflowError or ValueError if it is no whole one."""
+        array("q", (time, last, previous))  # refuses all but integers of 64 bits
+        levels = bids + asks
+        if not (set(map(type, levels)) <= {list} and set(map(len, levels)) <= {2}):
+            raise ValueError("a level is no pair")
+        self.heads.append((kind, line, time, last, previous))
+        self.level_counts.append((len(bids), len(asks)))
+        self.texts += itertools.chain.from_iterable(levels)
+
+    def make_messages(self) -> list[Depth]:
+        """Return the messages, complete with their levels."""
+        levels = to_numbers(self.texts).reshape(-1, 2)
+        messages, end = [], 0
+        for head, (bids, asks) in zip(self.heads, self.level_counts, strict=True):
+            begin, middle, end = end, end + bids, end + bids + asks
+            messages.append(Depth(*head, levels[begin:middle], levels[middle:end]))
+        return messages
+
+
+def read_columns(text: bytes) -> dict[str, pa.Array]:
+    """Read lines of JSON of one form, bare or under "data"; ArrowInvalid or ValueError if they are not."""
+    options = pj.ReadOptions(use_threads=False, block_size=len(text) + 1)
+    parse_options = pj.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore")
+    table = pj.read_json(io.BytesIO(text), options, parse_options)
+    data = table.column("data").combine_chunks()
+    if data.null_count == 0:
+        return {name: data.field(name) for name, _ in FIELDS}
+    if data.null_count < len(data):
+        raise ValueError("some messages are bare")
+    return {name: table.column(name).combine_chunks() for name, _ in FIELDS}
+
+
+def read_levels(column: pa.ListArray) -> list[np.ndarray]:
+    """Return each message's prices and sizes, float64 (levels, 2); ValueError if a level is no pair."""
+    pairs = column.flatten()
+    if column.null_count or pairs.null_count or (np.diff(pairs.offsets) != 2).any():
+        raise ValueError("a level is no pair")
+    numbers = pairs.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(-1, 2)
+    stops = column.offsets.to_numpy()
+    return [numbers[begin:end] for begin, end in itertools.pairwise(stops.tolist())]
+
+
+def to_numbers(texts: list[str]) -> np.ndarray:
+    """Return the nearest float64 of each decimal; NaN for what is no number."""
+    try:
+        return pa.array(texts, pa.string()).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        column = pd.Series(texts, dtype=object)
+        return pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+
+
+def add_snapshot(block: Block, line: int, data: dict[str, Any]) -> None:
+    update = data["lastUpdateId"]
+    block.add(SNAPSHOT, line, 0, update, update, data["bids"], data["asks"])
 
 
 class BinanceStream:
-    """Follows one symbol's depth messages by Binance's rules ("How to manage a local order book correctly").
+    """Follows one symbol by Binance's rules ("How to manage a local order book correctly").
 
-    A message follows another where, on futures, its `pu` is the other's `u`, on spot its `U` is the other's u + 1. A
-    snapshot of update L is bridged by the first message with u >= L (spot: u > L) if that follows L or holds it.
+    A depth message follows another one if its `pu` is the other's `u` (futures), or if its `U` is
+    the other's u + 1 (spot). A snapshot of update L is bridged by the first message with u >= L
+    (spot: u > L), provided that this message follows L or holds it.
     """
 
     def __init__(self) -> None:
-        self.message = 0
-        self.last: int | None = None  # u of the last message
+        self.symbol: str | None = None
         self.spot = False
-        self.begun, self.known, self.counted = False, False, False  # was the book known; is it; was its loss told
-        self.snapshot: dict[str, Any] | None = None  # waits for the message that bridges it
-        # A snapshot stands in the file up to some seconds after its time: the lines since then are needed once more.
-        self.recent: deque[Depths] = deque()
-        self.kept = 0  # messages in them
-        self.rows: list[tuple[Depths, np.ndarray, int]] = []  # of the next batch: with number of each, type
+        self.message = 0  # number of the last message
+        self.last: int | None = None  # update id that the stream has reached
+        self.begun = False  # the book was known once
+        self.known = False  # the book is known now
+        self.loss_told = False  # a GAP row has told that messages are missing
+        self.snapshot: Depth | None = None  # waits for the message that bridges it
+        # A snapshot stands in the file up to some seconds after its time. The messages since then
+        # have to be applied to it.
+        self.recent: deque[Depth] = deque(maxlen=MOST_RECENT)
+        self.rows: list[tuple[int, Depth]] = []  # number of message, its levels
 
-    def take_depth(self, depth: dict[str, Any], scanner: LineScanner) -> None:
-        """Take a message that the kernel left; the first one tells the kernel which it may take."""
-        symbol = depth["s"].encode()
-        if scanner.symbol == NO_SYMBOL:
-            self.spot = "pu" not in depth
-            scanner.symbol, scanner.spot = symbol, self.spot
-        if symbol != scanner.symbol:
-            raise ValueError(f"of {depth['s']} among those of {scanner.symbol.decode()}")
-        self.take_depths(parse_depth(depth, scanner.line, self.spot))
+    def add_depth(self, block: Block, line: int, data: dict[str, Any]) -> None:
+        """Add a depthUpdate to a block; the stream's first one says which market it is."""
+        if self.symbol is None:
+            self.symbol, self.spot = data["s"], "pu" not in data
+        if data["s"] != self.symbol:
+            raise ValueError(f"of {data['s']} among those of {self.symbol}")
+        previous = data["U"] - 1 if self.spot else data["pu"]
+        time = data["T"] if "T" in data else data["E"]
+        block.add(SET, line, time, data["u"], previous, data["b"], data["a"])
 
-    def take_depths(self, depths: Depths) -> None:
-        """Take messages at once where each follows the one before it and no snapshot waits, else one by one."""
-        heads = depths.heads
-        several = len(heads) > 1 and self.known and self.snapshot is None
-        if several and np.array_equal(heads["previous"], np.append(self.last, heads["last"][:-1])):  # type: ignore[arg-type]
-            self.keep(depths)
-            self.put_rows(SET, depths, self.message + 1 + np.arange(len(heads)))
-        else:
-            for row in range(len(heads)):
-                self.take_message(depths.part(row, row + 1))
+    def read_alike(self, found: list[tuple[int, bytes]]) -> list[Depth] | None:
+        """Read a block's messages at once if they are depthUpdates as Binance usually sends them.
 
-    def take_message(self, depth: Depths) -> None:
-        line, _, last, previous, *_ = depth.heads[0].tolist()
-        if self.last is not None and previous != self.last:
-            if last <= self.last:
-                return  # delivered twice: the book holds it
-            self.recent.clear()
-            self.kept = 0
-            self.lose_book(depth)
-        elif self.kept >= MOST_RECENT and not self.known:
-            self.lose_book(depth)
-        self.keep(depth)
-        if self.known:
-            self.put_rows(SET, depth, np.array([self.message + 1]))
-        self.take_snapshot(line)
-
-    def keep(self, depths: Depths) -> None:
-        self.last = int(depths.heads["last"][-1])
-        self.recent.append(depths)
-        self.kept += len(depths.heads)
-        while self.kept - len(self.recent[0].heads) >= MOST_RECENT:
-            self.kept -= len(self.recent.popleft().heads)
-
-    def take_snapshot(self, line: int) -> None:
-        """Where the stream has reached the waiting snapshot, put its rows and those of the messages after it.
-
-        Where the book was known they end the last message, whose state stays as it was but for levels that the first
-        snapshot was too short to hold.
+        None if they are not, or if a snapshot is among them: they have to be read one by one, which
+        takes twice the time and finds the line that is at fault.
         """
-        if self.snapshot is None or self.last is None or self.last < self.snapshot["lastUpdateId"] + self.spot:
-            return
-        snapshot, self.snapshot = self.snapshot, None
-        update = snapshot["lastUpdateId"]
-        later = join_depths(list(self.recent)).part(-MOST_RECENT)
-        later = later.part(int(np.searchsorted(later.heads["last"], update + self.spot)))
-        if later.heads["previous"][0] > update:
-            return  # older than the lines kept
-        heads = later.heads.copy()
-        heads["line"] = line
-        numbers = self.message + 1 + np.arange(len(heads))
+        text = b"\n".join(line.partition(b" ")[2] for _, line in found)
+        if self.symbol is None or UPDATE_ID in text:
+            return None
+        try:
+            columns = read_columns(text)
+            if set(columns["s"].to_pylist()) != {self.symbol} or len(columns["s"]) != len(found):
+                return None
+            link, time = ("U", "E") if self.spot else ("pu", "T")
+            if self.spot and columns["T"].null_count < len(found):
+                return None
+            times, lasts, links = (columns[name].to_pylist() for name in (time, "u", link))
+            bids, asks = (read_levels(columns[name]) for name in "ba")
+        except (pa.ArrowInvalid, ValueError):
+            return None
+        if None in times or None in lasts or None in links:
+            return None
+        return [
+            Depth(SET, line, times[row], lasts[row], links[row] - self.spot, bids[row], asks[row])
+            for row, (line, _) in enumerate(found)
+        ]
+
+    def take(self, message: Depth) -> None:
+        """Take the next message of the file."""
+        if message.kind == SNAPSHOT:
+            self.snapshot = message
+        else:
+            self.take_depth(message)
+        self.use_snapshot(message.line)
+
+    def take_depth(self, depth: Depth) -> None:
+        if self.last is not None and depth.previous != self.last:
+            if depth.last <= self.last:
+                return  # delivered twice: the book holds it already
+            self.recent.clear()
+            self.lose_book(depth)
+        elif len(self.recent) == MOST_RECENT and not self.known:
+            self.lose_book(depth)
+        self.last = depth.last
+        self.recent.append(depth)
         if self.known:
-            heads["time"], numbers = heads["time"][-1], np.full(len(heads), self.message)
-        whole = make_depth(line, int(heads["time"][0]), update, update, snapshot["bids"], snapshot["asks"])
-        self.put_rows(SNAPSHOT, whole, numbers[:1])
-        self.put_rows(SET, later._replace(heads=heads), numbers)
-        self.begun, self.known, self.counted = True, True, False
+            self.put_rows(self.message + 1, depth)
 
-    def lose_book(self, depth: Depths) -> None:
+    def use_snapshot(self, line: int) -> None:
+        """Once the stream has reached the waiting snapshot, put its rows and the later messages'.
+
+        If the book is known already, these rows end the last message. Its state stays as it was
+        but for levels that the first snapshot was too short to hold.
+        """
+        snapshot = self.snapshot
+        if snapshot is None or self.last is None or self.last < snapshot.last + self.spot:
+            return
+        self.snapshot = None
+        later = [depth for depth in self.recent if depth.last >= snapshot.last + self.spot]
+        if later[0].previous > snapshot.last:
+            return  # the snapshot is older than the messages kept
+        numbers = list(range(self.message + 1, self.message + 1 + len(later)))
+        times = [depth.time for depth in later]
+        if self.known:
+            numbers = [self.message] * len(later)
+            times = [times[-1]] * len(later)
+        self.put_rows(numbers[0], snapshot._replace(line=line, time=times[0]))
+        for number, time, depth in zip(numbers, times, later, strict=True):
+            self.put_rows(number, depth._replace(line=line, time=time))
+        self.begun, self.known, self.loss_told = True, True, False
+
+    def lose_book(self, depth: Depth) -> None:
         """Tell once, by a GAP row, that messages are missing until the next snapshot."""
-        if not self.counted:
-            line, time, *_ = depth.heads[0].tolist()
-            self.put_rows(GAP, make_depth(line, time, 0, 0, [[0, 0]], []), np.array([self.message + 1]))
-        self.known, self.counted = False, True
+        if not self.loss_told:
+            gap = depth._replace(kind=GAP, bids=np.zeros((1, 2)), asks=np.zeros((0, 2)))
+            self.put_rows(self.message + 1, gap)
+        self.known, self.loss_told = False, True
 
-    def put_rows(self, kind: int, depths: Depths, messages: np.ndarray) -> None:
-        self.rows.append((depths, messages, kind))
-        self.message = int(messages[-1])
+    def put_rows(self, number: int, message: Depth) -> None:
+        self.rows.append((number, message))
+        self.message = number
+
+    def has_rows(self) -> bool:
+        return any(len(message.bids) or len(message.asks) for _, message in self.rows)
 
     def make_batch(self, file: Path, file_bytes: int) -> Batch:
-        """Turn the messages gathered into a batch."""
-        parts, numbers, kinds = zip(*self.rows, strict=True)
+        """Turn the messages gathered since the last batch into a batch: a row a level."""
+        numbers, messages = zip(*self.rows, strict=True)
         self.rows = []
-        heads, (price, size) = join_depths(list(parts))
-        sides = np.stack([heads["bids"], heads["asks"]], axis=1)
-        columns = to_ns(heads["time"]), np.concatenate(numbers), heads["line"]
-        time_ns, message, lines = (np.repeat(column, sides.sum(axis=1)) for column in columns)
+        kinds, lines, times, _, _, bids, asks = zip(*messages, strict=True)
+        levels = list(itertools.chain.from_iterable(zip(bids, asks, strict=True)))
+        level_counts = np.array([len(side) for side in levels])
+        rows = level_counts.reshape(-1, 2).sum(axis=1)
+        price, size = np.concatenate(levels).T
         return Batch(
-            time_ns, message, np.repeat(np.array(kinds, np.uint8), [part.levels.shape[1] for part in parts]),
-            np.repeat(np.tile([True, False], len(heads)), sides.ravel()), price, size, None, str(file),
-            int(heads["line"][0]), file_bytes, lines,
-        )  # fmt: skip
+            time_ns=np.repeat(to_ns(np.array(times)), rows),
+            message=np.repeat(numbers, rows),
+            update_type=np.repeat(np.array(kinds, np.uint8), rows),
+            is_buy=np.repeat(np.tile([True, False], len(rows)), level_counts),
+            price=np.ascontiguousarray(price),
+            size=np.ascontiguousarray(size),
+            order_id=None,
+            file=str(file),
+            first_row=lines[0],
+            file_bytes=file_bytes,
+            lines=np.repeat(lines, rows),
+        )

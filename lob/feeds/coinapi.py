@@ -28,6 +28,7 @@ from lob.feeds.recordings import read_csv, read_head
 
 COINAPI_COLUMNS = ("time_exchange", "update_type", "is_buy", "entry_px", "entry_sx")
 COINAPI_TYPES = {"ADD": ADD, "SUB": SUB, "MATCH": MATCH, "SET": SET, "DELETE": DELETE, "SNAPSHOT": SNAPSHOT}
+BOOLEANS = {"1": 1, "0": 0, "true": 1, "false": 0, "True": 1, "False": 0, "TRUE": 1, "FALSE": 0}
 DAY_NS = 86_400 * 10**9
 
 
@@ -35,26 +36,29 @@ def is_coinapi(head: bytes) -> bool:
     return head.startswith((b"time_exchange", b'"time_exchange')) or b"update_type" in head.split(b"\n", 1)[0]
 
 
-def coinapi_opening(head: bytes) -> str | None:
-    header, row = first_row(head)
-    return header if row.get("update_type") == "SNAPSHOT" else None
+def opens_with_snapshot(head: bytes) -> bool:
+    _, row = first_row(head)
+    return row.get("update_type") == "SNAPSHOT"
 
 
-@feed(is_coinapi, coinapi_opening)
+@feed(is_coinapi, opens_with_snapshot)
 def read_coinapi(files: list[Path]) -> Iterator[Batch]:
-    """CoinAPI flat files `limitbook_full`: `;` or `,` between columns named in the header, in any order.
+    """Read CoinAPI's flat files `limitbook_full`: `;` or `,` between columns named in the header.
 
-    With order ids the feed is order by order; without a column order_id, or where a file's first one is empty, by
-    level; files of both kinds are refused. `time_exchange` is a full date-time or a time of day with the date (YYYYMMDD
-    or YYYY-MM-DD) in the file's path; an opening snapshot stamped later in the day than the row after it belongs to the
-    day before. All consecutive rows of one time_exchange are one message.
+    The columns come in any order. With order ids the feed is order by order. Without a column
+    order_id, or if it is empty in a file's first row, it is by level. Files of both kinds are
+    refused. `time_exchange` is a full date-time, or a time of day with the date (YYYYMMDD or
+    YYYY-MM-DD) in the file's path. An opening snapshot that is stamped later in the day than the row
+    after it belongs to the day before. All consecutive rows of one time_exchange are one message.
     """
     message, last_time = 0, None
     layouts = [coinapi_layout(file) for file in files]
     by_order = ["order_id" in options.column_types for _, options, _ in layouts]
     if len(set(by_order)) > 1:
-        raise InputError(f"{files[by_order.index(True)]} has order ids, {files[by_order.index(False)]} has none: "
-                         "a pair's files are of one kind")  # fmt: skip
+        raise InputError(
+            f"{files[by_order.index(True)]} has order ids, {files[by_order.index(False)]} has none: "
+            "a pair's files are of one kind"
+        )
     for file, (delimiter, options, date_ns) in zip(files, layouts, strict=True):
         for row, column, file_bytes in read_csv(file, delimiter, options):
             kinds = map_words(column["update_type"], COINAPI_TYPES, "update_type", file, row)
@@ -65,14 +69,24 @@ def read_coinapi(files: list[Path]) -> Iterator[Batch]:
             message, last_time = int(messages[-1]), time_ns[-1]
             ids = column.get("order_id")
             yield Batch(
-                time_ns, messages, kinds, map_words(column["is_buy"], BOOLEANS, "is_buy", file, row) == 1,
-                to_float(column["entry_px"]), to_float(column["entry_sx"]),
-                None if ids is None else to_order_ids(ids), str(file), row, file_bytes,
-            )  # fmt: skip
+                time_ns=time_ns,
+                message=messages,
+                update_type=kinds,
+                is_buy=map_words(column["is_buy"], BOOLEANS, "is_buy", file, row) == 1,
+                price=to_float(column["entry_px"]),
+                size=to_float(column["entry_sx"]),
+                order_id=None if ids is None else to_order_ids(ids),
+                file=str(file),
+                first_row=row,
+                file_bytes=file_bytes,
+            )
 
 
 def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
-    """Return a file's delimiter, how its columns are converted, and the date (ns) that its times lack, or 0."""
+    """Return a file's delimiter, how its columns are converted, and the date (ns) of its times.
+
+    The date is 0 if the times hold it.
+    """
     head = read_head(file)
     if b"\n" not in head:
         raise InputError(f"{file} holds no rows: remove it or fetch it again")
@@ -81,25 +95,24 @@ def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
     names = header.split(delimiter)
     missing = [name for name in COINAPI_COLUMNS if name not in names]
     if missing:
-        raise InputError(f"{file}: the header lacks {', '.join(missing)}; it is {header!r}: name the columns so, with "
-                         "; or , between them")  # fmt: skip
-    by_time = ":" in first.get("time_exchange", "")[:3]
+        raise InputError(
+            f"{file}: the header lacks {', '.join(missing)}; it is {header!r}: name the columns so, "
+            "with ; or , between them"
+        )
+    time_of_day = ":" in first.get("time_exchange", "")[:3]
     types: dict[str, pa.DataType] = {"entry_px": pa.float64(), "entry_sx": pa.float64()}
-    types["time_exchange"] = pa.time64("ns") if by_time else pa.timestamp("ns")
+    types["time_exchange"] = pa.time64("ns") if time_of_day else pa.timestamp("ns")
     if first.get("time_exchange", "").endswith("Z"):
         types["time_exchange"] = pa.timestamp("ns", "UTC")
     types["update_type"] = types["is_buy"] = pa.dictionary(pa.int32(), pa.string())
     if first.get("order_id"):
         types["order_id"] = pa.int64() if first["order_id"].isdigit() else pa.string()
     options = csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[])
-    return delimiter, options, path_date_ns(file) if by_time else 0
-
-
-BOOLEANS = {"1": 1, "0": 0, "true": 1, "false": 0, "True": 1, "False": 0, "TRUE": 1, "FALSE": 0}
+    return delimiter, options, path_date_ns(file) if time_of_day else 0
 
 
 def to_order_ids(column: pa.Array) -> np.ndarray:
-    """Order ids as int64: numbers as they are, texts (UUIDs) by a 64-bit hash."""
+    """Return order ids as int64: numbers as they are, texts (UUIDs) by a 64-bit hash."""
     if column.type == pa.int64():
         return column.to_numpy(zero_copy_only=False)
     return pd.util.hash_array(column.to_numpy(zero_copy_only=False)).view(np.int64)
@@ -107,7 +120,8 @@ def to_order_ids(column: pa.Array) -> np.ndarray:
 
 def stamp_opening(time_ns: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """Move an opening snapshot that is stamped later in the day than the row after it to the day before."""
-    opening = int(np.argmax(kinds != SNAPSHOT)) if (kinds != SNAPSHOT).any() else len(kinds)
+    others = np.flatnonzero(kinds != SNAPSHOT)
+    opening = int(others[0]) if len(others) else len(kinds)
     if 0 < opening < len(kinds) and time_ns[opening - 1] > time_ns[opening]:
         time_ns = time_ns.copy()
         time_ns[:opening] -= DAY_NS
@@ -115,7 +129,7 @@ def stamp_opening(time_ns: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 
 def path_date_ns(file: Path) -> int:
-    """The date in a file's path, in ns since the epoch; InputError where there is none."""
+    """Return the date in a file's path, in ns since the epoch; InputError if there is none."""
     for part in reversed(file.parts):
         found = re.search(r"(?<!\d)(20\d\d)-?(\d\d)-?(\d\d)(?!\d)", part)
         if found:

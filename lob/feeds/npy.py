@@ -12,9 +12,10 @@ from lob.feeds.recordings import read_npy_chunks
 
 @feed(lambda head: head.startswith(b"\x93NUMPY"))
 def read_npy(files: list[Path]) -> Iterator[Batch]:
-    """NumPy arrays (N, 5) of numbers: time (s, ms, us or ns), update type, is_buy, price, size; rows count from 0.
+    """Read NumPy arrays (N, 5): time (s, ms, us or ns), update type, is_buy, price, size.
 
-    Types: ADD 0, SUB 1, MATCH 2, SET 3, DELETE 4, SNAPSHOT 5. All consecutive rows of one time are one message.
+    The types are ADD 0, SUB 1, MATCH 2, SET 3, DELETE 4 and SNAPSHOT 5. All consecutive rows of one
+    time are one message. Error messages count rows from 0.
     """
     message, last_time = 0, None
     for file in files:
@@ -24,13 +25,23 @@ def read_npy(files: list[Path]) -> Iterator[Batch]:
             bad = ~(np.isfinite(time) & np.isin(kinds, range(GAP)) & np.isin(is_buy, (0, 1)))
             if bad.any():
                 first = int(np.argmax(bad))
-                raise InputError(f"{file}, row {row + first}: {rows[first].tolist()} is no time, update type (0 to 5), "
-                                 "is_buy (0 or 1), price and size")  # fmt: skip
+                raise InputError(
+                    f"{file}, row {row + first}: {rows[first].tolist()} is no time, update type "
+                    "(0 to 5), is_buy (0 or 1), price and size: mend or drop the row"
+                )
             time_ns = to_ns(time)
             messages = message + np.cumsum(find_changes(time_ns, last_time))
             message, last_time = int(messages[-1]), time_ns[-1]
             yield Batch(
-                time_ns, messages, kinds.astype(np.uint8), is_buy == 1, price.astype(np.float64),
-                size.astype(np.float64), None, str(file), row, file_bytes,
-            )  # fmt: skip
+                time_ns=time_ns,
+                message=messages,
+                update_type=kinds.astype(np.uint8),
+                is_buy=is_buy == 1,
+                price=price.astype(np.float64),
+                size=size.astype(np.float64),
+                order_id=None,
+                file=str(file),
+                first_row=row,
+                file_bytes=file_bytes,
+            )
             row += len(rows)

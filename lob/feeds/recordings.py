@@ -1,4 +1,4 @@
-"""Recorded files in blocks: gzip, zstd or plain, as CSV columns, lines or NumPy rows; memory stays that of a block.
+"""Recorded files in blocks: gzip, zstd or plain, as CSV columns, lines or NumPy rows. Memory is that of a block.
 
 Every fault is an InputError with the file, the row and the remedy.
 """
@@ -25,7 +25,10 @@ KINDS = {"double": "number", "int64": "whole number", "bool": "true or false"}  
 
 @contextlib.contextmanager
 def open_decompressed(file: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile]]:
-    """Open a gzip, zstd or plain file by its first bytes: the decompressed stream and the file below it."""
+    """Open a gzip, zstd or plain file, told apart by its first bytes.
+
+    Yields the decompressed stream, and the file itself, whose position is what has been read of it.
+    """
     with pa.OSFile(str(file)) as raw:
         magic = raw.read(4)
         raw.seek(0)
@@ -38,7 +41,10 @@ def open_decompressed(file: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile
 
 
 def read_head(file: Path, size: int = 1 << 16) -> bytes:
-    """Return the first bytes of a file, decompressed, without Excel's UTF-8 mark; InputError where it can't be read."""
+    """Return the first bytes of a file, decompressed and without Excel's UTF-8 mark.
+
+    Raises InputError if it can't be decompressed.
+    """
     try:
         with open_decompressed(file) as (handle, _):
             return handle.read(size).removeprefix(b"\xef\xbb\xbf")
@@ -47,9 +53,9 @@ def read_head(file: Path, size: int = 1 << 16) -> bytes:
 
 
 def read_csv(file: Path, delimiter: str, options: csv.ConvertOptions) -> Iterator[tuple[int, dict[str, Any], int]]:
-    """Yield a CSV file in blocks: number of the first row (the header is row 0), columns by name, file bytes read.
+    """Yield a CSV file in blocks: number of the first row, columns by name, file bytes read.
 
-    InputError naming the row that cannot be read.
+    The header is row 0. Raises InputError, with the row, if one can't be read.
     """
     row = 1
     try:
@@ -72,7 +78,10 @@ def read_csv(file: Path, delimiter: str, options: csv.ConvertOptions) -> Iterato
 
 
 def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
-    """Name the row, from `first_row` on, of the value that pyarrow's error names, or repeat the error."""
+    """Find the row, from `first_row` on, of the value in pyarrow's error; return what is wrong with it.
+
+    If there is no such row, return the error itself.
+    """
     bad = re.search(r"column #(\d+):.* to (\w+).*: invalid value '(.*)'", error)
     with contextlib.suppress(OSError, EOFError), open_decompressed(file) as (handle, _):
         lines = io.TextIOWrapper(handle, "utf-8-sig", errors="replace")
@@ -89,7 +98,10 @@ def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
 
 
 def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield an (N, 5) array in chunks with the file bytes read: memory mapped, or streamed where it is compressed."""
+    """Yield an (N, 5) array in chunks, with the file bytes read.
+
+    It is memory mapped, or streamed if it is compressed. Raises InputError if it is no such array.
+    """
     try:
         with open_decompressed(file) as (handle, raw):
             if handle is raw:
@@ -101,10 +113,12 @@ def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarra
                 shape, fortran, dtype = read(handle)
                 in_rows = not fortran
             if len(shape) != 2 or shape[1] != 5 or shape[0] == 0 or not in_rows:
-                raise InputError(f"{file} holds an array {shape}{'' if in_rows else ' in column order'}: it must be "
-                                 "(N, 5), and in row order to be read compressed")  # fmt: skip
+                order = "" if in_rows else " in column order"
+                raise InputError(
+                    f"{file} holds an array {shape}{order}: it must be (N, 5), and in row order if it is compressed"
+                )
             if not (dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize >= 8)):
-                raise InputError(f"{file} holds {dtype}: it must be whole numbers or float64, that a time fits")
+                raise InputError(f"{file} holds {dtype}: it must be whole numbers or float64, to hold a time")
             for row in range(0, shape[0], rows):
                 stop = min(row + rows, shape[0])
                 if handle is raw:
@@ -137,7 +151,7 @@ def read_lines(file: Path) -> Iterator[tuple[list[bytes], int]]:
 
 
 def read_line_blocks(file: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield whole lines, the last one too with a newline, in blocks of about 1 MiB, with the file bytes read."""
+    """Yield whole lines in blocks of about 1 MiB, with the file bytes read; each line ends with a newline."""
     rest, file_bytes = b"", 0
     for block, file_bytes in read_ahead(read_blocks(file)):
         end = block.rfind(b"\n") + 1

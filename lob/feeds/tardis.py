@@ -9,13 +9,18 @@ from pyarrow import csv
 
 from lob.config import InputError
 from lob.feeds.batch import SET, SNAPSHOT, Batch, feed, find_changes, first_row, map_words, to_float
-from lob.feeds.recordings import read_csv
+from lob.feeds.recordings import read_csv, read_head
 
 TARDIS_TYPES = {
-    "symbol": pa.dictionary(pa.int32(), pa.string()), "timestamp": pa.int64(), "local_timestamp": pa.int64(),
-    "is_snapshot": pa.bool_(), "side": pa.dictionary(pa.int32(), pa.string()), "price": pa.float64(),
+    "symbol": pa.dictionary(pa.int32(), pa.string()),
+    "timestamp": pa.int64(),
+    "local_timestamp": pa.int64(),
+    "is_snapshot": pa.bool_(),
+    "side": pa.dictionary(pa.int32(), pa.string()),
+    "price": pa.float64(),
     "amount": pa.float64(),
-}  # fmt: skip
+}
+SIDES = {"bid": 1, "ask": 0}
 
 
 def is_tardis(head: bytes) -> bool:
@@ -23,34 +28,44 @@ def is_tardis(head: bytes) -> bool:
     return {b"local_timestamp", b"is_snapshot", b"side", b"price", b"amount"} <= set(names)
 
 
-def tardis_opening(head: bytes) -> str | None:
+def opens_with_snapshot(head: bytes) -> bool:
     _, row = first_row(head)
-    return row.get("symbol") if row.get("is_snapshot") == "true" else None
+    return row.get("is_snapshot") == "true"
 
 
-@feed(is_tardis, tardis_opening)
+@feed(is_tardis, opens_with_snapshot)
 def read_tardis(files: list[Path]) -> Iterator[Batch]:
-    """Tardis.dev CSV files `incremental_book_L2` of one symbol (https://docs.tardis.dev, "CSV data types").
+    """Read Tardis.dev's CSV files `incremental_book_L2` of one symbol.
 
-    Rows of one `local_timestamp` are one message; `timestamp`, microseconds, is the exchange's time. Amounts are
-    absolute, 0 removes the level. A run of is_snapshot rows, whatever their times, replaces the book at once and begins
-    a message: so it is where a file begins, and files may be parsed side by side.
+    (https://docs.tardis.dev, "CSV data types".) Rows of one `local_timestamp` are one message;
+    `timestamp`, in microseconds, is the exchange's time. Amounts are absolute, and 0 removes the
+    level. A run of is_snapshot rows, whatever their times, is one message and replaces the book.
     """
     options = csv.ConvertOptions(column_types=TARDIS_TYPES, include_columns=list(TARDIS_TYPES), null_values=[])
-    message, last_time, last_snapshot, symbols = 0, None, False, set[str]()
+    message, last_time, last_snapshot = 0, None, False
+    symbols = {first_row(read_head(file))[1].get("symbol", "") for file in files} - {""}
     for file in files:
         for row, column, file_bytes in read_csv(file, ",", options):
             symbols.update(column["symbol"].unique().to_pylist())
             if len(symbols) > 1:
-                raise InputError(f"{file} and the files before it hold {', '.join(sorted(symbols))}: a pair's folder "
-                                 "takes one symbol")  # fmt: skip
+                raise InputError(
+                    f"{file} and the files beside it hold {', '.join(sorted(symbols))}: a pair's "
+                    "folder takes one symbol"
+                )
             snapshot = column["is_snapshot"].to_numpy(zero_copy_only=False)
             local = column["local_timestamp"].to_numpy()
             begins = snapshot > np.append(last_snapshot, snapshot[:-1])
             messages = message + np.cumsum(np.where(snapshot, begins, find_changes(local, last_time)))
             message, last_time, last_snapshot = int(messages[-1]), local[-1], bool(snapshot[-1])
-            is_buy = map_words(column["side"], {"bid": 1, "ask": 0}, "side", file, row) == 1
             yield Batch(
-                column["timestamp"].to_numpy() * 1000, messages, np.where(snapshot, SNAPSHOT, SET).astype(np.uint8),
-                is_buy, to_float(column["price"]), to_float(column["amount"]), None, str(file), row, file_bytes,
-            )  # fmt: skip
+                time_ns=column["timestamp"].to_numpy() * 1000,
+                message=messages,
+                update_type=np.where(snapshot, SNAPSHOT, SET).astype(np.uint8),
+                is_buy=map_words(column["side"], SIDES, "side", file, row) == 1,
+                price=to_float(column["price"]),
+                size=to_float(column["amount"]),
+                order_id=None,
+                file=str(file),
+                first_row=row,
+                file_bytes=file_bytes,
+            )

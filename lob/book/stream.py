@@ -1,0 +1,240 @@
+"""A recorded stream applied to a book, and the parts of a stream joined to one.
+
+A file that opens with a whole book (a snapshot) needs nothing of the files before it. It begins a
+*part* of the stream, and parts can be parsed side by side. Each is parsed from an empty book. What
+happens where two parts join depends on them alone, so the joined files are the same however many
+processes have parsed the parts:
+
+- The segment goes on if the first state of the later part comes at most `max_gap_seconds` after the
+  last state of the former one.
+- If the opening book differs from the one that the former part left, in its best depth / 2 levels a
+  side, that is counted (snapshots_differ).
+- Time never goes back: what is stamped before the last message of the former part gets that
+  message's time. If it was so after the opening snapshot too, that is counted (clock_steps_back), once a
+  join; by more than `max_clock_step_ms` it is an error. Within a part its own clock decides.
+- Of the states of one state interval and one segment, over both parts, the last is kept.
+- What was traded after the last state of the former part counts for the next state.
+- A book that was crossed at the end of the former part was crossed until its last message.
+  `max_crossed_ms` and `subsample` count anew in each part.
+"""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lob.book import order_book as kernel
+from lob.book.order_book import COUNTERS, OrderBook
+from lob.book.states import StateWriter
+from lob.book.units import to_lots, to_ticks
+from lob.config import InputError
+from lob.feeds.batch import SNAPSHOT, Batch
+from lob.storage import load_array
+
+BLOCK_ROWS = 1 << 14  # rows that are joined at once
+
+
+def apply_batch(book: OrderBook, batch: Batch, tick_size: float) -> None:
+    """Turn a batch's prices into ticks and its sizes into lots, exactly, and apply it to the book.
+
+    Raises InputError, with file and row, if a value is no multiple, if time goes back too far, or if
+    a price is too large.
+    """
+    ticks, lots = to_ticks(batch, tick_size), to_lots(batch, book.lot_size)
+    columns = batch.time_ns, batch.message, batch.update_type, batch.is_buy, ticks, lots
+    try:
+        book.apply(*columns, batch.order_id)
+    except ValueError as error:
+        row, reason = error.args
+        place = batch.locate(row)
+        if reason == kernel.CLOCK_BACK:
+            raise clock_error(place, int(batch.time_ns[row])) from None
+        raise InputError(
+            f"{place}: a visible price does not fit int32 in ticks of {tick_size}: set --tick_size"
+        ) from None
+
+
+def clock_error(place: str, time_ns: int) -> InputError:
+    time = np.datetime64(time_ns, "ns")
+    return InputError(
+        f"{place}: time goes back to {time} by more than max_clock_step_ms: sort the files, or "
+        "raise --max_clock_step_ms"
+    )
+
+
+class Part(NamedTuple):
+    """What is known of a stream, or of a part of one, besides its states. Times are in ns."""
+
+    rows: int  # states written
+    updates: int  # update rows read
+    counters: dict[str, int]
+    crossed_ns: int
+    any_trade: bool
+    tick_size: float
+    lot_size: float
+    first_state: int  # time of the first state, written or not
+    last_state: int
+    last_message: int  # its time
+    after_opening: tuple[int, str] | None  # time and place of the first row that is no SNAPSHOT
+    traded_since: int  # signed lots traded after the last state that was written
+    opening: np.ndarray  # best depth / 2 levels a side after the first message (`OrderBook.opening`)
+    closing: np.ndarray  # after the last message
+
+
+def describe_part(
+    book: OrderBook,
+    states: StateWriter,
+    tick_size: float,
+    updates: int,
+    after_opening: tuple[int, str] | None,
+) -> Part:
+    """Describe what a finished book has read and `states` has written."""
+    memory = book.memory.tolist()
+    return Part(
+        rows=states.rows,
+        updates=updates,
+        counters=dict(zip(COUNTERS, book.counters.tolist(), strict=True)),
+        crossed_ns=memory[kernel.CROSSED_NS],
+        any_trade=states.any_trade,
+        tick_size=tick_size,
+        lot_size=book.lot_size,
+        first_state=memory[kernel.FIRST_VALID],
+        last_state=memory[kernel.LAST_VALID],
+        last_message=memory[kernel.TIME],
+        after_opening=after_opening,
+        traded_since=memory[kernel.TRADED],
+        opening=book.opening(),
+        closing=book.closing(),
+    )
+
+
+def find_after_opening(batch: Batch) -> tuple[int, str] | None:
+    """Return time and place of a batch's first row that is no SNAPSHOT, or None."""
+    rows = np.flatnonzero(batch.update_type != SNAPSHOT)
+    return (int(batch.time_ns[rows[0]]), batch.locate(rows[0])) if len(rows) else None
+
+
+class PartJoiner:
+    """Appends the states of part after part to the arrays in `folder`: the module says how."""
+
+    def __init__(
+        self,
+        folder: Path,
+        depth: int,
+        state_interval_ms: float,
+        max_gap_seconds: float,
+        max_clock_step_ms: float,
+    ):
+        self.states = StateWriter(folder, depth)
+        self.interval_ns = int(state_interval_ms * 10**6)
+        self.max_gap_ns = int(max_gap_seconds * 10**9)
+        self.max_clock_step_ns = int(max_clock_step_ms * 10**6)
+        self.joined: Part | None = None  # what has been joined so far
+        self.last_row: list[np.ndarray] | None = None  # may still be replaced
+
+    def append(self, part: Part, folder: Path) -> None:
+        """Append a part and delete its folder.
+
+        Raises InputError, with file and row, if its clock is too far behind.
+        """
+        before, counters = self.joined, Counter(part.counters)
+        if before is None:
+            self.joined = part
+            if part.rows:
+                self.append_states(part, folder, kernel.NEVER, 0.0, True)
+        else:
+            counters.update(before.counters)
+            counters["snapshots_differ"] += self.differs(before, part)
+            counters["clock_steps_back"] += self.steps_back(before, part)
+            clock = before.last_message
+            if part.rows:
+                silence = max(part.first_state, clock) - before.last_state
+                begins = self.last_row is None or silence > self.max_gap_ns
+                traded = before.traded_since * before.lot_size
+                self.append_states(part, folder, clock, traded, begins)
+            self.joined = part._replace(
+                updates=before.updates + part.updates,
+                counters={name: counters[name] for name in COUNTERS},
+                crossed_ns=before.crossed_ns + part.crossed_ns,
+                last_state=max(part.last_state, clock) if part.rows else before.last_state,
+                last_message=max(part.last_message, clock),
+                traded_since=part.traded_since + (0 if part.rows else before.traded_since),
+            )
+        shutil.rmtree(folder)
+
+    def differs(self, before: Part, part: Part) -> bool:
+        """Whether a part opens with another book than the one left before it, if there was one."""
+        return bool(before.closing.any() and (before.closing != part.opening).any())
+
+    def steps_back(self, before: Part, part: Part) -> bool:
+        """Whether the clock steps back at a join; InputError if it does so by too much."""
+        if part.after_opening is None:
+            return False
+        time, place = part.after_opening
+        step = before.last_message - time
+        if step > self.max_clock_step_ns:
+            raise clock_error(place, time)
+        return step > 0
+
+    def append_states(self, part: Part, folder: Path, clock: int, traded: float, begins: bool) -> None:
+        """Append a part's rows.
+
+        clock: no row is stamped before it; traded: signed size that was traded before the first row;
+        begins: whether this row begins a segment.
+        """
+        names = ("price_ticks", "sizes", "timestamps", "traded")
+        starts = np.zeros(part.rows, np.uint8)
+        starts[load_array(folder / "segment_starts.npy")] = 1
+        starts[0] = begins
+        arrays = [*(load_array(folder / f"{name}.npy") for name in names), starts]
+
+        head = self.count_shared(arrays[2], clock)
+        if head:
+            rows = self.thin_head(arrays, head)
+            if self.last_row is not None and not begins:
+                _, _, last_time, last_traded, last_begins = self.last_row
+                if last_time[0] // self.interval_ns == clock // self.interval_ns:
+                    self.last_row = None
+                    traded += last_traded[0]
+                    rows[4][0] = last_begins[0]
+            self.put(rows, clock, traded)
+            traded = 0.0
+        for row in range(head, part.rows, BLOCK_ROWS):
+            self.put([array[row : row + BLOCK_ROWS] for array in arrays], clock, traded)
+            traded = 0.0
+
+    def count_shared(self, timestamps: np.ndarray, clock: int) -> int:
+        """Count a part's first rows that lie in the state interval of `clock`, or before it."""
+        if not self.interval_ns or clock == kernel.NEVER:
+            return 0
+        end = (clock // self.interval_ns + 1) * self.interval_ns
+        return int(np.searchsorted(timestamps, end))
+
+    def thin_head(self, arrays: list[np.ndarray], rows: int) -> list[np.ndarray]:
+        """Of the first rows, which share an interval, keep the last of each segment."""
+        *states, traded, starts = (array[:rows] for array in arrays)
+        firsts = np.flatnonzero(np.append(True, starts[1:]))
+        lasts = np.append(firsts[1:], rows) - 1
+        return [*(array[lasts] for array in states), np.add.reduceat(traded, firsts), starts[firsts]]
+
+    def put(self, rows: list[np.ndarray], clock: int, traded: float) -> None:
+        """Write rows, the last of which waits; `traded`: size traded before them, not yet told."""
+        rows = list(rows)
+        rows[2] = np.maximum(rows[2], clock)
+        if traded:
+            rows[3] = np.array(rows[3])
+            rows[3][0] += traded
+        if self.last_row is not None:
+            self.states.append(self.last_row)
+        self.states.append([array[:-1] for array in rows])
+        self.last_row = [np.array(array[-1:]) for array in rows]
+
+    def close(self) -> Part:
+        """Write the last row; return what is known of the whole stream."""
+        if self.last_row is not None:
+            self.states.append(self.last_row)
+        self.states.close()
+        assert self.joined is not None
+        return self.joined._replace(rows=self.states.rows, any_trade=self.states.any_trade)
