@@ -14,38 +14,28 @@ are several workers, and then joined: `lob/book/stream.py` says what happens whe
 """
 
 config = {
-    "data_dir": "training_data",  # folder that holds raw/, book_states/ and the rest
-    "pairs": None,  # list of pairs to parse; None: all under raw/
-    "depth": 96,  # levels of a state, bids and asks together
-    "subsample": 1,  # keep every n-th state, counted anew in each segment and each part of the stream
-    "state_interval_ms": 0,  # keep the last state of each interval of exchange time; 0: a state a message
-    "feed": None,  # name of the feed; None: recognised by content
-    "tick_size": None,  # price of a tick; None: the largest power of ten that divides the first million prices
-    "max_crossed_ms": 1000,  # a level that keeps the book crossed for longer is a ghost and is evicted
-    "max_gap_seconds": 60.0,  # more time without a valid state ends a segment
-    "max_clock_step_ms": 1000,  # exchange time may go back by this much (it is clamped); more is an error
-    "workers": 0,  # processes that parse pairs, or parts of their streams, side by side; 0: one a processor core
-    "scheduler": None,  # address of a Dask scheduler whose workers parse them; None: this machine
+    "data_dir": "training_data",  # str: folder that holds raw/, book_states/ and the rest
+    "pairs": None,  # list[str] | None: pairs to parse; None: all under raw/
+    "depth": 96,  # int >= 2 and <= 100000: levels of a state, bids and asks together
+    "subsample": 1,  # int >= 1 and <= 1e9: keep every n-th state, counted anew in each segment
+    #   and each part of the stream
+    "state_interval_ms": 0,  # int >= 0 and <= 1e12: keep each interval's last state; 0: all states
+    "feed": None,  # str | None: name of the feed; None: recognised by the files' content
+    "tick_size": None,  # > 0 and < inf | None: price of a tick, in the quote currency;
+    #   None: the largest power of ten that divides the first million prices
+    "max_crossed_ms": 1000,  # int >= 0 and <= 1e12: evict a level that crosses the book for longer
+    "max_gap_seconds": 60.0,  # >= 0 and <= 1e9: longer without a valid state ends a segment
+    "max_clock_step_ms": 1000,  # int >= 0 and <= 1e12: exchange time may go back by this much,
+    #   and is then clamped; more is an error
+    "workers": 0,  # int >= 0: processes that parse pairs, or parts of them, side by side;
+    #   0: one for each processor core
+    "scheduler": None,  # str | None: address of a Dask scheduler; None: work on this machine
 }
 
-from lob.config import InputError, do_each, load_config, run
+from lob.config import InputError, check_rules, do_each, load_config, run
 
 if __name__ == "__main__":
-    config = load_config(
-        config,
-        __file__,
-        optional={"pairs": list, "feed": str, "tick_size": float, "scheduler": str},
-        bounds={
-            "depth": ">= 2 and <= 100000",
-            "subsample": ">= 1 and <= 1e9",
-            "state_interval_ms": ">= 0 and <= 1e12",
-            "tick_size": "> 0 and < inf",
-            "max_crossed_ms": ">= 0 and <= 1e12",
-            "workers": ">= 0",
-            "max_gap_seconds": ">= 0 and <= 1e9",
-            "max_clock_step_ms": ">= 0 and <= 1e12",
-        },
-    )
+    config = load_config(config, __file__)
 
 import hashlib
 import itertools
@@ -73,6 +63,7 @@ from lob.windows.splits import segment_ranges
 
 
 def main(config: dict) -> int:
+    config = check_rules(config, __file__)
     check_config(config)
     pairs = find_pairs(config["data_dir"], "raw", config["pairs"], "")
     files = sum(len(list_files(Path(config["data_dir"]) / "raw" / pair)) for pair in pairs)

@@ -10,17 +10,17 @@ for Binance, which reads USD-M and COIN-M and is skipped by name if it is not in
 """
 
 config = {
-    "updates": 5_000_000,  # length of the synthetic stream; of less than 5 million the rates say little
-    "disk_updates": 1_500_000,  # of these, how many go to disk, as states of 96 levels (788 bytes each)
-    "recordings": "../shared/real/binance",  # folder/<market>/*.gz of raw Binance recordings; skipped if not there
-    "work_dir": None,  # folder on the disk to measure; None: the system's for temporary files
-    "write": False,  # keep the result in benchmarks/results/parser.json
+    "updates": 5_000_000,  # int >= 5000000: length of the synthetic stream; shorter ones say little
+    "disk_updates": 1_500_000,  # int >= 1: updates that go to disk, as states of 788 bytes
+    "recordings": "../shared/real/binance",  # str: <market>/*.gz of Binance; skipped if missing
+    "work_dir": None,  # str | None: folder on the disk to measure; None: the system's temporary one
+    "write": False,  # bool: keep the result in benchmarks/results/parser.json
 }
 
 from lob.config import load_config, run
 
 if __name__ == "__main__":
-    config = load_config(config, __file__, optional={"work_dir": str}, bounds={"updates": ">= 5000000"})
+    config = load_config(config, __file__)
 
 import contextlib
 import gzip
