@@ -65,7 +65,9 @@ def main(config: dict) -> int:
     temporal_dim, split_ratios = config["temporal_dim"], config["split_ratios"]
     names = find_pairs(folder, "window_statistics", config["pairs"], "exploration_main.py")
     pairs, cuts = open_pairs(folder, names, temporal_dim, split_ratios)
-    wanted = share_windows(pairs, config["windows"], config["pair_weights"], split_ratios, temporal_dim)
+    wanted = share_windows(
+        pairs, config["windows"], config["pair_weights"], split_ratios, temporal_dim
+    )
     samples = []
     for pair, counts in zip(pairs, wanted, strict=True):
         sample = draw_pair(
@@ -107,7 +109,9 @@ def save_sample(pair: Pair, sample: Sample, cuts: np.ndarray, config: dict) -> P
     """Write one pair's sample and its `.json`; return the file."""
     file = Path(config["data_dir"]) / "balanced_samples" / f"{pair.book.pair}.npy"
     parameters = {key: config[key] for key in config if key not in ("data_dir", "plots", "pairs")}
-    save_table(file, sample.rows, parameters, identity(pair.book), cuts_ns=cuts.tolist(), **sample.facts)
+    save_table(
+        file, sample.rows, parameters, identity(pair.book), cuts_ns=cuts.tolist(), **sample.facts
+    )
     return file
 
 
@@ -117,7 +121,9 @@ def summarise(pair: Pair, sample: Sample, outlier_std: float) -> str:
     header = "".join(f"{column.replace('_', ' '):>18}" for column in SPLIT_COLUMNS)
     lines = [f"  {'':<12}{header}"]
     for name, split in splits.items():
-        lines.append(f"  {name:<12}" + "".join(format_cell(split[column]) for column in SPLIT_COLUMNS))
+        lines.append(
+            f"  {name:<12}" + "".join(format_cell(split[column]) for column in SPLIT_COLUMNS)
+        )
     outliers = splits["train"]["outliers"]
     windows = outliers + splits["train"]["available"]
     if outliers > 0.1 * windows:

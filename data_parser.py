@@ -3,14 +3,16 @@
     python data_parser.py                      every pair under training_data/raw/
     python data_parser.py --depth=48 --pairs="['BTC_USD']" --state_interval_ms=100
 
-Reads `training_data/raw/<PAIR>/*` (formats: training_data/README.md) and writes `training_data/book_states/<PAIR>/`:
-price_ticks.npy int32 (N, depth), sizes.npy float32 (N, depth), timestamps.npy int64 (N,) ns UTC, segment_starts.npy
-int64 (S,), top_of_book.npy int32 (N, 2), traded.npy float32 (N,) if the feed has trades, and meta.json. That takes 8
-bytes a level and state: the sample gives 168,119 states of 96 levels, 131 MB. A pair's old output stays until the new
-one is complete.
+Reads `training_data/raw/<PAIR>/*` (formats: training_data/README.md) and writes
+`training_data/book_states/<PAIR>/`: price_ticks.npy int32 (N, depth), sizes.npy float32 (N, depth),
+timestamps.npy int64 (N,) ns UTC, segment_starts.npy int64 (S,), top_of_book.npy int32 (N, 2),
+traded.npy float32 (N,) if the feed has trades, and meta.json. That takes 8 bytes a level and state:
+the sample gives 168,119 states of 96 levels, 131 MB. A pair's old output stays until the new one is
+complete.
 
-A file that opens with a snapshot begins a new part of the pair's stream. Parts are parsed apart, side by side if there
-are several workers, and then joined: `lob/book/stream.py` says what happens where two of them join.
+A file that opens with a snapshot begins a new part of the pair's stream. Parts are parsed apart,
+side by side if there are several workers, and then joined: `lob/book/stream.py` says what happens
+where two of them join.
 """
 
 config = {
@@ -74,17 +76,23 @@ def main(config: dict) -> int:
     if workers <= 1 and config["scheduler"] is None:
         do_each(lambda pair: print(parse_pair(config, pair)), pairs)
     else:
-        with make_executor(config, workers) as executor, ThreadPoolExecutor(max(workers, 1)) as threads:
+        with (
+            make_executor(config, workers) as executor,
+            ThreadPoolExecutor(max(workers, 1)) as threads,
+        ):
             do_each(lambda pair: print(parse_pair(config, pair, executor)), pairs, threads.map)
     return 0
 
 
 def check_config(config: dict) -> None:
     if config["depth"] % 2:
-        raise InputError(f"depth = {config['depth']} must be even: it counts bids and asks together")
+        raise InputError(
+            f"depth = {config['depth']} must be even: it counts bids and asks together"
+        )
     if config["subsample"] > 1 and config["state_interval_ms"]:
         raise InputError(
-            f"subsample = {config['subsample']} and state_interval_ms = {config['state_interval_ms']} "
+            f"subsample = {config['subsample']} and state_interval_ms = "
+            f"{config['state_interval_ms']} "
             "both thin the states: set one of them"
         )
     if config["feed"] is not None and config["feed"] not in FEEDS:
@@ -98,29 +106,38 @@ def make_executor(config: dict, workers: int) -> Executor:
     try:
         from dask.distributed import Client
     except ImportError:
-        raise InputError(f"scheduler = {config['scheduler']!r} needs Dask: pip install distributed") from None
+        raise InputError(
+            f"scheduler = {config['scheduler']!r} needs Dask: pip install distributed"
+        ) from None
     try:
         return Client(config["scheduler"]).get_executor()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"scheduler = {config['scheduler']!r} does not answer ({error}): start it, or leave scheduler None"
+            f"scheduler = {config['scheduler']!r} does not answer ({error}): start it, or leave "
+            "scheduler None"
         ) from None
 
 
 def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str:
     """Parse one pair's files into `book_states/<pair>`; return the report that is printed.
 
-    The parts of its stream are tasks for the executor; None: they are parsed here, one after the other.
+    The parts of its stream are tasks for the executor; None: they are parsed here, one after the
+    other.
     """
     began = time.perf_counter()
     raw = Path(config["data_dir"]) / "raw" / pair
     files = list_files(raw)
     if not files:
-        raise InputError(f"{raw} holds no files (.md and .txt aside): put the pair's recorded updates there")
+        raise InputError(
+            f"{raw} holds no files (.md and .txt aside): put the pair's recorded updates there"
+        )
     feed = config["feed"] or find_feed(files[0])
     for file in files[1:]:
         if config["feed"] is None and (other := find_feed(file)) != feed:
-            raise InputError(f"{file} is of feed {other}, {files[0].name} of {feed}: one pair's files are one feed")
+            raise InputError(
+                f"{file} is of feed {other}, {files[0].name} of {feed}: one pair's files are one "
+                "feed"
+            )
     folder = Path(config["data_dir"]) / "book_states" / pair
     with new_folder(folder) as partial:
         parts = find_parts(feed, files)
@@ -141,7 +158,9 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return the recorded files of a pair and its subfolders in path order, without notes and hidden ones."""
+    """Return the recorded files of a pair and its subfolders in path order, without notes and
+    hidden ones.
+    """
     found = []
     for file in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
@@ -151,7 +170,9 @@ def list_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def parse_parts(config: dict, feed: str, parts: list[list[Path]], partial: Path, executor: Executor | None) -> Part:
+def parse_parts(
+    config: dict, feed: str, parts: list[list[Path]], partial: Path, executor: Executor | None
+) -> Part:
     """Parse the parts of a stream, each into a folder of its own, and join them in `partial`."""
     name = final_name(partial)
     files = list(itertools.chain.from_iterable(parts))
@@ -160,7 +181,9 @@ def parse_parts(config: dict, feed: str, parts: list[list[Path]], partial: Path,
     folders = [partial / f"{name}.{index}" for index in range(len(parts))]
     limits = ("state_interval_ms", "max_gap_seconds", "max_clock_step_ms")
     joiner = PartJoiner(partial, config["depth"], **{name: config[name] for name in limits})
-    tasks = [(config, feed, part, folder, units) for part, folder in zip(parts, folders, strict=True)]
+    tasks = [
+        (config, feed, part, folder, units) for part, folder in zip(parts, folders, strict=True)
+    ]
     if executor is None:
         for task, folder in zip(tasks, folders, strict=True):
             joiner.append(parse_stream(*task), folder)
@@ -177,8 +200,12 @@ def parse_parts(config: dict, feed: str, parts: list[list[Path]], partial: Path,
     return joiner.close()
 
 
-def look_ahead(config: dict, feed: str, files: list[Path], partial: Path) -> tuple[tuple[float, float], str]:
-    """Parse the first million rows, and keep no state; return tick size and lot size, and the forecast."""
+def look_ahead(
+    config: dict, feed: str, files: list[Path], partial: Path
+) -> tuple[tuple[float, float], str]:
+    """Parse the first million rows, and keep no state; return tick size and lot size, and the
+    forecast.
+    """
     first, *units = infer_units(read_ahead(FEEDS[feed].read(files)), config["tick_size"])
     rows: list[int] = []
     book = make_book(config, units[1], lambda states: rows.append(len(states[0])))
@@ -191,11 +218,16 @@ def look_ahead(config: dict, feed: str, files: list[Path], partial: Path) -> tup
 
 
 def parse_stream(
-    config: dict, feed: str, files: list[Path], folder: Path, units: tuple[float, float] | None = None
+    config: dict,
+    feed: str,
+    files: list[Path],
+    folder: Path,
+    units: tuple[float, float] | None = None,
 ) -> Part:
     """Parse files as one stream into arrays in `folder`.
 
-    `units`: tick size and lot size; None: found in the first million rows, after which the forecast is made.
+    `units`: tick size and lot size; None: found in the first million rows, after which the forecast
+    is made.
     """
     folder.mkdir(exist_ok=True)
     name = final_name(folder)
@@ -229,8 +261,16 @@ def parse_stream(
     return describe_part(book, states, tick_size, updates, after_opening)
 
 
-def make_book(config: dict, lot_size: float, flush: Callable[[list[np.ndarray]], None]) -> OrderBook:
-    limits = ("subsample", "state_interval_ms", "max_crossed_ms", "max_gap_seconds", "max_clock_step_ms")
+def make_book(
+    config: dict, lot_size: float, flush: Callable[[list[np.ndarray]], None]
+) -> OrderBook:
+    limits = (
+        "subsample",
+        "state_interval_ms",
+        "max_crossed_ms",
+        "max_gap_seconds",
+        "max_clock_step_ms",
+    )
     return OrderBook(config["depth"], lot_size, flush, **{name: config[name] for name in limits})
 
 
@@ -242,7 +282,8 @@ def chain_freeing(first: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def forecast(rows: int, depth: int, share_read: float, folder: Path, written: int = 0) -> str:
-    """Extrapolate rows and bytes from the input read so far; InputError if the disk cannot hold them.
+    """Extrapolate rows and bytes from the input read so far; InputError if the disk cannot hold
+    them.
 
     `written`: how many of the `rows` are on the disk already.
     """
@@ -252,7 +293,8 @@ def forecast(rows: int, depth: int, share_read: float, folder: Path, written: in
     if size > free:
         raise InputError(
             f"about {expected:,} states of depth {depth} will take {format_bytes(size)} and "
-            f"{folder.parent} has {format_bytes(free)}: set --state_interval_ms=100, --subsample or a smaller --depth"
+            f"{folder.parent} has {format_bytes(free)}: set --state_interval_ms=100, --subsample "
+            "or a smaller --depth"
         )
     return f"about {expected:,} states, {format_bytes(size)} expected"
 
@@ -260,12 +302,16 @@ def forecast(rows: int, depth: int, share_read: float, folder: Path, written: in
 def no_state_error(depth: int, raw: Path, whole: Part) -> InputError:
     thin, crossed = whole.counters["thin_states"], whole.counters["crossed_states"]
     return InputError(
-        f"{raw} holds no complete state of depth {depth} in {whole.updates:,} rows ({thin:,} states "
-        f"with fewer than {depth // 2} levels on a side, {crossed:,} crossed): lower --depth or mend the files"
+        f"{raw} holds no complete state of depth {depth} in {whole.updates:,} rows ({thin:,} "
+        "states "
+        f"with fewer than {depth // 2} levels on a side, {crossed:,} crossed): lower --depth or "
+        "mend the files"
     )
 
 
-def describe_pair(config: dict, pair: str, feed: str, raw: Path, files: list[Path], whole: Part, partial: Path) -> dict:
+def describe_pair(
+    config: dict, pair: str, feed: str, raw: Path, files: list[Path], whole: Part, partial: Path
+) -> dict:
     """Return what meta.json holds."""
     starts = np.load(partial / "segment_starts.npy")
     lengths = np.diff(segment_ranges(starts, whole.rows)).ravel()
@@ -288,22 +334,39 @@ def describe_pair(config: dict, pair: str, feed: str, raw: Path, files: list[Pat
 
 
 def describe_source(file: Path, raw: Path) -> dict:
-    """Return what meta.json says of a file. Later scripts see by the digest if a file was replaced."""
+    """Return what meta.json says of a file. Later scripts see by the digest if a file was
+    replaced.
+    """
     with open(file, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    return {"name": file.relative_to(raw).as_posix(), "bytes": file.stat().st_size, "sha256": digest}
+    return {
+        "name": file.relative_to(raw).as_posix(),
+        "bytes": file.stat().st_size,
+        "sha256": digest,
+    }
 
 
 def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:
     size = sum(file.stat().st_size for file in folder.iterdir())
     head = (
-        f"{pair}: {meta['rows']:,} states of {meta['depth']} levels from {meta['updates']:,} updates of "
-        f"feed {meta['feed']} in {seconds:.1f} s; tick {meta['tick_size']:g}; {format_bytes(size)} in {folder}"
+        f"{pair}: {meta['rows']:,} states of {meta['depth']} levels from {meta['updates']:,} "
+        "updates of "
+        f"feed {meta['feed']} in {seconds:.1f} s; tick {meta['tick_size']:g}; {format_bytes(size)} "
+        f"in {folder}"
     )
-    lines = [f"  {name.replace('_', ' '):<18} {count:>12,}" for name, count in meta["counters"].items() if count]
+    lines = [
+        f"  {name.replace('_', ' '):<18} {count:>12,}"
+        for name, count in meta["counters"].items()
+        if count
+    ]
     if not meta["counters"]["snapshots"]:
-        lines.append(f"  {'snapshots':<18} {0:>12}: the book began empty, levels not yet updated are missing")
-    lines.append(f"  {'segments':<18} {meta['segments']:>12,}, the longest of {meta['longest_segment']:,} states")
+        lines.append(
+            f"  {'snapshots':<18} {0:>12}: the book began empty, levels not yet updated are missing"
+        )
+    lines.append(
+        f"  {'segments':<18} {meta['segments']:>12,}, the longest of {meta['longest_segment']:,} "
+        "states"
+    )
     return "\n".join([head, *lines])
 
 

@@ -43,7 +43,9 @@ def main(config: dict) -> int:
     config = check_rules(config, __file__)
     folder = Path(config["data_dir"])
     pairs = find_pairs(folder, "book_states", config["pairs"], "data_parser.py")
-    do_each(lambda pair: describe_pair(pair, folder, config["temporal_dim"], config["plots"]), pairs)
+    do_each(
+        lambda pair: describe_pair(pair, folder, config["temporal_dim"], config["plots"]), pairs
+    )
     return 0
 
 

@@ -1,12 +1,14 @@
-"""Pre-train an encoder on masked order book values: Transformer Engine and FP8 on NVIDIA GPUs, plain PyTorch elsewhere.
+"""Pre-train an encoder on masked order book values: Transformer Engine and FP8 on NVIDIA GPUs,
+plain PyTorch elsewhere.
 
     python fp8_ddp_trainer.py                                  all GPUs of this machine, or its CPU
     python fp8_ddp_trainer.py --model_size=tiny_transformer --epochs=4 --resume=True
     torchrun --nnodes=2 --nproc_per_node=8 ... fp8_ddp_trainer.py     across machines
 
-Reads `training_data/balanced_samples/` and `book_states/`; leaves `runs/<model_name>/`: config.json, env.json,
-metrics.csv, TensorBoard events and checkpoints (checkpoints/best.safetensors and the last `keep_checkpoints` steps).
-A name in use gets -2, -3, ...; `--resume=True` goes on with the newest of them, bit for bit on a CPU.
+Reads `training_data/balanced_samples/` and `book_states/`; leaves `runs/<model_name>/`:
+config.json, env.json, metrics.csv, TensorBoard events and checkpoints (checkpoints/best.safetensors
+and the last `keep_checkpoints` steps). A name in use gets -2, -3, ...; `--resume=True` goes on with
+the newest of them, bit for bit on a CPU.
 """
 
 config = {
@@ -104,7 +106,13 @@ from lob.storage import check_writable
 from lob.training.augmentation import augment
 from lob.training.distributed import StopSignal, Team, free_port, join_team, wait_for_ranks
 from lob.training.objective import masked_loss, outlook_loss
-from lob.training.optimisation import FiniteCheck, NonFinite, make_optimizer, one_cycle, scale_gradients
+from lob.training.optimisation import (
+    FiniteCheck,
+    NonFinite,
+    make_optimizer,
+    one_cycle,
+    scale_gradients,
+)
 from lob.training.passes import Passes, windows_a_pass
 from lob.training.precision import WHOLE_STATES, build_encoder, check_dimensions, choose_precision
 from lob.training.run_folder import claim_run, find_run, new_run
@@ -133,21 +141,30 @@ def main(config: dict) -> int:
 
 
 def check_config(config: dict) -> dict:
-    """Refuse impossible settings before any work; return the config with azure's folders in place."""
+    """Refuse impossible settings before any work; return the config with azure's folders in
+    place.
+    """
     if config["load_model"] and config["model_path"] is None:
         raise InputError("load_model = True needs model_path: the checkpoint to begin with")
     encoder_config(config["model_size"], fill=config["fill"])
     if config["azure"]:
         root = Path(config["azure_data_root"])
         if not root.is_dir():
-            raise InputError(f"azure_data_root = {root} is no folder: mount the data disk or set another one")
-        config = config | {"data_dir": str(root / config["data_dir"]), "runs_dir": str(root / config["runs_dir"])}
+            raise InputError(
+                f"azure_data_root = {root} is no folder: mount the data disk or set another one"
+            )
+        config = config | {
+            "data_dir": str(root / config["data_dir"]),
+            "runs_dir": str(root / config["runs_dir"]),
+        }
     check_writable(config["runs_dir"], "runs_dir")
     return config
 
 
 def open_data(config: dict) -> Dataset:
-    return open_dataset(config["data_dir"], config["pairs"], config["temporal_dim"], config["split_ratios"])
+    return open_dataset(
+        config["data_dir"], config["pairs"], config["temporal_dim"], config["split_ratios"]
+    )
 
 
 def choose_folder(config: dict) -> Path:
@@ -164,15 +181,22 @@ def train(rank: int, world: int, port: int | None, config: dict) -> None:
     with join_team(rank, world, config["backend"], port) as team:
         folder = team.agree(choose_folder(config))
         trainer = Trainer(config, team, folder)
-        facts = {"precision": trainer.precision.name, "pairs": [book.pair for book in trainer.data.books]}
-        with RunLog(folder, config, rank == 0, config["resume"], trainer.saved, facts) as trainer.log:
+        facts = {
+            "precision": trainer.precision.name,
+            "pairs": [book.pair for book in trainer.data.books],
+        }
+        with RunLog(
+            folder, config, rank == 0, config["resume"], trainer.saved, facts
+        ) as trainer.log:
             trainer.describe()
             try:
                 trainer.run_epochs(stop)
             except NonFinite as error:
                 epoch, batch, step = error.place
                 windows = next(trainer.sampler.training(epoch, batch))  # of all ranks
-                where = trainer.saver.save_failure(step, windows, trainer.epoch_sums, trainer.log.metrics_bytes())
+                where = trainer.saver.save_failure(
+                    step, windows, trainer.epoch_sums, trainer.log.metrics_bytes()
+                )
                 raise CheckFailed(f"{error}; {where}") from None
 
 
@@ -186,11 +210,12 @@ def apply_mask(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hide values of windows from the network. Edit this function to hide others.
 
-    price_ticks, sizes: (B, T, L), T book states of L levels; keys: int64 (B,), which fix each window's mask.
-    Returns `tokens`, what the network sees, in which a hidden value is 0 and its mask bit 1; `base`, the first guess
-    of every value that the network corrects; `values`, the normalised targets; and `mask`, bool, True where hidden;
-    the last three are (B, T, L, F) with F = 0 price, 1 size. Nothing in tokens or base depends on a hidden value: the
-    normalisation is fitted to the visible values alone.
+    price_ticks, sizes: (B, T, L), T book states of L levels; keys: int64 (B,), which fix each
+    window's mask. Returns `tokens`, what the network sees, in which a hidden value is 0 and its
+    mask bit 1; `base`, the first guess of every value that the network corrects; `values`, the
+    normalised targets; and `mask`, bool, True where hidden; the last three are (B, T, L, F) with F
+    = 0 price, 1 size. Nothing in tokens or base depends on a hidden value: the normalisation is
+    fitted to the visible values alone.
     """
     _, states, levels = price_ticks.shape
     mask = make_mask(keys, states, levels, mask_percentage, mask_mode)
@@ -206,7 +231,9 @@ class Trainer:
     def __init__(self, config: dict, team: Team, folder: Path):
         self.config, self.team = config, team
         checkpoints = folder / "checkpoints"
-        found, tensors, self.saved = load_newest(checkpoints) if config["resume"] else (None, {}, {})
+        found, tensors, self.saved = (
+            load_newest(checkpoints) if config["resume"] else (None, {}, {})
+        )
         self.progress = Progress(**self.saved.get("progress", {}))
 
         self.data = open_data(config)
@@ -216,10 +243,13 @@ class Trainer:
                 f"{found} was trained on other samples than those now in {config['data_dir']}: "
                 "make them again as they were, or start without --resume"
             )
-        windows = self.saved.get("windows_a_step", config["batch_size"] * config["accumulation_steps"] * team.world)
+        windows = self.saved.get(
+            "windows_a_step", config["batch_size"] * config["accumulation_steps"] * team.world
+        )
         if windows % team.world:
             raise InputError(
-                f"the run's {windows} windows a step can't be divided among {team.world} ranks: set --max_gpus"
+                f"the run's {windows} windows a step can't be divided among {team.world} ranks: "
+                "set --max_gpus"
             )
         self.sampler = Sampler(self.data, config["seed"], windows)
 
@@ -230,9 +260,13 @@ class Trainer:
             outlook=config["outlook"] > 0,
             **{key: config[key] for key in keys},
         )
-        precision = choose_precision(config["precision"], config["fp8_recipe"], self.encoder.width, team.device)
+        precision = choose_precision(
+            config["precision"], config["fp8_recipe"], self.encoder.width, team.device
+        )
         self.precision = replace(precision, cudnn=config["temporal_dim"] % WHOLE_STATES == 0)
-        size = windows_a_pass(self.encoder, windows // team.world, config["batch_size"], team.device)
+        size = windows_a_pass(
+            self.encoder, windows // team.world, config["batch_size"], team.device
+        )
         self.passes_a_step = windows // team.world // size
         check_dimensions(self.encoder, size, self.precision)
 
@@ -240,15 +274,24 @@ class Trainer:
         self.model = build_encoder(self.encoder, self.precision, team.device, config["compile"])
         if config["load_model"] and not self.saved:
             load_weights(config["model_path"], self.model)
-        self.optimizer = make_optimizer(config["optimizer"], self.model, config["lr"], config["weight_decay"])
+        self.optimizer = make_optimizer(
+            config["optimizer"], self.model, config["lr"], config["weight_decay"]
+        )
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, factor=config["lr_decay_factor"], patience=config["lr_decay_patience"], threshold=0
+            self.optimizer,
+            factor=config["lr_decay_factor"],
+            patience=config["lr_decay_patience"],
+            threshold=0,
         )
         self.finite = FiniteCheck(self.optimizer, team.device)
-        self.epoch_sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # of loss and of hidden values
+        self.epoch_sums = torch.zeros(
+            2, dtype=torch.float64, device=team.device
+        )  # of loss and of hidden values
         fp8_state: dict[str, Tensor] = {}
         if found:
-            sums, fp8_state = resume(found, tensors, self.saved, self.model, self.optimizer, self.plateau)
+            sums, fp8_state = resume(
+                found, tensors, self.saved, self.model, self.optimizer, self.plateau
+            )
             self.epoch_sums += sums.to(team.device)
         facts = {
             "encoder": asdict(self.encoder),
@@ -267,13 +310,16 @@ class Trainer:
             writes=team.rank == 0,
         )
 
-        # What a step hides on average: gradients are scaled by it before they are summed, by the true count after.
+        # What a step hides on average: gradients are scaled by it before they are summed, by the
+        # true count after.
         values = 2 * config["temporal_dim"] * config["depth_dim"]
         self.nominal = config["mask_perc"] * values * windows
         self.passes = Passes(
             self.micro_step,
             self.model,
-            WindowStore(self.data.books, config["temporal_dim"], team.device, config["num_workers"]),
+            WindowStore(
+                self.data.books, config["temporal_dim"], team.device, config["num_workers"]
+            ),
             size,
             graph=config["compile"] and team.device.type == "cuda",
             only=self.passes_a_step == 1,
@@ -281,13 +327,19 @@ class Trainer:
             fp8_state=fp8_state,
         )
 
-    def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hide values of windows and predict them: prediction, targets and mask, (B, T, L, F) each."""
+    def predict(
+        self, price_ticks: Tensor, sizes: Tensor, keys: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hide values of windows and predict them: prediction, targets and mask, (B, T, L, F)
+        each.
+        """
         config = self.config
         tokens, base, values, mask = apply_mask(
             price_ticks, sizes, keys, config["mask_perc"], config["mask_mode"], self.encoder
         )
-        with self.precision.autocast():  # FP8 begins here: Transformer Engine's; else torch's bf16, or nothing
+        with (
+            self.precision.autocast()
+        ):  # FP8 begins here: Transformer Engine's; else torch's bf16, or nothing
             prediction = self.model(tokens, base)
         return prediction, values, mask
 
@@ -297,7 +349,9 @@ class Trainer:
         On a GPU this whole function is captured as one CUDA graph (lob/training/passes.py).
         """
         config = self.config
-        price_ticks, sizes = augment(price_ticks, sizes, keys, config["mirror"], config["slow"], config["size_noise"])
+        price_ticks, sizes = augment(
+            price_ticks, sizes, keys, config["mirror"], config["slow"], config["size_noise"]
+        )
         prediction, values, mask = self.predict(price_ticks, sizes, keys)
         loss, hidden = masked_loss(prediction, values, mask, config["loss"])
         (loss / self.nominal).backward()
@@ -308,7 +362,9 @@ class Trainer:
         return loss.detach(), hidden
 
     def set_rate(self) -> float:
-        """Set the learning rate and the random state of a step; both follow from its number. Return the rate."""
+        """Set the learning rate and the random state of a step; both follow from its number. Return
+        the rate.
+        """
         if self.config["use_scheduler"]:
             steps = self.config["epochs"] * self.sampler.steps_an_epoch
             for group in self.optimizer.param_groups:
@@ -317,19 +373,26 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
         return self.optimizer.param_groups[0]["lr"]
 
-    def step(self, windows: Iterator[tuple[Tensor, ...]], stop: bool = False) -> tuple[Tensor, Tensor, bool]:
-        """Run a step's passes, make the gradients those of the mean over all ranks' hidden values, clip and update.
+    def step(
+        self, windows: Iterator[tuple[Tensor, ...]], stop: bool = False
+    ) -> tuple[Tensor, Tensor, bool]:
+        """Run a step's passes, make the gradients those of the mean over all ranks' hidden values,
+        clip and update.
 
-        Return the loss, the gradient's norm before clipping, and whether a rank was asked to stop (on a GPU: a step
-        ago). The host waits for nothing of this step.
+        Return the loss, the gradient's norm before clipping, and whether a rank was asked to stop
+        (on a GPU: a step ago). The host waits for nothing of this step.
         """
         progress, team = self.progress, self.team
-        sums = torch.zeros(2, dtype=torch.float64, device=team.device)  # of loss and of hidden values
+        sums = torch.zeros(
+            2, dtype=torch.float64, device=team.device
+        )  # of loss and of hidden values
         for _ in range(self.passes_a_step):
             sums += self.passes.run(*next(windows))  # micro_step: mask, forward, loss, backward
 
         loss_sum, hidden, stopping = team.total(*sums, float(stop))
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        gradients = [
+            parameter.grad for parameter in self.model.parameters() if parameter.grad is not None
+        ]
         team.add_up(gradients)
         loss = loss_sum / hidden.clamp(min=1)
         to_mean = (self.nominal / hidden.clamp(min=1)).float()
@@ -338,9 +401,14 @@ class Trainer:
         scale_gradients(self.optimizer, gradients, to_mean * clip)
 
         place = (progress.epoch, progress.step_in_epoch, progress.step + 1)
-        stopped = self.finite.watch(loss, norm, stopping, place)  # no update by a gradient that is not finite
+        stopped = self.finite.watch(
+            loss, norm, stopping, place
+        )  # no update by a gradient that is not finite
         self.optimizer.step()
-        if self.config["histogram_steps"] and (progress.step + 1) % self.config["histogram_steps"] == 0:
+        if (
+            self.config["histogram_steps"]
+            and (progress.step + 1) % self.config["histogram_steps"] == 0
+        ):
             self.log.histograms(self.model, progress.step + 1)
         self.passes.clear_gradients()
 
@@ -351,8 +419,16 @@ class Trainer:
         return loss, norm, stopped
 
     def run_epochs(self, stop: StopSignal) -> None:
-        """Train to the last epoch, to early stopping or to SIGTERM; test unless it was the latter."""
-        config, progress, sampler, team, log = self.config, self.progress, self.sampler, self.team, self.log
+        """Train to the last epoch, to early stopping or to SIGTERM; test unless it was the
+        latter.
+        """
+        config, progress, sampler, team, log = (
+            self.config,
+            self.progress,
+            self.sampler,
+            self.team,
+            self.log,
+        )
         log.count_time(progress, training=False)
         if progress.step == 0:
             self.validate()
@@ -369,23 +445,34 @@ class Trainer:
                 if progress.step % config["log_steps"] == 0:
                     log.step(progress, float(loss), lr, float(norm), self.passes.store.wait_seconds)
                 epoch_ends = progress.step_in_epoch == sampler.steps_an_epoch
-                if config["validate_steps"] and progress.step % config["validate_steps"] == 0 and not epoch_ends:
+                if (
+                    config["validate_steps"]
+                    and progress.step % config["validate_steps"] == 0
+                    and not epoch_ends
+                ):
                     self.validate()
                 if stopped or self.saver.is_due(config["checkpoint_minutes"]):
                     self.save()
                 if stopped:
-                    log.print(f"stopped by SIGTERM at step {progress.step:,}; go on with --resume=True")
+                    log.print(
+                        f"stopped by SIGTERM at step {progress.step:,}; go on with --resume=True"
+                    )
                     return
             bar.close()
             self.end_epoch()
         if self.is_stale():
-            log.print(f"stopped early: no better validation loss for {config['early_stopping_patience']} epochs")
+            log.print(
+                f"stopped early: no better validation loss for {config['early_stopping_patience']} "
+                "epochs"
+            )
         if not self.saver.is_saved():
             self.save()
         self.test()
 
     def is_stale(self) -> bool:
-        return self.progress.epoch - self.progress.best_epoch >= self.config["early_stopping_patience"]
+        return (
+            self.progress.epoch - self.progress.best_epoch >= self.config["early_stopping_patience"]
+        )
 
     def end_epoch(self) -> None:
         """Validate, decay the learning rate, log and save."""
@@ -393,7 +480,10 @@ class Trainer:
         self.finite.check()
         loss_sum, hidden = self.epoch_sums.tolist()
         log.count_time(progress, training=True)
-        seconds, progress.epoch_began = progress.step_seconds - progress.epoch_began, progress.step_seconds
+        seconds, progress.epoch_began = (
+            progress.step_seconds - progress.epoch_began,
+            progress.step_seconds,
+        )
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
         loss = self.validate()
         lr = self.optimizer.param_groups[0]["lr"]
@@ -409,24 +499,35 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self, split: int) -> tuple[float, float]:
-        """Loss over the hidden values of a split's windows, and that of linear interpolation in time; on all ranks."""
-        batches = self.sampler.held_out(split, self.config["batch_size"], self.team.rank, self.team.world)
+        """Loss over the hidden values of a split's windows, and that of linear interpolation in
+        time; on all ranks.
+        """
+        batches = self.sampler.held_out(
+            split, self.config["batch_size"], self.team.rank, self.team.world
+        )
         if self.passes.fp8_state and batches:  # resumed, and no training pass yet
-            self.reconstruct()  # makes the tensors of the scales, which without gradients would stay at 1
+            # makes the tensors of the scales, which without gradients would stay at 1
+            self.reconstruct()
             self.passes.load_scales()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.team.device)  # of loss, of the line's, of hidden values
+        sums = torch.zeros(
+            3, dtype=torch.float64, device=self.team.device
+        )  # of loss, of the line's, of hidden values
         with self.passes.judging():
             for windows in self.passes.load(batches):
                 prediction, values, mask = self.predict(*windows)
                 loss, hidden = masked_loss(prediction, values, mask, self.config["loss"])
-                line, _ = masked_loss(interpolate_time(values, ~mask), values, mask, self.config["loss"])
+                line, _ = masked_loss(
+                    interpolate_time(values, ~mask), values, mask, self.config["loss"]
+                )
                 sums += torch.stack([loss.double(), line.double(), hidden.double()])
         loss_sum, line_sum, count = self.team.total(*sums).tolist()
         return loss_sum / max(count, 1), line_sum / max(count, 1)
 
     @torch.inference_mode()
     def reconstruct(self) -> list[Tensor]:
-        """Values, mask and prediction, each (T, L, F) on the CPU, of the first validation window."""
+        """Values, mask and prediction, each (T, L, F) on the CPU, of the first validation
+        window.
+        """
         with self.passes.judging():
             (windows,) = self.passes.load([self.sampler.first_held_out(1)])
             prediction, values, mask = self.predict(*windows)
@@ -440,7 +541,10 @@ class Trainer:
         self.log.count_time(progress, training=False)
         self.log.validation(progress, loss)
         if loss < progress.best_loss:
-            progress.best_loss, progress.best_epoch = loss, progress.epoch + (progress.step_in_epoch > 0)
+            progress.best_loss, progress.best_epoch = (
+                loss,
+                progress.epoch + (progress.step_in_epoch > 0),
+            )
             self.saver.keep_best(self.log.metrics_bytes())
         return loss
 

@@ -118,7 +118,10 @@ def main(config: dict) -> int:
 
 def check_config(config: dict) -> None:
     if config["dates"] is not None and len(config["dates"]) != 2:
-        raise InputError(f"dates = {config['dates']!r} must be two ISO dates, such as ['2024-08-01', '2024-09-01']")
+        raise InputError(
+            f"dates = {config['dates']!r} must be two ISO dates, such as ['2024-08-01', "
+            "'2024-09-01']"
+        )
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -127,7 +130,9 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def select_windows(config: dict, model: BookEncoder, meta: dict[str, Any], books: Sequence[Book]) -> Selection:
+def select_windows(
+    config: dict, model: BookEncoder, meta: dict[str, Any], books: Sequence[Book]
+) -> Selection:
     """Say which windows are tested and fitted on. Raises InputError if a book has none to test."""
     if config["fit_data_dir"] is not None:
         fit_books = open_books(config["fit_data_dir"], None, model.config.depth)
@@ -143,7 +148,10 @@ def select_windows(config: dict, model: BookEncoder, meta: dict[str, Any], books
 
 def make_maskings(config: dict, model: BookEncoder, device: torch.device) -> list[Masking]:
     states = model.config.temporal_dim
-    return [Masking(mask, config["mask_perc"], states, config["batch_size"], device) for mask in config["masks"]]
+    return [
+        Masking(mask, config["mask_perc"], states, config["batch_size"], device)
+        for mask in config["masks"]
+    ]
 
 
 def fit_masks(
@@ -243,7 +251,9 @@ def find_notes(config: dict, selection: Selection, book: Book, probed: bool) -> 
     """Return what a reader of a pair's numbers must know of how they were made."""
     notes = []
     if not selection.to_fit(book, "validation", config["fit_windows"]):
-        notes.append("(no validation windows: the best naive methods were chosen on the tested windows)")
+        notes.append(
+            "(no validation windows: the best naive methods were chosen on the tested windows)"
+        )
     if config["split"] == "validation":
         notes.append("(split = 'validation': methods and penalties were chosen on these windows)")
     if config["probe_windows"] and not probed:
@@ -285,7 +295,9 @@ def time_variants(config: dict, model: BookEncoder, book: Book) -> list[dict]:
     return rows
 
 
-def time_embedding(config: dict, model: BookEncoder, device: torch.device, book: Book) -> list[dict]:
+def time_embedding(
+    config: dict, model: BookEncoder, device: torch.device, book: Book
+) -> list[dict]:
     windows = latency.example_windows(book, model.config.temporal_dim, config["batch_size"])
     encode = latency.through(device, WindowEncoder(model, "last"))
     return latency.time_encoder(f"latency/{device.type}", encode, windows, config["latency_runs"])

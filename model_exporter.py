@@ -112,7 +112,9 @@ def main(config: dict) -> int:
 def check_config(config: dict) -> None:
     """Raise InputError if the settings are wrong, whatever the checkpoint."""
     if "cuda" in (config["devices"] or ()) and not torch.cuda.is_available():
-        raise InputError("devices names 'cuda', but torch finds no CUDA device: set --devices=\"['cpu']\"")
+        raise InputError(
+            "devices names 'cuda', but torch finds no CUDA device: set --devices=\"['cpu']\""
+        )
     packages = ("onnx", "onnxscript", "onnxruntime")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if "onnx" in config["formats"] and missing:
@@ -219,7 +221,9 @@ def variants(config: dict) -> Iterator[tuple[str, str, str]]:
                 yield format_, precision, device
 
 
-def make_part(part: str, encoder: BookEncoder, config: dict, precision: str, device: str) -> nn.Module:
+def make_part(
+    part: str, encoder: BookEncoder, config: dict, precision: str, device: str
+) -> nn.Module:
     """Return a part around a copy of the encoder; only the encoder's layers take the precision."""
     encoder = copy.deepcopy(encoder) if precision == "fp32" else in_bf16(encoder)
     encoder.requires_grad_(False)
@@ -240,7 +244,9 @@ def make_part(part: str, encoder: BookEncoder, config: dict, precision: str, dev
     return policy.train(config["training_mode"]).to(device)
 
 
-def describe(part: str, encoder: EncoderConfig, config: dict, precision: str, device: str) -> dict[str, Any]:
+def describe(
+    part: str, encoder: EncoderConfig, config: dict, precision: str, device: str
+) -> dict[str, Any]:
     """Return what a caller must know: it goes into the file and into the `.json` beside it."""
     half, width = encoder.depth // 2, encoder.width
     window = ["B", encoder.temporal_dim, encoder.depth]
@@ -255,7 +261,9 @@ def describe(part: str, encoder: EncoderConfig, config: dict, precision: str, de
             "price in ticks; states in time order, the last is now; along the last axis "
             f"{half} bids, deepest to best, then asks, best to deepest",
         ),
-        "sizes": field("float32", window, "resting size at each price in the base currency, above 0"),
+        "sizes": field(
+            "float32", window, "resting size at each price in the base currency, above 0"
+        ),
     }
     if part == "reconstruction":
         inputs["mask"] = field("bool", [*window, 2], "True where price (0) or size (1) is hidden")
@@ -265,13 +273,17 @@ def describe(part: str, encoder: EncoderConfig, config: dict, precision: str, de
         }
     elif part == "actor_critic":
         features = config["state_features"]
-        inputs["state"] = field("float32", ["B", features], "the agent's own state, scaled to about 1")
+        inputs["state"] = field(
+            "float32", ["B", features], "the agent's own state, scaled to about 1"
+        )
         outputs = {
             "logits": field("float32", ["B", len(ACTIONS)], f"of {', '.join(ACTIONS)}"),
             "value": field("float32", ["B"], "of the window and state"),
         }
     elif config["pooling"] == "all":
-        outputs = {"embedding": field("float32", ["B", encoder.temporal_dim, width], "of each state")}
+        outputs = {
+            "embedding": field("float32", ["B", encoder.temporal_dim, width], "of each state")
+        }
     else:
         meaning = f"{config['pooling']} of the window that ends now"
         outputs = {"embedding": field("float32", ["B", width], meaning)}
@@ -286,7 +298,9 @@ def describe(part: str, encoder: EncoderConfig, config: dict, precision: str, de
     }
 
 
-def write_embeddings(book: Book, encoder: BookEncoder, config: dict, origin: dict[str, Any]) -> None:
+def write_embeddings(
+    book: Book, encoder: BookEncoder, config: dict, origin: dict[str, Any]
+) -> None:
     """Write `embeddings/<PAIR>.npy`, float32 (W, D), and its `.json`.
 
     Rows are the windows that end at the `end_row_ranges` [first, stop, stride] of the `.json`, one

@@ -111,7 +111,9 @@ def find_runs(runs_dir: str, more: Sequence[str]) -> list[Path]:
     found = {}
     for folder in [Path(runs_dir), *map(Path, more)]:
         if not folder.is_dir():
-            raise InputError(f"there is no folder {folder}: run fp8_ddp_trainer.py first, or set --runs_dir")
+            raise InputError(
+                f"there is no folder {folder}: run fp8_ddp_trainer.py first, or set --runs_dir"
+            )
         for path in (folder, *sorted(folder.iterdir())):
             holds_run = any((path / name).is_file() for name in ("config.json", "metrics.csv"))
             if holds_run and not path.name.startswith("."):
@@ -220,7 +222,10 @@ def find_warnings(r: Run, config: dict[str, Any]) -> Iterator[str]:
     for file in sorted((Path(config["data_dir"]) / "balanced_samples").glob("*.json")):
         is_its = not r.pairs or file.stem in r.pairs
         if is_its and file.stat().st_mtime > r.changed:
-            yield (f"trained before {file} was last written: newer runs may have been scored on other windows")
+            yield (
+                f"trained before {file} was last written: newer runs may have been scored on other "
+                "windows"
+            )
 
 
 def describe_reports(runs: Sequence[Run]) -> str:
@@ -262,7 +267,9 @@ def save_table(table: pd.DataFrame, file: Path) -> list[Path]:
     return [file]
 
 
-def save_pictures(runs: Sequence[Run], different: Sequence[str], smoothing: int, output: Path) -> list[Path]:
+def save_pictures(
+    runs: Sequence[Run], different: Sequence[str], smoothing: int, output: Path
+) -> list[Path]:
     """Draw what there is to show and return the files. Older pictures that are not drawn go."""
     shown = runs[: len(PALETTE)]
     title = counted(len(runs), "run")

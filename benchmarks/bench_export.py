@@ -118,7 +118,9 @@ def load(file: Path, device: str, threads: int) -> Callable[[tuple[Tensor, Tenso
 
 
 @torch.inference_mode()
-def measure(case: str, file: Path, windows: tuple[Tensor, Tensor], device: str, config: dict) -> list[dict[str, Any]]:
+def measure(
+    case: str, file: Path, windows: tuple[Tensor, Tensor], device: str, config: dict
+) -> list[dict[str, Any]]:
     """Return the rows of one file: times of single windows and the rate of batches."""
     call = load(file, device, threads=1)
     times = []
@@ -149,7 +151,8 @@ def measure(case: str, file: Path, windows: tuple[Tensor, Tensor], device: str, 
     )
     measured = (("p50_ms", p50, "ms"), ("p99_ms", p99, "ms"), ("windows_per_second", rate, "1/s"))
     return [
-        {"case": case, "metric": metric, "value": value, "unit": unit, "note": note} for metric, value, unit in measured
+        {"case": case, "metric": metric, "value": value, "unit": unit, "note": note}
+        for metric, value, unit in measured
     ]
 
 

@@ -1,12 +1,14 @@
-"""Speed and memory of the parser beside what bounds it, on a synthetic stream and on recordings where they are.
+"""Speed and memory of the parser beside what bounds it, on a synthetic stream and on recordings
+where they are.
 
     python -m benchmarks.bench_parser
     python -m benchmarks.bench_parser --write=True --work_dir=/data
 
-Each rate is compared with a limit that is measured in the same run: np.copyto of as many states for the kernel,
-pyarrow's read into arrays for CoinAPI (to disk also a plain write of the same bytes), and hftbacktest's own converter
-for Binance, which reads USD-M and COIN-M and is skipped by name if it is not installed. Needs 4 GB of disk under
-`work_dir`, all removed at the end. Prints a table and one JSON line.
+Each rate is compared with a limit that is measured in the same run: np.copyto of as many states for
+the kernel, pyarrow's read into arrays for CoinAPI (to disk also a plain write of the same bytes),
+and hftbacktest's own converter for Binance, which reads USD-M and COIN-M and is skipped by name if
+it is not installed. Needs 4 GB of disk under `work_dir`, all removed at the end. Prints a table and
+one JSON line.
 """
 
 config = {
@@ -57,7 +59,9 @@ def main(config: dict) -> None:
     rows = measure_kernel(columns)
     with tempfile.TemporaryDirectory(dir=config["work_dir"]) as folder:
         rows += measure_coinapi(Path(folder), columns)
-        rows += measure_disk(Path(folder), tuple(column[: config["disk_updates"]] for column in columns))
+        rows += measure_disk(
+            Path(folder), tuple(column[: config["disk_updates"]] for column in columns)
+        )
         stream = Path(folder) / "stream.gz"
         write_binance(stream, columns)
         rows += measure_binance("binance_json", [stream], "synthetic, 40 levels a message")
@@ -66,28 +70,35 @@ def main(config: dict) -> None:
 
 
 def make_updates(rows: int, seed: int = 0) -> Columns:
-    """Return time_ns, message, update type, is_buy, price in ticks, size in lots of a by-level stream, a row a message.
+    """Return time_ns, message, update type, is_buy, price in ticks, size in lots of a by-level
+    stream, a row a message.
 
-    An opening snapshot of 500 levels a side, then changes at a geometric distance (mean 25 ticks; one in ten uniform)
-    from a mid that walks a tick every 20 messages; 3 in 10 remove a level.
+    An opening snapshot of 500 levels a side, then changes at a geometric distance (mean 25 ticks;
+    one in ten uniform) from a mid that walks a tick every 20 messages; 3 in 10 remove a level.
     """
     rng = np.random.default_rng(seed)
     opening = np.arange(rows) < 2 * LEVELS
     step = np.where(rng.random(rows) < 0.05, rng.choice([-1, 1], rows), 0) * ~opening
-    distance = np.where(rng.random(rows) < 0.1, rng.integers(1, LEVELS, rows), rng.geometric(1 / 25, rows))
+    distance = np.where(
+        rng.random(rows) < 0.1, rng.integers(1, LEVELS, rows), rng.geometric(1 / 25, rows)
+    )
     distance[: 2 * LEVELS] = np.arange(2 * LEVELS) % LEVELS
     is_buy = np.where(opening, np.arange(rows) < LEVELS, rng.random(rows) < 0.5)
     mid = 6_000_000 + np.cumsum(step)
     price = np.where(is_buy, mid - 1 - distance, mid + 1 + distance)
     size = np.where(opening | (rng.random(rows) > 0.3), rng.integers(1, 10**6, rows), 0)
-    price, is_buy, size = (np.where(step != 0, *pair) for pair in ((mid, price), (step < 0, is_buy), (0, size)))
+    price, is_buy, size = (
+        np.where(step != 0, *pair) for pair in ((mid, price), (step < 0, is_buy), (0, size))
+    )
     message = np.maximum(np.arange(rows) - 2 * LEVELS + 1, 0)
     kind = np.where(opening, SNAPSHOT, SET).astype(np.uint8)
     return START_NS + message * 1_000_000, message, kind, is_buy, price, size
 
 
 def best_of(repeats: int, *tasks: Callable[[], object]) -> list[float]:
-    """Return the least seconds of each task. They take turns, so that a busy machine slows them all alike."""
+    """Return the least seconds of each task. They take turns, so that a busy machine slows them all
+    alike.
+    """
     best = [np.inf] * len(tasks)
     for _ in range(repeats):
         for index, task in enumerate(tasks):
@@ -98,10 +109,14 @@ def best_of(repeats: int, *tasks: Callable[[], object]) -> list[float]:
 
 
 def measure_kernel(columns: Columns) -> list[tuple]:
-    """One core: updates in, a state a message out, beside np.copyto of as many states between arrays of that size."""
+    """One core: updates in, a state a message out, beside np.copyto of as many states between
+    arrays of that size.
+    """
     block = 8192
     touched = OrderBook(DEPTH, 1e-8, lambda out: None, capacity=block).out
-    source, target = ([np.ones((block, DEPTH), dtype) for dtype in (np.int32, np.float32)] for _ in range(2))
+    source, target = (
+        [np.ones((block, DEPTH), dtype) for dtype in (np.int32, np.float32)] for _ in range(2)
+    )
 
     def apply_all() -> OrderBook:
         book = OrderBook(DEPTH, 1e-8, lambda out: None, capacity=block)
@@ -117,11 +132,20 @@ def measure_kernel(columns: Columns) -> list[tuple]:
     book = apply_all()
     seconds, limit = best_of(5, apply_all, copy_states)
     unknown = book.counters[UNKNOWN] / book.counters[MESSAGES]
-    note = f"{len(columns[0]):,} updates, a {DEPTH}-level state each; {unknown:.0%} remove what is not there"
+    note = (
+        f"{len(columns[0]):,} updates, a {DEPTH}-level state each; {unknown:.0%} remove what is "
+        "not there"
+    )
     return [
         ("kernel", "updates_per_second", len(columns[0]) / seconds, "1/s", note),
         ("kernel", "copyto_states_per_second", len(columns[0]) / limit, "1/s", "768 bytes a state"),
-        ("kernel", "ratio_to_limit", limit / seconds, "", "of np.copyto into an array already touched"),
+        (
+            "kernel",
+            "ratio_to_limit",
+            limit / seconds,
+            "",
+            "of np.copyto into an array already touched",
+        ),
     ]
 
 
@@ -130,7 +154,9 @@ def write_coinapi(file: Path, columns: Columns) -> None:
     kinds = np.array(["ADD", "SUB", "MATCH", "SET", "DELETE", "SNAPSHOT"])
     with gzip.open(file, "wb", compresslevel=6) as handle:
         for begin in range(0, len(columns[0]), BLOCK):
-            time_ns, _, kind, is_buy, price, size = (column[begin : begin + BLOCK] for column in columns)
+            time_ns, _, kind, is_buy, price, size = (
+                column[begin : begin + BLOCK] for column in columns
+            )
             clock = np.datetime_as_string(time_ns.view("datetime64[ns]")).astype("U27")
             columns_of_file = {
                 "time_exchange": clock,
@@ -141,7 +167,9 @@ def write_coinapi(file: Path, columns: Columns) -> None:
                 "entry_sx": size / 10**5,
             }
             table = pa.table(columns_of_file)
-            options = csv.WriteOptions(include_header=begin == 0, delimiter=";", quoting_style="none")
+            options = csv.WriteOptions(
+                include_header=begin == 0, delimiter=";", quoting_style="none"
+            )
             csv.write_csv(table, handle, options)
 
 
@@ -149,7 +177,9 @@ def discard(states: list[np.ndarray]) -> None:
     pass
 
 
-def parse(feed: str, files: list[Path], flush: Callable[[list[np.ndarray]], None] = discard) -> OrderBook:
+def parse(
+    feed: str, files: list[Path], flush: Callable[[list[np.ndarray]], None] = discard
+) -> OrderBook:
     """Parse as data_parser.py does, in two threads, and hand the states to `flush`."""
     batches = read_ahead(FEEDS[feed].read(files))
     first, tick_size, lot_size = infer_units(batches, None)
@@ -163,7 +193,9 @@ def parse(feed: str, files: list[Path], flush: Callable[[list[np.ndarray]], None
 
 
 def read_by_pyarrow(file: Path) -> list[np.ndarray]:
-    """Do what a reader must at least do: the parser's columns and types into arrays, in pyarrow's own threads."""
+    """Do what a reader must at least do: the parser's columns and types into arrays, in pyarrow's
+    own threads.
+    """
     text = pa.dictionary(pa.int32(), pa.string())
     types = {
         "time_exchange": pa.timestamp("ns"),
@@ -174,9 +206,14 @@ def read_by_pyarrow(file: Path) -> list[np.ndarray]:
     }
     options = csv.ConvertOptions(column_types=types, include_columns=list(types))
     with open_decompressed(file) as (handle, _):
-        table = csv.read_csv(handle, csv.ReadOptions(block_size=1 << 23), csv.ParseOptions(delimiter=";"), options)
+        table = csv.read_csv(
+            handle, csv.ReadOptions(block_size=1 << 23), csv.ParseOptions(delimiter=";"), options
+        )
     parts = [table.column(name).combine_chunks() for name in types]
-    return [(part.indices if part.type == text else part).to_numpy(zero_copy_only=False) for part in parts]
+    return [
+        (part.indices if part.type == text else part).to_numpy(zero_copy_only=False)
+        for part in parts
+    ]
 
 
 def measure_coinapi(folder: Path, columns: Columns) -> list[tuple]:
@@ -185,31 +222,56 @@ def measure_coinapi(folder: Path, columns: Columns) -> list[tuple]:
     write_coinapi(file, columns)
     seconds, limit = best_of(3, lambda: parse("coinapi", [file]), lambda: read_by_pyarrow(file))
     rows, size = len(columns[0]), file.stat().st_size
-    note = f"{rows:,} rows, {size / 1e6:,.0f} MB gzip, states discarded, 2 threads of {os.cpu_count()} cores"
+    note = (
+        f"{rows:,} rows, {size / 1e6:,.0f} MB gzip, states discarded, 2 threads of "
+        f"{os.cpu_count()} cores"
+    )
     found = [
         ("coinapi_gzip", "updates_per_second", rows / seconds, "1/s", note),
         ("coinapi_gzip", "pyarrow_rows_per_second", rows / limit, "1/s", "read into arrays"),
-        ("coinapi_gzip", "ratio_to_limit", limit / seconds, "", "of pyarrow's read of the same file"),
+        (
+            "coinapi_gzip",
+            "ratio_to_limit",
+            limit / seconds,
+            "",
+            "of pyarrow's read of the same file",
+        ),
     ]
     return found + measure_days(folder, rows // 2) + measure_memory(folder, file)
 
 
 def measure_days(folder: Path, rows: int) -> list[tuple]:
-    """Two days of one pair that open with a snapshot, side by side, and the hours that 60 GB of such gzip take."""
+    """Two days of one pair that open with a snapshot, side by side, and the hours that 60 GB of
+    such gzip take.
+    """
     raw = folder / "days" / "raw" / "SYN"
     raw.mkdir(parents=True)
     for day in range(2):
         time_ns, *columns = make_updates(rows, seed=day)
         write_coinapi(raw / f"{20231114 + day}.csv.gz", (time_ns + day * 86_400 * 10**9, *columns))
     size = sum(file.stat().st_size for file in raw.iterdir())
-    seconds, _ = watch("data_parser.py", f"--data_dir={folder / 'days'}", "--state_interval_ms=1000", "--workers=2")
+    seconds, _ = watch(
+        "data_parser.py", f"--data_dir={folder / 'days'}", "--state_interval_ms=1000", "--workers=2"
+    )
     shutil.rmtree(folder / "days")
     rate = size / seconds / 1e6
     note = f"{rate:.1f} MB/s of gzip on 2 cores, a state a second; start of Python included"
     return [
-        ("coinapi_days", "gzip_mb_per_second", rate, "MB/s", f"2 files of one pair side by side, {2 * rows:,} rows"),
+        (
+            "coinapi_days",
+            "gzip_mb_per_second",
+            rate,
+            "MB/s",
+            f"2 files of one pair side by side, {2 * rows:,} rows",
+        ),
         ("coinapi_days", "hours_for_60_gb_2_cores", 60e3 / rate / 3600, "h", note),
-        ("coinapi_days", "hours_for_60_gb_16_cores", 60e3 / rate / 3600 / 8, "h", "computed: 8 times that rate"),
+        (
+            "coinapi_days",
+            "hours_for_60_gb_16_cores",
+            60e3 / rate / 3600 / 8,
+            "h",
+            "computed: 8 times that rate",
+        ),
     ]
 
 
@@ -221,7 +283,12 @@ def measure_memory(folder: Path, file: Path) -> list[tuple]:
         raw.mkdir(parents=True)
         for index in range(times):
             os.link(file, raw / f"{20231114 + index}.csv.gz")
-        words = (f"--data_dir={folder / 'memory'}", "--workers=1", "--subsample=100", "--max_clock_step_ms=1000000000")
+        words = (
+            f"--data_dir={folder / 'memory'}",
+            "--workers=1",
+            "--subsample=100",
+            "--max_clock_step_ms=1000000000",
+        )
         _, memory = watch("data_parser.py", *words)
         shutil.rmtree(folder / "memory")
         note = f"RssAnon peak, {times} x the stream, Python and numba included"
@@ -268,7 +335,10 @@ def write_binance(file: Path, columns: Columns) -> None:
     """Write the stream as Binance's USD-M: a REST snapshot, then depthUpdate messages."""
     levels = 40  # a message; recorded: 15 to 68
     _, _, _, is_buy, price, size = (column.tolist() for column in columns)
-    texts = [f'["{ticks / 100:.2f}","{lots / 10**5:.5f}"]' for ticks, lots in zip(price, size, strict=True)]
+    texts = [
+        f'["{ticks / 100:.2f}","{lots / 10**5:.5f}"]'
+        for ticks, lots in zip(price, size, strict=True)
+    ]
     with gzip.open(file, "wb", compresslevel=6) as handle:
         bids, asks = (",".join(texts[begin : begin + LEVELS]) for begin in (0, LEVELS))
         head = f'"lastUpdateId":0,"E":{START_NS // 10**6},"T":{START_NS // 10**6}'
@@ -282,7 +352,9 @@ def write_binance(file: Path, columns: Columns) -> None:
             head = f'"e":"depthUpdate","E":{time_ms},"T":{time_ms},"s":"BTCUSDT",{ids}'
             bids, asks = (",".join(side) for side in sides)
             data = f'{{{head},"b":[{bids}],"a":[{asks}]}}'
-            handle.write(f'{time_ms}000000 {{"stream":"btcusdt@depth@100ms","data":{data}}}\n'.encode())
+            handle.write(
+                f'{time_ms}000000 {{"stream":"btcusdt@depth@100ms","data":{data}}}\n'.encode()
+            )
 
 
 def convert_by_hftbacktest(files: list[Path]) -> None:
@@ -293,7 +365,9 @@ def convert_by_hftbacktest(files: list[Path]) -> None:
 
 
 def measure_binance(case: str, files: list[Path], note: str) -> list[tuple]:
-    """JSON lines to discarded states; and to arrays of updates, which is what hftbacktest's converter does too."""
+    """JSON lines to discarded states; and to arrays of updates, which is what hftbacktest's
+    converter does too.
+    """
 
     def read() -> int:
         return sum(len(batch.time_ns) for batch in FEEDS["binance"].read(files))
@@ -306,11 +380,23 @@ def measure_binance(case: str, files: list[Path], note: str) -> list[tuple]:
     except ImportError:
         print(f"{case}: hftbacktest is not installed, ratio_to_limit is skipped")
     except (KeyError, ValueError) as error:
-        print(f"{case}: hftbacktest does not read this recording ({error!r}), ratio_to_limit is skipped")
+        print(
+            f"{case}: hftbacktest does not read this recording ({error!r}), ratio_to_limit is "
+            "skipped"
+        )
     seconds, reading, *limits = best_of(5, *tasks)
-    limit_note = "JSON to arrays of updates, beside hftbacktest's converter (binancefutures.convert) on the same files"
+    limit_note = (
+        "JSON to arrays of updates, beside hftbacktest's converter (binancefutures.convert) on the "
+        "same files"
+    )
     return [
-        (case, "updates_per_second", rows / seconds, "1/s", f"{rows:,} updates in {messages:,} messages; {note}"),
+        (
+            case,
+            "updates_per_second",
+            rows / seconds,
+            "1/s",
+            f"{rows:,} updates in {messages:,} messages; {note}",
+        ),
         (case, "messages_per_second", messages / seconds, "1/s", "states discarded, 2 threads"),
         *((case, "ratio_to_limit", limit / reading, "", limit_note) for limit in limits),
     ]
@@ -324,7 +410,9 @@ def measure_recordings(folder: Path) -> list[tuple]:
         streams.setdefault(f"{file.parent.name}_{symbol}_{date[:6]}", []).append(file)
     if not streams:
         print(f"no recordings in {folder}: their cases are skipped")
-    return [row for name, files in streams.items() for row in measure_binance(name, files, "recorded")]
+    return [
+        row for name, files in streams.items() for row in measure_binance(name, files, "recorded")
+    ]
 
 
 if __name__ == "__main__":

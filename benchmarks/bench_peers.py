@@ -51,14 +51,19 @@ def main(config: dict) -> None:
         try:
             package = importlib.import_module(name)
         except ImportError:
-            print(f"{name} is not installed, its cases are skipped: pip install -r requirements-dev.txt")
+            print(
+                f"{name} is not installed, its cases are skipped: pip install -r "
+                "requirements-dev.txt"
+            )
             continue
         rows += measure(package, columns, best)
     rows += measure_pandas(config["rows"], config["temporal_dim"])
     report("peers", [dict(zip(ROW, row, strict=True)) for row in rows], write=config["write"])
 
 
-def rate_rows(case: str, columns: Columns, seconds: list[float], notes: tuple[str, str]) -> list[tuple]:
+def rate_rows(
+    case: str, columns: Columns, seconds: list[float], notes: tuple[str, str]
+) -> list[tuple]:
     metrics = ("updates_per_second", "updates_with_state_per_second")
     updates = len(columns[0])
     return [
@@ -81,7 +86,9 @@ def measure_ours(columns: Columns) -> tuple[list[tuple], tuple[int, int]]:
     book = apply_all(2)
     seconds = best_of(3, lambda: apply_all(2), lambda: apply_all(DEPTH))
     best = int(book.levels(BID, 1)[0][0]), int(book.levels(ASK, 1)[0][0])
-    return rate_rows("ours", columns, seconds, ("best levels after each", f"{DEPTH} levels after each")), best
+    return rate_rows(
+        "ours", columns, seconds, ("best levels after each", f"{DEPTH} levels after each")
+    ), best
 
 
 def measure_order_book(package: ModuleType, columns: Columns, best: tuple[int, int]) -> list[tuple]:
@@ -109,10 +116,16 @@ def measure_order_book(package: ModuleType, columns: Columns, best: tuple[int, i
     return rate_rows("order_book", columns, [seconds, state_seconds], notes)
 
 
-def measure_hftbacktest(package: ModuleType, columns: Columns, best: tuple[int, int]) -> list[tuple]:
+def measure_hftbacktest(
+    package: ModuleType, columns: Columns, best: tuple[int, int]
+) -> list[tuple]:
     time_ns, _, _, is_buy, price, size = columns
     events = np.zeros(len(price), package.types.event_dtype)
-    events["ev"] = np.where(is_buy, package.BUY_EVENT, package.SELL_EVENT) | package.LOCAL_EVENT | package.DEPTH_EVENT
+    events["ev"] = (
+        np.where(is_buy, package.BUY_EVENT, package.SELL_EVENT)
+        | package.LOCAL_EVENT
+        | package.DEPTH_EVENT
+    )
     events["exch_ts"] = events["local_ts"] = time_ns
     events["px"], events["qty"] = price / 100, size / 10**5
     low, high = float(price.min() - 100) / 100, float(price.max() + 100) / 100
@@ -123,8 +136,17 @@ def measure_hftbacktest(package: ModuleType, columns: Columns, best: tuple[int, 
             found = np.zeros(2, np.int64)
 
             def replay(name: str = name, levels: int = levels, found: np.ndarray = found) -> None:
-                asset = package.BacktestAsset().data(events).linear_asset(1.0).constant_order_latency(0, 0)
-                asset = asset.risk_adverse_queue_model().no_partial_fill_exchange().trading_value_fee_model(0.0, 0.0)
+                asset = (
+                    package.BacktestAsset()
+                    .data(events)
+                    .linear_asset(1.0)
+                    .constant_order_latency(0, 0)
+                )
+                asset = (
+                    asset.risk_adverse_queue_model()
+                    .no_partial_fill_exchange()
+                    .trading_value_fee_model(0.0, 0.0)
+                )
                 asset = asset.tick_size(0.01).lot_size(1e-5)
                 if name.startswith("ROI"):
                     asset = asset.roi_lb(low).roi_ub(high)

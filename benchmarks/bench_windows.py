@@ -121,7 +121,9 @@ def measure_files(folder: Path, rows: int) -> list[tuple]:
     found = []
     for count in (rows // 10, rows):
         write_book(folder / "files" / "book_states" / "SYN", count, 8)
-        seconds, memory = watch("exploration_main.py", f"--data_dir={folder / 'files'}", "--plots=False")
+        seconds, memory = watch(
+            "exploration_main.py", f"--data_dir={folder / 'files'}", "--plots=False"
+        )
         shutil.rmtree(folder / "files")
         found.append(
             (
@@ -146,7 +148,9 @@ def measure_sampler(folder: Path, sizes: list[int]) -> list[tuple]:
     found, taken, data = [], [], folder / "sampler"
     for rows in (sizes[0], *sizes):  # the first run compiles and is dropped
         about = identity(write_book(data / "book_states" / "SYN", rows + 255, 2))
-        with new_table(data / "window_statistics" / "SYN.npy", STATISTICS, {"temporal_dim": 256}, about) as table:
+        with new_table(
+            data / "window_statistics" / "SYN.npy", STATISTICS, {"temporal_dim": 256}, about
+        ) as table:
             for begin in range(0, rows, BLOCK):
                 block["end_row"] = np.arange(begin + 256, begin + 256 + BLOCK)
                 table.append(block[: rows - begin])

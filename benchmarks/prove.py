@@ -88,8 +88,14 @@ def main(config: dict) -> int:
     trained = [book.pair for book in data.books]
     scored = [*(config["scored"] or trained), *(config["unseen"] or [])]
     precision = pick_precision(config)
-    runs = {f"{precision}_{seed}": {"seed": seed, "precision": precision} for seed in range(config["seeds"])}
-    runs |= {name: {"seed": 0, "precision": precision, **keys} for name, keys in config["ablations"].items()}
+    runs = {
+        f"{precision}_{seed}": {"seed": seed, "precision": precision}
+        for seed in range(config["seeds"])
+    }
+    runs |= {
+        name: {"seed": 0, "precision": precision, **keys}
+        for name, keys in config["ablations"].items()
+    }
     paired = range(min(config["seeds"], config["bf16_seeds"])) if precision == "fp8" else ()
     for_loss = {f"bf16_{seed}": {"seed": seed, "precision": "bf16"} for seed in paired}
     folders = train_all(config, runs, for_loss, trained, scored)
@@ -105,7 +111,9 @@ def main(config: dict) -> int:
     result = report("representation", rows, config["write"], device)
     cells = {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
     headline = config["headline"] or scored[0]
-    print(summarise(headline, cells, replay_checksums(), data.shared_states, *compare_losses(losses)))
+    print(
+        summarise(headline, cells, replay_checksums(), data.shared_states, *compare_losses(losses))
+    )
 
     rows = []
     for name, change in config["ablations"].items():
@@ -118,7 +126,9 @@ def main(config: dict) -> int:
 
 def pick_precision(config: dict) -> str:
     """Return fp8 if the GPU has it, or if the runs were trained in it elsewhere; else auto."""
-    fp8 = torch.cuda.is_available() and not fp8_obstacle("delayed", torch.cuda.get_device_capability())
+    fp8 = torch.cuda.is_available() and not fp8_obstacle(
+        "delayed", torch.cuda.get_device_capability()
+    )
     return "fp8" if fp8 or (Path(config["runs_dir"]) / "fp8_0").exists() else "auto"
 
 
@@ -164,7 +174,9 @@ def train_all(
     """Train and score `runs`, and train those `for_loss`; return the folders by name."""
     Path(config["runs_dir"]).mkdir(parents=True, exist_ok=True)
     gpus: queue.Queue[str] = queue.Queue()
-    for gpu in [str(gpu) for gpu in range(torch.cuda.device_count())] * config["runs_a_gpu"] or [""]:
+    for gpu in [str(gpu) for gpu in range(torch.cuda.device_count())] * config["runs_a_gpu"] or [
+        ""
+    ]:
         gpus.put(gpu)
     # With as many threads as cores in each, processes wait for one another: scoring took
     # minutes instead of 40 s.
@@ -213,7 +225,10 @@ def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Pa
         trained = json.loads((folder / "config.json").read_text())
         differing = [key for key, value in keys.items() if trained.get(key) != value]
         if differing:
-            raise InputError(f"{folder} was trained with other {', '.join(differing)}: move it away, or set --runs_dir")
+            raise InputError(
+                f"{folder} was trained with other {', '.join(differing)}: move it away, or set "
+                "--runs_dir"
+            )
         return folder
     keys |= {"model_name": name, "data_dir": config["data_dir"], "runs_dir": config["runs_dir"]}
     keys["resume"] = folder.exists()
@@ -259,7 +274,9 @@ def collect(reports: list[list[dict]]) -> dict[tuple[str, str], list[float]]:
     for rows in reports:
         for row in rows:
             case = row["case"].split("/")
-            if len(case) == 3 and row["metric"] in (PROBE_METRICS if case[1] == "probe" else METRICS):
+            if len(case) == 3 and row["metric"] in (
+                PROBE_METRICS if case[1] == "probe" else METRICS
+            ):
                 found.setdefault((row["case"], row["metric"]), []).append(row["value"])
     return found
 
@@ -275,7 +292,9 @@ def replay_checksums() -> str:
         "-p",
         "no:cacheprovider",
     ]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return (done.stdout or done.stderr).strip().splitlines()[-1]
 
 
@@ -294,7 +313,9 @@ def compare_losses(losses: list[tuple[float | None, float | None]]) -> tuple[flo
     return float(ratio.mean()), float(half)
 
 
-def summarise(pair: str, cells: Cells, checksums: str, shared_states: int, difference: float, half: float) -> str:
+def summarise(
+    pair: str, cells: Cells, checksums: str, shared_states: int, difference: float, half: float
+) -> str:
     """Return the one line: checksums, shared states, errors of log size, FP8 against bf16."""
     case = f"{pair}/patch/log_size"
     names = {
@@ -303,7 +324,11 @@ def summarise(pair: str, cells: Cells, checksums: str, shared_states: int, diffe
         "ridge": "ridge_error",
         "ours": "error",
     }
-    errors = [f"{name} {cells[case, metric]:.4g}" for name, metric in names.items() if (case, metric) in cells]
+    errors = [
+        f"{name} {cells[case, metric]:.4g}"
+        for name, metric in names.items()
+        if (case, metric) in cells
+    ]
     blocks = cells.get((case, "blocks"), 0)
     parts = [
         f"exchange checksums {checksums}",

@@ -1,4 +1,6 @@
-"""The settings of the published reference, as keys of fp8_ddp_trainer.py: the one place where they stand."""
+"""The settings of the published reference, as keys of fp8_ddp_trainer.py: the one place where they
+stand.
+"""
 
 REFERENCE = {
     "model_size": "deep_narrow_transformer",

@@ -22,7 +22,9 @@ from lob.results import ROOT, ROW, make_report, write_report
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def report(benchmark: str, rows: Sequence[dict[str, Any]], write: bool, device: str | None = None) -> dict[str, Any]:
+def report(
+    benchmark: str, rows: Sequence[dict[str, Any]], write: bool, device: str | None = None
+) -> dict[str, Any]:
     """Print `rows` as a table and then as one JSON line; return what the line holds.
 
     Values are rounded to six digits. `write` also stores the JSON as
@@ -43,10 +45,14 @@ def report(benchmark: str, rows: Sequence[dict[str, Any]], write: bool, device: 
 def watch(*command: str) -> tuple[float, float]:
     """Run a script; return its seconds and the most anonymous memory that it held, in MB."""
     began, most = time.perf_counter(), 0
-    with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL
+    ) as process:
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text()
-            held = [int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")]
+            held = [
+                int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")
+            ]
             most = max([most, *held])
             time.sleep(0.01)
     assert process.returncode == 0, f"{command} failed"

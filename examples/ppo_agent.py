@@ -51,7 +51,9 @@ config = {
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from the repository, which is not installed
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # run from the repository, which is not installed
 
 from lob.config import InputError, check_rules, counted, load_config, run
 
@@ -122,7 +124,9 @@ def make_replay(book: Book, temporal_dim: int, cuts_ns: np.ndarray, config: dict
     one segment and one period. Raises InputError if a period has no room for an episode.
     """
     every_end = window_ends(book.segment_starts, book.rows, temporal_dim)
-    split = split_of_windows(every_end, temporal_dim, split_rows(book.timestamps, cuts_ns, temporal_dim))
+    split = split_of_windows(
+        every_end, temporal_dim, split_rows(book.timestamps, cuts_ns, temporal_dim)
+    )
     stride, steps = config["decision_stride"], config["episode_steps"]
     ends: list[np.ndarray] = []
     decisions = 0  # of all runs so far
@@ -247,7 +251,9 @@ def embed(encoder: BookEncoder, book: Book, ends: np.ndarray) -> Tensor:
 class WindowEncoder(BaseFeaturesExtractor):
     """The encoder as a part of the policy: number of a decision, account -> float32 (B, D + 2)."""
 
-    def __init__(self, observation_space: Dict, encoder: EncoderConfig, book: Book, ends: np.ndarray):
+    def __init__(
+        self, observation_space: Dict, encoder: EncoderConfig, book: Book, ends: np.ndarray
+    ):
         super().__init__(observation_space, encoder.width + 2)
         self.encoder, self.book, self.ends = BookEncoder(encoder), book, ends
 
@@ -257,7 +263,9 @@ class WindowEncoder(BaseFeaturesExtractor):
         return torch.cat([embeddings, observations["account"]], dim=1)
 
 
-def train(replay: Replay, book: Book, config: dict, seed: int, source: np.ndarray | EncoderConfig) -> PPO:
+def train(
+    replay: Replay, book: Book, config: dict, seed: int, source: np.ndarray | EncoderConfig
+) -> PPO:
     """Train PPO on embeddings (n, D), or with a new encoder of this kind that reads the windows."""
     market = {"replay": replay, "period": "train", "config": config, "source": source}
     markets = make_vec_env(BookReplay, n_envs=config["environments"], seed=seed, env_kwargs=market)

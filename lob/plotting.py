@@ -124,5 +124,7 @@ def add_size_bar(mesh: AxesImage, axes: plt.Axes | np.ndarray, label: str, **opt
     """Put the colour bar of a depth map beside `axes`, with plain numbers."""
     faint, strong = mesh.get_clim()
     ticks = LogLocator(subs=(1, 2, 5) if strong < 300 * faint else (1,))
-    bar = mesh.figure.colorbar(mesh, ax=axes, label=label, pad=0.01, ticks=ticks, format="{x:g}", **options)
+    bar = mesh.figure.colorbar(
+        mesh, ax=axes, label=label, pad=0.01, ticks=ticks, format="{x:g}", **options
+    )
     bar.minorticks_off()

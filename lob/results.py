@@ -39,7 +39,9 @@ PACKAGES = (
 )
 
 
-def make_row(case: str, metric: str, value: float, unit: str = "", note: str = "") -> dict[str, Any]:
+def make_row(
+    case: str, metric: str, value: float, unit: str = "", note: str = ""
+) -> dict[str, Any]:
     return dict(zip(ROW, (case, metric, float(value), unit, note), strict=True))
 
 
@@ -68,7 +70,9 @@ def make_report(
 def complete_row(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row with an empty note if it has none."""
     if not {*ROW} - {"note"} <= set(row) <= {*ROW}:
-        raise ValueError(f"a result row needs {', '.join(ROW)} (note may be left out), not {', '.join(row)}")
+        raise ValueError(
+            f"a result row needs {', '.join(ROW)} (note may be left out), not {', '.join(row)}"
+        )
     if not math.isfinite(row["value"]):
         raise ValueError(f"{row['case']}, {row['metric']}: {row['value']} is no result")
     return {"note": "", **row}
@@ -83,7 +87,9 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     """Return the rows of a report. Raises ValueError if the file is not JSON, or is no report."""
     report = json.loads(file.read_text())
     rows = report.get("rows") if isinstance(report, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) >= {*ROW} for row in rows):
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and set(row) >= {*ROW} for row in rows
+    ):
         raise ValueError(f"{file.name} holds no rows of {', '.join(ROW)}")
     return rows
 
@@ -106,7 +112,9 @@ def describe_commit() -> str:
     """Return the short commit, with '-dirty' if tracked files but results and docs differ."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False, cwd=ROOT)
+        done = subprocess.run(
+            ["git", *words], capture_output=True, text=True, check=False, cwd=ROOT
+        )
         return done.stdout.strip()
 
     generated = (":!benchmarks/results", ":!README.md", ":!docs")
@@ -119,7 +127,11 @@ def describe_device() -> str:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         count = torch.cuda.device_count()
-        return f"{count} x {torch.cuda.get_device_name()}" if count > 1 else torch.cuda.get_device_name()
+        return (
+            f"{count} x {torch.cuda.get_device_name()}"
+            if count > 1
+            else torch.cuda.get_device_name()
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{describe_processor()}, {cores} cores"
 

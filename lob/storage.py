@@ -24,7 +24,9 @@ from lob.config import InputError, nearest
 FORMAT_VERSION = 1
 
 
-def find_pairs(data_dir: str | Path, stage: str, pairs: Sequence[str] | None, made_by: str) -> list[str]:
+def find_pairs(
+    data_dir: str | Path, stage: str, pairs: Sequence[str] | None, made_by: str
+) -> list[str]:
     """Return the named pairs under `data_dir/stage`, or all of them (None), sorted.
 
     `made_by` is the script that makes them, '' for recordings. Raises InputError if there are none,
@@ -77,7 +79,9 @@ def read_meta(file: Path, made_by: str) -> dict[str, Any]:
     version = meta.get("format_version") if isinstance(meta, dict) else None
     remedy = f"run {made_by} again"
     if version != FORMAT_VERSION:
-        raise InputError(f"{file} has format version {version!r}, this program reads {FORMAT_VERSION}: {remedy}")
+        raise InputError(
+            f"{file} has format version {version!r}, this program reads {FORMAT_VERSION}: {remedy}"
+        )
     return meta
 
 
@@ -88,7 +92,9 @@ def load_array(file: Path) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(f"there is no {file}: run the script that makes it again") from None
     except (ValueError, EOFError) as error:
-        raise InputError(f"{file} is damaged ({error}): run the script that makes it again") from None
+        raise InputError(
+            f"{file} is damaged ({error}): run the script that makes it again"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -130,14 +136,18 @@ def new_table(
         raise
 
 
-def save_table(file: Path, rows: np.ndarray, parameters: Mapping[str, Any], made_from: Any, **extra: Any) -> None:
+def save_table(
+    file: Path, rows: np.ndarray, parameters: Mapping[str, Any], made_from: Any, **extra: Any
+) -> None:
     """Write a whole structured array and its `.json` (see `new_table`)."""
     with new_table(file, rows.dtype, parameters, made_from) as table:
         table.append(rows)
         table.extra.update(extra)
 
 
-def open_table(file: Path, made_by: str, made_from: Any, **parameters: Any) -> tuple[np.ndarray, dict[str, Any]]:
+def open_table(
+    file: Path, made_by: str, made_from: Any, **parameters: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Memory map a table and read its `.json`.
 
     Raises InputError if it was made from something else than `made_from` (None: not checked), or
@@ -153,7 +163,9 @@ def open_table(file: Path, made_by: str, made_from: Any, **parameters: Any) -> t
     for key, value in parameters.items():
         used = meta["parameters"].get(key)
         if used != value:
-            raise InputError(f"{file} was made with {key} = {used!r}, not {value!r}: {remedy}, or set --{key}")
+            raise InputError(
+                f"{file} was made with {key} = {used!r}, not {value!r}: {remedy}, or set --{key}"
+            )
     return rows, meta
 
 

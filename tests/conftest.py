@@ -1,4 +1,6 @@
-"""Shared fixtures: a small synthetic book in the files' format, and the recorded data where it exists."""
+"""Shared fixtures: a small synthetic book in the files' format, and the recorded data where it
+exists.
+"""
 
 import contextlib
 import io
@@ -17,22 +19,33 @@ import pytest
 if TYPE_CHECKING:
     from lob.model.encoder import EncoderConfig
 
-# Two test processes share two cores: more threads in each only wait for one another. Before torch is imported.
+# Two test processes share two cores: more threads in each only wait for one another. Before torch
+# is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT.parent / "shared" / "real"
 
 
 def write_book(
-    data_dir: Path, pair: str = "BTC_USD", rows: int = 3000, depth: int = 96, seed: int = 0,
-    segment_starts: tuple[int, ...] = (0,), start_ns: int = 1_777_689_383_201_000_000, step_ns: int = 10_000_000,
-) -> Path:  # fmt: skip
-    """Write `data_dir/book_states/<pair>`: a random-walk book of `rows` states; return its folder."""
+    data_dir: Path,
+    pair: str = "BTC_USD",
+    rows: int = 3000,
+    depth: int = 96,
+    seed: int = 0,
+    segment_starts: tuple[int, ...] = (0,),
+    start_ns: int = 1_777_689_383_201_000_000,
+    step_ns: int = 10_000_000,
+) -> Path:
+    """Write `data_dir/book_states/<pair>`: a random-walk book of `rows` states; return its
+    folder.
+    """
     rng = np.random.default_rng(seed)
     half = depth // 2
     steps = rng.choice([-1, 0, 1], size=rows, p=[0.1, 0.8, 0.1])
     best_bid = 7_831_800 + np.cumsum(steps)
-    gaps = 1 + rng.integers(0, 3, size=depth)  # the ladder's shape changes slowly, as a real one does
+    gaps = 1 + rng.integers(
+        0, 3, size=depth
+    )  # the ladder's shape changes slowly, as a real one does
     price = np.empty((rows, depth), dtype=np.int32)
     sizes = np.empty((rows, depth), dtype=np.float32)
     level_sizes = rng.lognormal(-2, 1, size=depth)
@@ -48,14 +61,25 @@ def write_book(
     arrays = {
         "price_ticks": price,
         "sizes": sizes,
-        "timestamps": start_ns + np.cumsum(rng.integers(0, 2 * step_ns, size=rows)).astype(np.int64),
+        "timestamps": start_ns
+        + np.cumsum(rng.integers(0, 2 * step_ns, size=rows)).astype(np.int64),
         "segment_starts": np.array(segment_starts, dtype=np.int64),
         "top_of_book": price[:, half - 1 : half + 1].copy(),
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
-    meta = {"format_version": 1, "pair": pair, "feed": "coinapi", "depth": depth, "tick_size": 0.01, "subsample": 1,
-            "state_interval_ms": 0, "rows": rows, "sources": [], "counters": {}}  # fmt: skip
+    meta = {
+        "format_version": 1,
+        "pair": pair,
+        "feed": "coinapi",
+        "depth": depth,
+        "tick_size": 0.01,
+        "subsample": 1,
+        "state_interval_ms": 0,
+        "rows": rows,
+        "sources": [],
+        "counters": {},
+    }
     (folder / "meta.json").write_text(json.dumps(meta))
     return folder
 
@@ -68,7 +92,9 @@ def metadata(encoder: "EncoderConfig", **changes: Any) -> dict[str, Any]:
 
 
 def refusal(script: str, *words: str) -> str:
-    """Return the one line with which a script refuses words of its command line before it loads anything heavy."""
+    """Return the one line with which a script refuses words of its command line before it loads
+    anything heavy.
+    """
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stderr(io.StringIO()) as err,
@@ -77,7 +103,11 @@ def refusal(script: str, *words: str) -> str:
         patch.setattr(sys, "argv", [script, *words])
         runpy.run_path(str(ROOT / script), run_name="__main__")
     line = err.getvalue()
-    assert stopped.value.code == 2 and line.startswith(f"{Path(script).name}: ") and line.count("\n") == 1
+    assert (
+        stopped.value.code == 2
+        and line.startswith(f"{Path(script).name}: ")
+        and line.count("\n") == 1
+    )
     return line
 
 
@@ -103,11 +133,17 @@ def recorded() -> Path:
 
 @pytest.fixture(scope="session")
 def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder, not to be written to: a small book (depth 16) and its balanced sample of windows of 32 states."""
+    """A data folder, not to be written to: a small book (depth 16) and its balanced sample of
+    windows of 32 states.
+    """
     folder = tmp_path_factory.mktemp("sampled")
     write_book(folder, rows=6000, depth=16)
     for script in ("exploration_main.py", "create_balanced_dataset.py"):
         words = [f"--data_dir={folder}", "--temporal_dim=32", "--plots=False"]
-        words += ["--cells=[1,1,1]", "--min_stride=1", "--windows=2000"] if script.startswith("create") else []
+        words += (
+            ["--cells=[1,1,1]", "--min_stride=1", "--windows=2000"]
+            if script.startswith("create")
+            else []
+        )
         subprocess.run([sys.executable, script, *words], cwd=ROOT, check=True, capture_output=True)
     return folder

@@ -1,4 +1,6 @@
-"""A slow order book of dictionaries, written from the documented meaning of each update, to hold the kernel against."""
+"""A slow order book of dictionaries, written from the documented meaning of each update, to hold
+the kernel against.
+"""
 
 from bisect import bisect_left, insort
 from collections import Counter
@@ -11,7 +13,8 @@ BID, ASK = 0, 1
 class ReferenceBook:
     """Takes whole messages and lists the states they leave.
 
-    `levels[side]` maps ticks to lots, `prices[side]` holds the ticks in order, `orders` maps ids to orders.
+    `levels[side]` maps ticks to lots, `prices[side]` holds the ticks in order, `orders` maps ids to
+    orders.
     """
 
     def __init__(self, depth, by_order=False, max_crossed_ns=10**9, max_gap_ns=60 * 10**9):
@@ -24,11 +27,16 @@ class ReferenceBook:
         self.counters = Counter()
         self.traded = 0
         self.new_segment = True
-        self.states = []  # (ticks, lots, time, whether a segment begins, lots traded since the beginning)
+        # (ticks, lots, time, whether a segment begins, lots traded since the beginning)
+        self.states = []
 
     def best(self, side):
         """The best half-depth levels of a side, best first."""
-        prices = self.prices[BID][: -self.half - 1 : -1] if side == BID else self.prices[ASK][: self.half]
+        prices = (
+            self.prices[BID][: -self.half - 1 : -1]
+            if side == BID
+            else self.prices[ASK][: self.half]
+        )
         return [(price, self.levels[side][price]) for price in prices]
 
     def change(self, side, price, lots):
@@ -42,7 +50,9 @@ class ReferenceBook:
             self.prices[side].pop(bisect_left(self.prices[side], price))
 
     def take_message(self, time, rows):
-        """Apply rows (type, is_buy, price, size, order id) of one message; return whether it leaves a state."""
+        """Apply rows (type, is_buy, price, size, order id) of one message; return whether it leaves
+        a state.
+        """
         if self.time is not None and time < self.time:
             self.counters["clock_steps_back"] += rows[0][0] != SNAPSHOT
             time = self.time
@@ -120,19 +130,28 @@ class ReferenceBook:
             del self.orders[order_id]
 
     def is_crossed(self):
-        return bool(self.prices[BID] and self.prices[ASK]) and self.prices[BID][-1] >= self.prices[ASK][0]
+        return (
+            bool(self.prices[BID] and self.prices[ASK])
+            and self.prices[BID][-1] >= self.prices[ASK][0]
+        )
 
     def evict_ghost(self):
-        """A book crossed for too long loses, of its two best levels, the one updated longer ago (the ask in a tie)."""
+        """A book crossed for too long loses, of its two best levels, the one updated longer ago
+        (the ask in a tie).
+        """
         if not self.is_crossed():
             self.crossed_since = None
         elif self.crossed_since is None:
             self.crossed_since = self.time
         elif self.time - self.crossed_since > self.max_crossed_ns:
             bid, ask = self.prices[BID][-1], self.prices[ASK][0]
-            side, price = (BID, bid) if self.touched[BID][bid] < self.touched[ASK][ask] else (ASK, ask)
+            side, price = (
+                (BID, bid) if self.touched[BID][bid] < self.touched[ASK][ask] else (ASK, ask)
+            )
             self.change(side, price, 0)
-            self.orders = {id_: order for id_, order in self.orders.items() if order[:2] != (side, price)}
+            self.orders = {
+                id_: order for id_, order in self.orders.items() if order[:2] != (side, price)
+            }
             self.counters["ghosts_evicted"] += 1
             self.crossed_since = self.time if self.is_crossed() else None
 
@@ -148,7 +167,9 @@ class ReferenceBook:
             self.counters["crossed_states"] += 1
         else:
             self.counters["states"] += 1
-            self.new_segment |= self.last_valid is not None and self.time - self.last_valid > self.max_gap_ns
+            self.new_segment |= (
+                self.last_valid is not None and self.time - self.last_valid > self.max_gap_ns
+            )
             self.last_valid = self.time
             levels = bids[::-1] + asks
             ticks, lots = [price for price, _ in levels], [size for _, size in levels]
@@ -157,7 +178,9 @@ class ReferenceBook:
 
 
 def thin_states(states, subsample=1, interval_ns=0):
-    """Keep every n-th state of a segment, or the last of each interval in it; traded that since the row before."""
+    """Keep every n-th state of a segment, or the last of each interval in it; traded that since the
+    row before.
+    """
     segments = []
     for state in states:
         if state[3]:

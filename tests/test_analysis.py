@@ -36,7 +36,9 @@ HEADER = (
 )
 
 
-def write_run(folder: Path, validation: list[float], steps: list[float] | None = None, **config: Any) -> Path:
+def write_run(
+    folder: Path, validation: list[float], steps: list[float] | None = None, **config: Any
+) -> Path:
     """A run with a validation before training and an epoch; 100 steps of 8 windows, 2 s each."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | {"model_name": folder.name} | config))
@@ -47,19 +49,30 @@ def write_run(folder: Path, validation: list[float], steps: list[float] | None =
     for epoch in range(1, epochs + 1):
         for entry in range(10 * (epoch - 1), 10 * epoch):
             step = 10 * (entry + 1)
-            lines.append(f"step,{epoch - 1},{step},{8 * step},0.0,{losses[entry]},,1e-4,0.5,400.0,0.25\n")
+            lines.append(
+                f"step,{epoch - 1},{step},{8 * step},0.0,{losses[entry]},,1e-4,0.5,400.0,0.25\n"
+            )
         at = f"{epoch},{100 * epoch},{800 * epoch},{2.0 * epoch}"
         lines.append(f"validation,{at},,{validation[epoch]},,,,\n")
-        lines.append(f"epoch,{at},{0.9 * validation[epoch]},{validation[epoch]},1e-4,,{400 + epoch},\n")
+        lines.append(
+            f"epoch,{at},{0.9 * validation[epoch]},{validation[epoch]},1e-4,,{400 + epoch},\n"
+        )
     (folder / "metrics.csv").write_text(HEADER + "".join(lines))
     return folder
 
 
 def settings(tmp_path: Path, **changed: Any) -> dict[str, Any]:
-    return {**analysis.config, "runs_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data"), **changed}
+    return {
+        **analysis.config,
+        "runs_dir": str(tmp_path / "runs"),
+        "data_dir": str(tmp_path / "data"),
+        **changed,
+    }
 
 
-def analyse(tmp_path: Path, capsys: pytest.CaptureFixture[str], **changed: Any) -> tuple[str, pd.DataFrame]:
+def analyse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], **changed: Any
+) -> tuple[str, pd.DataFrame]:
     """Run main; return what it printed and the table it wrote."""
     analysis.main(settings(tmp_path, **changed))
     return capsys.readouterr().out, pd.read_csv(tmp_path / "runs" / "analysis" / "runs.csv")
@@ -79,9 +92,20 @@ def test_table_holds_the_runs_numbers(tmp_path, capsys):
     _, table = analyse(tmp_path, capsys)
     assert list(table["run"]) == ["better", "good"]
     better = table.iloc[0]
-    assert better[["epochs", "steps", "windows_seen", "best_epoch"]].tolist() == ["4/4", 400, 3200, 2]
-    assert better["best_validation"] == 0.2 and better["test"] == 0.25 and better["before_training"] == 1.0
-    assert better["train_loss"] == pytest.approx(0.27) and better["minutes"] == pytest.approx(8 / 60)
+    assert better[["epochs", "steps", "windows_seen", "best_epoch"]].tolist() == [
+        "4/4",
+        400,
+        3200,
+        2,
+    ]
+    assert (
+        better["best_validation"] == 0.2
+        and better["test"] == 0.25
+        and better["before_training"] == 1.0
+    )
+    assert better["train_loss"] == pytest.approx(0.27) and better["minutes"] == pytest.approx(
+        8 / 60
+    )
     assert better["windows_per_second"] == 402.5 and better["data_wait_share"] == 0.25
     assert np.isnan(table.iloc[1]["test"])
     assert (tmp_path / "runs" / "analysis" / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -89,7 +113,13 @@ def test_table_holds_the_runs_numbers(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("sort_by", "order"),
-    [("best_validation", "bac"), ("-best_validation", "cab"), ("max_lr", "cab"), ("-run", "cba"), ("optimizer", "bca")],
+    [
+        ("best_validation", "bac"),
+        ("-best_validation", "cab"),
+        ("max_lr", "cab"),
+        ("-run", "cba"),
+        ("optimizer", "bca"),
+    ],
 )
 def test_sort_by_takes_columns_and_config_keys(tmp_path, capsys, no_pictures, sort_by, order):
     write_run(tmp_path / "runs" / "a", [1.0, 0.5], max_lr=2e-3, optimizer="sgd")
@@ -105,13 +135,18 @@ def test_sort_by_nothing_known_is_refused_with_the_nearest_name(tmp_path):
         analysis.main(settings(tmp_path, sort_by="best_valid"))
 
 
-def test_differing_keys_are_printed_and_losses_that_do_not_compare_pointed_out(tmp_path, capsys, no_pictures):
+def test_differing_keys_are_printed_and_losses_that_do_not_compare_pointed_out(
+    tmp_path, capsys, no_pictures
+):
     for number in range(6):
         write_run(tmp_path / "runs" / f"r{number}", [1.0, 0.5], max_lr=1e-3 if number else 1e-2)
     printed, _ = analyse(tmp_path, capsys)
     line = next(line for line in printed.splitlines() if line.startswith("  max_lr"))
     assert "0.01 (r0)" in line and "0.001 (r1, r2, r3, r4 and 1 more)" in line
-    assert "optimizer" not in printed.split("the runs differ in:")[1] and "do not compare" not in printed
+    assert (
+        "optimizer" not in printed.split("the runs differ in:")[1]
+        and "do not compare" not in printed
+    )
     write_run(tmp_path / "runs" / "other_mask", [1.0, 0.1], mask_perc=0.5)
     printed, _ = analyse(tmp_path, capsys)
     assert "losses of runs that differ in mask_perc are taken over different values" in printed
@@ -134,12 +169,26 @@ def test_divergence_is_dated(tmp_path, capsys, no_pictures):
     write_run(tmp_path / "runs" / "diverging", [1, 0.8, 0.6, 2.5, 2.9], list(diverging))
     recovered = [*diverging[:30], *np.full(10, 0.001)]
     write_run(tmp_path / "runs" / "recovered", [1, 0.8, 0.6, 2.5, 0.1], recovered)
-    write_run(tmp_path / "runs" / "unfalling", [1, 0.8, 0.6, 0.4, 0.2], [0.01, *np.full(39, 1.0)])  # one entry's luck
-    write_run(tmp_path / "runs" / "broken", [1, 0.8, 0.6, 0.5, 0.4], [*falling[:15], float("nan"), *falling[16:]])
+    write_run(
+        tmp_path / "runs" / "unfalling", [1, 0.8, 0.6, 0.4, 0.2], [0.01, *np.full(39, 1.0)]
+    )  # one entry's luck
+    write_run(
+        tmp_path / "runs" / "broken",
+        [1, 0.8, 0.6, 0.5, 0.4],
+        [*falling[:15], float("nan"), *falling[16:]],
+    )
     printed, _ = analyse(tmp_path, capsys, smoothing=5)
     warnings = [line for line in printed.splitlines() if line.startswith("warning: ")]
-    assert not [line for line in warnings if "falling: " in line and ("diverged" in line or "train loss" in line)]
-    assert [line for line in warnings if line.startswith("warning: diverging: diverged in epoch 3, step 2")]
+    assert not [
+        line
+        for line in warnings
+        if "falling: " in line and ("diverged" in line or "train loss" in line)
+    ]
+    assert [
+        line
+        for line in warnings
+        if line.startswith("warning: diverging: diverged in epoch 3, step 2")
+    ]
     (line,) = (line for line in warnings if line.startswith("warning: recovered: diverged"))
     assert float(line.rsplit(" ", 1)[1]) == pytest.approx(np.mean(falling[15:20]), rel=0.2)
     assert "warning: broken: train loss nan at step 160, epoch 2" in warnings
@@ -230,7 +279,9 @@ def test_effects_join_runs_that_differ_in_one_key_alone(tmp_path, capsys, no_pic
     assert (tmp_path / "runs" / "analysis" / "effects.png").exists()
 
 
-def test_fp8_is_drawn_against_bf16_and_the_picture_goes_with_the_runs(tmp_path, capsys, no_pictures):
+def test_fp8_is_drawn_against_bf16_and_the_picture_goes_with_the_runs(
+    tmp_path, capsys, no_pictures
+):
     runs, picture = tmp_path / "runs", tmp_path / "runs" / "analysis" / "precision.png"
     write_run(runs / "bf16", [1.0, 0.5, 0.4])
     analyse(tmp_path, capsys)
@@ -247,7 +298,10 @@ def test_fp8_is_drawn_against_bf16_and_the_picture_goes_with_the_runs(tmp_path, 
 
 def test_the_difference_of_fp8_is_in_percent_of_bf16(tmp_path):
     losses = {"fp8": [1.0, 0.6, 0.44], "bf16": [1.0, 0.5, 0.4]}
-    runs = [analysis.read_run(write_run(tmp_path / name, x, precision=name)) for name, x in losses.items()]
+    runs = [
+        analysis.read_run(write_run(tmp_path / name, x, precision=name))
+        for name, x in losses.items()
+    ]
     figure = analysis.draw_precision(runs)
     assert figure is not None
     assert figure.axes[1].lines[0].get_ydata() == pytest.approx([0.0, 20.0, 10.0])
@@ -268,18 +322,24 @@ def test_accuracy_reports_are_tabled(tmp_path, capsys, no_pictures):
     printed, _ = analyse(tmp_path, capsys)
     (line,) = [line for line in printed.splitlines() if "BTC_USD" in line]
     assert line.split() == ["a", "BTC_USD", "+0.100", "-0.250*"]
-    assert pd.read_csv(tmp_path / "runs" / "analysis" / "accuracy.csv")["value"].tolist() == list(values.values())
+    assert pd.read_csv(tmp_path / "runs" / "analysis" / "accuracy.csv")["value"].tolist() == list(
+        values.values()
+    )
 
 
 def test_more_runs_and_pairs_choose_runs(tmp_path, capsys, no_pictures):
     write_run(tmp_path / "runs" / "all", [1.0, 0.5])
     write_run(tmp_path / "elsewhere" / "eth", [1.0, 0.4], pairs=["ETH_USD"])
     single = write_run(tmp_path / "one" / "btc", [1.0, 0.3], pairs=["BTC_USD"])
-    _, table = analyse(tmp_path, capsys, more_runs=[str(tmp_path / "elsewhere"), str(single)], output_dir=None)
+    _, table = analyse(
+        tmp_path, capsys, more_runs=[str(tmp_path / "elsewhere"), str(single)], output_dir=None
+    )
     assert list(table["run"]) == ["btc", "eth", "all"]
     _, table = analyse(tmp_path, capsys, more_runs=[str(tmp_path / "elsewhere")], pairs=["ETH_USD"])
     assert list(table["run"]) == ["eth"]
-    (tmp_path / "runs" / "all" / "env.json").write_text(json.dumps({"pairs": ["BTC_USD"]}))  # pairs = None came to it
+    (tmp_path / "runs" / "all" / "env.json").write_text(
+        json.dumps({"pairs": ["BTC_USD"]})
+    )  # pairs = None came to it
     _, table = analyse(tmp_path, capsys, more_runs=[str(single)], pairs=["BTC_USD"])
     assert list(table["run"]) == ["btc", "all"]
 
@@ -287,7 +347,13 @@ def test_more_runs_and_pairs_choose_runs(tmp_path, capsys, no_pictures):
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys, no_pictures):
     for folder, loss in (("runs", 0.5), ("old", 0.4)):
         run = write_run(tmp_path / folder / "a", [1.0, loss])
-        row = {"case": "BTC/patch/log_size", "metric": "skill_untrained", "value": loss, "unit": "", "note": ""}
+        row = {
+            "case": "BTC/patch/log_size",
+            "metric": "skill_untrained",
+            "value": loss,
+            "unit": "",
+            "note": "",
+        }
         (run / "report.json").write_text(json.dumps({"rows": [row]}))
     printed, table = analyse(tmp_path, capsys, more_runs=[str(tmp_path / "old")])
     assert list(table["run"]) == [str(tmp_path / "old" / "a"), str(tmp_path / "runs" / "a")]
@@ -316,7 +382,9 @@ def test_the_columns_are_the_trainers():
 
 
 def test_every_loss_key_is_one_of_the_trainer():
-    assert set(runs_room.LOSS_KEYS) | runs_room.NAMES <= set(read_comments(ROOT / "fp8_ddp_trainer.py"))
+    assert set(runs_room.LOSS_KEYS) | runs_room.NAMES <= set(
+        read_comments(ROOT / "fp8_ddp_trainer.py")
+    )
 
 
 @pytest.mark.parametrize(
@@ -332,6 +400,8 @@ def test_every_loss_key_is_one_of_the_trainer():
 )
 def test_user_mistakes_get_one_line_and_status_2(tmp_path, words, message):
     words = [word.format(tmp_path) for word in words]
-    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *words], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "analysis").exists()

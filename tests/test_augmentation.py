@@ -1,4 +1,6 @@
-"""Varied training windows are books that could have been: of recorded prices and sizes, and fixed by their key."""
+"""Varied training windows are books that could have been: of recorded prices and sizes, and fixed
+by their key.
+"""
 
 import pytest
 import torch
@@ -13,12 +15,21 @@ def keys(count):
 
 
 def test_mirrored_windows_exchange_bids_and_asks_and_stay_books():
-    price_ticks = torch.tensor([[[90, 97, 99, 102, 105, 111], [91, 97, 101, 104, 105, 113]]]).expand(2, -1, -1)
+    price_ticks = torch.tensor(
+        [[[90, 97, 99, 102, 105, 111], [91, 97, 101, 104, 105, 113]]]
+    ).expand(2, -1, -1)
     sizes = torch.arange(1.0, 7.0).expand(2, 2, 6)
     turned, swapped = exchange_sides(price_ticks, sizes, torch.tensor([[False], [True]]))
     assert turned[0].equal(price_ticks[0]) and swapped[0].equal(sizes[0])
     assert swapped[1].equal(sizes[1].flip(1))
-    assert turned[1, 0].tolist() == [90, 96, 99, 102, 104, 111]  # distances from one side are those of the other
+    assert turned[1, 0].tolist() == [
+        90,
+        96,
+        99,
+        102,
+        104,
+        111,
+    ]  # distances from one side are those of the other
     assert turned[1, 1].tolist() == [88, 96, 97, 100, 104, 110]  # a rise becomes a fall
     assert (turned.diff(dim=2) > 0).all()
     again, _ = exchange_sides(turned, swapped, torch.tensor([[False], [True]]))
@@ -30,17 +41,29 @@ def test_slowed_windows_pass_the_recorded_states_in_order():
     slowed, slowed_sizes = slow_down(price_ticks, sizes, keys(16), 1.0)
     assert slowed[:, -1].equal(price_ticks[:, -1]) and slowed_sizes[:, -1].equal(sizes[:, -1])
     for window in range(16):
-        resting = set(zip(price_ticks[window].flatten().tolist(), sizes[window].flatten().tolist(), strict=True))
+        resting = set(
+            zip(
+                price_ticks[window].flatten().tolist(),
+                sizes[window].flatten().tolist(),
+                strict=True,
+            )
+        )
         at = 0
-        for state in range(64):  # the earliest recorded state, from the last one on, that has these prices
+        for state in range(
+            64
+        ):  # the earliest recorded state, from the last one on, that has these prices
             while not slowed[window, state].equal(price_ticks[window, at]):
                 at += 1
-            found = zip(slowed[window, state].tolist(), slowed_sizes[window, state].tolist(), strict=True)
+            found = zip(
+                slowed[window, state].tolist(), slowed_sizes[window, state].tolist(), strict=True
+            )
             assert resting.issuperset(found)
     drift = torch.arange(64).view(1, 64, 1)
     slowed, _ = slow_down(price_ticks + 100 * drift, sizes, keys(16), 1.0)
     passed = {len(set(window[:, 0].tolist())) for window in slowed}
-    assert passed <= {33, 32, 22, 23, 16, 17} and len(passed) >= 3  # 64 / 2, 64 / 3 and 64 / 4 states
+    assert (
+        passed <= {33, 32, 22, 23, 16, 17} and len(passed) >= 3
+    )  # 64 / 2, 64 / 3 and 64 / 4 states
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.6])
@@ -56,10 +79,15 @@ def test_sizes_vary_by_price_in_half_the_windows():
     factors = vary_sizes(price_ticks, torch.ones(400, 32, 16), keys(400), 1.5).log()
     varied = factors.abs().amax(dim=(1, 2)) > 0
     assert varied.float().mean() == pytest.approx(0.5, abs=0.1) and (factors[~varied] == 0).all()
-    drawn = [dict(zip(p.flatten().tolist(), f.flatten().tolist(), strict=True))
-             for p, f in zip(price_ticks[varied], factors[varied], strict=True)]  # fmt: skip
+    drawn = [
+        dict(zip(p.flatten().tolist(), f.flatten().tolist(), strict=True))
+        for p, f in zip(price_ticks[varied], factors[varied], strict=True)
+    ]
     for window, prices, found in zip(drawn, price_ticks[varied], factors[varied], strict=True):
-        assert all(window[p] == f for p, f in zip(prices.flatten().tolist(), found.flatten().tolist(), strict=True))
+        assert all(
+            window[p] == f
+            for p, f in zip(prices.flatten().tolist(), found.flatten().tolist(), strict=True)
+        )
     values = torch.tensor([f for window in drawn for f in window.values()])
     assert values.abs().max() <= 1.5 and values.std() == pytest.approx(3 / 12**0.5, rel=0.05)
     assert values.mean() == pytest.approx(0, abs=0.05)
@@ -68,8 +96,13 @@ def test_sizes_vary_by_price_in_half_the_windows():
 def test_no_variation_of_a_window_tells_of_another():
     price_ticks, sizes = (x.expand(4000, -1, -1) for x in moving_book(1, states=16, levels=8))
     ways = [(True, 0.0, 0.0), (False, 0.5, 0.0), (False, 0.0, 1.5)]
-    varied = [(augment(price_ticks, sizes, keys(4000), *way)[1] != sizes).any(dim=(1, 2)).float() for way in ways]
-    assert (torch.corrcoef(torch.stack(varied)) - torch.eye(3)).abs().max() < 0.06  # four deviations of chance
+    varied = [
+        (augment(price_ticks, sizes, keys(4000), *way)[1] != sizes).any(dim=(1, 2)).float()
+        for way in ways
+    ]
+    assert (
+        torch.corrcoef(torch.stack(varied)) - torch.eye(3)
+    ).abs().max() < 0.06  # four deviations of chance
 
 
 def test_a_window_is_varied_by_its_key_alone():

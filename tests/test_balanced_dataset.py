@@ -1,4 +1,6 @@
-"""create_balanced_dataset.py: purity, overlap, equal strata, and that nothing is learnt from validation or test."""
+"""create_balanced_dataset.py: purity, overlap, equal strata, and that nothing is learnt from
+validation or test.
+"""
 
 import hashlib
 import json
@@ -22,16 +24,30 @@ from lob.windows.balancing import SAMPLE, SCORED, draw_split, measure_overlap, n
 from lob.windows.splits import calendar_cuts, split_rows
 
 T = 32
-CONFIG = {**create_balanced_dataset.config, "temporal_dim": T, "plots": False, "windows": 300, "min_stride": 4}
+CONFIG = {
+    **create_balanced_dataset.config,
+    "temporal_dim": T,
+    "plots": False,
+    "windows": 300,
+    "min_stride": 4,
+}
 STATISTICS = {**exploration_main.config, "temporal_dim": T, "plots": False}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two pairs: one with segments that are short, or end near the cuts; one that ends before the test share."""
+    """Two pairs: one with segments that are short, or end near the cuts; one that ends before the
+    test share.
+    """
     path = tmp_path_factory.mktemp("data")
-    write_book(path, "AAA", rows=6000, depth=8, seed=1,
-               segment_starts=(0, 20, 60, 1500, 4190, 4205, 4300, 5690, 5710, 5900))  # fmt: skip
+    write_book(
+        path,
+        "AAA",
+        rows=6000,
+        depth=8,
+        seed=1,
+        segment_starts=(0, 20, 60, 1500, 4190, 4205, 4300, 5690, 5710, 5900),
+    )
     write_book(path, "BBB", rows=4000, depth=8, seed=2, start_ns=1_777_689_393_201_000_000)
     exploration_main.main({**STATISTICS, "data_dir": str(path)})
     return path
@@ -41,7 +57,10 @@ def draw(folder: Path, **changes) -> dict[str, tuple[np.ndarray, dict]]:
     config = {**CONFIG, "data_dir": str(folder), **changes}
     assert main(config) == 0
     names = config["pairs"] or ["AAA", "BBB"]
-    return {n: open_table(folder / "balanced_samples" / f"{n}.npy", "", None, temporal_dim=T) for n in names}
+    return {
+        n: open_table(folder / "balanced_samples" / f"{n}.npy", "", None, temporal_dim=T)
+        for n in names
+    }
 
 
 def limits_of(folder: Path, pair: str, ratios=(0.7, 0.25, 0.05)) -> np.ndarray:
@@ -55,13 +74,16 @@ def limits_of(folder: Path, pair: str, ratios=(0.7, 0.25, 0.05)) -> np.ndarray:
 @pytest.mark.parametrize("windows", [None, 60])
 def test_samples_are_pure_apart_and_of_the_size_asked_for(folder, cells, min_stride, windows):
     total = 0
-    for pair, (sample, meta) in draw(folder, cells=cells, min_stride=min_stride, windows=windows).items():
+    for pair, (sample, meta) in draw(
+        folder, cells=cells, min_stride=min_stride, windows=windows
+    ).items():
         book, ends = open_book(folder / "book_states" / pair), sample["end_row"]
         assert sample.dtype == SAMPLE and (sample["weight"] == 1).all()
         assert (np.diff(ends) >= min_stride).all()
         segment = np.searchsorted(book.segment_starts, ends - T, side="right")
         assert (segment == np.searchsorted(book.segment_starts, ends - 1, side="right")).all()
-        # Row by row, without the functions under test: no state serves two splits, T states lie between them.
+        # Row by row, without the functions under test: no state serves two splits, T states lie
+        # between them.
         owner = np.full(book.rows, -1)
         for index, (first, end) in enumerate(limits_of(folder, pair)):
             mine = ends[(ends - T >= first) & (ends <= end)]
@@ -73,7 +95,10 @@ def test_samples_are_pure_apart_and_of_the_size_asked_for(folder, cells, min_str
         assert np.isin(ends, np.flatnonzero(owner >= 0) + 1).all()
         changes = np.flatnonzero(np.diff(owner[owner >= 0]))
         used = np.flatnonzero(owner >= 0)
-        assert len(changes) == (2 if pair == "AAA" else 1) and (used[changes + 1] - used[changes] > T).all()
+        assert (
+            len(changes) == (2 if pair == "AAA" else 1)
+            and (used[changes + 1] - used[changes] > T).all()
+        )
         assert meta["shared_states"] == 0
         total += len(sample)
     if windows is not None:
@@ -88,7 +113,9 @@ def test_strata_that_gave_all_they_had_are_among_those_counted(folder):
 
 
 def test_strata_are_those_of_a_plain_calculation(folder):
-    """Limits from the training windows; equal-width cells of volatility, spread and direction between them."""
+    """Limits from the training windows; equal-width cells of volatility, spread and direction
+    between them.
+    """
     sample, meta = draw(folder)["AAA"]
     rows = np.load(folder / "window_statistics" / "AAA.npy")
     limits = limits_of(folder, "AAA")
@@ -107,11 +134,15 @@ def test_strata_are_those_of_a_plain_calculation(folder):
     assert outlier["train"].sum() == meta["splits"]["train"]["outliers"] > 0
     expected = np.zeros(len(chosen), int)
     for name, cells in zip(
-        ("std_tick_returns_bps", "average_spread_bps", "mid_price_change_bps"), (8, 8, 9), strict=True
+        ("std_tick_returns_bps", "average_spread_bps", "mid_price_change_bps"),
+        (8, 8, 9),
+        strict=True,
     ):
         low = max(train[name].min(), mean[name] - 3 * deviation[name])
         high = min(train[name].max(), mean[name] + 3 * deviation[name])
-        place = np.clip(np.floor(cells * (chosen[name] - low) / (high - low)), 0, cells - 1).astype(int)
+        place = np.clip(np.floor(cells * (chosen[name] - low) / (high - low)), 0, cells - 1).astype(
+            int
+        )
         expected = expected * cells + place
     np.testing.assert_array_equal(sample["stratum"], expected)
 
@@ -121,11 +152,16 @@ def test_joint_cells_even_out_the_conditions(folder):
     _, meta = draw(folder, pairs=["AAA"], windows=2000, min_stride=1)["AAA"]
     assert meta["entropy_after"] - meta["entropy_before"] > 0.03
     _, meta = draw(folder, pairs=["AAA"], windows=2000, min_stride=1, cells=[1, 1, 1])["AAA"]
-    assert meta["splits"]["train"]["strata"] == 1 and meta["entropy_after"] == meta["entropy_before"] == 0
+    assert (
+        meta["splits"]["train"]["strata"] == 1
+        and meta["entropy_after"] == meta["entropy_before"] == 0
+    )
 
 
 def water_level(counts: np.ndarray, wanted: int) -> np.ndarray:
-    """Raise all strata one window at a time, those that have any left, until the sample is full: the slow way."""
+    """Raise all strata one window at a time, those that have any left, until the sample is full:
+    the slow way.
+    """
     taken = np.zeros_like(counts)
     while taken.sum() < wanted:
         open_ones = np.flatnonzero(taken < counts)
@@ -135,11 +171,19 @@ def water_level(counts: np.ndarray, wanted: int) -> np.ndarray:
 
 @pytest.mark.parametrize("wanted", [0, 1, 5, 37, 100, 333, 1000])
 def test_strata_fill_like_water(wanted):
-    stratum = np.random.default_rng(0).choice(6, 1000, p=[0.6, 0.3, 0.05, 0.03, 0.015, 0.005]).astype(np.int16)
+    stratum = (
+        np.random.default_rng(0)
+        .choice(6, 1000, p=[0.6, 0.3, 0.05, 0.03, 0.015, 0.005])
+        .astype(np.int16)
+    )
     ends = np.arange(100, 1100)
     rng = np.random.default_rng(0)
     places, weights, exhausted = draw_split(ends, stratum, wanted, 1, False, rng)
-    assert len(places) == len(set(places)) == wanted and (np.diff(places) > 0).all() and (weights == 1).all()
+    assert (
+        len(places) == len(set(places)) == wanted
+        and (np.diff(places) > 0).all()
+        and (weights == 1).all()
+    )
     counts = np.bincount(stratum, minlength=6)
     expected = water_level(counts, wanted)
     got = np.bincount(stratum[places], minlength=6)
@@ -175,7 +219,11 @@ def test_the_stride_holds_across_strata_and_segments():
     places, _, _ = draw_split(ends, stratum, 300, 10, False, np.random.default_rng(0))
     assert (np.diff(ends[places]) >= 10).all() and (stratum[places] >= 0).all()
     # Nothing more would fit: the sample is as dense as its stride allows.
-    free = [e for e, s in zip(ends, stratum, strict=True) if s >= 0 and abs(ends[places] - e).min() >= 10]
+    free = [
+        e
+        for e, s in zip(ends, stratum, strict=True)
+        if s >= 0 and abs(ends[places] - e).min() >= 10
+    ]
     assert free == []
 
 
@@ -194,7 +242,9 @@ def copy_of(folder: Path, tmp_path: Path) -> Path:
 
 
 def test_nothing_is_fitted_on_validation_or_test(folder, tmp_path):
-    """Other conditions after the cut change neither scale nor strata nor sample of the training share."""
+    """Other conditions after the cut change neither scale nor strata nor sample of the training
+    share.
+    """
     copy = copy_of(folder, tmp_path)
     border = limits_of(folder, "AAA")[0, 1]
 
@@ -207,12 +257,16 @@ def test_nothing_is_fitted_on_validation_or_test(folder, tmp_path):
     rewrite_statistics(copy, "AAA", change)
     after, meta_after = draw(copy, windows=None)["AAA"]
     assert meta_before["scale"] == meta_after["scale"]
-    np.testing.assert_array_equal(before[before["end_row"] <= border], after[after["end_row"] <= border])
+    np.testing.assert_array_equal(
+        before[before["end_row"] <= border], after[after["end_row"] <= border]
+    )
     assert not np.array_equal(before["stratum"], after["stratum"])
 
 
 def test_a_market_that_moves_on_is_still_judged_by_all_of_it(folder, tmp_path):
-    """A spread of one tick changes in bps with the price alone: later windows are no outliers for that."""
+    """A spread of one tick changes in bps with the price alone: later windows are no outliers for
+    that.
+    """
     copy = copy_of(folder, tmp_path)
     border = limits_of(folder, "AAA")[0, 1]
 
@@ -233,14 +287,20 @@ def test_it_warns_where_many_training_windows_are_set_aside(folder, capsys):
     draw(folder)
     assert "warning" not in capsys.readouterr().out
     draw(folder, outlier_std=1.0, windows=None)
-    assert re.search(r"warning: \d\d % of the training windows .* raise --outlier_std=1\n", capsys.readouterr().out)
+    assert re.search(
+        r"warning: \d\d % of the training windows .* raise --outlier_std=1\n",
+        capsys.readouterr().out,
+    )
 
 
 def test_the_sample_depends_on_seed_and_pair_alone(folder):
     first = {pair: sample.tobytes() for pair, (sample, _) in draw(folder).items()}
     numba.set_num_threads(1)
     try:
-        again = {pair: sample.tobytes() for pair, (sample, _) in draw(folder, pairs=["BBB", "AAA"]).items()}
+        again = {
+            pair: sample.tobytes()
+            for pair, (sample, _) in draw(folder, pairs=["BBB", "AAA"]).items()
+        }
     finally:
         numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
     assert first == again
@@ -248,7 +308,9 @@ def test_the_sample_depends_on_seed_and_pair_alone(folder):
 
 
 def test_the_draw_is_the_same_on_every_machine():
-    """The picks of a fixed table, written down: a change of generator or order breaks everybody's samples."""
+    """The picks of a fixed table, written down: a change of generator or order breaks everybody's
+    samples.
+    """
     stratum = ((np.arange(5000) * 7919) % 4999 % 11 - 1).astype(np.int16)
     rng = np.random.Generator(np.random.PCG64([0, 1, 2]))
     places, _, _ = draw_split(np.arange(64, 5064), stratum, 200, 8, False, rng)
@@ -261,7 +323,10 @@ def test_pairs_get_their_shares(folder):
 
     def counts(**changes):
         samples = draw(folder, **changes)
-        return {pair: [s["windows"] for s in meta["splits"].values()] for pair, (_, meta) in samples.items()}
+        return {
+            pair: [s["windows"] for s in meta["splits"].values()]
+            for pair, (_, meta) in samples.items()
+        }
 
     assert counts(pair_weights={"AAA": 1, "BBB": 2.0}) == {"AAA": [70, 25, 15], "BBB": [140, 50, 0]}
     assert counts() == {"AAA": [126, 45, 15], "BBB": [84, 30, 0]}  # by states, 6,000 and 4,000
@@ -274,11 +339,17 @@ def test_two_dates_may_cut_the_calendar(folder):
     sample, meta = draw(folder, split_ratios=[d[:26] for d in dates], windows=100)["AAA"]
     ends = sample["end_row"]
     assert abs(np.array(meta["cuts_ns"]) - book.timestamps[[3000, 5000]]).max() < 2000
-    assert not ((ends > 3000) & (ends < 3000 + T)).any() and (ends < 3000).any() and (ends > 5000 + 2 * T).any()
+    assert (
+        not ((ends > 3000) & (ends < 3000 + T)).any()
+        and (ends < 3000).any()
+        and (ends > 5000 + 2 * T).any()
+    )
 
 
 def test_measures_by_hand():
-    assert measure_overlap(np.array([100, 132, 140, 300]), 32) == pytest.approx((24 / 32 / 3, 104 / 32))
+    assert measure_overlap(np.array([100, 132, 140, 300]), 32) == pytest.approx(
+        (24 / 32 / 3, 104 / 32)
+    )
     assert measure_overlap(np.array([100]), 32) == (0, 1)
     assert measure_overlap(np.array([], dtype=np.int64), 32) == (0, 0)
     natural = np.array([97, 1, 0, 1, 1])
@@ -290,7 +361,10 @@ def test_measures_by_hand():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temporal_dim": 64}, "temporal_dim = 32, not 64: run exploration_main.py again, or set --temporal_dim"),
+        (
+            {"temporal_dim": 64},
+            "temporal_dim = 32, not 64: run exploration_main.py again, or set --temporal_dim",
+        ),
         (
             {"windows": 3000, "min_stride": 16},
             "2,100|windows asked for, .* can be had 16 states apart: lower --windows",
@@ -299,15 +373,30 @@ def test_measures_by_hand():
         ({"cells": [3, 0, 3]}, "cells"),
         ({"cells": [100, 100, 100]}, "cells"),
         ({"split_ratios": [0.7, 0.3]}, "split_ratios"),
-        ({"split_ratios": [0.7, 0.2, 0.2]}, r"split_ratios = \[0.7, 0.2, 0.2\] add up to 1.1: make them add up to 1"),
-        ({"split_ratios": [0.9, 0.0999, 0.0001]}, "no pair has a window of 32 states for test: change split_ratios"),
+        (
+            {"split_ratios": [0.7, 0.2, 0.2]},
+            r"split_ratios = \[0.7, 0.2, 0.2\] add up to 1.1: make them add up to 1",
+        ),
+        (
+            {"split_ratios": [0.9, 0.0999, 0.0001]},
+            "no pair has a window of 32 states for test: change split_ratios",
+        ),
         ({"split_ratios": [0.0, 0.5, 0.5]}, "no window of 32 states lies in the training share"),
         ({"pair_weights": {"AAA": 1}}, "pair_weights = .* to each of AAA, BBB"),
         ({"pair_weights": {"AAA": 1, "BBB": -1}}, "pair_weights"),
         ({"pair_weights": {"AAA": 1, "BBB": np.inf}}, "pair_weights"),
-        ({"pair_weights": {"AAA": 1e6, "BBB": 1}}, "BBB: none of the windows falls to it: raise --windows"),
-        ({"outlier_std": 0.001, "cells": [1, 1, 1]}, "training windows are outliers: raise --outlier_std=0.001"),
-        ({"outlier_std": 0.001, "windows": None}, "training windows are outliers: raise --outlier_std=0.001"),
+        (
+            {"pair_weights": {"AAA": 1e6, "BBB": 1}},
+            "BBB: none of the windows falls to it: raise --windows",
+        ),
+        (
+            {"outlier_std": 0.001, "cells": [1, 1, 1]},
+            "training windows are outliers: raise --outlier_std=0.001",
+        ),
+        (
+            {"outlier_std": 0.001, "windows": None},
+            "training windows are outliers: raise --outlier_std=0.001",
+        ),
         ({"split_ratios": ["2026-05-02", "9999-12-31"]}, "between the years 1678 and 2262"),
         ({"pairs": ["CCC"]}, "no pair 'CCC'"),
     ],
@@ -344,10 +433,19 @@ def set_column(name, value, where=slice(None)):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_column("average_spread_bps", 1.25), "average_spread_bps is 1.25 in all .* training windows"),
+        (
+            set_column("average_spread_bps", 1.25),
+            "average_spread_bps is 1.25 in all .* training windows",
+        ),
         (set_column("mid_price_change_bps", 0.0), "mid_price_change_bps is 0 in all"),
-        (set_column("std_tick_returns_bps", np.nan, 100), "std_tick_returns_bps is NaN or infinite"),
-        (set_column("mean_tick_returns_bps", np.inf, 100), "mean_tick_returns_bps is NaN or infinite"),
+        (
+            set_column("std_tick_returns_bps", np.nan, 100),
+            "std_tick_returns_bps is NaN or infinite",
+        ),
+        (
+            set_column("mean_tick_returns_bps", np.inf, 100),
+            "mean_tick_returns_bps is NaN or infinite",
+        ),
         (set_column("mean_tick_returns_bps", np.nan, -1), "a statistic is NaN or infinite"),
         (set_column("average_spread_bps", -np.inf, -1), "a statistic is NaN or infinite"),
     ],
@@ -364,16 +462,30 @@ def test_statistics_of_another_book_are_refused(folder, tmp_path):
     copy = copy_of(folder, tmp_path)
     meta = copy / "book_states" / "AAA" / "meta.json"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "tick_size": 0.5}))
-    command = [sys.executable, "create_balanced_dataset.py", f"--data_dir={copy}", f"--temporal_dim={T}"]
+    command = [
+        sys.executable,
+        "create_balanced_dataset.py",
+        f"--data_dir={copy}",
+        f"--temporal_dim={T}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "AAA.npy was made from another book" in done.stderr and "run exploration_main.py again" in done.stderr
+    assert (
+        "AAA.npy was made from another book" in done.stderr
+        and "run exploration_main.py again" in done.stderr
+    )
     assert not (copy / "balanced_samples").exists()
 
 
 def test_the_script_prints_and_draws_before_and_after(folder, capsys):
     draw(folder, plots=True)
     printed = capsys.readouterr().out
-    for words in ("states shared by two splits: 0", "mean overlap", "normalised entropy", *SCORED, "AAA_balanced.png"):
+    for words in (
+        "states shared by two splits: 0",
+        "mean overlap",
+        "normalised entropy",
+        *SCORED,
+        "AAA_balanced.png",
+    ):
         assert words in printed
     assert (folder / "plots" / "AAA_balanced.png").stat().st_size > 20_000

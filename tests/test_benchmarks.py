@@ -9,7 +9,9 @@ import pytest
 import torch
 from conftest import ROOT, write_book
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the benchmarks themselves are run")
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="on a GPU the benchmarks themselves are run"
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,11 @@ def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_book(folder, rows=12_000)
     for script in ("exploration_main.py", "create_balanced_dataset.py"):
-        words = ["--windows=40", "--cells=[1,1,1]", "--min_stride=1"] if script.startswith("create") else []
+        words = (
+            ["--windows=40", "--cells=[1,1,1]", "--min_stride=1"]
+            if script.startswith("create")
+            else []
+        )
         subprocess.run(
             [sys.executable, script, f"--data_dir={folder}", "--plots=False", *words],
             cwd=ROOT,
@@ -41,7 +47,10 @@ def test_training_speed_is_measured_in_the_trainers_own_steps(data):
     found = bench("bench_training", data, "--quick=True", "--seconds=0.1")
     assert found["quick", "windows_per_second"] > 0 and found["quick", "model_tflops"] > 0
     assert 0 <= found["quick", "data_wait_share"] < 1
-    for word in ("--write=True", "--cases=['wide_fp8']"):  # a machine without a GPU must not replace the results
+    for word in (
+        "--write=True",
+        "--cases=['wide_fp8']",
+    ):  # a machine without a GPU must not replace the results
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.bench_training", word],
             cwd=ROOT,
@@ -53,7 +62,13 @@ def test_training_speed_is_measured_in_the_trainers_own_steps(data):
 
 
 def test_a_variant_of_the_recipe_is_scored_beside_it(data, tmp_path):
-    recipe = {"model_size": "tiny_transformer", "batch_size": 8, "epochs": 1, "mask_mode": "entry", "max_lr": 1e-12}
+    recipe = {
+        "model_size": "tiny_transformer",
+        "batch_size": 8,
+        "epochs": 1,
+        "mask_mode": "entry",
+        "max_lr": 1e-12,
+    }
     scoring = {
         "masks": ["entry"],
         "windows": 4,
@@ -77,7 +92,9 @@ def test_a_variant_of_the_recipe_is_scored_beside_it(data, tmp_path):
     assert error == pytest.approx(linear, rel=1e-4) and ladder != pytest.approx(linear, rel=1e-4)
     run = tmp_path / "auto_0"  # as if it had been interrupted after its last checkpoint
     (run / "report.json").unlink()
-    (run / "metrics.csv").write_text("".join((run / "metrics.csv").read_text().splitlines(keepends=True)[:-1]))
+    (run / "metrics.csv").write_text(
+        "".join((run / "metrics.csv").read_text().splitlines(keepends=True)[:-1])
+    )
     assert bench("prove", data, *words) == found
     assert "resumed    after step" in run.with_suffix(".log").read_text()
     assert not (tmp_path / "auto_0-2").exists()

@@ -11,8 +11,25 @@ from lob.feeds import binance
 from lob.feeds.binance import BinanceStream, parse_json, read_binance
 
 SNAPSHOT = '1723161256298000000 {"lastUpdateId":0,"bids":[["1.0","2"]],"asks":[["3.0","4"]]}'
-ODD_NUMBERS = ("1e3", "1E-7", "-1", "-0.0", "+1", ".5", "5.", "", ".", "1.2.3", "nan", "inf", "x", " 1", "007.50")
-# A member that a line may have besides, and what may become of its text: about half of it stays a valid message.
+ODD_NUMBERS = (
+    "1e3",
+    "1E-7",
+    "-1",
+    "-0.0",
+    "+1",
+    ".5",
+    "5.",
+    "",
+    ".",
+    "1.2.3",
+    "nan",
+    "inf",
+    "x",
+    " 1",
+    "007.50",
+)
+# A member that a line may have besides, and what may become of its text: about half of it stays a
+# valid message.
 EXTRA = (
     '"ps":"BTCUSD"',
     '"x":1.5',
@@ -91,14 +108,24 @@ def write_number(rng: random.Random, oddities: bool) -> str:
 
 
 def write_recording(rng: random.Random, oddities: bool) -> list[str]:
-    """Lines of one spot or futures stream from update 1 on, keys in any order, some with something unusual."""
+    """Lines of one spot or futures stream from update 1 on, keys in any order, some with something
+    unusual.
+    """
     spot, nested, shuffled, last = rng.random() < 0.5, rng.random() < 0.5, rng.random() < 0.5, 0
     lines = [SNAPSHOT]
     for update in range(1, rng.randint(3, 12)):
-        data = {"e": "depthUpdate", "E": 1_723_161_256_298 + update, "s": "BTCUSDT", "U": last + 1, "u": last + 3}
+        data = {
+            "e": "depthUpdate",
+            "E": 1_723_161_256_298 + update,
+            "s": "BTCUSDT",
+            "U": last + 1,
+            "u": last + 3,
+        }
         data |= {} if spot else {"T": 1_723_161_256_297 + update, "pu": last}
         for side in "ba":
-            data[side] = [[write_number(rng, oddities) for _ in range(2)] for _ in range(rng.randint(0, 5))]
+            data[side] = [
+                [write_number(rng, oddities) for _ in range(2)] for _ in range(rng.randint(0, 5))
+            ]
         last += 3
         members = [f"{write_json(key)}:{write_json(value)}" for key, value in data.items()]
         odd = oddities and rng.random() < 0.3
@@ -201,7 +228,11 @@ def test_any_decimal_becomes_the_nearest_float64(tmp_path) -> None:
         for mantissa in rng.integers(10 ** (digits - 1), 10**digits, 200).tolist():
             point = int(rng.integers(1, digits + 1))
             texts.append(f"{str(mantissa)[:point]}.{str(mantissa)[point:]}".rstrip("."))
-    texts += [str(2**53 + step) for step in (-1, 0, 1)] + ["150000000.00000000", "123456789012.00000000", "0.000000001"]
+    texts += [str(2**53 + step) for step in (-1, 0, 1)] + [
+        "150000000.00000000",
+        "123456789012.00000000",
+        "0.000000001",
+    ]
     line = '1 {"e":"depthUpdate","E":1,"s":"BTCUSDT","U":%d,"u":%d,"b":[["%s","1"]],"a":[]}'
     lines = [line % (update, update, text) for update, text in enumerate(texts, 1)]
     columns = read(write(tmp_path, [SNAPSHOT, *lines]))

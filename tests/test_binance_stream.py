@@ -1,4 +1,6 @@
-"""One story of a book, told by Binance's messages and snapshots, must come out as the states of the reference book."""
+"""One story of a book, told by Binance's messages and snapshots, must come out as the states of the
+reference book.
+"""
 
 import json
 import re
@@ -20,8 +22,12 @@ from test_feeds import (
 from lob.feeds.batch import SET, find_feed
 
 
-def write_depth(message: int, story: list[Message], spot: bool, bare: bool = False, symbol: str = "BTCUSDT") -> str:
-    """One depthUpdate line; message n holds the updates 100 n - 50 (futures) or 100 n - 99 (spot) to 100 n."""
+def write_depth(
+    message: int, story: list[Message], spot: bool, bare: bool = False, symbol: str = "BTCUSDT"
+) -> str:
+    """One depthUpdate line; message n holds the updates 100 n - 50 (futures) or 100 n - 99 (spot)
+    to 100 n.
+    """
     time_ms, _, levels = story[message]
     data = {
         "e": "depthUpdate",
@@ -34,11 +40,15 @@ def write_depth(message: int, story: list[Message], spot: bool, bare: bool = Fal
     }
     if not spot:
         data |= {"T": time_ms, "pu": 100 * (message - 1)}
-    return f"{time_ms}000000 " + json.dumps(data if bare else {"stream": "btcusdt@depth@0ms", "data": data})
+    return f"{time_ms}000000 " + json.dumps(
+        data if bare else {"stream": "btcusdt@depth@0ms", "data": data}
+    )
 
 
 def write_snapshot(message: int, story: list[Message], part: int = 0, most: int = 1000) -> str:
-    """A REST snapshot after `message` and the first `part` updates of the next one (which hold half its levels)."""
+    """A REST snapshot after `message` and the first `part` updates of the next one (which hold half
+    its levels).
+    """
     reference = ReferenceBook(2)
     for time_ms, kind, levels in story[: message + 1]:
         reference.take_message(time_ms, [(kind, *level, 0) for level in levels])
@@ -67,14 +77,24 @@ TRADE += '"data":{"e":"trade","E":1,"s":"BTCUSDT","t":1,"p":"1.0","q":"2.0","m":
 @pytest.mark.parametrize("spot", [False, True])
 @pytest.mark.parametrize("part", [0, 30])
 def test_binance_messages_before_their_snapshot_are_bridged(tmp_path, spot, part) -> None:
-    """The snapshot of update 300 stands after message 9: states begin with the message that bridges it."""
+    """The snapshot of update 300 stands after message 9: states begin with the message that bridges
+    it.
+    """
     story = tell_story()
     depth = [write_depth(message, story, spot, bare=message % 5 == 0) for message in range(1, 400)]
-    lines = [TICKER, TRADE, *depth[:9], write_snapshot(3, story, part if spot or part else 0), *depth[9:]]
+    lines = [
+        TICKER,
+        TRADE,
+        *depth[:9],
+        write_snapshot(3, story, part if spot or part else 0),
+        *depth[9:],
+    ]
     file = write_lines(tmp_path, lines[:300])
     write_lines(tmp_path, lines[300:], "2.gz")
     assert find_feed(file) == "binance"
-    first = 4 if spot or part else 3  # on futures message 3 itself, with u = lastUpdateId, is applied again
+    first = (
+        4 if spot or part else 3
+    )  # on futures message 3 itself, with u = lastUpdateId, is applied again
     assert parse(tmp_path) == tell_states(story, first=first)
     assert (count(tmp_path, "gaps"), count(tmp_path, "snapshots")) == (0, 1)
 
@@ -91,8 +111,17 @@ def test_binance_snapshot_ahead_of_the_stream_waits_for_it(tmp_path, spot) -> No
 def test_binance_sequence_gap_ends_the_segment_until_the_next_snapshot(tmp_path, spot) -> None:
     story = tell_story(200)
     depth = [write_depth(message, story, spot) for message in range(1, 200)]
-    older = write_snapshot(45, story, 1)  # than the gap: of no use, though the messages up to it were there
-    lost = [*depth[:50], *depth[51:60], older, *depth[70:90], write_snapshot(85, story, 1), *depth[90:]]
+    older = write_snapshot(
+        45, story, 1
+    )  # than the gap: of no use, though the messages up to it were there
+    lost = [
+        *depth[:50],
+        *depth[51:60],
+        older,
+        *depth[70:90],
+        write_snapshot(85, story, 1),
+        *depth[90:],
+    ]
     write_lines(tmp_path, [write_snapshot(0, story, 1), *lost])
     assert parse(tmp_path) == [*tell_states(story[:51], first=1), *tell_states(story, first=86)]
     assert (count(tmp_path, "gaps"), count(tmp_path, "snapshots")) == (1, 2)
@@ -109,12 +138,24 @@ def test_binance_messages_delivered_twice_change_nothing(tmp_path, spot) -> None
 
 @pytest.mark.parametrize("spot", [False, True])
 def test_binance_snapshot_in_a_running_stream_brings_levels_it_did_not_know(tmp_path, spot) -> None:
-    """The first snapshot holds 2 levels a side, the second, 8 messages late, all: no state is told twice or lost."""
-    story = [tell_story(1)[0], *((START_MS + 7 * i, SET, [(True, 999, i), (False, 1001, i)]) for i in range(1, 60))]
+    """The first snapshot holds 2 levels a side, the second, 8 messages late, all: no state is told
+    twice or lost.
+    """
+    story = [
+        tell_story(1)[0],
+        *((START_MS + 7 * i, SET, [(True, 999, i), (False, 1001, i)]) for i in range(1, 60)),
+    ]
     depth = [write_depth(message, story, spot) for message in range(1, 60)]
-    lines = [write_snapshot(0, story, 1, most=2), *depth[:30], write_snapshot(22, story, 1), *depth[30:]]
+    lines = [
+        write_snapshot(0, story, 1, most=2),
+        *depth[:30],
+        write_snapshot(22, story, 1),
+        *depth[30:],
+    ]
     write_lines(tmp_path, lines)
-    assert parse(tmp_path) == tell_states(story, first=1)  # depth 4: the 2 levels a side that it knew are the book
+    assert parse(tmp_path) == tell_states(
+        story, first=1
+    )  # depth 4: the 2 levels a side that it knew are the book
     assert parse(tmp_path, depth=8) == tell_states(story, depth=8, first=30)
     assert (count(tmp_path, "gaps"), count(tmp_path, "snapshots")) == (0, 2)
 
@@ -127,7 +168,9 @@ def test_binance_stream_without_its_snapshot_is_counted_or_refused(tmp_path) -> 
     write_lines(tmp_path, [*depth[:1100], write_snapshot(1090, story), *depth[1100:]])
     assert parse(tmp_path) == tell_states(story, first=1091)
     assert count(tmp_path, "gaps") == 1
-    write_lines(tmp_path, [*depth[:1100], write_snapshot(50, story), *depth[1100:]])  # older than all that is kept
+    write_lines(
+        tmp_path, [*depth[:1100], write_snapshot(50, story), *depth[1100:]]
+    )  # older than all that is kept
     (tmp_path / "book_states" / "A_B").rename(tmp_path / "old")
     assert "holds no REST depth snapshot" in refuse(tmp_path)
 
@@ -138,18 +181,48 @@ def test_binance_faults_name_file_and_line(tmp_path) -> None:
     good = [write_snapshot(0, story, 1), *depth]
     for wrong, said in (
         (good[40][:-30], "line 41: no whole Binance message"),
-        (good[40].replace('"U"', '"V"').replace('"pu"', '"V"'), "line 41: no whole Binance message"),
-        (write_depth(40, story, False, symbol="ETHUSDT"), "(ValueError('of ETHUSDT among those of BTCUSDT"),
+        (
+            good[40].replace('"U"', '"V"').replace('"pu"', '"V"'),
+            "line 41: no whole Binance message",
+        ),
+        (
+            write_depth(40, story, False, symbol="ETHUSDT"),
+            "(ValueError('of ETHUSDT among those of BTCUSDT",
+        ),
         (good[40].replace(".", "x"), "line 41: price nan and size nan must be numbers"),
         (good[40].replace('"a": ', '"a": [["1.0"]], "z": '), "line 41: no whole Binance message"),
-        (good[40].replace('"a": ', '"a": [["99.05", "1"]], "z": '), "line 41: price 99.05 is no exact multiple of 0.1"),
-        (compact(good[40]).replace('"a":[[', '"a":[["1.0"],['), "message (ValueError('a level is no pair')): drop the"),
-        (compact(good[40]).replace('"a":[[', '"a":[["1.0",],['), "line 41: no whole Binance message (JSONDecodeErr"),
-        (compact(good[40]).replace('"u":4000', '"u":1e400'), "line 41: no whole Binance message (JSONDecodeErr"),
-        (compact(good[40]).replace('"u":4000', '"u":9999999999999999999'), "line 41: no whole Binance message (Over"),
-        (compact(good[40]).replace('"a":[[', '"a":[{"1.0":2},['), "line 41: no whole Binance message"),
-        (compact(good[40]).replace('"a":[[', '"a":[["x","1"],['), "line 41: price nan and size 1.0 must be numbers"),
-        (compact(good[40]).replace('"a":[', '"a":[["99.05","1"]],"z":['), "line 41: price 99.05 is no exact multiple"),
+        (
+            good[40].replace('"a": ', '"a": [["99.05", "1"]], "z": '),
+            "line 41: price 99.05 is no exact multiple of 0.1",
+        ),
+        (
+            compact(good[40]).replace('"a":[[', '"a":[["1.0"],['),
+            "message (ValueError('a level is no pair')): drop the",
+        ),
+        (
+            compact(good[40]).replace('"a":[[', '"a":[["1.0",],['),
+            "line 41: no whole Binance message (JSONDecodeErr",
+        ),
+        (
+            compact(good[40]).replace('"u":4000', '"u":1e400'),
+            "line 41: no whole Binance message (JSONDecodeErr",
+        ),
+        (
+            compact(good[40]).replace('"u":4000', '"u":9999999999999999999'),
+            "line 41: no whole Binance message (Over",
+        ),
+        (
+            compact(good[40]).replace('"a":[[', '"a":[{"1.0":2},['),
+            "line 41: no whole Binance message",
+        ),
+        (
+            compact(good[40]).replace('"a":[[', '"a":[["x","1"],['),
+            "line 41: price nan and size 1.0 must be numbers",
+        ),
+        (
+            compact(good[40]).replace('"a":[', '"a":[["99.05","1"]],"z":['),
+            "line 41: price 99.05 is no exact multiple",
+        ),
     ):
         write_lines(tmp_path, [*good[:40], wrong, *good[41:]])
         line = refuse(tmp_path, tick_size=0.1)
@@ -162,6 +235,9 @@ def test_binance_faults_name_file_and_line(tmp_path) -> None:
 
 def test_binance_numbers_that_are_no_text_are_read_too(tmp_path) -> None:
     story = tell_story(20)
-    lines = [write_snapshot(0, story, 1), *(write_depth(message, story, spot=True) for message in range(1, 20))]
+    lines = [
+        write_snapshot(0, story, 1),
+        *(write_depth(message, story, spot=True) for message in range(1, 20)),
+    ]
     write_lines(tmp_path, [re.sub(r'"([0-9.]+)"', r"\1", line) for line in lines])
     assert parse(tmp_path) == tell_states(story, first=1)

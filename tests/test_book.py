@@ -21,20 +21,32 @@ class Run:
 
     def __init__(self, depth=2, **settings):
         self.rows: list[list[np.ndarray]] = []
-        self.book = OrderBook(depth, 1.0, lambda out: self.rows.append([a.copy() for a in out]), **settings)
+        self.book = OrderBook(
+            depth, 1.0, lambda out: self.rows.append([a.copy() for a in out]), **settings
+        )
 
     def feed(self, *rows, by_order=False):
         """Apply rows (message, time in ms, type, side, price, size[, order id])."""
         columns = list(zip(*(row if len(row) == 7 else (*row, 0) for row in rows), strict=True))
-        message, time, kind, side, price, size, order = (np.array(column, dtype=np.int64) for column in columns)
+        message, time, kind, side, price, size, order = (
+            np.array(column, dtype=np.int64) for column in columns
+        )
         self.book.apply(
-            time * MS, message, kind.astype(np.uint8), side == BID, price, size, order if by_order else None
+            time * MS,
+            message,
+            kind.astype(np.uint8),
+            side == BID,
+            price,
+            size,
+            order if by_order else None,
         )
         return self
 
     def end(self):
         self.book.finish()
-        return [np.concatenate(parts) for parts in zip(*self.rows, strict=True)] if self.rows else None
+        return (
+            [np.concatenate(parts) for parts in zip(*self.rows, strict=True)] if self.rows else None
+        )
 
     def counter(self, name):
         return int(self.book.counters[COUNTERS.index(name)])
@@ -56,10 +68,17 @@ def test_the_whole_sample_state_by_state():
     kernel = OrderBook(96, 1e-8, lambda out: written.append([a.copy() for a in out]))
     kernel.apply(time, message, kind, is_buy, price, size, order_id)
     kernel.finish()
-    price_ticks, sizes, timestamps, _, starts = (np.concatenate(parts) for parts in zip(*written, strict=True))
+    price_ticks, sizes, timestamps, _, starts = (
+        np.concatenate(parts) for parts in zip(*written, strict=True)
+    )
     reference = ReferenceBook(96, by_order=True)
     rows = zip(
-        kind.tolist(), is_buy.astype(int).tolist(), price.tolist(), size.tolist(), order_id.tolist(), strict=True
+        kind.tolist(),
+        is_buy.astype(int).tolist(),
+        price.tolist(),
+        size.tolist(),
+        order_id.tolist(),
+        strict=True,
     )
     row = 0
     for _, group in itertools.groupby(
@@ -84,7 +103,9 @@ def test_the_whole_sample_state_by_state():
 
 
 def test_a_state_is_the_book_after_the_whole_message():
-    run = Run().feed(*opening(), (2, 5, DELETE, BID, 99, 0), (2, 5, ADD, BID, 98, 1), (3, 9, SET, ASK, 101, 2))
+    run = Run().feed(
+        *opening(), (2, 5, DELETE, BID, 99, 0), (2, 5, ADD, BID, 98, 1), (3, 9, SET, ASK, 101, 2)
+    )
     price_ticks, sizes, timestamps, _, starts = run.end()
     assert price_ticks.tolist() == [[99, 101], [98, 101], [98, 101]]
     assert sizes.tolist() == [[5, 6], [1, 6], [1, 2]]
@@ -93,7 +114,9 @@ def test_a_state_is_the_book_after_the_whole_message():
 
 
 def test_matches_are_summed_with_the_sign_of_the_taker():
-    run = Run().feed(*opening(), (2, 1, MATCH, ASK, 101, 2), (2, 1, MATCH, BID, 99, 1), (3, 2, SUB, ASK, 101, 1))
+    run = Run().feed(
+        *opening(), (2, 1, MATCH, ASK, 101, 2), (2, 1, MATCH, BID, 99, 1), (3, 2, SUB, ASK, 101, 1)
+    )
     *_, traded, _ = run.end()
     assert traded.tolist() == [0, 1, 0]
 
@@ -115,10 +138,16 @@ def test_segments_end_at_gaps_and_silence_and_snapshots_that_differ_are_counted(
     same, other = opening(3, 20), [(4, 30, SNAPSHOT, BID, 98, 5), (4, 30, SNAPSHOT, ASK, 101, 6)]
     unchanged = [(2, 10, ADD, BID, 99, 1), (2, 10, SUB, BID, 99, 1)]
     gap = [(5, 40, GAP, BID, 0, 0), (5, 40, SNAPSHOT, BID, 98, 5), (5, 40, SNAPSHOT, ASK, 101, 6)]
-    run = Run(max_gap_seconds=1).feed(*opening(), *unchanged, *same, *other, *gap, (6, 2000, SET, ASK, 101, 1))
+    run = Run(max_gap_seconds=1).feed(
+        *opening(), *unchanged, *same, *other, *gap, (6, 2000, SET, ASK, 101, 1)
+    )
     *_, starts = run.end()
     assert starts.tolist() == [1, 0, 0, 0, 1, 1]
-    assert (run.counter("gaps"), run.counter("snapshots"), run.counter("snapshots_differ")) == (1, 4, 1)
+    assert (run.counter("gaps"), run.counter("snapshots"), run.counter("snapshots_differ")) == (
+        1,
+        4,
+        1,
+    )
 
 
 def test_a_snapshot_after_a_book_of_fewer_levels_differs_and_ends_no_segment():
@@ -131,7 +160,9 @@ def test_a_snapshot_after_a_book_of_fewer_levels_differs_and_ends_no_segment():
 
 def test_a_ghost_is_evicted_after_the_limit_and_not_before():
     ghost = (2, 100, ADD, BID, 103, 1)
-    run = Run(max_crossed_ms=500).feed(*opening(), ghost, (3, 400, SET, ASK, 101, 1), (4, 601, SET, ASK, 101, 2))
+    run = Run(max_crossed_ms=500).feed(
+        *opening(), ghost, (3, 400, SET, ASK, 101, 1), (4, 601, SET, ASK, 101, 2)
+    )
     price_ticks, *_ = run.end()
     assert price_ticks.tolist() == [[99, 101], [99, 101]]
     assert (run.counter("ghosts_evicted"), run.counter("crossed_states")) == (1, 2)
@@ -143,7 +174,9 @@ def test_the_clock_is_clamped_or_refused():
     assert timestamps.tolist() == [100 * MS, 100 * MS]
     assert run.counter("clock_steps_back") == 1
     with pytest.raises(ValueError, match=str(CLOCK_BACK)) as error:
-        Run(max_clock_step_ms=5).feed(*opening(1, 100), (2, 101, SET, BID, 99, 1), (3, 90, SET, BID, 99, 1))
+        Run(max_clock_step_ms=5).feed(
+            *opening(1, 100), (2, 101, SET, BID, 99, 1), (3, 90, SET, BID, 99, 1)
+        )
     assert error.value.args[0] == 3
 
 
@@ -158,7 +191,9 @@ def test_far_prices_are_kept_and_only_a_visible_one_must_fit_int32():
 
 def test_many_levels_and_orders_grow_the_arrays():
     prices = np.arange(1, 30_001)
-    rows = [(1, 0, SNAPSHOT, BID, -p, p, p) for p in prices] + [(1, 0, SNAPSHOT, ASK, p, p, 30_000 + p) for p in prices]
+    rows = [(1, 0, SNAPSHOT, BID, -p, p, p) for p in prices] + [
+        (1, 0, SNAPSHOT, ASK, p, p, 30_000 + p) for p in prices
+    ]
     run = Run().feed(*rows, by_order=True)
     run.end()
     assert run.book.levels(ASK, 30_001)[0].tolist() == prices.tolist()

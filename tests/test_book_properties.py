@@ -1,4 +1,6 @@
-"""The numba kernel against the book of dictionaries, on random updates with duplicates and unknown ids."""
+"""The numba kernel against the book of dictionaries, on random updates with duplicates and unknown
+ids.
+"""
 
 import itertools
 
@@ -16,10 +18,15 @@ LOT = 0.5  # a power of two, so that lots times LOT are exact in float32
 
 
 def make_updates(rng, rows, by_order, price_range, message_rows, step_ms, ids, wide_ids, crossing):
-    """Random rows of several messages: bids around price 0, asks above, `crossing` of them on the wrong side."""
+    """Random rows of several messages: bids around price 0, asks above, `crossing` of them on the
+    wrong side.
+    """
     message = np.cumsum(rng.random(rows) < 1 / message_rows)
     first = np.flatnonzero(np.diff(message, prepend=-1))
-    times = 10**18 + np.cumsum(rng.integers(-step_ms // 10 - 1, step_ms + 2, size=message[-1] + 1)) * 10**6
+    times = (
+        10**18
+        + np.cumsum(rng.integers(-step_ms // 10 - 1, step_ms + 2, size=message[-1] + 1)) * 10**6
+    )
     kinds = rng.choice([ADD, SUB, MATCH, SET, DELETE], p=[0.35, 0.1, 0.1, 0.35, 0.1], size=rows)
     for begin in rng.choice(first, size=max(1, len(first) // 400)):
         kinds[begin : begin + 4 * message_rows + 8] = SNAPSHOT
@@ -34,11 +41,21 @@ def make_updates(rng, rows, by_order, price_range, message_rows, step_ms, ids, w
         message[begin + 1 :] += 1
         kinds[begin] = GAP
     times = times[np.searchsorted(first, np.arange(rows), "right") - 1]
-    return times, message, kinds.astype(np.uint8), is_buy, prices, sizes, order_ids if by_order else None
+    return (
+        times,
+        message,
+        kinds.astype(np.uint8),
+        is_buy,
+        prices,
+        sizes,
+        order_ids if by_order else None,
+    )
 
 
 def run_kernel(rng, updates, depth, subsample, interval_ms, max_crossed_ms):
-    """Feed rows in batches cut anywhere, through an output of few rows; return its rows, counters and the book."""
+    """Feed rows in batches cut anywhere, through an output of few rows; return its rows, counters
+    and the book.
+    """
     out = []
     book = OrderBook(
         depth,
@@ -71,7 +88,9 @@ def run_reference(updates, depth, max_crossed_ms):
 
 
 def compare(seed, rows, by_order, depth, thinning, **market):
-    """Run both on the same updates and compare every row written, the counters and what is left in the book."""
+    """Run both on the same updates and compare every row written, the counters and what is left in
+    the book.
+    """
     subsample, interval_ms = thinning
     max_crossed_ms = market["step_ms"] * 5
     updates = make_updates(np.random.default_rng(seed), rows, by_order, **market)
@@ -84,7 +103,9 @@ def compare(seed, rows, by_order, depth, thinning, **market):
     if arrays is None:
         assert not expected
     else:
-        ticks, lots, times, starts, traded = (np.array(column) for column in zip(*expected, strict=True))
+        ticks, lots, times, starts, traded = (
+            np.array(column) for column in zip(*expected, strict=True)
+        )
         np.testing.assert_array_equal(arrays[0], ticks)
         np.testing.assert_array_equal(arrays[1], lots * LOT)
         np.testing.assert_array_equal(arrays[2], times)
@@ -101,7 +122,9 @@ def test_random_updates_leave_the_book_of_the_dictionary_reference() -> None:
     seen: dict[str, int] = dict.fromkeys(COUNTERS, 0)
     updates = 0
 
-    @settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @settings(
+        max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
+    )
     @given(
         seed=st.integers(0, 2**32),
         by_order=st.booleans(),
@@ -123,11 +146,19 @@ def test_random_updates_leave_the_book_of_the_dictionary_reference() -> None:
 
     check()
     assert updates >= 10**6
-    assert all(seen.values()), f"nothing exercised {[name for name, count in seen.items() if not count]}"
+    assert all(seen.values()), (
+        f"nothing exercised {[name for name, count in seen.items() if not count]}"
+    )
 
 
 @pytest.mark.parametrize("by_order", [False, True])
 def test_book_of_many_levels_grows(by_order: bool) -> None:
     """Thousands of levels and orders: the arrays of the kernel grow in mid-message."""
-    market = {"price_range": 20_000, "message_rows": 900, "step_ms": 20, "ids": 10**6, "wide_ids": True}
+    market = {
+        "price_range": 20_000,
+        "message_rows": 900,
+        "step_ms": 20,
+        "ids": 10**6,
+        "wide_ids": True,
+    }
     compare(1, 60_000, by_order, 10, (1, 0), crossing=0.0, **market)

@@ -1,4 +1,6 @@
-"""The kernels' tests again with numba's bounds check, which compiles anew only into a cache of its own."""
+"""The kernels' tests again with numba's bounds check, which compiles anew only into a cache of its
+own.
+"""
 
 import os
 import subprocess
@@ -20,11 +22,20 @@ book.apply(one, one, np.full(1, SET, np.uint8), one == 1, one, one)
 
 def run_checked(cache, *words: str) -> subprocess.CompletedProcess:
     settings = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(cache)}
-    return subprocess.run([sys.executable, *words], cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_the_kernels_read_and_write_inside_their_arrays(tmp_path) -> None:
-    """One process: each kernel compiles once. The planted read out of bounds proves that the check is on."""
+    """One process: each kernel compiles once. The planted read out of bounds proves that the check
+    is on.
+    """
     tests = ["tests/test_book.py", "tests/test_book_properties.py", "-k", "not whole_sample"]
     done = run_checked(tmp_path, "-m", "pytest", "-p", "no:cacheprovider", *tests)
     assert done.returncode == 0, done.stdout[-3000:]

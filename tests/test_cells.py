@@ -1,4 +1,6 @@
-"""The convolutional stem and decoder: nothing hidden or later leaks in, ladder prices stay, and FLOPs are counted."""
+"""The convolutional stem and decoder: nothing hidden or later leaks in, ladder prices stay, and
+FLOPs are counted.
+"""
 
 import pytest
 import torch
@@ -12,8 +14,16 @@ from lob.model.masking import MASKS, make_mask, window_keys
 from lob.training.te_layer import load_plain_state, plain_state
 
 STATES, LEVELS = 40, 24
-SMALL = {"depth": LEVELS, "temporal_dim": STATES, "width": 32, "heads": 2, "layers": 2, "ffn_width": 64,
-         "cell_width": 8, "fill": "ladder"}  # fmt: skip
+SMALL = {
+    "depth": LEVELS,
+    "temporal_dim": STATES,
+    "width": 32,
+    "heads": 2,
+    "layers": 2,
+    "ffn_width": 64,
+    "cell_width": 8,
+    "fill": "ladder",
+}
 
 
 def small(**choices):
@@ -32,7 +42,11 @@ def lively(config):
 
 def hidden_windows(mode):
     price_ticks, sizes = moving_book()
-    return price_ticks, sizes, make_mask(window_keys(0, 0, torch.arange(len(sizes))), STATES, LEVELS, 0.25, mode)
+    return (
+        price_ticks,
+        sizes,
+        make_mask(window_keys(0, 0, torch.arange(len(sizes))), STATES, LEVELS, 0.25, mode),
+    )
 
 
 @pytest.mark.parametrize("scheme", ["book", "minmax"])
@@ -43,13 +57,18 @@ def test_hidden_values_change_no_prediction(mode, scheme):
     model = lively(config)
     poisoned = price_ticks.masked_fill(mask[..., 0], 123), sizes.masked_fill(mask[..., 1], 1e9)
     with torch.inference_mode():
-        found, expected = (model(*build_inputs(*given, mask, config)[:2]) for given in (poisoned, (price_ticks, sizes)))
+        found, expected = (
+            model(*build_inputs(*given, mask, config)[:2])
+            for given in (poisoned, (price_ticks, sizes))
+        )
     assert found.isfinite().all() and found.equal(expected)
 
 
 def test_no_mask_is_a_mask_that_hides_nothing():
     price_ticks, sizes, mask = hidden_windows("entry")
-    tokens, expected = (build_inputs(price_ticks, sizes, m, small())[0] for m in (None, torch.zeros_like(mask)))
+    tokens, expected = (
+        build_inputs(price_ticks, sizes, m, small())[0] for m in (None, torch.zeros_like(mask))
+    )
     torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-6)
 
 
@@ -62,8 +81,10 @@ def test_causal_embeddings_do_not_see_later_states(causal, same):
     config = small(causal=causal)
     model = lively(config)
     with torch.inference_mode():
-        before, after = (model.encode(build_inputs(*given, None, config)[0])[:, :30]
-                         for given in ((price_ticks, sizes), changed))  # fmt: skip
+        before, after = (
+            model.encode(build_inputs(*given, None, config)[0])[:, :30]
+            for given in ((price_ticks, sizes), changed)
+        )
     assert torch.allclose(before, after, rtol=0, atol=1e-5) is same
 
 
@@ -84,7 +105,9 @@ def test_cells_hold_the_sizes_last_and_next_seen_at_their_price():
     config = small(depth=4, temporal_dim=3)
     cells, base, values, _ = build_inputs(price_ticks, sizes, mask, config)
     left, right = cells[..., 8] + base[..., 1], cells[..., 9] + base[..., 1]
-    assert left[0, 1, 2] == values[0, 0, 2, 1] and right[0, 1, 2] == pytest.approx(float(values[0, 2, 2, 1]))
+    assert left[0, 1, 2] == values[0, 0, 2, 1] and right[0, 1, 2] == pytest.approx(
+        float(values[0, 2, 2, 1])
+    )
     assert left[0, 2, 1] == pytest.approx(float(values[0, 0, 1, 1]))  # price 20, two states ago
     assert cells[0, 1, 1, 8:12].abs().sum() == 0  # price 21 is there once
 
@@ -115,7 +138,9 @@ def test_weights_go_there_and_back_and_the_network_can_be_scripted_and_traced():
         expected = model(tokens, base)
         assert other(tokens, base).equal(expected)
         assert torch.jit.script(model)(tokens, base).equal(expected)
-        for module, inputs in ((WindowEncoder(model, "last"), (price_ticks, sizes)),
-                               (Reconstruction(model), (price_ticks, sizes, mask))):  # fmt: skip
+        for module, inputs in (
+            (WindowEncoder(model, "last"), (price_ticks, sizes)),
+            (Reconstruction(model), (price_ticks, sizes, mask)),
+        ):
             traced = torch.jit.trace(module, tuple(x[:1] for x in inputs), check_trace=False)
             torch.testing.assert_close(traced(*inputs), module(*inputs))

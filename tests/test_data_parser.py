@@ -26,7 +26,8 @@ from lob.feeds.batch import Batch
 SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"
 HEADER = "time_exchange;time_coinapi;update_type;is_buy;entry_px;entry_sx;order_id\n"
 OPENING = "".join(
-    f"2026-05-02T00:00:00.0000000;x;SNAPSHOT;{buy};{100 + sign * (level + 1)}.50;{level + 1}.25;{buy * 10 + level}\n"
+    f"2026-05-02T00:00:00.0000000;x;SNAPSHOT;{buy};{100 + sign * (level + 1)}.50;{level + 1}.25;"
+    f"{buy * 10 + level}\n"
     for buy, sign in ((0, 1), (1, -1))
     for level in range(3)
 )
@@ -82,7 +83,19 @@ def test_order_by_order_file_with_two_decimals(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "variant", ["gzip", "zstd", "comma", "time of day", "by level", "no ids", "uuid", "quoted", "words", "mark"]
+    "variant",
+    [
+        "gzip",
+        "zstd",
+        "comma",
+        "time of day",
+        "by level",
+        "no ids",
+        "uuid",
+        "quoted",
+        "words",
+        "mark",
+    ],
 )
 def test_variants_of_the_layout_give_the_same_book(tmp_path, variant):
     text, name = HEADER + OPENING + row("01.5", "SET", 1, "98.50", "4", 11), "20260502.csv"
@@ -102,9 +115,16 @@ def test_variants_of_the_layout_give_the_same_book(tmp_path, variant):
         data = HEADER + "".join(f"{line.rpartition(';')[0]};\n" for line in text.splitlines()[1:])
     elif variant == "uuid":
         lines = [line.rpartition(";") for line in text.splitlines()[1:]]
-        data = HEADER + "".join(f"{head};{int(order):08d}-aaaa-bbbb-cccc-dddddddddddd\n" for head, _, order in lines)
+        data = HEADER + "".join(
+            f"{head};{int(order):08d}-aaaa-bbbb-cccc-dddddddddddd\n" for head, _, order in lines
+        )
     elif variant == "quoted":
-        data = "\n".join(";".join(f'"{cell}"' for cell in line.split(";")) for line in text.splitlines()) + "\n"
+        data = (
+            "\n".join(
+                ";".join(f'"{cell}"' for cell in line.split(";")) for line in text.splitlines()
+            )
+            + "\n"
+        )
     elif variant == "words":
         data = text.replace("SNAPSHOT;1", "SNAPSHOT;true").replace("SNAPSHOT;0", "SNAPSHOT;false")
     elif variant == "mark":
@@ -113,7 +133,9 @@ def test_variants_of_the_layout_give_the_same_book(tmp_path, variant):
     for folder in ("plain", "other"):
         done = parse(tmp_path / folder, "--depth=4")
         assert done.returncode == 0, done.stderr
-    plain, other = (contents(tmp_path / folder / "book_states" / "A_B") for folder in ("plain", "other"))
+    plain, other = (
+        contents(tmp_path / folder / "book_states" / "A_B") for folder in ("plain", "other")
+    )
     for file in plain.keys() - {"meta.json"}:
         assert plain[file] == other[file], file
 
@@ -133,21 +155,48 @@ def test_an_opening_snapshot_of_the_day_before_is_stamped_so(tmp_path):
         (HEADER, "holds no rows"),
         ("a;b;c\n1;2;3\n", "is of no known feed"),
         (HEADER.replace("entry_px", "px") + OPENING, "lacks entry_px"),
-        (HEADER + OPENING + row("01.0", "FROB", 1, "99", "1", 7), "row 7: unknown update_type 'FROB'"),
-        (HEADER + OPENING + row("01.0", "ADD", 7, "99", "1", 7), "row 7: unknown is_buy '7'"),
-        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "abc", 7), "row 7: entry_sx 'abc' is not a number"),
-        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "-1", 7), "row 7: price 99.0 and size -1.0"),
-        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "nan", 7), "row 7: price 99.0 and size nan"),
-        (HEADER + OPENING + row("05.0", "ADD", 1, "9", "1", 7) + row("03.0", "ADD", 1, "9", "1", 8), "row 8: time"),
-        (HEADER + OPENING + "half a row\n", "columns, the header 7: 'half a row': mend or drop the row"),
-        (HEADER + OPENING + row("01.0", "ADD", 1, "99", "", 7), "row 7: entry_sx '' is not a number"),
         (
-            HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace("2026-05-02T00:00:01.0", ""),
+            HEADER + OPENING + row("01.0", "FROB", 1, "99", "1", 7),
+            "row 7: unknown update_type 'FROB'",
+        ),
+        (HEADER + OPENING + row("01.0", "ADD", 7, "99", "1", 7), "row 7: unknown is_buy '7'"),
+        (
+            HEADER + OPENING + row("01.0", "ADD", 1, "99", "abc", 7),
+            "row 7: entry_sx 'abc' is not a number",
+        ),
+        (
+            HEADER + OPENING + row("01.0", "ADD", 1, "99", "-1", 7),
+            "row 7: price 99.0 and size -1.0",
+        ),
+        (
+            HEADER + OPENING + row("01.0", "ADD", 1, "99", "nan", 7),
+            "row 7: price 99.0 and size nan",
+        ),
+        (
+            HEADER
+            + OPENING
+            + row("05.0", "ADD", 1, "9", "1", 7)
+            + row("03.0", "ADD", 1, "9", "1", 8),
+            "row 8: time",
+        ),
+        (
+            HEADER + OPENING + "half a row\n",
+            "columns, the header 7: 'half a row': mend or drop the row",
+        ),
+        (
+            HEADER + OPENING + row("01.0", "ADD", 1, "99", "", 7),
+            "row 7: entry_sx '' is not a number",
+        ),
+        (
+            HEADER
+            + OPENING
+            + row("01.0", "ADD", 1, "99", "1", 7).replace("2026-05-02T00:00:01.0", ""),
             "row 7: time_exchange '' is not a time",
         ),
         (
             HEADER + OPENING + row("77.0", "ADD", 1, "99", "1", 7),
-            "row 7: time_exchange '2026-05-02T00:00:77.0' is not a time such as 2026-05-02T12:30:00.5: mend",
+            "row 7: time_exchange '2026-05-02T00:00:77.0' is not a time such as "
+            "2026-05-02T12:30:00.5: mend",
         ),
         (
             HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace(";7\n", ";x7\n"),
@@ -175,7 +224,13 @@ def test_files_with_and_without_order_ids_are_not_mixed(tmp_path, column, worker
 
 
 def test_small_steps_back_are_clamped_and_counted(tmp_path):
-    put(tmp_path, HEADER + OPENING + row("05.0", "ADD", 1, "99.5", "1", 7) + row("04.5", "ADD", 1, "99.5", "1", 8))
+    put(
+        tmp_path,
+        HEADER
+        + OPENING
+        + row("05.0", "ADD", 1, "99.5", "1", 7)
+        + row("04.5", "ADD", 1, "99.5", "1", 8),
+    )
     assert parse(tmp_path, "--depth=4").returncode == 0
     book = open_book(tmp_path / "book_states" / "A_B")
     assert book.meta["counters"]["clock_steps_back"] == 1
@@ -189,7 +244,10 @@ def test_missing_folders_and_books_too_thin_are_named(tmp_path):
     assert "holds no files (.md and .txt aside)" in refused(tmp_path)
     put(tmp_path, HEADER + OPENING)
     line = refused(tmp_path)
-    assert "no complete state of depth 96" in line and "states with fewer than 48 levels on a side" in line
+    assert (
+        "no complete state of depth 96" in line
+        and "states with fewer than 48 levels on a side" in line
+    )
     assert "did you mean 'A_B'" in refused(tmp_path, "--pairs=['A_C']")
 
 
@@ -211,12 +269,18 @@ def test_impossible_settings_are_refused_by_name(tmp_path, words):
 def test_a_finer_price_than_the_tick_names_row_and_remedy(tmp_path):
     put(tmp_path, HEADER + OPENING + row("01.0", "ADD", 1, "99.25", "1", 7))
     line = refused(tmp_path, "--depth=4", "--tick_size=0.5")
-    assert "row 7: price 99.25 is no exact multiple of 0.5, the tick size: set a finer --tick_size\n" in line
+    assert (
+        "row 7: price 99.25 is no exact multiple of 0.5, the tick size: set a finer --tick_size\n"
+        in line
+    )
 
 
 def test_a_finer_size_than_the_first_million_rows_needed_names_its_remedy():
     batch = one_batch([1.0, 2.0], [1.0, 2.5])
-    with pytest.raises(InputError, match=r"row 2: size 2.5 is no exact multiple of 1, .* million .* round the sizes"):
+    with pytest.raises(
+        InputError,
+        match=r"row 2: size 2.5 is no exact multiple of 1, .* million .* round the sizes",
+    ):
         units.to_lots(batch, 1.0)
 
 
@@ -236,7 +300,9 @@ def test_the_tick_found_divides_every_price(prices, tick):
 
 
 def one_batch(prices: list[float], sizes: list[float]) -> Batch:
-    return Batch(*[np.zeros(len(prices))] * 4, np.array(prices), np.array(sizes), None, "file", 1, 0)
+    return Batch(
+        *[np.zeros(len(prices))] * 4, np.array(prices), np.array(sizes), None, "file", 1, 0
+    )
 
 
 @pytest.mark.parametrize("tick", [0.3, 0.4, 0.03, 2.5, 1 / 3, 0.25, 1e-10])
@@ -244,15 +310,22 @@ def test_a_tick_may_be_any_number(tick):
     prices = np.array([1.0, 7.0, 1000.0, 123_457.0]) * tick
     assert units.to_units(prices, tick, None, "price", "").tolist() == [1, 7, 1000, 123_457]
     with pytest.raises(InputError, match=r"row 2: price .* is no exact multiple"):
-        units.to_units(np.array([tick, 10.001 * tick]), tick, one_batch([0, 0], [0, 0]), "price", "")
+        units.to_units(
+            np.array([tick, 10.001 * tick]), tick, one_batch([0, 0], [0, 0]), "price", ""
+        )
 
 
 def test_no_size_becomes_zero_and_later_ones_may_be_a_thousand_times_as_large():
     assert units.infer_units(iter([one_batch([1.0, 2.0], [2.0, 1e-11])]), None)[2] == 1e-11
-    with pytest.raises(InputError, match=r"first million sizes are multiples of no power of ten .*: round them"):
+    with pytest.raises(
+        InputError, match=r"first million sizes are multiples of no power of ten .*: round them"
+    ):
         units.infer_units(iter([one_batch([1.0, 2.0], [1 / 3, 1.0])]), None)
     _, _, lot = units.infer_units(iter([one_batch([1.0, 2.0], [5e7, 0.01])]), None)
-    assert units.to_units(np.array([5e10, 0.01]), lot, None, "size", "").tolist() == [5 * 10**15, 1000]
+    assert units.to_units(np.array([5e10, 0.01]), lot, None, "size", "").tolist() == [
+        5 * 10**15,
+        1000,
+    ]
 
 
 def test_a_truncated_gzip_among_good_files_keeps_the_old_output_and_the_other_pairs(tmp_path):
@@ -282,10 +355,24 @@ def test_a_disk_that_fills_keeps_the_old_output_and_the_other_pairs(tmp_path, wo
     before = contents(tmp_path / "book_states" / "A_B")
     put(tmp_path, cut_of_sample(20_000))
     put(tmp_path, HEADER + OPENING.replace("100", "99") * 2, pair="C_D")
-    command = [sys.executable, "data_parser.py", f"--data_dir={tmp_path}", f"--workers={workers}", "--depth=4"]
-    uncovered = {key: value for key, value in os.environ.items() if not key.startswith("COV")}  # its file grows too
+    command = [
+        sys.executable,
+        "data_parser.py",
+        f"--data_dir={tmp_path}",
+        f"--workers={workers}",
+        "--depth=4",
+    ]
+    uncovered = {
+        key: value for key, value in os.environ.items() if not key.startswith("COV")
+    }  # its file grows too
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit_files, env=uncovered
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit_files,
+        env=uncovered,
     )
     assert done.returncode == 1
     assert "A_B: File too large" in done.stderr
@@ -315,7 +402,9 @@ def test_killed_at_any_moment_it_leaves_the_old_output_and_the_next_run_finishes
     killed = 0
     for delay in (0.3, 0.8, 1.2, 1.6, 2.0):
         command = [sys.executable, "data_parser.py", f"--data_dir={tmp_path}", "--workers=1"]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         if process.wait() == -signal.SIGKILL:
@@ -346,16 +435,26 @@ def test_meta_names_sources_and_counts(tmp_path):
 def test_a_book_without_an_opening_snapshot_and_its_gaps_are_told(tmp_path):
     """The rest of a file whose SNAPSHOT rows are gone, with a silence of two minutes."""
     levels = OPENING.replace("SNAPSHOT", "ADD")
-    text = HEADER + levels + "".join(row(f"{s}.0", "SET", 1, "99.50", f"{s}", 10) for s in (10, 11, 12))
+    text = (
+        HEADER
+        + levels
+        + "".join(row(f"{s}.0", "SET", 1, "99.50", f"{s}", 10) for s in (10, 11, 12))
+    )
     put(tmp_path, text + row("10.0", "SET", 1, "99.50", "9", 10).replace("00:00:", "00:02:"))
     said = parse(tmp_path, "--depth=4").stdout
-    assert "snapshots                     0: the book began empty, levels not yet updated are missing" in said
+    assert (
+        "snapshots                     0: the book began empty, levels not yet updated are missing"
+        in said
+    )
     assert "segments                      2, the longest of 4 states" in said
     meta = open_book(tmp_path / "book_states" / "A_B").meta
     assert (meta["segments"], meta["longest_segment"]) == (2, 4)
     put(tmp_path, HEADER + OPENING)
     said = parse(tmp_path, "--depth=4").stdout
-    assert "began empty" not in said and "segments                      1, the longest of 1 states" in said
+    assert (
+        "began empty" not in said
+        and "segments                      1, the longest of 1 states" in said
+    )
     assert " 0 MB" not in said and "about" not in said  # nothing is left to forecast
 
 
@@ -366,8 +465,14 @@ def test_files_in_subfolders_are_read_in_path_order(tmp_path):
     put(tmp_path, "notes", "2026/.hidden/full.csv")
     assert parse(tmp_path, "--depth=4").returncode == 0
     book = open_book(tmp_path / "book_states" / "A_B")
-    assert book.timestamps.astype("M8[ns]").astype("M8[D]").astype(str).tolist() == ["2026-05-02", "2026-05-03"]
-    assert [source["name"] for source in book.meta["sources"]] == ["2026/20260502/full.csv", "2026/20260503/full.csv"]
+    assert book.timestamps.astype("M8[ns]").astype("M8[D]").astype(str).tolist() == [
+        "2026-05-02",
+        "2026-05-03",
+    ]
+    assert [source["name"] for source in book.meta["sources"]] == [
+        "2026/20260502/full.csv",
+        "2026/20260503/full.csv",
+    ]
     assert parse(tmp_path, "--depth=4", "--workers=2").stdout.startswith("A_B: about 2 states, ")
 
 
@@ -375,12 +480,19 @@ def test_files_in_subfolders_are_read_in_path_order(tmp_path):
 def test_a_scheduler_that_does_not_answer_is_told_in_one_line(tmp_path, address):
     dask = pytest.importorskip("distributed.client").dask
     put(tmp_path, HEADER + OPENING)
-    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(InputError) as refused:
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(InputError) as refused,
+    ):
         data_parser.make_executor({"scheduler": address}, 1)
-    assert f"scheduler = {address!r} does not answer" in str(refused.value) and "\n" not in str(refused.value)
+    assert f"scheduler = {address!r} does not answer" in str(refused.value) and "\n" not in str(
+        refused.value
+    )
     assert "start it, or leave scheduler None" in str(refused.value)
 
 
-@pytest.mark.parametrize(("size", "text"), [(3.1e9, "3.1 GB"), (131.96e6, "132.0 MB"), (2340, "2.3 kB")])
+@pytest.mark.parametrize(
+    ("size", "text"), [(3.1e9, "3.1 GB"), (131.96e6, "132.0 MB"), (2340, "2.3 kB")]
+)
 def test_sizes_are_told_in_a_fitting_unit(size, text):
     assert data_parser.format_bytes(size) == text

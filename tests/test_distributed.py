@@ -1,4 +1,6 @@
-"""Processes that train together: started, stopped by SIGTERM, resumed in another number, and ended when one fails."""
+"""Processes that train together: started, stopped by SIGTERM, resumed in another number, and ended
+when one fails.
+"""
 
 import os
 import signal
@@ -19,7 +21,9 @@ from lob.config import CheckFailed, InputError
 from lob.training import distributed
 from lob.training.distributed import free_port, wait_for_ranks
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="ranks of a GPU machine are its GPUs")
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="ranks of a GPU machine are its GPUs"
+)
 
 
 def launch(work, ranks: int, *arguments) -> None:
@@ -30,7 +34,10 @@ def launch(work, ranks: int, *arguments) -> None:
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
     """The processes that a started trainer spawned, rank 0 first."""
     children = psutil.Process(process.pid).children()
-    return sorted((c for c in children if "spawn_main" in " ".join(c.cmdline())), key=lambda c: c.create_time())
+    return sorted(
+        (c for c in children if "spawn_main" in " ".join(c.cmdline())),
+        key=lambda c: c.create_time(),
+    )
 
 
 @pytest.fixture
@@ -39,8 +46,15 @@ def start(sampled, tmp_path):
     started = []
 
     def begin(*words: str) -> subprocess.Popen:
-        started.append(subprocess.Popen(command(sampled, tmp_path, "--max_gpus=2", *words), cwd=ROOT, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+        started.append(
+            subprocess.Popen(
+                command(sampled, tmp_path, "--max_gpus=2", *words),
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
         return started[-1]
 
     yield begin
@@ -62,7 +76,8 @@ def test_sigterm_stops_all_ranks_and_one_rank_goes_on_with_the_same_steps(sample
     said = train(sampled, tmp_path, "--model_name=two", *recipe, "--resume=True", status=2).stderr
     for rank in started:
         rank.resume()
-    assert said == f"fp8_ddp_trainer.py: {run} is still running: wait for its end, or stop it, to resume it\n"
+    reason = "is still running: wait for its end, or stop it, to resume it"
+    assert said == f"fp8_ddp_trainer.py: {run} {reason}\n"
     process.terminate()
     printed, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
@@ -73,7 +88,9 @@ def test_sigterm_stops_all_ranks_and_one_rank_goes_on_with_the_same_steps(sample
     printed = train(sampled, tmp_path, "--model_name=two", *recipe, "--resume=True").stdout
     assert "128 windows in 4 pass(es) on each of 1 rank(s)" in printed
     np.testing.assert_allclose(losses(run), losses(tmp_path / "one"), rtol=1e-6)
-    found, expected = (metrics(tmp_path / name, "epoch")[0]["train_loss"] for name in ("two", "one"))
+    found, expected = (
+        metrics(tmp_path / name, "epoch")[0]["train_loss"] for name in ("two", "one")
+    )
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -86,22 +103,28 @@ def test_a_rank_that_dies_ends_the_run_with_its_name(tmp_path, start, victim):
     started[victim].send_signal(signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"fp8_ddp_trainer.py: rank {victim} ended with SIGKILL; the other ranks were ended\n" in said
+    assert (
+        f"fp8_ddp_trainer.py: rank {victim} ended with SIGKILL; the other ranks were ended\n"
+        in said
+    )
     assert "Traceback" not in said
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in started)
 
 
 def fail_or_wait(rank: int, world: int, port: int, kind: str) -> None:
-    """Rank 1 fails; the other ends at once or, where the failure is a check's, would wait for an hour."""
+    """Rank 1 fails; the other ends at once or, where the failure is a check's, would wait for an
+    hour.
+    """
     if rank == 0:
         return time.sleep(3600 if kind == "check" else 0)
-    raise {"input": InputError, "check": CheckFailed, "disk": OSError, "bug": ZeroDivisionError}[kind](
-        f"{kind} at rank {rank}"
-    )
+    raise {"input": InputError, "check": CheckFailed, "disk": OSError, "bug": ZeroDivisionError}[
+        kind
+    ](f"{kind} at rank {rank}")
 
 
 @pytest.mark.parametrize(
-    ("kind", "raised"), [("input", InputError), ("check", CheckFailed), ("disk", CheckFailed), ("bug", Exception)]
+    ("kind", "raised"),
+    [("input", InputError), ("check", CheckFailed), ("disk", CheckFailed), ("bug", Exception)],
 )
 def test_the_error_of_a_rank_is_raised_by_the_one_who_started_it(kind, raised):
     before = signal.getsignal(signal.SIGTERM)
@@ -129,7 +152,10 @@ def test_a_machine_without_loopback_is_refused_at_once(monkeypatch):
         raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
-    with pytest.raises(InputError, match=r"by 127.0.0.1 \(Network is unreachable\): bring the loopback interface up"):
+    with pytest.raises(
+        InputError,
+        match=r"by 127.0.0.1 \(Network is unreachable\): bring the loopback interface up",
+    ):
         launch(fail_or_wait, 2, "input")
 
 
@@ -141,7 +167,9 @@ def test_ranks_that_never_meet_end_with_one_line(monkeypatch, started):
     monkeypatch.setenv("MASTER_PORT", str(port))
     where = f"127.0.0.1:{port}"
     with (
-        pytest.raises(CheckFailed, match=f"rank 1 did not meet the other ranks at {where} within 1 s: ") as caught,
+        pytest.raises(
+            CheckFailed, match=f"rank 1 did not meet the other ranks at {where} within 1 s: "
+        ) as caught,
         distributed.join_team(1, 2, "gloo", port if started == "here" else None),
     ):
         pass
@@ -151,7 +179,11 @@ def test_ranks_that_never_meet_end_with_one_line(monkeypatch, started):
 def add_up_on(rank: int, world: int, port: int, folder: Path) -> None:
     distributed.LARGE = 10
     with distributed.join_team(rank, world, "gloo", port) as team:
-        gradients = [torch.full((3,), rank + 1.0), torch.full((4, 5), rank + 10.0), torch.full((2, 2), rank + 5.0)]
+        gradients = [
+            torch.full((3,), rank + 1.0),
+            torch.full((4, 5), rank + 10.0),
+            torch.full((2, 2), rank + 5.0),
+        ]
         team.add_up(gradients)
         torch.save(gradients, folder / f"{rank}.pt")
 

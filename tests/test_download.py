@@ -1,4 +1,6 @@
-"""training_data/download_tardis.py against a server on this machine that lays its files out as tardis.dev does."""
+"""training_data/download_tardis.py against a server on this machine that lays its files out as
+tardis.dev does.
+"""
 
 import gzip
 import importlib.util
@@ -45,9 +47,12 @@ def endpoint():
 def download(*words: str, blocked: str = "") -> subprocess.CompletedProcess:
     start = f"import sys, runpy; sys.modules.update(dict.fromkeys({blocked.split()!r}))"
     code = (
-        f"{start}; sys.argv[0] = 'training_data/download_tardis.py'; runpy.run_path(sys.argv[0], run_name='__main__')"
+        f"{start}; sys.argv[0] = 'training_data/download_tardis.py'; runpy.run_path(sys.argv[0], "
+        "run_name='__main__')"
     )
-    return subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_day_is_fetched_and_parsed(tmp_path, endpoint) -> None:
@@ -55,7 +60,9 @@ def test_a_day_is_fetched_and_parsed(tmp_path, endpoint) -> None:
     done = download(f"--data_dir={tmp_path}", f"--endpoint={endpoint}", "--symbol=btcusdt")
     assert done.returncode == 0, done.stderr
     file = tmp_path / "raw" / "BTCUSDT" / "2024-08-01.csv.gz"
-    assert done.stdout.startswith(f"fetching binance-futures btcusdt of 2024-08-01 from {endpoint}\n")
+    assert done.stdout.startswith(
+        f"fetching binance-futures btcusdt of 2024-08-01 from {endpoint}\n"
+    )
     assert file.read_bytes() == Server.data
     assert "already there" in download(f"--data_dir={tmp_path}", "--symbol=btcusdt").stdout
     data_parser.parse_pair({**data_parser.config, "data_dir": str(tmp_path), "depth": 4}, "BTCUSDT")
@@ -64,12 +71,16 @@ def test_a_day_is_fetched_and_parsed(tmp_path, endpoint) -> None:
 
 def test_refusals_are_one_line(tmp_path, endpoint) -> None:
     words = (f"--data_dir={tmp_path}", f"--endpoint={endpoint}")
-    refused = [(download(*words, "--date=1/8/2024"), "is no day"),
-               (download(*words, blocked="tardis_dev"), "pip install -c constraints.txt tardis-dev")]  # fmt: skip
+    refused = [
+        (download(*words, "--date=1/8/2024"), "is no day"),
+        (download(*words, blocked="tardis_dev"), "pip install -c constraints.txt tardis-dev"),
+    ]
     if importlib.util.find_spec("tardis_dev"):
         refused.append((download(*words, "--date=2024-08-02"), "TARDIS_API_KEY"))
-        refused += [(download(words[0], f"--endpoint={nowhere}"), f"endpoint = {nowhere!r} does not answer")
-                    for nowhere in ("http://127.0.0.1:1/v1", "http://no-such-host.invalid/v1", "nonsense")]  # fmt: skip
+        refused += [
+            (download(words[0], f"--endpoint={nowhere}"), f"endpoint = {nowhere!r} does not answer")
+            for nowhere in ("http://127.0.0.1:1/v1", "http://no-such-host.invalid/v1", "nonsense")
+        ]
     for done, said in refused:
         assert done.returncode == 2, done.stderr
         assert said in done.stderr

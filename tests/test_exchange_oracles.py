@@ -1,6 +1,8 @@
-"""The kernel on recorded exchange data against what the exchange itself says of the book after a message.
+"""The kernel on recorded exchange data against what the exchange itself says of the book after a
+message.
 
-Binance: `bookTicker`. Kraken and OKX: a CRC32 in every message. Shanghai: snapshots of ten levels a side.
+Binance: `bookTicker`. Kraken and OKX: a CRC32 in every message. Shanghai: snapshots of ten levels a
+side.
 """
 
 import bisect
@@ -23,7 +25,9 @@ from lob.feeds.batch import ADD, DELETE, FEEDS, MATCH, SET, SNAPSHOT, find_feed
 
 pytestmark = pytest.mark.recorded
 FOREVER_MS = 10**12
-BINANCE = {  # files of one stream: depth messages that leave a state, and how many of them differ from bookTicker
+# files of one stream: depth messages that leave a state, and how many of them differ from
+# bookTicker
+BINANCE = {
     "cm/btcusd_perp_2024080[89].gz": (44_772, 0),
     "spot/btcusdt_2024080[89].gz": (6_493, 2),
     "usdm/btcusdt_2023040[45].dat.gz": (16_110, 0),
@@ -35,19 +39,25 @@ BINANCE = {  # files of one stream: depth messages that leave a state, and how m
 
 def count_exceptions(book):
     counters = dict(zip(COUNTERS, book.counters.tolist(), strict=True))
-    return {name: counters[name] for name in ("gaps", "snapshots", "crossed_states", "thin_states", "ghosts_evicted")}
+    return {
+        name: counters[name]
+        for name in ("gaps", "snapshots", "crossed_states", "thin_states", "ghosts_evicted")
+    }
 
 
 @pytest.mark.parametrize("pattern", BINANCE)
 def test_binance_best_levels_equal_book_ticker(recorded, pattern: str) -> None:
-    """Best bid and ask, price and size, after update u equal the last bookTicker whose u is at or below it."""
+    """Best bid and ask, price and size, after update u equal the last bookTicker whose u is at or
+    below it.
+    """
     files = sorted((recorded / "binance").glob(pattern))
     assert {find_feed(file) for file in files} == {"binance"}
     written = []
     book = OrderBook(2, 1e-8, lambda out: written.append([array.copy() for array in out]))
     for batch in FEEDS["binance"].read(files):
         ticks, lots = (
-            np.rint(values * scale).astype(np.int64) for values, scale in ((batch.price, 1e2), (batch.size, 1e8))
+            np.rint(values * scale).astype(np.int64)
+            for values, scale in ((batch.price, 1e2), (batch.size, 1e8))
         )
         book.apply(batch.time_ns, batch.message, batch.update_type, batch.is_buy, ticks, lots)
     book.finish()
@@ -88,20 +98,26 @@ def count_digits(text: str) -> int:
 
 
 class LevelBook:
-    """One instrument on the kernel, fed with levels as text; `digits` of price and size give ticks and lots."""
+    """One instrument on the kernel, fed with levels as text; `digits` of price and size give ticks
+    and lots.
+    """
 
     def __init__(self, price_digits: int, size_digits: int):
         self.digits = (price_digits, size_digits)
-        # So deep that no state is complete: the ticks of prices as sent need not fit a written state's int32.
+        # So deep that no state is complete: the ticks of prices as sent need not fit a written
+        # state's int32.
         self.book = OrderBook(10**5, 1.0, lambda out: None, max_crossed_ms=FOREVER_MS, capacity=2)
         self.message = 0
 
     def take(self, bids, asks, kind=SET, most_levels: int | None = None) -> None:
-        """Apply one message; then delete the levels past `most_levels` a side, as its reader is told to."""
+        """Apply one message; then delete the levels past `most_levels` a side, as its reader is
+        told to.
+        """
         self.message += 1
         levels = [*bids, *asks]
         ticks, lots = (
-            np.array([int(Decimal(level[field]).scaleb(self.digits[field])) for level in levels]) for field in range(2)
+            np.array([int(Decimal(level[field]).scaleb(self.digits[field])) for level in levels])
+            for field in range(2)
         )
         self.apply(kind, np.arange(len(levels)) < len(bids), ticks, lots)
         for side in (BID, ASK) if most_levels else ():
@@ -122,7 +138,10 @@ def test_kraken_checksums_match_after_every_message(recorded) -> None:
     for message in read_recording(recorded / "kraken" / "KRAKEN.jsonl.zst"):
         if not isinstance(message, list) or message[-2] != "book-1000":
             continue
-        pair, parts = message[-1], {name: value for part in message[1:-2] for name, value in part.items()}
+        pair, parts = (
+            message[-1],
+            {name: value for part in message[1:-2] for name, value in part.items()},
+        )
         if "as" in parts:
             price, size = parts["as"][0][:2]
             books[pair] = LevelBook(count_digits(price), count_digits(size))
@@ -131,7 +150,8 @@ def test_kraken_checksums_match_after_every_message(recorded) -> None:
         book = books[pair]
         book.take(parts.get("b", []), parts.get("a", []), most_levels=1000)
         levels = [*book.best(ASK, 10), *book.best(BID, 10)]
-        # The dot removed and leading zeros stripped, a number as sent is its count of ticks or lots.
+        # The dot removed and leading zeros stripped, a number as sent is its count of ticks or
+        # lots.
         text = "".join(f"{ticks}{lots}" for ticks, lots in levels)
         messages += 1
         right += zlib.crc32(text.encode()) == int(parts["c"])
@@ -150,7 +170,9 @@ def test_okx_checksums_match_after_every_message(recorded) -> None:
             continue
         book = books.setdefault(message["arg"]["instId"], LevelBook(8, 8))
         for part in message["data"]:
-            book.take(part["bids"], part["asks"], SNAPSHOT if message["action"] == "snapshot" else SET)
+            book.take(
+                part["bids"], part["asks"], SNAPSHOT if message["action"] == "snapshot" else SET
+            )
             sides = book.best(BID, 25), book.best(ASK, 25)
             texts = [
                 f"{as_sent(ticks, 8)}:{as_sent(lots, 8)}"
@@ -165,18 +187,32 @@ def test_okx_checksums_match_after_every_message(recorded) -> None:
 
 
 def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:
-    """In continuous trading each snapshot is a state of the kernel at its traded volume, in the snapshots' order."""
+    """In continuous trading each snapshot is a state of the kernel at its traded volume, in the
+    snapshots' order.
+    """
     events, snapshots = [], []
     with zipfile.ZipFile(recorded / "sse" / "AX_sbe_sse_600519.zip") as archive:
         for line in archive.read(archive.namelist()[0]).splitlines():
-            fields = {name: int(value) for name, value in re.findall(r"([\w.\[\]]+)=(-?\d+)", line.decode())}
+            fields = {
+                name: int(value)
+                for name, value in re.findall(r"([\w.\[\]]+)=(-?\d+)", line.decode())
+            }
             (snapshots if fields["MsgType"] == 111 else events).append(fields)
     events.sort(key=lambda event: event["BizIndex"])
     rows, traded = [], [0]
     for number, event in enumerate(events):
         if event["MsgType"] == 192:
             kind = {65: ADD, 68: DELETE}[event["OrdType"]]
-            rows.append((number, kind, event["Side"] == 66, event["Price"], event["OrderQty"], event["OrderNo"]))
+            rows.append(
+                (
+                    number,
+                    kind,
+                    event["Side"] == 66,
+                    event["Price"],
+                    event["OrderQty"],
+                    event["OrderNo"],
+                )
+            )
             traded.append(traded[-1])
             continue
         fill = (event["LastPx"], event["LastQty"])
@@ -193,19 +229,35 @@ def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:
         max_crossed_ms=FOREVER_MS,
         max_gap_seconds=10**8,
     )
-    number, kind, is_buy, ticks, lots, order_id = (np.array(column) for column in zip(*rows, strict=True))
-    book.apply(number, number, kind.astype(np.uint8), is_buy.astype(bool), ticks, lots, order_id)  # its number for time
+    number, kind, is_buy, ticks, lots, order_id = (
+        np.array(column) for column in zip(*rows, strict=True)
+    )
+    book.apply(
+        number, number, kind.astype(np.uint8), is_buy.astype(bool), ticks, lots, order_id
+    )  # its number for time
     book.finish()
-    assert book.counters[[COUNTERS.index(name) for name in ("unknown", "duplicate_orders", "overdrawn")]].sum() == 0
+    assert (
+        book.counters[
+            [COUNTERS.index(name) for name in ("unknown", "duplicate_orders", "overdrawn")]
+        ].sum()
+        == 0
+    )
 
-    states = defaultdict(list)  # traded volume, levels -> numbers of the messages that leave this state
+    states = defaultdict(
+        list
+    )  # traded volume, levels -> numbers of the messages that leave this state
     for out in written:
-        for prices, sizes, number in zip(out[0], np.rint(out[1] * 1000).astype(int), out[2], strict=True):
+        for prices, sizes, number in zip(
+            out[0], np.rint(out[1] * 1000).astype(int), out[2], strict=True
+        ):
             states[traded[number + 1], *prices.tolist(), *sizes.tolist()].append(number)
     compared = right = at = 0
     ranks = [("Bid", rank) for rank in range(9, -1, -1)] + [("Ask", rank) for rank in range(10)]
     for snapshot in snapshots:
-        prices, sizes = ([snapshot[f"{side}Level[{rank}].{name}"] for side, rank in ranks] for name in ("Price", "Qty"))
+        prices, sizes = (
+            [snapshot[f"{side}Level[{rank}].{name}"] for side, rank in ranks]
+            for name in ("Price", "Qty")
+        )
         if snapshot["TradingPhase"] != 2 or not all(sizes):
             continue
         numbers = states[snapshot["TotalVolumeTrade"], *prices, *sizes]

@@ -1,4 +1,6 @@
-"""One story of a book, written in each feed's format, must come out as the states of the reference book."""
+"""One story of a book, written in each feed's format, must come out as the states of the reference
+book.
+"""
 
 import gzip
 import json
@@ -20,30 +22,46 @@ from lob.feeds.recordings import read_csv
 
 START_MS = 1_723_161_256_298
 COMPRESS = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstandard.compress}
-Message = tuple[int, int, list[tuple[bool, int, int]]]  # time in ms, SNAPSHOT or SET, levels (is_buy, ticks, lots)
+Message = tuple[
+    int, int, list[tuple[bool, int, int]]
+]  # time in ms, SNAPSHOT or SET, levels (is_buy, ticks, lots)
 
 
 def tell_story(messages: int = 400, seed: int = 0) -> list[Message]:
-    """An opening snapshot, then changes of bids below and asks above 1000 ticks: never crossed, seldom thin."""
+    """An opening snapshot, then changes of bids below and asks above 1000 ticks: never crossed,
+    seldom thin.
+    """
     rng = np.random.default_rng(seed)
     story: list[Message] = [
         (
             START_MS,
             SNAPSHOT,
-            [(side, 1000 + (-i if side else i), 5 + i) for side in (True, False) for i in range(1, 30)],
+            [
+                (side, 1000 + (-i if side else i), 5 + i)
+                for side in (True, False)
+                for i in range(1, 30)
+            ],
         )
     ]
     for index in range(1, messages):
         levels = []
         for _ in range(rng.integers(1, 6)):
             side = bool(rng.integers(2))
-            levels.append((side, 1000 + (-1 if side else 1) * int(rng.integers(1, 40)), int(rng.integers(0, 9))))
+            levels.append(
+                (
+                    side,
+                    1000 + (-1 if side else 1) * int(rng.integers(1, 40)),
+                    int(rng.integers(0, 9)),
+                )
+            )
         story.append((START_MS + 7 * index, SET, sorted(levels, key=lambda level: not level[0])))
     return story
 
 
 def tell_states(story: list[Message], depth: int = 4, first: int = 0) -> list[tuple]:
-    """The reference's states (ticks, lots, time in ms, whether a segment begins) from message `first` on."""
+    """The reference's states (ticks, lots, time in ms, whether a segment begins) from message
+    `first` on.
+    """
     reference = ReferenceBook(depth)
     for index, (time_ms, kind, levels) in enumerate(story):
         reference.take_message(time_ms, [(kind, *level, 0) for level in levels])
@@ -54,8 +72,12 @@ def tell_states(story: list[Message], depth: int = 4, first: int = 0) -> list[tu
 
 
 def parse(folder: Path, **settings) -> list[tuple]:
-    """Parse `folder`/raw/A_B in ticks of 0.1 and lots of 0.001; return states as `tell_states` does."""
-    data_parser.parse_pair({**data_parser.config, "data_dir": str(folder), "depth": 4, **settings}, "A_B")
+    """Parse `folder`/raw/A_B in ticks of 0.1 and lots of 0.001; return states as `tell_states`
+    does.
+    """
+    data_parser.parse_pair(
+        {**data_parser.config, "data_dir": str(folder), "depth": 4, **settings}, "A_B"
+    )
     book = open_book(folder / "book_states" / "A_B")
     starts = np.isin(np.arange(book.rows), np.load(book.path / "segment_starts.npy"))
     ticks = np.rint(np.array(book.price_ticks) * book.tick_size * 10).astype(int)
@@ -84,7 +106,7 @@ def refuse(folder: Path, **settings) -> str:
     return str(error.value)
 
 
-# --------------------------------------------------------------------------------------------------------------- Tardis
+# Tardis
 
 TARDIS_HEADER = "exchange,symbol,timestamp,local_timestamp,is_snapshot,side,price,amount\n"
 
@@ -95,7 +117,9 @@ def write_tardis(story: list[Message], header: str = TARDIS_HEADER) -> bytes:
         for is_buy, ticks, lots in levels:
             snapshot, side = str(kind == SNAPSHOT).lower(), "bid" if is_buy else "ask"
             stamps = f"{time_ms}000,{time_ms}777"
-            rows.append(f"binance-futures,BTCUSDT,{stamps},{snapshot},{side},{ticks / 10},{lots / 1000}\n")
+            rows.append(
+                f"binance-futures,BTCUSDT,{stamps},{snapshot},{side},{ticks / 10},{lots / 1000}\n"
+            )
     return "".join(rows).encode()
 
 
@@ -124,7 +148,9 @@ def write_coinapi(story: list[Message]) -> bytes:
     rows = ["time_exchange;update_type;is_buy;entry_px;entry_sx\n"]
     for time_ms, kind, levels in story:
         begin = f"{np.datetime64(time_ms, 'ms')};{'SNAPSHOT' if kind == SNAPSHOT else 'SET'}"
-        rows += [f"{begin};{int(is_buy)};{ticks / 10};{lots / 1000}\n" for is_buy, ticks, lots in levels]
+        rows += [
+            f"{begin};{int(is_buy)};{ticks / 10};{lots / 1000}\n" for is_buy, ticks, lots in levels
+        ]
     return "".join(rows).encode()
 
 
@@ -133,7 +159,11 @@ def test_a_message_may_go_on_in_the_next_block_of_a_file(tmp_path, monkeypatch, 
     def read_row_by_row(*args):
         for row, columns, file_bytes in read_csv(*args):
             for i in range(len(columns["is_buy" if "is_buy" in columns else "side"])):
-                yield row + i, {name: column[i : i + 1] for name, column in columns.items()}, file_bytes
+                yield (
+                    row + i,
+                    {name: column[i : i + 1] for name, column in columns.items()},
+                    file_bytes,
+                )
 
     for reader in (coinapi, tardis):
         monkeypatch.setattr(reader, "read_csv", read_row_by_row)
@@ -149,10 +179,16 @@ def test_tardis_faults_are_named(tmp_path) -> None:
     text = write_tardis(tell_story(30)).decode()
     lines = text.splitlines(keepends=True)
     for wrong, said in (
-        (lines[70].replace(",bid,", ",buy,").replace(",ask,", ",buy,"), "row 70: unknown side 'buy'"),
+        (
+            lines[70].replace(",bid,", ",buy,").replace(",ask,", ",buy,"),
+            "row 70: unknown side 'buy'",
+        ),
         (lines[70].rsplit(",", 1)[0] + ",-1\n", "row 70: price"),
         (lines[70].rsplit(",", 1)[0] + ",x\n", "row 70: amount 'x' is not a number"),
-        (lines[70].replace("BTCUSDT", "ETHUSDT"), "hold BTCUSDT, ETHUSDT: a pair's folder takes one symbol"),
+        (
+            lines[70].replace("BTCUSDT", "ETHUSDT"),
+            "hold BTCUSDT, ETHUSDT: a pair's folder takes one symbol",
+        ),
     ):
         put(tmp_path, "1.csv", "".join([*lines[:70], wrong, *lines[71:]]).encode())
         assert said in refuse(tmp_path)
@@ -162,10 +198,12 @@ def test_tardis_faults_are_named(tmp_path) -> None:
     assert "holds no rows" in refuse(tmp_path)
 
 
-# --------------------------------------------------------------------------------------------------------- NumPy arrays
+# NumPy arrays
 
 
-def write_npy(file: Path, story: list[Message], per_ms: float = 1.0, dtype=np.float64, order="C") -> Path:
+def write_npy(
+    file: Path, story: list[Message], per_ms: float = 1.0, dtype=np.float64, order="C"
+) -> Path:
     rows = [
         (time_ms * per_ms, kind, side, ticks / 10, lots / 1000)
         for time_ms, kind, levels in story
@@ -195,7 +233,14 @@ def test_npy_array_of_many_chunks_is_one_stream(tmp_path) -> None:
     """Rows past the first chunk of 2^18: the message that goes over its end is one."""
     prices = 100 + np.arange(300_000) % 7
     array = np.stack(
-        [np.repeat(np.arange(60_000), 5) + 1.7e9, np.zeros(300_000), prices < 103, prices, np.ones(300_000)], axis=1
+        [
+            np.repeat(np.arange(60_000), 5) + 1.7e9,
+            np.zeros(300_000),
+            prices < 103,
+            prices,
+            np.ones(300_000),
+        ],
+        axis=1,
     )
     file = tmp_path / "1.npy"
     np.save(file, array)
@@ -234,7 +279,7 @@ def test_npy_faults_are_named(tmp_path) -> None:
     assert f"ends before row {len(array)}" in refuse(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------- the README's example
+# the README's example
 
 
 def price_level(ticks: int, lots: int) -> list[str]:
@@ -247,7 +292,9 @@ def write_lines(folder: Path, lines: list[str], name: str = "1.gz") -> Path:
 
 def test_the_exchange_that_the_readme_adds_is_read(tmp_path) -> None:
     code = re.search(
-        r"## Adding an exchange.*?```python\n(.*?)```", (ROOT / "training_data" / "README.md").read_text(), re.S
+        r"## Adding an exchange.*?```python\n(.*?)```",
+        (ROOT / "training_data" / "README.md").read_text(),
+        re.S,
     )
     assert code
     try:

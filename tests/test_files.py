@@ -11,7 +11,15 @@ from conftest import write_book
 import lob.storage
 from lob.book.states import identity, open_book
 from lob.config import InputError
-from lob.storage import ArrayWriter, check_writable, find_pairs, new_file, new_folder, new_table, open_table
+from lob.storage import (
+    ArrayWriter,
+    check_writable,
+    find_pairs,
+    new_file,
+    new_folder,
+    new_table,
+    open_table,
+)
 
 ROW = np.dtype([("end_row", np.int64), ("value", np.float64)])
 
@@ -58,12 +66,21 @@ DAMAGE = {
     "array missing": (lambda f: (f / "sizes.npy").unlink(), "there is no"),
     "array cut": (lambda f: cut(f / "sizes.npy", 0.9), "sizes.npy is damaged"),
     "array empty": (lambda f: cut(f / "price_ticks.npy", 0), "price_ticks.npy is damaged"),
-    "not an array": (lambda f: (f / "timestamps.npy").write_text("hello"), "timestamps.npy is damaged"),
+    "not an array": (
+        lambda f: (f / "timestamps.npy").write_text("hello"),
+        "timestamps.npy is damaged",
+    ),
     "wrong dtype": (lambda f: np.save(f / "sizes.npy", np.ones((100, 10))), "float64"),
-    "wrong rows": (lambda f: np.save(f / "timestamps.npy", np.arange(99)), "meta.json says 100 rows"),
+    "wrong rows": (
+        lambda f: np.save(f / "timestamps.npy", np.arange(99)),
+        "meta.json says 100 rows",
+    ),
     "wrong depth": (lambda f: edit_meta(f, depth=12), "meta.json's depth 12"),
     "other sizes": (lambda f: np.save(f / "sizes.npy", np.ones((100, 8), np.float32)), "depth 10"),
-    "other prices": (lambda f: np.save(f / "price_ticks.npy", np.ones((100, 8), np.int32)), "depth 10"),
+    "other prices": (
+        lambda f: np.save(f / "price_ticks.npy", np.ones((100, 8), np.int32)),
+        "depth 10",
+    ),
 }
 
 
@@ -79,7 +96,9 @@ def test_a_damaged_book_is_refused_by_name(tmp_path, damage):
 
 
 def test_pairs_are_found_named_and_refused(tmp_path):
-    with pytest.raises(InputError, match=r"there is no folder .*run data_parser.py first, or set --data_dir"):
+    with pytest.raises(
+        InputError, match=r"there is no folder .*run data_parser.py first, or set --data_dir"
+    ):
         find_pairs(tmp_path, "book_states", None, "data_parser.py")
     (tmp_path / "book_states").mkdir()
     with pytest.raises(InputError, match="is empty"):
@@ -98,7 +117,9 @@ def test_pairs_are_found_named_and_refused(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     check_writable(tmp_path / "new" / "deeper", "runs_dir")
     monkeypatch.setattr(lob.storage.os, "access", lambda *_: False)
-    with pytest.raises(InputError, match=f"runs_dir = .*new/deeper can't be written: {tmp_path} is not a writable"):
+    with pytest.raises(
+        InputError, match=f"runs_dir = .*new/deeper can't be written: {tmp_path} is not a writable"
+    ):
         check_writable(tmp_path / "new" / "deeper", "runs_dir")
 
 
@@ -120,7 +141,9 @@ def test_a_table_comes_back_and_tells_when_it_is_stale(tmp_path):
     assert rows["value"].tolist() == [1, 2, 3] and isinstance(rows, np.memmap)
     assert meta["found"] == 7 and meta["rows"] == 3
     assert all_files(file.parent) == ["BTC_USD.json", "BTC_USD.npy"]
-    with pytest.raises(InputError, match=r"temporal_dim = 256, not 512: run x.py again, or set --temporal_dim"):
+    with pytest.raises(
+        InputError, match=r"temporal_dim = 256, not 512: run x.py again, or set --temporal_dim"
+    ):
         open_table(file, "x.py", None, temporal_dim=512)
     with pytest.raises(InputError, match="made from another book"):
         open_table(file, "x.py", {"pair": "ETH_USD"})
@@ -169,7 +192,9 @@ def test_an_error_while_writing_leaves_the_old_files(tmp_path):
 
 @pytest.mark.parametrize("step", range(8))
 def test_a_kill_at_any_step_leaves_no_json_beside_another_array(tmp_path, monkeypatch, step):
-    """Every change of the folder is stopped in turn, as by SIGKILL: nothing after it runs, no clean-up either."""
+    """Every change of the folder is stopped in turn, as by SIGKILL: nothing after it runs, no
+    clean-up either.
+    """
 
     class Killed(BaseException):
         pass
@@ -201,15 +226,21 @@ def test_a_kill_at_any_step_leaves_no_json_beside_another_array(tmp_path, monkey
     except InputError as error:
         assert "run x.py first" in str(error)
     else:
-        assert rows["value"].tolist() == ([1, 2] if meta["parameters"]["temporal_dim"] == 4 else [7, 8])
+        assert rows["value"].tolist() == (
+            [1, 2] if meta["parameters"]["temporal_dim"] == 4 else [7, 8]
+        )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path, monkeypatch):
     write_table(tmp_path / "t.npy", [1.0])
     real_open = open
-    monkeypatch.setattr("builtins.open", lambda file, *a, **k: real_open(
-        "/dev/full" if str(file).endswith(".partial") else file, *a, **k))  # fmt: skip
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda file, *a, **k: real_open(
+            "/dev/full" if str(file).endswith(".partial") else file, *a, **k
+        ),
+    )
     with pytest.raises(OSError, match="No space left"):
         write_table(tmp_path / "t.npy", np.zeros(100_000))
     monkeypatch.undo()

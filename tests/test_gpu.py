@@ -1,4 +1,6 @@
-"""What needs an NVIDIA GPU with Transformer Engine: the two encoders agree, FP8 trains, and its state comes back."""
+"""What needs an NVIDIA GPU with Transformer Engine: the two encoders agree, FP8 trains, and its
+state comes back.
+"""
 
 import csv
 import re
@@ -20,11 +22,20 @@ from lob.model.inputs import build_inputs
 from lob.model.ladder import find_ladder
 from lob.model.masking import make_mask, window_keys
 from lob.training.precision import Precision, build_encoder
-from lob.training.te_layer import TELayer, fp8_state, load_fp8_state, load_plain_state, plain_state, te_obstacle
+from lob.training.te_layer import (
+    TELayer,
+    fp8_state,
+    load_fp8_state,
+    load_plain_state,
+    plain_state,
+    te_obstacle,
+)
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(bool(te_obstacle()), reason=f"needs an NVIDIA GPU and Transformer Engine: {te_obstacle()}"),
+    pytest.mark.skipif(
+        bool(te_obstacle()), reason=f"needs an NVIDIA GPU and Transformer Engine: {te_obstacle()}"
+    ),
 ]
 FP8 = Precision("fp8", "delayed", "test")
 BF16 = Precision("bf16", "", "test")
@@ -36,7 +47,12 @@ def random_inputs(config, batch=2):
     price_ticks = (100_000 + gaps.cumsum(2)).to(torch.int32).cuda()
     sizes = torch.rand(batch, config.temporal_dim, config.depth, generator=generator).cuda() + 0.01
     keys = window_keys(0, 0, torch.arange(batch)).cuda()
-    return build_inputs(price_ticks, sizes, make_mask(keys, config.temporal_dim, config.depth, 0.25, "patch"), config)
+    return build_inputs(
+        price_ticks,
+        sizes,
+        make_mask(keys, config.temporal_dim, config.depth, 0.25, "patch"),
+        config,
+    )
 
 
 def lively(model):
@@ -53,7 +69,9 @@ def relative(a, b):
 
 
 def cosine(a, b):
-    return float(torch.nn.functional.cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0))
+    return float(
+        torch.nn.functional.cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0)
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -94,10 +112,15 @@ def test_fp8_is_close_to_bf16(preset, recipe):
 
 def test_transformer_engine_has_the_keys_that_the_cpu_tests_assume():
     config = encoder_config("tiny_transformer")
-    found = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in TELayer(config).state_dict().items()}
+    found = {
+        key: tuple(getattr(tensor, "shape", ()))
+        for key, tensor in TELayer(config).state_dict().items()
+    }
     expected = engine_shapes(config.width, config.ffn_width)
     assert found.keys() == expected.keys()
-    assert all(found[key] == shape for key, shape in expected.items() if not key.endswith("_extra_state"))
+    assert all(
+        found[key] == shape for key, shape in expected.items() if not key.endswith("_extra_state")
+    )
 
 
 def test_fp8_state_comes_back():
@@ -120,21 +143,42 @@ def test_fp8_state_comes_back():
 
 def trainer(data_dir: Path, *words: str) -> subprocess.Popen:
     """Start the trainer on a small run."""
-    command = [sys.executable, "fp8_ddp_trainer.py", f"--data_dir={data_dir}", f"--runs_dir={data_dir / 'runs'}",
-               "--model_size=tiny_transformer", "--batch_size=16", "--accumulation_steps=2", "--log_steps=1",
-               "--epochs=6", "--dropout=0.1", "--fill=linear", "--slow=0", "--size_noise=0", *words]  # fmt: skip
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "fp8_ddp_trainer.py",
+        f"--data_dir={data_dir}",
+        f"--runs_dir={data_dir / 'runs'}",
+        "--model_size=tiny_transformer",
+        "--batch_size=16",
+        "--accumulation_steps=2",
+        "--log_steps=1",
+        "--epochs=6",
+        "--dropout=0.1",
+        "--fill=linear",
+        "--slow=0",
+        "--size_noise=0",
+        *words,
+    ]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def losses(run: Path) -> np.ndarray:
     with open(run / "metrics.csv") as handle:
-        return np.array([float(row["train_loss"]) for row in csv.DictReader(handle) if row["kind"] == "step"])
+        return np.array(
+            [float(row["train_loss"]) for row in csv.DictReader(handle) if row["kind"] == "step"]
+        )
 
 
 def test_fp8_training_learns_and_resumes_after_a_kill(tmp_path):
     write_book(tmp_path, rows=20_000)
     for script in ("exploration_main.py", "create_balanced_dataset.py"):
-        subprocess.run([sys.executable, script, f"--data_dir={tmp_path}", "--plots=False"], cwd=ROOT, check=True)
+        subprocess.run(
+            [sys.executable, script, f"--data_dir={tmp_path}", "--plots=False"],
+            cwd=ROOT,
+            check=True,
+        )
     task = "--mask_mode=entry", "--fill=none"  # the loss starts high: 36 steps show that it falls
     whole = trainer(tmp_path, "--model_name=whole", *task)
     printed, errors = whole.communicate()
@@ -153,10 +197,14 @@ def test_fp8_training_learns_and_resumes_after_a_kill(tmp_path):
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     np.testing.assert_allclose(losses(tmp_path / "runs" / "killed"), expected, rtol=2e-2)
-    again = trainer(tmp_path, "--model_name=whole", "--resume=True", *task)  # is scored before any training pass
+    again = trainer(
+        tmp_path, "--model_name=whole", "--resume=True", *task
+    )  # is scored before any training pass
     scored, errors = again.communicate()
     assert again.returncode == 0, errors
-    first, second = (float(re.search(r"test loss +([\d.]+)", text)[1]) for text in (printed, scored))
+    first, second = (
+        float(re.search(r"test loss +([\d.]+)", text)[1]) for text in (printed, scored)
+    )
     assert second == pytest.approx(first, rel=2e-3)
 
 
@@ -167,8 +215,16 @@ def test_windows_of_any_number_of_states_train_in_a_graph(tmp_path, model, preci
     words = [f"--data_dir={tmp_path}", "--temporal_dim=192"]
     for script in ("exploration_main.py", "create_balanced_dataset.py"):
         subprocess.run([sys.executable, script, "--plots=False", *words], cwd=ROOT, check=True)
-    run = trainer(tmp_path, "--model_name=odd", f"--model_size={model}", f"--precision={precision}", "--outlook=0",
-                  "--temporal_dim=192", "--fill=ladder", "--epochs=2")  # fmt: skip
+    run = trainer(
+        tmp_path,
+        "--model_name=odd",
+        f"--model_size={model}",
+        f"--precision={precision}",
+        "--outlook=0",
+        "--temporal_dim=192",
+        "--fill=ladder",
+        "--epochs=2",
+    )
     _, errors = run.communicate()
     assert run.returncode == 0, errors
     assert np.isfinite(losses(tmp_path / "runs" / "odd")).all()
@@ -193,10 +249,16 @@ def test_the_ladder_finds_the_same_in_a_graph_as_on_the_cpu():
 @pytest.mark.parametrize("quicker", ["plain", "searched"])
 def test_a_graph_with_its_copies_gives_the_embedding_of_eager_layers(monkeypatch, quicker):
     monkeypatch.setattr(latency, "SEARCH", None)  # takes a minute
-    monkeypatch.setattr(latency.Graph, "seconds", lambda graph: (graph.encode is model) == (quicker == "searched"))
+    monkeypatch.setattr(
+        latency.Graph, "seconds", lambda graph: (graph.encode is model) == (quicker == "searched")
+    )
     torch.manual_seed(0)
     model = (
-        latency.WindowEncoder(lively(BookEncoder(encoder_config("tiny_transformer", depth=24))), "last").cuda().eval()
+        latency.WindowEncoder(
+            lively(BookEncoder(encoder_config("tiny_transformer", depth=24))), "last"
+        )
+        .cuda()
+        .eval()
     )
     windows = moving_book(4)
     with torch.inference_mode():

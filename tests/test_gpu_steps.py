@@ -13,7 +13,9 @@ from lob.training.te_layer import te_obstacle
 
 STEPS = 60
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-needs_fp8 = pytest.mark.skipif(bool(te_obstacle()), reason=f"needs Transformer Engine: {te_obstacle()}")
+needs_fp8 = pytest.mark.skipif(
+    bool(te_obstacle()), reason=f"needs Transformer Engine: {te_obstacle()}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +48,16 @@ def last_loss(data: Path, precision: str, compiled: bool) -> float:
         "dropout": 0.0,
         "max_gpus": 1,
     }
-    command = [sys.executable, "fp8_ddp_trainer.py", *(f"--{key}={value}" for key, value in keys.items())]
+    command = [
+        sys.executable,
+        "fp8_ddp_trainer.py",
+        *(f"--{key}={value}" for key, value in keys.items()),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    losses = read_metrics(data / "runs" / name).query("kind == 'step'")["train_loss"].to_numpy()[:STEPS]
+    losses = (
+        read_metrics(data / "runs" / name).query("kind == 'step'")["train_loss"].to_numpy()[:STEPS]
+    )
     assert len(losses) == STEPS
     return float(losses[-STEPS // 10 :].mean())
 

@@ -22,7 +22,9 @@ FLOORS = (
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 WITHOUT_TORCH = ("feeds", "book", "windows")
 ENGINE = "lob/training/te_layer.py"  # the only module that imports transformer_engine
-RUN_BY = {("benchmarks/bench_training.py", "fp8_ddp_trainer")}  # a benchmark that times the script's own steps
+RUN_BY = {
+    ("benchmarks/bench_training.py", "fp8_ddp_trainer")
+}  # a benchmark that times the script's own steps
 
 
 def find_imports(source: str) -> set[str]:
@@ -37,7 +39,9 @@ def find_imports(source: str) -> set[str]:
 
 
 def find_config_parameters(source: str) -> list[str]:
-    """Functions that take a parameter `config` that is a dict, or is not said to be something else."""
+    """Functions that take a parameter `config` that is a dict, or is not said to be something
+    else.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -63,20 +67,27 @@ def find_faults(file: str, source: str, scripts: set[str]) -> list[str]:
         if room in WITHOUT_TORCH and any(name.split(".")[0] == "torch" for name in imports):
             faults.append(f"{file} imports torch")
         if room != "config":
-            faults += [f"{file}: {name} takes a config dict" for name in find_config_parameters(source)]
+            faults += [
+                f"{file}: {name} takes a config dict" for name in find_config_parameters(source)
+            ]
     taken = {name.split(".")[0] for name in imports}
     if "transformer_engine" in taken and file != ENGINE and parts[0] != "tests":
         faults.append(f"{file} imports transformer_engine")
     if parts[0] != "tests":
         faults += [
-            f"{file} imports the script {name}" for name in sorted(taken & scripts) if (file, name) not in RUN_BY
+            f"{file} imports the script {name}"
+            for name in sorted(taken & scripts)
+            if (file, name) not in RUN_BY
         ]
     return faults
 
 
 def repository() -> dict[str, str]:
     folders = ("lob", "benchmarks", "examples", "training_data")
-    files = [*ROOT.glob("*.py"), *(file for folder in folders for file in (ROOT / folder).rglob("*.py"))]
+    files = [
+        *ROOT.glob("*.py"),
+        *(file for folder in folders for file in (ROOT / folder).rglob("*.py")),
+    ]
     return {file.relative_to(ROOT).as_posix(): file.read_text() for file in files}
 
 
@@ -84,26 +95,50 @@ def test_every_import_runs_down_the_house():
     files = repository()
     scripts = {Path(file).stem for file in files if "/" not in file}
     assert len(scripts) == 7
-    assert [fault for file, source in files.items() for fault in find_faults(file, source, scripts)] == []
+    assert [
+        fault for file, source in files.items() for fault in find_faults(file, source, scripts)
+    ] == []
 
 
 @pytest.mark.parametrize(
     ("file", "source", "fault"),
     [
-        ("lob/book/states.py", "from lob.windows.splits import window_ends", "book stands below windows"),
-        ("lob/training/samples.py", "from lob.evaluation import fills", "training stands below evaluation, or beside"),
+        (
+            "lob/book/states.py",
+            "from lob.windows.splits import window_ends",
+            "book stands below windows",
+        ),
+        (
+            "lob/training/samples.py",
+            "from lob.evaluation import fills",
+            "training stands below evaluation, or beside",
+        ),
         ("lob/storage.py", "import lob.results", "storage stands below results, or beside"),
         ("lob/windows/statistics.py", "def f():\n    import torch.nn", "imports torch"),
-        ("lob/model/encoder.py", "import transformer_engine.pytorch as te", "imports transformer_engine"),
+        (
+            "lob/model/encoder.py",
+            "import transformer_engine.pytorch as te",
+            "imports transformer_engine",
+        ),
         (
             "lob/training/samples.py",
             "def open_dataset(config: dict[str, Any]): ...",
             "open_dataset takes a config dict",
         ),
-        ("benchmarks/bench_windows.py", "import exploration_main", "imports the script exploration_main"),
-        ("inference_testing.py", "from model_exporter import compare", "imports the script model_exporter"),
+        (
+            "benchmarks/bench_windows.py",
+            "import exploration_main",
+            "imports the script exploration_main",
+        ),
+        (
+            "inference_testing.py",
+            "from model_exporter import compare",
+            "imports the script model_exporter",
+        ),
     ],
 )
 def test_a_planted_fault_is_found(file, source, fault):
-    (found,) = find_faults(file, source, {"exploration_main", "model_exporter", "inference_testing"})
+    (found,) = find_faults(
+        file, source, {"exploration_main", "model_exporter", "inference_testing"}
+    )
     assert fault in found

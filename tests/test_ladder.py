@@ -21,7 +21,9 @@ from lob.windows.splits import gather_windows, window_ends
 
 
 def moving_book(batch=2, states=40, levels=24, seed=0):
-    """Windows on a ladder of occupied prices that the mid walks over, with sizes that change now and then."""
+    """Windows on a ladder of occupied prices that the mid walks over, with sizes that change now
+    and then.
+    """
     rng = np.random.default_rng(seed)
     half, prices, sizes = levels // 2, [], []
     for _ in range(batch):
@@ -37,14 +39,21 @@ def moving_book(batch=2, states=40, levels=24, seed=0):
             prices.append(occupied[at - half : at + half].copy())
             sizes.append(resting[at - half : at + half].copy())
     shape = (batch, states, levels)
-    return (torch.from_numpy(np.reshape(prices, shape).astype(np.int32)),
-            torch.from_numpy(np.reshape(sizes, shape).astype(np.float32)))  # fmt: skip
+    return (
+        torch.from_numpy(np.reshape(prices, shape).astype(np.int32)),
+        torch.from_numpy(np.reshape(sizes, shape).astype(np.float32)),
+    )
 
 
 def reference_prices(price, known):
-    """Known and found prices of one window, lists of T dicts level -> price, as the module's docstring tells it."""
+    """Known and found prices of one window, lists of T dicts level -> price, as the module's
+    docstring tells it.
+    """
     steps, levels = price.shape
-    rows = [{level: int(price[t, level]) for level in range(levels) if known[t, level]} for t in range(steps)]
+    rows = [
+        {level: int(price[t, level]) for level in range(levels) if known[t, level]}
+        for t in range(steps)
+    ]
 
     def states_near(t, reach):
         near = [rows[s] for s in range(t - reach, t + reach + 1) if s != t and 0 <= s < steps]
@@ -57,13 +66,21 @@ def reference_prices(price, known):
                 found.update([rows[s][level] for s in order if level in rows[s]][:1])
         return found
 
-    for ladder_of, reach in ((states_near, 1), (states_near, 2), (levels_near, 0), (states_near, 1), (levels_near, 0)):
+    for ladder_of, reach in (
+        (states_near, 1),
+        (states_near, 2),
+        (levels_near, 0),
+        (states_near, 1),
+        (levels_near, 0),
+    ):
         filled = []
         for t in range(steps):
             ladder, row = sorted(ladder_of(t, reach)), dict(rows[t])
             shown = sorted(row)
             for low, high in itertools.pairwise(shown):
-                between = ladder[bisect.bisect_right(ladder, row[low]) : bisect.bisect_left(ladder, row[high])]
+                between = ladder[
+                    bisect.bisect_right(ladder, row[low]) : bisect.bisect_left(ladder, row[high])
+                ]
                 if 0 < high - low - 1 == len(between):
                     row |= dict(zip(range(low + 1, high), between, strict=True))
             filled.append(row)
@@ -108,7 +125,9 @@ def test_the_ladder_is_that_of_a_slow_reference(mode):
         carried = reference_sizes(rows, sizes[b].numpy(), ~mask[b, :, :, 1].numpy())
         visible = ~mask[b, :, :, 1].numpy()
         assert np.array_equal(ladder.size_known[b].numpy(), np.isfinite(carried) | visible)
-        np.testing.assert_allclose(filled[b].numpy()[np.isfinite(carried)], carried[np.isfinite(carried)], rtol=1e-5)
+        np.testing.assert_allclose(
+            filled[b].numpy()[np.isfinite(carried)], carried[np.isfinite(carried)], rtol=1e-5
+        )
         found += (known & mask[b, :, :, 0].numpy()).sum()
     if mode in ("entry", "patch", "level"):
         assert found > 20
@@ -133,7 +152,9 @@ def test_filled_prices_keep_between_the_known_ones():
 def test_an_untrained_encoder_with_the_ladder_has_the_ladders_error(scheme, mode):
     price_ticks, sizes = moving_book()
     mask = make_mask(window_keys(0, 0, torch.arange(2)), 40, 24, 0.25, mode)
-    config = encoder_config("tiny_transformer", depth=24, temporal_dim=40, fill="ladder", normalization=scheme)
+    config = encoder_config(
+        "tiny_transformer", depth=24, temporal_dim=40, fill="ladder", normalization=scheme
+    )
     tokens, base, values, parameters = build_inputs(price_ticks, sizes, mask, config)
     torch.testing.assert_close(base[~mask], values[~mask], atol=1e-5, rtol=1e-5)
     assert tokens.shape[2] == config.input_width and BookEncoder(config)(tokens, base).equal(base)
@@ -155,7 +176,9 @@ def test_the_ladder_can_be_traced():
     def inputs(price_ticks, sizes, mask):
         return build_inputs(price_ticks, sizes, mask, config)[:2]
 
-    patch, entry = (make_mask(window_keys(0, 0, torch.arange(2)), 40, 24, 0.25, m) for m in ("patch", "entry"))
+    patch, entry = (
+        make_mask(window_keys(0, 0, torch.arange(2)), 40, 24, 0.25, m) for m in ("patch", "entry")
+    )
     traced = torch.jit.trace(inputs, (price_ticks, sizes, patch))
     other = moving_book(seed=5)
     for found, expected in zip(traced(*other, entry), inputs(*other, entry), strict=True):
@@ -171,8 +194,12 @@ def recorded_windows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded")
     (folder / "raw" / "BTC").mkdir(parents=True)
     (folder / "raw" / "BTC" / raw.name).symlink_to(raw)
-    subprocess.run([sys.executable, "data_parser.py", f"--data_dir={folder}"], cwd=ROOT, check=True,
-                   capture_output=True)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "data_parser.py", f"--data_dir={folder}"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     book = open_book(folder / "book_states" / "BTC")
     ends = window_ends(book.segment_starts, book.rows, 256)
     ends = ends[np.linspace(0, len(ends) - 1, 64).astype(int)]
@@ -180,16 +207,24 @@ def recorded_windows(tmp_path_factory):
 
 
 @pytest.mark.recorded
-@pytest.mark.parametrize(("mode", "column", "ceiling"), [("entry", "minmax", 0.2), ("patch", "log_size", 0.95)])
-def test_on_a_recorded_book_the_ladder_beats_linear_interpolation(recorded_windows, mode, column, ceiling):
-    """In the median window a search at the same price leaves a fifth of interpolation's error at most."""
+@pytest.mark.parametrize(
+    ("mode", "column", "ceiling"), [("entry", "minmax", 0.2), ("patch", "log_size", 0.95)]
+)
+def test_on_a_recorded_book_the_ladder_beats_linear_interpolation(
+    recorded_windows, mode, column, ceiling
+):
+    """In the median window a search at the same price leaves a fifth of interpolation's error at
+    most.
+    """
     mask = make_mask(window_keys(0, 0, torch.arange(64)), 256, 96, 0.25, mode)
     hidden = hide(*recorded_windows, mask)
     filled, _ = fill_untrained(hidden)
     where = hidden.mask if column == "minmax" else hidden.mask[..., 1:]
 
     def in_scale(columns):
-        """Columns in the scale in which errors are compared: min-max scaled, or the logarithm of the size."""
+        """Columns in the scale in which errors are compared: min-max scaled, or the logarithm of
+        the size.
+        """
         if column == "log_size":
             return columns[..., 1:]
         parameters = fit(hidden.price_ticks, hidden.sizes, mask, "minmax")

@@ -1,4 +1,6 @@
-"""Masks, normalisation and the encoder's inputs: shares, invertibility, and no leak from hidden values."""
+"""Masks, normalisation and the encoder's inputs: shares, invertibility, and no leak from hidden
+values.
+"""
 
 import numpy as np
 import pytest
@@ -6,16 +8,32 @@ import torch
 from torch import nn
 
 from lob.model.embedding import Reconstruction
-from lob.model.encoder import BookEncoder, EncoderLayer, count_parameters, encoder_config, rotary_angles
+from lob.model.encoder import (
+    BookEncoder,
+    EncoderLayer,
+    count_parameters,
+    encoder_config,
+    rotary_angles,
+)
 from lob.model.inputs import build_inputs
 from lob.model.masking import MASKS, MODES, make_mask, window_keys
-from lob.model.normalisation import SCHEMES, first_known_price, fit, interpolate_time, invert, state_mids, transform
+from lob.model.normalisation import (
+    SCHEMES,
+    first_known_price,
+    fit,
+    interpolate_time,
+    invert,
+    state_mids,
+    transform,
+)
 
 
 def windows(batch=3, states=64, levels=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
     drift = torch.randint(-1, 2, (batch, states, 1), generator=generator).cumsum(1)
-    price_ticks = 7_800_000 + drift + torch.randint(1, 40, (batch, 1, levels), generator=generator).cumsum(2)
+    price_ticks = (
+        7_800_000 + drift + torch.randint(1, 40, (batch, 1, levels), generator=generator).cumsum(2)
+    )
     sizes = torch.rand(batch, states, levels, generator=generator).exp() - 0.99
     return price_ticks.to(torch.int32), sizes
 
@@ -29,7 +47,9 @@ def keys(count, seed=0, epoch=0):
 def test_masks_hit_their_share(mode, share):
     """To 0.5 % of it, with so many windows that this is four standard errors of their mean."""
     parts = keys(4_000 if mode == "entry" else 64_000).split(4_000)
-    each = torch.cat([make_mask(part, 64, 8, share, mode).to(torch.uint8).sum(dim=(1, 2, 3)) for part in parts])
+    each = torch.cat(
+        [make_mask(part, 64, 8, share, mode).to(torch.uint8).sum(dim=(1, 2, 3)) for part in parts]
+    )
     each = each.double() / (64 * 8 * 2)
     assert abs(each.mean() - share) < 0.005 * share
     assert 4 * each.std() / len(each) ** 0.5 < 0.005 * share
@@ -57,7 +77,9 @@ def test_masks_have_the_shapes_of_their_names():
 
 def test_a_span_of_64_begins_anywhere():
     begins = make_mask(keys(7000), 8, 1, 0.25, "span64")[:, :, 0, 0].int().argmax(dim=1)
-    np.testing.assert_allclose(begins.bincount(minlength=8), [1000] * 7 + [0], atol=120)  # four deviations of chance
+    np.testing.assert_allclose(
+        begins.bincount(minlength=8), [1000] * 7 + [0], atol=120
+    )  # four deviations of chance
 
 
 def test_which_mask_a_mixed_window_gets_tells_nothing_of_the_mask():
@@ -94,7 +116,9 @@ def test_normalisation_is_undone_exactly_enough(scheme, mode):
 def test_hidden_values_change_nothing_the_encoder_sees(scheme, fill, mode):
     price_ticks, sizes = windows()
     mask = make_mask(keys(3), 64, 16, 0.25, mode)
-    config = encoder_config("tiny_transformer", depth=16, temporal_dim=64, normalization=scheme, fill=fill)
+    config = encoder_config(
+        "tiny_transformer", depth=16, temporal_dim=64, normalization=scheme, fill=fill
+    )
     poisoned = price_ticks.masked_fill(mask[..., 0], 123), sizes.masked_fill(mask[..., 1], 1e9)
     tokens, base, *_ = build_inputs(price_ticks, sizes, mask, config)
     found_tokens, found_base, *_ = build_inputs(*poisoned, mask, config)
@@ -109,10 +133,14 @@ def test_a_window_that_shows_no_price_is_reconstructed_without_one(scheme, fill)
     price_ticks, sizes = windows()
     mask = make_mask(keys(3), 64, 16, 0.25, "entry")
     mask[1, ..., 0] = True
-    config = encoder_config("tiny_transformer", depth=16, temporal_dim=64, normalization=scheme, fill=fill)
+    config = encoder_config(
+        "tiny_transformer", depth=16, temporal_dim=64, normalization=scheme, fill=fill
+    )
     model = Reconstruction(BookEncoder(config).eval())
     with torch.inference_mode():
-        first, second = (model(p, sizes, mask) for p in (price_ticks, price_ticks.masked_fill(mask[..., 0], 123)))
+        first, second = (
+            model(p, sizes, mask) for p in (price_ticks, price_ticks.masked_fill(mask[..., 0], 123))
+        )
         tokens, base, _, parameters = build_inputs(price_ticks, sizes, mask, config)
         plain = invert(model.encoder(tokens, base), parameters, scheme)
     for found, poisoned, inverted in zip(first, second, plain, strict=True):
@@ -122,12 +150,21 @@ def test_a_window_that_shows_no_price_is_reconstructed_without_one(scheme, fill)
 
 def test_a_hidden_value_differs_from_a_true_zero():
     price_ticks, sizes = windows(1)
-    config = encoder_config("tiny_transformer", depth=16, temporal_dim=64, fill="none", normalization="minmax")
-    visible, hidden = torch.zeros(1, 64, 16, 2, dtype=torch.bool), torch.zeros(1, 64, 16, 2, dtype=torch.bool)
+    config = encoder_config(
+        "tiny_transformer", depth=16, temporal_dim=64, fill="none", normalization="minmax"
+    )
+    visible, hidden = (
+        torch.zeros(1, 64, 16, 2, dtype=torch.bool),
+        torch.zeros(1, 64, 16, 2, dtype=torch.bool),
+    )
     _, _, values, _ = build_inputs(price_ticks, sizes, visible, config)
-    state, level = (values[0, :, :, 1] == 0).nonzero()[0].tolist()  # the least size is scaled to zero
+    state, level = (
+        (values[0, :, :, 1] == 0).nonzero()[0].tolist()
+    )  # the least size is scaled to zero
     hidden[0, state, level, 1] = True
-    shown, not_shown = (build_inputs(price_ticks, sizes, mask, config)[0][0, state] for mask in (visible, hidden))
+    shown, not_shown = (
+        build_inputs(price_ticks, sizes, mask, config)[0][0, state] for mask in (visible, hidden)
+    )
     assert not torch.equal(shown, not_shown)
 
 
@@ -149,42 +186,75 @@ def test_mids_and_first_prices_are_those_of_a_slow_reading(share):
     known = torch.rand(200, 5, 6, generator=generator) < share
     price = torch.randint(0, 1000, (200, 5, 6), generator=generator)
     mids, firsts = state_mids(price.double(), known), first_known_price(price, known)
-    for window, shown, found, first in zip(price.numpy(), known.numpy(), mids.numpy(), firsts.numpy(), strict=True):
+    for window, shown, found, first in zip(
+        price.numpy(), known.numpy(), mids.numpy(), firsts.numpy(), strict=True
+    ):
         if not shown.any():
             continue
-        exact = {t: (window[t, 2] + window[t, 3]) / 2 for t in range(5) if shown[t, 2] and shown[t, 3]}
-        inner = {t: (window[t, :3][shown[t, :3]].max() + window[t, 3:][shown[t, 3:]].min()) / 2
-                 for t in range(5) if shown[t, :3].any() and shown[t, 3:].any()}  # fmt: skip
+        exact = {
+            t: (window[t, 2] + window[t, 3]) / 2 for t in range(5) if shown[t, 2] and shown[t, 3]
+        }
+        inner = {
+            t: (window[t, :3][shown[t, :3]].max() + window[t, 3:][shown[t, 3:]].min()) / 2
+            for t in range(5)
+            if shown[t, :3].any() and shown[t, 3:].any()
+        }
         points = exact or inner or {0: window[shown].mean()}
-        np.testing.assert_allclose(found[:, 0], np.interp(range(5), list(points), list(points.values())), rtol=1e-6)
-        levels = (window[shown[:, level], level] if shown[:, level].any() else window[shown] for level in range(6))
+        np.testing.assert_allclose(
+            found[:, 0], np.interp(range(5), list(points), list(points.values())), rtol=1e-6
+        )
+        levels = (
+            window[shown[:, level], level] if shown[:, level].any() else window[shown]
+            for level in range(6)
+        )
         assert first[0].tolist() == [prices[0] for prices in levels]
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_layer_agrees_with_torchs_own_up_to_the_rotation(causal):
-    """torch's pre-norm encoder layer with the same weights, its attention fed rotated queries and keys in float64."""
+    """torch's pre-norm encoder layer with the same weights, its attention fed rotated queries and
+    keys in float64.
+    """
     config = encoder_config("tiny_transformer", temporal_dim=12, causal=causal)
     torch.manual_seed(0)
     layer = EncoderLayer(config).double().eval()
     reference = nn.TransformerEncoderLayer(
-        config.width, config.heads, config.ffn_width, 0.0, lambda x: nn.functional.gelu(x, approximate="tanh"),
-        norm_first=True, batch_first=True, dtype=torch.float64,
-    ).eval()  # fmt: skip
+        config.width,
+        config.heads,
+        config.ffn_width,
+        0.0,
+        lambda x: nn.functional.gelu(x, approximate="tanh"),
+        norm_first=True,
+        batch_first=True,
+        dtype=torch.float64,
+    ).eval()
     with torch.no_grad():
-        for ours, theirs in ((layer.qkv.weight, reference.self_attn.in_proj_weight),
-                             (layer.qkv.bias, reference.self_attn.in_proj_bias)):  # fmt: skip
+        for ours, theirs in (
+            (layer.qkv.weight, reference.self_attn.in_proj_weight),
+            (layer.qkv.bias, reference.self_attn.in_proj_bias),
+        ):
             theirs.copy_(ours)
-        for ours, theirs in ((layer.proj, reference.self_attn.out_proj), (layer.fc1, reference.linear1),
-                             (layer.fc2, reference.linear2), (layer.norm1, reference.norm1),
-                             (layer.norm2, reference.norm2)):  # fmt: skip
+        for ours, theirs in (
+            (layer.proj, reference.self_attn.out_proj),
+            (layer.fc1, reference.linear1),
+            (layer.fc2, reference.linear2),
+            (layer.norm1, reference.norm1),
+            (layer.norm2, reference.norm2),
+        ):
             theirs.weight.copy_(ours.weight)
             theirs.bias.copy_(ours.bias)
     x = torch.randn(2, 12, config.width, dtype=torch.float64)
-    unturned = torch.ones(12, config.width // config.heads), torch.zeros(12, config.width // config.heads)
-    mask = nn.Transformer.generate_square_subsequent_mask(12, dtype=torch.float64) if causal else None
+    unturned = (
+        torch.ones(12, config.width // config.heads),
+        torch.zeros(12, config.width // config.heads),
+    )
+    mask = (
+        nn.Transformer.generate_square_subsequent_mask(12, dtype=torch.float64) if causal else None
+    )
     with torch.inference_mode():
-        torch.testing.assert_close(layer(x, *unturned), reference(x, mask, is_causal=causal), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            layer(x, *unturned), reference(x, mask, is_causal=causal), atol=1e-6, rtol=1e-6
+        )
 
 
 def test_rotation_makes_scores_depend_on_distance_alone():
@@ -192,7 +262,10 @@ def test_rotation_makes_scores_depend_on_distance_alone():
     from lob.model.encoder import rotate
 
     q, k = torch.randn(16), torch.randn(16)
-    queries, keys_ = rotate(q.expand(1, 20, 1, 16), cos, sin), rotate(k.expand(1, 20, 1, 16), cos, sin)
+    queries, keys_ = (
+        rotate(q.expand(1, 20, 1, 16), cos, sin),
+        rotate(k.expand(1, 20, 1, 16), cos, sin),
+    )
     scores = torch.einsum("btnd,bsnd->ts", queries, keys_)
     for distance in (0, 3, 9):
         diagonal = scores.diagonal(distance)
@@ -209,8 +282,10 @@ def test_causal_embeddings_do_not_see_later_states():
         torch.manual_seed(0)
         model = BookEncoder(config).eval()
         with torch.inference_mode():
-            before, after = (model.encode(build_inputs(*pair, None, config)[0])[:, :40]
-                             for pair in ((price_ticks, sizes), changed))  # fmt: skip
+            before, after = (
+                model.encode(build_inputs(*pair, None, config)[0])[:, :40]
+                for pair in ((price_ticks, sizes), changed)
+            )
         assert torch.equal(before, after) is same
 
 
@@ -219,11 +294,15 @@ def test_causal_embeddings_do_not_see_later_states():
 def test_no_mask_is_a_mask_that_hides_nothing(fill, causal):
     price_ticks, sizes = windows()
     config = encoder_config("tiny_transformer", depth=16, temporal_dim=64, fill=fill, causal=causal)
-    given = (build_inputs(price_ticks, sizes, mask, config)
-             for mask in (None, torch.zeros(3, 64, 16, 2, dtype=torch.bool)))  # fmt: skip
+    given = (
+        build_inputs(price_ticks, sizes, mask, config)
+        for mask in (None, torch.zeros(3, 64, 16, 2, dtype=torch.bool))
+    )
     for found, expected in zip(*given, strict=True):
         if isinstance(found, torch.Tensor):
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 if fill == "ladder" else 0)
+            torch.testing.assert_close(
+                found, expected, rtol=0, atol=1e-6 if fill == "ladder" else 0
+            )
     mean = torch.log(sizes[:, :5]).mean(dim=(1, 2)).unsqueeze(1)
     centre = build_inputs(price_ticks, sizes, None, config)[3]["size_centre"]
     if causal:

@@ -1,4 +1,6 @@
-"""The outlook: its targets against loops over single windows, and that training for it moves the encoder's vector."""
+"""The outlook: its targets against loops over single windows, and that training for it moves the
+encoder's vector.
+"""
 
 import math
 from types import SimpleNamespace
@@ -15,7 +17,14 @@ from lob.model.checkpoint import load_model, save_checkpoint
 from lob.model.encoder import OUTLOOK_TARGETS, BookEncoder, encoder_config
 from lob.model.inputs import build_inputs
 from lob.model.masking import window_keys
-from lob.training.objective import AHEAD, OUTLOOK_EVERY, SCALES, outlook_loss, outlook_targets, states_ahead
+from lob.training.objective import (
+    AHEAD,
+    OUTLOOK_EVERY,
+    SCALES,
+    outlook_loss,
+    outlook_targets,
+    states_ahead,
+)
 from lob.training.precision import Precision
 from lob.training.saving import training_state
 
@@ -23,13 +32,18 @@ STATES, LEVELS = 140, 16
 
 
 def slowly(ticks: np.ndarray, sizes: np.ndarray) -> list[float]:
-    """The targets of one window, (T, L) each, in the order of lob.training.objective.outlook_targets."""
+    """The targets of one window, (T, L) each, in the order of
+    lob.training.objective.outlook_targets.
+    """
     half, coming = LEVELS // 2, min(32, len(ticks) // 2)
     now = len(ticks) - coming - 1
     bid, ask, mid = ticks[:, half - 1], ticks[:, half], (ticks[:, half - 1] + ticks[:, half]) / 2
     bids, asks = sizes[now, half - 1 :: -1], sizes[now, half:]
     level = np.log(sizes[: now + 1]).mean()
-    found = [(bids[:n].sum() - asks[:n].sum()) / (bids[:n].sum() + asks[:n].sum()) for n in (1, 3, 10, half)]
+    found = [
+        (bids[:n].sum() - asks[:n].sum()) / (bids[:n].sum() + asks[:n].sum())
+        for n in (1, 3, 10, half)
+    ]
     found += [math.log(ask[now] - bid[now])]
     found += [math.log(x) - level for x in (bids[0], asks[0], bids.mean(), asks.mean())]
     still = 0
@@ -39,13 +53,21 @@ def slowly(ticks: np.ndarray, sizes: np.ndarray) -> list[float]:
     for reach in (min(n, now) for n in (5, 20, 80, now)):
         moves = [mid[i] - mid[i - 1] for i in range(now, now - reach, -1)]
         total = mid[now] - mid[now - reach]
-        found += [math.copysign(math.log1p(abs(total)), total), math.log1p(math.sqrt(sum(m * m for m in moves))),
-                  math.log1p(sum(m != 0 for m in moves))]  # fmt: skip
+        found += [
+            math.copysign(math.log1p(abs(total)), total),
+            math.log1p(math.sqrt(sum(m * m for m in moves))),
+            math.log1p(sum(m != 0 for m in moves)),
+        ]
     ahead = [mid[i] - mid[i - 1] for i in range(now + 1, len(mid))]
     found.append(next((math.copysign(1, m) for m in ahead if m), 0))
-    gone = [next((i for i in range(now + 1, len(mid)) if away(i)), len(mid))
-            for away in (lambda i: bid[i] < bid[now], lambda i: ask[i] > ask[now])]  # fmt: skip
-    found += [float(np.sign(gone[0] - gone[1])), float(any((ask - bid)[now + 1 :] > (ask - bid)[now]))]
+    gone = [
+        next((i for i in range(now + 1, len(mid)) if away(i)), len(mid))
+        for away in (lambda i: bid[i] < bid[now], lambda i: ask[i] > ask[now])
+    ]
+    found += [
+        float(np.sign(gone[0] - gone[1])),
+        float(any((ask - bid)[now + 1 :] > (ask - bid)[now])),
+    ]
     return [value * scale for value, scale in zip(found, SCALES, strict=True)]
 
 
@@ -54,9 +76,14 @@ def test_targets_are_those_of_loops_over_single_windows(states):
     price_ticks, sizes = moving_book(6, states=states, levels=LEVELS)
     price_ticks[0, 1:] = price_ticks[0, 1]  # a book that stands still
     found = outlook_targets(price_ticks, sizes)
-    expected = [slowly(*window) for window in zip(price_ticks.double().numpy(), sizes.double().numpy(), strict=True)]
+    expected = [
+        slowly(*window)
+        for window in zip(price_ticks.double().numpy(), sizes.double().numpy(), strict=True)
+    ]
     assert found.shape == (6, OUTLOOK_TARGETS) and found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-4
+    )
     assert states < STATES or (states_ahead(states) == AHEAD and found[:, -2].unique().numel() > 1)
 
 
@@ -64,9 +91,16 @@ def trainer_of(outlook: float, windows_a_step: int = 8) -> tuple[Trainer, tuple]
     """A trainer with what its micro-steps need and no data, and eight windows with their keys."""
     price_ticks, sizes = moving_book(8, states=STATES, levels=LEVELS)
     made = object.__new__(Trainer)
-    made.config = {**fp8_ddp_trainer.config, "mask_mode": "entry", "mask_perc": 0.25, "outlook": outlook}
+    made.config = {
+        **fp8_ddp_trainer.config,
+        "mask_mode": "entry",
+        "mask_perc": 0.25,
+        "outlook": outlook,
+    }
     made.config |= {"mirror": False, "slow": 0.0, "size_noise": 0.0}
-    made.encoder = encoder_config("tiny_transformer", depth=LEVELS, temporal_dim=STATES, outlook=outlook > 0)
+    made.encoder = encoder_config(
+        "tiny_transformer", depth=LEVELS, temporal_dim=STATES, outlook=outlook > 0
+    )
     made.precision = Precision("fp32", "", "")
     torch.manual_seed(0)
     made.model = BookEncoder(made.encoder)
@@ -86,7 +120,9 @@ def test_the_vector_learns_the_outlook_and_the_masked_loss_stays_what_it_was():
     optimizer = torch.optim.Adam(made.model.parameters(), lr=3e-3)
     losses = [[float(x) for x in each.micro_step(*windows)] for each in (made, plain)]
     assert losses[0] == pytest.approx(losses[1])
-    gradients = [dict(each.model.named_parameters())["layers.0.qkv.weight"].grad for each in (made, plain)]
+    gradients = [
+        dict(each.model.named_parameters())["layers.0.qkv.weight"].grad for each in (made, plain)
+    ]
     assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm().clamp(min=1e-9)) > 0.1
     for _ in range(20):
         optimizer.step()
@@ -101,7 +137,9 @@ def test_its_weight_does_not_depend_on_how_many_windows_a_pass_has(size):
     for windows in (8, size):
         made, (price_ticks, sizes, keys) = trainer_of(0.5, windows_a_step=24)
         for _ in range(24 // windows):
-            made.micro_step(*(x[:1].repeat_interleave(windows, 0) for x in (price_ticks, sizes, keys)))
+            made.micro_step(
+                *(x[:1].repeat_interleave(windows, 0) for x in (price_ticks, sizes, keys))
+            )
         weights.append(made.model.outlook.bias.grad)
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-8)
 
@@ -109,7 +147,9 @@ def test_its_weight_does_not_depend_on_how_many_windows_a_pass_has(size):
 def test_what_is_to_be_foretold_is_not_shown():
     made, (price_ticks, sizes, _) = trainer_of(0.5)
     shown = []
-    made.model.encode = lambda tokens: shown.append(tokens) or tokens.new_zeros(len(tokens), STATES, 64)
+    made.model.encode = lambda tokens: (
+        shown.append(tokens) or tokens.new_zeros(len(tokens), STATES, 64)
+    )
     outlook_loss(made.model, made.precision, price_ticks, sizes)
     changed = price_ticks.clone(), sizes.clone()
     changed[0][:, -AHEAD:] += 7

@@ -17,7 +17,12 @@ from lob.jit import is_compiled
 def parse(folder: Path, text: str, **changes) -> tuple[dict, int]:
     """Parse one file in this process; return the counters and the number of segments."""
     put(folder, HEADER + OPENING + text)
-    assert data_parser.main({**data_parser.config, "data_dir": str(folder), "depth": 4, "workers": 1, **changes}) == 0
+    assert (
+        data_parser.main(
+            {**data_parser.config, "data_dir": str(folder), "depth": 4, "workers": 1, **changes}
+        )
+        == 0
+    )
     book = folder / "book_states" / "A_B"
     counters = json.loads((book / "meta.json").read_text())["counters"]
     return counters, len(np.load(book / "segment_starts.npy"))
@@ -29,8 +34,12 @@ def test_a_longer_silence_than_the_limit_ends_a_segment(tmp_path):
 
 
 def test_a_ghost_is_evicted_after_the_limit(tmp_path):
-    text = "".join(row(f"0{s}.0", "ADD", 1, "101.50" if s == 1 else "98.50", "1", 40 + s) for s in range(1, 5))
-    found = [parse(tmp_path, text, max_crossed_ms=limit)[0]["ghosts_evicted"] for limit in (500, 60_000)]
+    text = "".join(
+        row(f"0{s}.0", "ADD", 1, "101.50" if s == 1 else "98.50", "1", 40 + s) for s in range(1, 5)
+    )
+    found = [
+        parse(tmp_path, text, max_crossed_ms=limit)[0]["ghosts_evicted"] for limit in (500, 60_000)
+    ]
     assert found == [1, 0]
 
 
@@ -53,8 +62,12 @@ def test_it_says_that_it_compiles_only_where_it_has_to(tmp_path, capsys, monkeyp
     capsys.readouterr()
     parse(tmp_path, "")
     assert "compiling" not in capsys.readouterr().out
-    empty = SimpleNamespace(stats=SimpleNamespace(cache_path=str(tmp_path)), py_func=apply_rows.py_func)
+    empty = SimpleNamespace(
+        stats=SimpleNamespace(cache_path=str(tmp_path)), py_func=apply_rows.py_func
+    )
     assert not is_compiled(empty)
     monkeypatch.setattr(data_parser, "is_compiled", lambda function: False)
     parse(tmp_path, "")
-    assert capsys.readouterr().out.startswith("compiling the parser: takes about a minute, the first time alone\n")
+    assert capsys.readouterr().out.startswith(
+        "compiling the parser: takes about a minute, the first time alone\n"
+    )

@@ -1,4 +1,5 @@
-"""Parts of one pair's stream, which open with a snapshot: how they join, by one worker and by several.
+"""Parts of one pair's stream, which open with a snapshot: how they join, by one worker and by
+several.
 
 By threads here for speed; by worker processes and by Dask workers through the script itself.
 """
@@ -33,16 +34,24 @@ Row = tuple[int, int, bool, int, int]  # time in ms, type, is_buy, ticks, lots
 
 
 def tell_days(rng: np.random.Generator, days: int, messages: int, trades: bool) -> list[list[Row]]:
-    """Days of a book around 1000 ticks. Each opens with a snapshot: mostly the book as it is, stamped near its end."""
+    """Days of a book around 1000 ticks. Each opens with a snapshot: mostly the book as it is,
+    stamped near its end.
+    """
     reference = ReferenceBook(4)
     time, told = START_MS, []
     for day in range(days):
-        levels = [(side, ticks, lots) for side in (0, 1) for ticks, lots in reference.levels[side].items()]
+        levels = [
+            (side, ticks, lots) for side in (0, 1) for ticks, lots in reference.levels[side].items()
+        ]
         if day == 0 or rng.random() < 0.2:  # another book
             levels = [
-                (side, 1000 + (i if side else -i), int(rng.integers(1, 9))) for side in (0, 1) for i in range(1, 9)
+                (side, 1000 + (i if side else -i), int(rng.integers(1, 9)))
+                for side in (0, 1)
+                for i in range(1, 9)
             ]
-        opening = time + int(rng.choice([-30, -3, 0, 1, 40, 90_000], p=[0.05, 0.15, 0.03, 0.27, 0.2, 0.3]))
+        opening = time + int(
+            rng.choice([-30, -3, 0, 1, 40, 90_000], p=[0.05, 0.15, 0.03, 0.27, 0.2, 0.3])
+        )
         rows = [(opening, SNAPSHOT, side == 0, ticks, lots) for side, ticks, lots in levels]
         time = max(time, opening) + int(rng.choice([0, 1, 60], p=[0.05, 0.65, 0.3]))
         for _ in range(messages):
@@ -71,7 +80,8 @@ def write_days(folder: Path, days: list[list[Row]], feed: str) -> None:
                 text.append(f"{clock}0000;x;{NAMES[kind]};{int(buy)};{ticks / 10};{lots / 1000}\n")
             else:
                 snapshot, side = str(kind == SNAPSHOT).lower(), "bid" if buy else "ask"
-                text.append(f"x,BTCUSDT,{time_ms}000,{time_ms}999,{snapshot},{side},{ticks / 10},{lots / 1000}\n")
+                times = f"{time_ms}000,{time_ms}999"
+                text.append(f"x,BTCUSDT,{times},{snapshot},{side},{ticks / 10},{lots / 1000}\n")
         (raw / f"{day:02}.csv").write_text("".join(text))
 
 
@@ -79,18 +89,32 @@ def parse(folder: Path, executor: ThreadPoolExecutor | None, **settings) -> dict
     """The bytes of every file written, or the line that the user reads."""
     try:
         data_parser.parse_pair(
-            {**data_parser.config, "data_dir": str(folder), "depth": 4, "tick_size": 0.1, **settings}, "A_B", executor
+            {
+                **data_parser.config,
+                "data_dir": str(folder),
+                "depth": 4,
+                "tick_size": 0.1,
+                **settings,
+            },
+            "A_B",
+            executor,
         )
     except InputError as error:
         return str(error)
-    written = {file.name: file.read_bytes() for file in sorted((folder / "book_states" / "A_B").iterdir())}
+    written = {
+        file.name: file.read_bytes() for file in sorted((folder / "book_states" / "A_B").iterdir())
+    }
     assert [path.name for path in (folder / "book_states").iterdir()] == ["A_B"]
     return written
 
 
 @pytest.mark.parametrize(("interval_ms", "subsample"), [(0, 1), (10, 1), (100, 1), (0, 3)])
-@pytest.mark.parametrize(("feed", "trades"), [("coinapi", False), ("coinapi", True), ("tardis", False)])
-def test_several_workers_give_the_bytes_of_one(tmp_path, feed, trades, interval_ms, subsample) -> None:
+@pytest.mark.parametrize(
+    ("feed", "trades"), [("coinapi", False), ("coinapi", True), ("tardis", False)]
+)
+def test_several_workers_give_the_bytes_of_one(
+    tmp_path, feed, trades, interval_ms, subsample
+) -> None:
     """Days that open in another book, that step back in time, or that come after a long silence."""
     rng = np.random.default_rng(interval_ms + subsample)
     refused, differ = 0, 0
@@ -123,11 +147,13 @@ def test_a_day_that_opens_at_the_local_time_of_the_row_before_it_begins_a_messag
     assert json.loads(apart["meta.json"])["rows"] == 4
 
 
-# ------------------------------------------------------------------------------------------------- a join, rule by rule
+# a join, rule by rule
 
 OPENING = [(SNAPSHOT, True, 999, 5), (SNAPSHOT, False, 1001, 6)]
 OTHER = [(SNAPSHOT, True, 998, 5), (SNAPSHOT, False, 1001, 6)]
-Message = tuple[int, list[tuple[int, bool, int, int]]]  # time in ms, rows of type, is_buy, ticks, lots
+Message = tuple[
+    int, list[tuple[int, bool, int, int]]
+]  # time in ms, rows of type, is_buy, ticks, lots
 
 
 def parse_part(folder: Path, messages: list[Message], depth: int, **limits) -> Part:
@@ -136,7 +162,9 @@ def parse_part(folder: Path, messages: list[Message], depth: int, **limits) -> P
     states = StateWriter(folder, depth)
     book = OrderBook(depth, 0.5, states.append, **limits)
     rows = [(time, number, *row) for number, (time, rows) in enumerate(messages) for row in rows]
-    time, number, kind, is_buy, ticks, lots = (np.array(column) for column in zip(*rows, strict=True))
+    time, number, kind, is_buy, ticks, lots = (
+        np.array(column) for column in zip(*rows, strict=True)
+    )
     book.apply(time * 10**6, number, kind.astype(np.uint8), is_buy.astype(bool), ticks, lots)
     book.finish()
     states.close()
@@ -164,7 +192,9 @@ def join(folder: Path, parts: list[list[Message]], depth: int = 2, **limits) -> 
 @pytest.mark.parametrize("opening", [OPENING, OTHER])
 @pytest.mark.parametrize(("time", "segments"), [(61_000, [0]), (61_001, [0, 2])])
 def test_time_alone_decides_whether_a_segment_goes_on(tmp_path, opening, time, segments) -> None:
-    arrays, whole = join(tmp_path, [[(0, OPENING), (1000, [(SET, True, 999, 5)])], [(time, opening)]])
+    arrays, whole = join(
+        tmp_path, [[(0, OPENING), (1000, [(SET, True, 999, 5)])], [(time, opening)]]
+    )
     assert arrays["segment_starts"].tolist() == segments
     assert whole.counters["snapshots_differ"] == (opening is OTHER)
     assert (whole.counters["snapshots"], whole.rows, whole.updates) == (2, 3, 5)
@@ -184,13 +214,20 @@ def test_what_is_stamped_before_the_end_of_the_part_before_gets_its_time(tmp_pat
     early = [(970, OPENING), (1001, [(SET, True, 999, 8)])]
     arrays, whole = join(tmp_path / "snapshot", [first, early])
     assert (arrays["timestamps"] // 10**6).tolist() == [0, 1000, 1000, 1001]
-    assert whole.counters["clock_steps_back"] == 0  # a snapshot is taken a little earlier than it comes
-    early = [(970, OPENING), *((980 + i, [(SET, True, 999, 8 + i)]) for i in range(3)), (1001, OTHER)]
+    assert (
+        whole.counters["clock_steps_back"] == 0
+    )  # a snapshot is taken a little earlier than it comes
+    early = [
+        (970, OPENING),
+        *((980 + i, [(SET, True, 999, 8 + i)]) for i in range(3)),
+        (1001, OTHER),
+    ]
     arrays, whole = join(tmp_path / "updates", [first, early])
     assert (arrays["timestamps"] // 10**6).tolist() == [0, *[1000] * 5, 1001]
     assert whole.counters["clock_steps_back"] == 1
     with pytest.raises(
-        InputError, match=r"^row 2: time goes back to 1970-01-01T00:00:00.98.* raise --max_clock_step_ms"
+        InputError,
+        match=r"^row 2: time goes back to 1970-01-01T00:00:00.98.* raise --max_clock_step_ms",
     ):
         join(tmp_path / "refused", [first, early], max_clock_step_ms=19)
 
@@ -203,7 +240,9 @@ def test_one_state_an_interval_is_kept_over_a_join(tmp_path) -> None:
     assert (arrays["timestamps"] // 10**6).tolist() == [0, 1030, 1200]
     assert arrays["traded"].tolist() == [0, 1.5, 0]
     assert (whole.rows, whole.any_trade) == (3, True)
-    arrays, _ = join(tmp_path / "gap", [first, second], state_interval_ms=100, max_gap_seconds=0.009)
+    arrays, _ = join(
+        tmp_path / "gap", [first, second], state_interval_ms=100, max_gap_seconds=0.009
+    )
     assert (arrays["timestamps"] // 10**6).tolist() == [0, 1000, 1010, 1020, 1030, 1200]
     assert arrays["segment_starts"].tolist() == [0, 1, 2, 3, 4, 5]
     early = [(730, OPENING), (830, [(SET, True, 999, 1)]), (930, [(SET, True, 999, 2)])]
@@ -231,12 +270,18 @@ def test_files_that_open_with_no_snapshot_belong_to_the_part_before(tmp_path) ->
     assert find_parts("npy", files) == [files]
 
 
-# --------------------------------------------------------------------------------------------- a stream, cut anywhere
+# stream, cut anywhere
 
 
 def tell_messages(rng: np.random.Generator, count: int) -> list[Message]:
-    """A snapshot, then changes and trades around 1000 ticks: never crossed, now and then thin or silent."""
-    levels = [(SNAPSHOT, side, 1000 + (-i if side else i), 5) for side in (True, False) for i in range(1, 5)]
+    """A snapshot, then changes and trades around 1000 ticks: never crossed, now and then thin or
+    silent.
+    """
+    levels = [
+        (SNAPSHOT, side, 1000 + (-i if side else i), 5)
+        for side in (True, False)
+        for i in range(1, 5)
+    ]
     messages, time = [(START_MS, levels)], START_MS
     for _ in range(count):
         time += int(rng.choice([0, 1, 7, 61_000], p=[0.2, 0.4, 0.39, 0.01]))
@@ -244,7 +289,14 @@ def tell_messages(rng: np.random.Generator, count: int) -> list[Message]:
         for _ in range(rng.integers(1, 4)):
             buy = bool(rng.integers(2))
             kind = MATCH if rng.random() < 0.2 else SET
-            rows.append((kind, buy, 1000 + (-1 if buy else 1) * int(rng.integers(1, 6)), int(rng.integers(0, 9))))
+            rows.append(
+                (
+                    kind,
+                    buy,
+                    1000 + (-1 if buy else 1) * int(rng.integers(1, 6)),
+                    int(rng.integers(0, 9)),
+                )
+            )
         messages.append((time, rows))
     return messages
 
@@ -257,7 +309,11 @@ def cut(messages: list[Message], places: list[int]) -> tuple[list[list[Message]]
     reference, parts, added = ReferenceBook(4), [[messages[0]]], []
     complete = reference.take_message(messages[0][0], [(*row, 0) for row in messages[0][1]])
     for index, (time, rows) in enumerate(messages[1:], 1):
-        book = [(SNAPSHOT, side == 0, *level) for side in (0, 1) for level in reference.levels[side].items()]
+        book = [
+            (SNAPSHOT, side == 0, *level)
+            for side in (0, 1)
+            for level in reference.levels[side].items()
+        ]
         if index in places and book:
             parts.append([(messages[index - 1][0], book)])
             if complete:
@@ -268,11 +324,15 @@ def cut(messages: list[Message], places: list[int]) -> tuple[list[list[Message]]
 
 
 def test_a_stream_cut_anywhere_gives_its_states(tmp_path) -> None:
-    """Parts that open with the running book give the states of the uncut stream: none is lost where they join."""
+    """Parts that open with the running book give the states of the uncut stream: none is lost where
+    they join.
+    """
     folders = iter(tmp_path / str(number) for number in range(1000))
     parts_joined = 0
 
-    @settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @settings(
+        max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
+    )
     @given(
         seed=st.integers(0, 2**32),
         places=st.lists(st.integers(1, 200), min_size=1, max_size=6),
@@ -294,15 +354,22 @@ def test_a_stream_cut_anywhere_gives_its_states(tmp_path) -> None:
         for name, array in found.items():
             np.testing.assert_array_equal(array, expected[name], err_msg=name)
         openings = len(parts) - 1
-        more = {"messages": openings, "snapshots": openings, "states": len(added), "thin_states": openings - len(added)}
-        assert whole.counters == {name: uncut.counters[name] + more.get(name, 0) for name in COUNTERS}
+        more = {
+            "messages": openings,
+            "snapshots": openings,
+            "states": len(added),
+            "thin_states": openings - len(added),
+        }
+        assert whole.counters == {
+            name: uncut.counters[name] + more.get(name, 0) for name in COUNTERS
+        }
         assert whole.any_trade == uncut.any_trade
 
     check()
     assert parts_joined > 100
 
 
-# ------------------------------------------------------------------------------------------------- through the script
+# through the script
 
 
 def run_parser(folder: Path, *words: str) -> subprocess.CompletedProcess:
@@ -311,7 +378,10 @@ def run_parser(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in (folder / "book_states").rglob("*.*")}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in (folder / "book_states").rglob("*.*")
+    }
 
 
 @pytest.fixture
@@ -327,7 +397,9 @@ def two_pairs(tmp_path) -> Path:
     return tmp_path
 
 
-def test_worker_processes_give_the_same_bytes_and_keep_what_a_bad_day_would_replace(two_pairs) -> None:
+def test_worker_processes_give_the_same_bytes_and_keep_what_a_bad_day_would_replace(
+    two_pairs,
+) -> None:
     alone = run_parser(two_pairs, "--workers=1")
     assert alone.returncode == 2
     expected = contents(two_pairs)
@@ -357,7 +429,9 @@ def test_dask_workers_give_the_same_bytes(two_pairs) -> None:
     assert contents(two_pairs) == expected
 
 
-def test_a_disk_that_cannot_hold_the_states_is_named_before_it_is_full(tmp_path, monkeypatch) -> None:
+def test_a_disk_that_cannot_hold_the_states_is_named_before_it_is_full(
+    tmp_path, monkeypatch
+) -> None:
     write_days(tmp_path, tell_days(np.random.default_rng(0), 2, 300, False), "coinapi")
     free = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr(data_parser.shutil, "disk_usage", lambda folder: free)

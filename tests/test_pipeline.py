@@ -1,4 +1,6 @@
-"""The seven scripts by subprocess on a cut of the sample that ships, as `make pipeline` runs them, and stale files."""
+"""The seven scripts by subprocess on a cut of the sample that ships, as `make pipeline` runs them,
+and stale files.
+"""
 
 import gzip
 import json
@@ -14,23 +16,44 @@ import pytest
 from conftest import ROOT
 
 SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"
-PIPELINE = ("data_parser.py", "exploration_main.py", "create_balanced_dataset.py", "fp8_ddp_trainer.py",
-            "inference_testing.py", "training_results_analysis.py", "model_exporter.py")  # fmt: skip
+PIPELINE = (
+    "data_parser.py",
+    "exploration_main.py",
+    "create_balanced_dataset.py",
+    "fp8_ddp_trainer.py",
+    "inference_testing.py",
+    "training_results_analysis.py",
+    "model_exporter.py",
+)
 WORDS = {
     "data_parser.py": ("--depth=16", "--workers=1"),
     "exploration_main.py": ("--temporal_dim=32",),
     "create_balanced_dataset.py": ("--temporal_dim=32",),
-    "fp8_ddp_trainer.py": ("--temporal_dim=32", "--depth_dim=16", "--model_size=tiny_transformer", "--epochs=1",
-                           "--batch_size=16", "--accumulation_steps=1", "--model_name=sample"),
-    "inference_testing.py": ("--windows=8", "--fit_windows=8", "--probe_windows=80", "--latency_runs=3",
-                             "--masks=['entry','tail']"),
+    "fp8_ddp_trainer.py": (
+        "--temporal_dim=32",
+        "--depth_dim=16",
+        "--model_size=tiny_transformer",
+        "--epochs=1",
+        "--batch_size=16",
+        "--accumulation_steps=1",
+        "--model_name=sample",
+    ),
+    "inference_testing.py": (
+        "--windows=8",
+        "--fit_windows=8",
+        "--probe_windows=80",
+        "--latency_runs=3",
+        "--masks=['entry','tail']",
+    ),
     "model_exporter.py": ("--check_windows=3",),
-}  # fmt: skip
+}
 
 
 def start(folder: Path, script: str, *words: str) -> subprocess.CompletedProcess:
     """Run a script with the folders that it has a key for under `folder`."""
-    keys = re.findall(r'^    "(data_dir|runs_dir|exports_dir)":', (ROOT / script).read_text(), re.MULTILINE)
+    keys = re.findall(
+        r'^    "(data_dir|runs_dir|exports_dir)":', (ROOT / script).read_text(), re.MULTILINE
+    )
     where = [f"--{key}={folder / key.removesuffix('_dir')}" for key in keys]
     command = [sys.executable, script, *where, *WORDS.get(script, ()), *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -48,7 +71,9 @@ def piped(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     for script in PIPELINE:
         done = start(folder, script)
         assert done.returncode == 0, f"{script}: {done.stderr}"
-        assert "it/s" not in done.stderr and "%|" not in done.stderr  # no progress bar where there is no terminal
+        assert (
+            "it/s" not in done.stderr and "%|" not in done.stderr
+        )  # no progress bar where there is no terminal
         printed[script] = done.stdout
     return folder, printed
 
@@ -61,19 +86,32 @@ def test_the_seven_scripts_hand_on_what_the_next_one_needs(piped):
     assert f"{states - 31:,} windows of 32 states" in printed["exploration_main.py"]
     assert len(list((data / "plots").glob("BTC_USD_*.png"))) == 6
     sample = np.load(data / "balanced_samples" / "BTC_USD.npy")
-    assert f"{len(sample):,} windows, states shared by two splits: 0" in printed["create_balanced_dataset.py"]
+    assert (
+        f"{len(sample):,} windows, states shared by two splits: 0"
+        in printed["create_balanced_dataset.py"]
+    )
     assert re.search(r"^test loss  \d", printed["fp8_ddp_trainer.py"], re.MULTILINE)
-    assert re.search(r"^time       about [\d.]+ minutes at", printed["fp8_ddp_trainer.py"], re.MULTILINE)
-    assert "epoch  duration (s)   train loss  validation loss  learning rate" in printed["fp8_ddp_trainer.py"]
+    assert re.search(
+        r"^time       about [\d.]+ minutes at", printed["fp8_ddp_trainer.py"], re.MULTILINE
+    )
+    assert (
+        "epoch  duration (s)   train loss  validation loss  learning rate"
+        in printed["fp8_ddp_trainer.py"]
+    )
     report = json.loads((run / "report.json").read_text())
-    assert {row["case"].split("/")[1] for row in report["rows"] if "/" in row["case"]} >= {"entry", "tail"}
+    assert {row["case"].split("/")[1] for row in report["rows"] if "/" in row["case"]} >= {
+        "entry",
+        "tail",
+    }
     assert "sample" in printed["training_results_analysis.py"]
     assert list((folder / "runs" / "analysis").glob("*.png"))
     assert (folder / "exports" / "sample" / "encoder.pt").is_file()
 
 
 def test_make_runs_the_scripts_in_this_order_and_ends_with_the_result():
-    plan = subprocess.run(["make", "-n", "pipeline"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    plan = subprocess.run(
+        ["make", "-n", "pipeline"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert tuple(re.findall(r"python (\w+\.py)", plan)) == PIPELINE
     last = plan[plan.index(PIPELINE[-1]) :]
     assert "tensorboard --logdir runs" in last and "grep '^test loss' runs/pipeline.log" in last
@@ -85,8 +123,10 @@ def test_files_of_a_book_that_was_parsed_again_are_refused(piped, tmp_path):
     shutil.copytree(folder / "runs", tmp_path / "runs")
     assert start(tmp_path, "data_parser.py", "--subsample=2").returncode == 0
     before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
-    for script, said in (("create_balanced_dataset.py", "run exploration_main.py again"),
-                         ("fp8_ddp_trainer.py", "run create_balanced_dataset.py again")):  # fmt: skip
+    for script, said in (
+        ("create_balanced_dataset.py", "run exploration_main.py again"),
+        ("fp8_ddp_trainer.py", "run create_balanced_dataset.py again"),
+    ):
         done = start(tmp_path, script)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert "made from another book" in done.stderr and said in done.stderr

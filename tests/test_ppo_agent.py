@@ -1,4 +1,6 @@
-"""examples/ppo_agent.py: its accounts against exact ledgers, its observations against a changed future, its splits."""
+"""examples/ppo_agent.py: its accounts against exact ledgers, its observations against a changed
+future, its splits.
+"""
 
 import json
 import subprocess
@@ -15,7 +17,16 @@ import stable_baselines3.common.env_checker
 import torch
 from conftest import ROOT, metadata, refusal, write_book
 
-from examples.ppo_agent import BookReplay, EncoderConfig, Replay, config, embed, make_replay, play, train
+from examples.ppo_agent import (
+    BookReplay,
+    EncoderConfig,
+    Replay,
+    config,
+    embed,
+    make_replay,
+    play,
+    train,
+)
 from lob.book.states import Book, open_book
 from lob.config import InputError
 from lob.model.checkpoint import Progress, save_checkpoint
@@ -24,13 +35,25 @@ from lob.model.inputs import build_inputs
 from lob.windows.splits import calendar_cuts, count_shared_states, split_rows
 
 STATES = 32
-SMALL = config | {"decision_stride": 7, "latency_states": 1, "episode_steps": 9, "fee_bps": 1.7, "position_limit": 2}
+SMALL = config | {
+    "decision_stride": 7,
+    "latency_states": 1,
+    "episode_steps": 9,
+    "fee_bps": 1.7,
+    "position_limit": 2,
+}
 
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> Book:
-    """2500 states of depth 16 in three segments; one border lies in the training, one in the test period."""
-    return open_book(write_book(tmp_path_factory.mktemp("agent"), rows=2500, depth=16, segment_starts=(0, 700, 2200)))
+    """2500 states of depth 16 in three segments; one border lies in the training, one in the test
+    period.
+    """
+    return open_book(
+        write_book(
+            tmp_path_factory.mktemp("agent"), rows=2500, depth=16, segment_starts=(0, 700, 2200)
+        )
+    )
 
 
 def cuts_of(book: Book) -> np.ndarray:
@@ -45,20 +68,32 @@ def network() -> BookEncoder:
 def by_hand(touch: list, fill: list, **choices) -> BookReplay:
     """A market of one episode with the given best bids and asks."""
     count = len(touch)
-    replay = Replay(np.arange(count) + STATES, np.array(touch), np.array(fill), np.zeros(count),
-                    {"test": np.array([[0, count - 1]])})  # fmt: skip
+    replay = Replay(
+        np.arange(count) + STATES,
+        np.array(touch),
+        np.array(fill),
+        np.zeros(count),
+        {"test": np.array([[0, count - 1]])},
+    )
     return BookReplay(replay, "test", config | choices)
 
 
 def test_a_round_trip_costs_spread_and_fees_as_computed_by_hand():
-    # mids 100, 101, 103; bought at 101 (mid 100), closed by the last state at its bid 102; fees 10 bps of each price
-    market = by_hand([[99, 101], [100, 102], [102, 104]], [[99, 101], [100, 102], [102, 104]], fee_bps=10.0)
+    # mids 100, 101, 103; bought at 101 (mid 100), closed by the last state at its bid 102; fees 10
+    # bps of each price
+    market = by_hand(
+        [[99, 101], [100, 102], [102, 104]], [[99, 101], [100, 102], [102, 104]], fee_bps=10.0
+    )
     market.reset(options={"episode": 0})
     _, reward, done, _, facts = market.step(2)
     assert not done and facts["trades"] == 1
-    assert reward == pytest.approx((101 - 101 - 0.101) / 100 * 1e4)  # inventory at mid 101, paid 101 and the fee
+    assert reward == pytest.approx(
+        (101 - 101 - 0.101) / 100 * 1e4
+    )  # inventory at mid 101, paid 101 and the fee
     assert (facts["gross_bps"], facts["spread_bps"]) == pytest.approx((100.0, 100.0))
-    observation, reward, done, _, facts = market.step(2)  # the limit of one unit holds: no second purchase
+    observation, reward, done, _, facts = market.step(
+        2
+    )  # the limit of one unit holds: no second purchase
     assert done and facts["trades"] == 1
     assert reward == pytest.approx((102 - 101 - 0.102) / 100 * 1e4)
     np.testing.assert_array_equal(observation["account"], [1, 0])
@@ -68,10 +103,14 @@ def test_a_late_order_pays_for_the_move_it_missed():
     market = by_hand([[99, 101], [99, 101]], [[104, 106], [99, 101]], fee_bps=0.0)
     market.reset(options={"episode": 0})
     _, reward, _, _, facts = market.step(2)
-    assert facts["spread_bps"] == pytest.approx((6 + 1) / 100 * 1e4)  # bought at 106, mid 100; sold at 99
+    assert facts["spread_bps"] == pytest.approx(
+        (6 + 1) / 100 * 1e4
+    )  # bought at 106, mid 100; sold at 99
     assert reward == pytest.approx(-facts["spread_bps"])
     market.reset(options={"episode": 0})
-    assert market.step(0)[1] == pytest.approx((104 - 101) / 100 * 1e4)  # sold at 104, bought back at 101
+    assert market.step(0)[1] == pytest.approx(
+        (104 - 101) / 100 * 1e4
+    )  # sold at 104, bought back at 101
     market.reset(options={"episode": 0})
     assert market.step(1)[1] == 0
 
@@ -113,7 +152,9 @@ def test_rewards_are_those_of_a_ledger_in_exact_fractions(book, latency, limit):
 
 @pytest.mark.parametrize(("latency", "later"), [(0, 0), (1, 0), (1, 1)])
 def test_a_changed_future_changes_neither_what_is_seen_nor_the_fill(book, latency, later):
-    """All states after the decision's are changed, or (later = latency) all after the one that its order meets."""
+    """All states after the decision's are changed, or (later = latency) all after the one that its
+    order meets.
+    """
     choices = SMALL | {"latency_states": latency}
     replay = make_replay(book, STATES, cuts_of(book), choices)
     encoder = network()
@@ -155,12 +196,15 @@ def test_a_changed_future_changes_neither_what_is_seen_nor_the_fill(book, latenc
 def test_periods_share_no_state_and_episodes_cross_no_border(book):
     replay = make_replay(book, STATES, cuts_of(book), SMALL)
     reach = {}
-    for period, (begin, end) in zip(("train", "test"), split_rows(book.timestamps, cuts_of(book), STATES)[[0, 2]],
-                                    strict=True):  # fmt: skip
+    for period, (begin, end) in zip(
+        ("train", "test"), split_rows(book.timestamps, cuts_of(book), STATES)[[0, 2]], strict=True
+    ):
         assert len(replay.episodes[period]) > 5
         for first, last in replay.episodes[period]:
             ends = replay.ends[first : last + 1]
-            assert 1 <= last - first <= SMALL["episode_steps"] and set(np.diff(ends)) == {SMALL["decision_stride"]}
+            assert 1 <= last - first <= SMALL["episode_steps"] and set(np.diff(ends)) == {
+                SMALL["decision_stride"]
+            }
             assert begin <= ends[0] - STATES and ends[-1] <= end
             assert not any(ends[0] - STATES < border < ends[-1] for border in book.segment_starts)
         reach[period] = np.concatenate([replay.ends[a : b + 1] for a, b in replay.episodes[period]])
@@ -183,29 +227,53 @@ def test_the_embedding_is_the_last_state_of_the_window_that_ends_now(book):
     encoder = network()
     ends = np.array([40, 900, 2499])
     for end, found in zip(ends, embed(encoder, book, ends), strict=True):
-        price, sizes = (torch.from_numpy(np.array(x[end - STATES : end]))[None] for x in (book.price_ticks, book.sizes))
-        tokens, *_ = build_inputs(price, sizes, torch.zeros(*price.shape, 2, dtype=torch.bool), encoder.config)
+        price, sizes = (
+            torch.from_numpy(np.array(x[end - STATES : end]))[None]
+            for x in (book.price_ticks, book.sizes)
+        )
+        tokens, *_ = build_inputs(
+            price, sizes, torch.zeros(*price.shape, 2, dtype=torch.bool), encoder.config
+        )
         torch.testing.assert_close(found, encoder.encode(tokens)[0, -1], rtol=1e-5, atol=1e-5)
 
 
 def test_an_agent_learns_to_follow_an_embedding_that_knows_the_next_move(book):
-    choices = config | {"fee_bps": 0.1, "train_steps": 3072, "learning_rate": 3e-3, "episode_steps": 16}
+    choices = config | {
+        "fee_bps": 0.1,
+        "train_steps": 3072,
+        "learning_rate": 3e-3,
+        "episode_steps": 16,
+    }
     rng = np.random.default_rng(0)
     moves = rng.choice([-50, 50], size=400)
     mids = 100_000 + np.concatenate([[0], np.cumsum(moves)])[:400]
     touch = np.stack([mids - 1, mids + 1], axis=1)
-    replay = Replay(np.arange(400), touch, touch, np.zeros(400), {"train": np.array([[i, i + 16] for i in range(383)])})
+    replay = Replay(
+        np.arange(400),
+        touch,
+        touch,
+        np.zeros(400),
+        {"train": np.array([[i, i + 16] for i in range(383)])},
+    )
     embeddings = (moves[:, None] / 50).astype(np.float32)
     agent = train(replay, book, choices, 0, embeddings)
     market = BookReplay(replay, "train", choices, embeddings)
     episodes = range(0, 383, 16)
-    learned = play(market, lambda seen, _: int(agent.predict(seen, deterministic=True)[0]), episodes)
+    learned = play(
+        market, lambda seen, _: int(agent.predict(seen, deterministic=True)[0]), episodes
+    )
     known = play(market, lambda seen, _: 2 if seen["window"][0] > 0 else 0, episodes)
     assert known["net_bps"] > 0 and learned["net_bps"] > 0.8 * known["net_bps"]
 
 
 def test_from_scratch_the_encoder_is_trained_and_reads_the_window_it_is_given(book):
-    choices = SMALL | {"train_steps": 32, "rollout_steps": 16, "environments": 2, "batch_size": 16, "update_epochs": 1}
+    choices = SMALL | {
+        "train_steps": 32,
+        "rollout_steps": 16,
+        "environments": 2,
+        "batch_size": 16,
+        "update_epochs": 1,
+    }
     replay = make_replay(book, STATES, cuts_of(book), choices)
     shape: EncoderConfig = network().config
     agent = train(replay, book, choices | {"learning_rate": 0.0}, 0, shape)
@@ -215,7 +283,9 @@ def test_from_scratch_the_encoder_is_trained_and_reads_the_window_it_is_given(bo
     market = BookReplay(replay, "test", choices)
     seen, facts = market.reset(options={"episode": 3})
     features = reader({key: torch.from_numpy(value)[None] for key, value in seen.items()})
-    torch.testing.assert_close(features[:, :-2], embed(reader.encoder, book, np.array([facts["end_row"]])))
+    torch.testing.assert_close(
+        features[:, :-2], embed(reader.encoder, book, np.array([facts["end_row"]]))
+    )
     trained = train(replay, book, choices, 0, shape).policy.features_extractor.encoder
     assert not torch.equal(trained.layers[0].fc1.weight, weight)
     torch.testing.assert_close(trained.layers[0].fc1.weight, weight, atol=0.1, rtol=0)
@@ -224,21 +294,42 @@ def test_from_scratch_the_encoder_is_trained_and_reads_the_window_it_is_given(bo
 def save_run(folder: Path, cuts_ns: np.ndarray) -> Path:
     model = network()
     file = folder / "a_run" / "checkpoints" / "best.safetensors"
-    save_checkpoint(file, {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
-                    metadata(model.config, progress=asdict(Progress(step=7)),
-                             data={"books": [{"pair": "BTC_USD"}], "cuts_ns": cuts_ns.tolist()}))  # fmt: skip
+    save_checkpoint(
+        file,
+        {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        metadata(
+            model.config,
+            progress=asdict(Progress(step=7)),
+            data={"books": [{"pair": "BTC_USD"}], "cuts_ns": cuts_ns.tolist()},
+        ),
+    )
     return file
 
 
 def run_script(book: Book, runs: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "examples/ppo_agent.py", f"--data_dir={book.path.parent.parent}", f"--runs_dir={runs}"]
+    command = [
+        sys.executable,
+        "examples/ppo_agent.py",
+        f"--data_dir={book.path.parent.parent}",
+        f"--runs_dir={runs}",
+    ]
     return subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_the_script_judges_every_policy_on_the_same_episodes(book, tmp_path):
     save_run(tmp_path, cuts_of(book))
-    done = run_script(book, tmp_path, "--seeds=2", "--train_steps=16", "--rollout_steps=16", "--environments=1",
-                      "--batch_size=8", "--update_epochs=1", "--decision_stride=7", "--episode_steps=9")  # fmt: skip
+    done = run_script(
+        book,
+        tmp_path,
+        "--seeds=2",
+        "--train_steps=16",
+        "--rollout_steps=16",
+        "--environments=1",
+        "--batch_size=8",
+        "--update_epochs=1",
+        "--decision_stride=7",
+        "--episode_steps=9",
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "a_run" / "ppo_agent.json").read_text())
     rows = found["rows"]
@@ -247,11 +338,21 @@ def test_the_script_judges_every_policy_on_the_same_episodes(book, tmp_path):
     assert names[2:] == ["random"] * 2 + ["PPO frozen"] * 2 + ["PPO scratch"] * 2
     assert (rows[0]["net_bps"], rows[0]["trades"]) == (0, 0) and rows[2]["trades"] > 10
     for row in rows:
-        assert row["net_bps"] == pytest.approx(row["gross_bps"] - row["spread_bps"] - row["fee_bps"], abs=1e-9)
-        assert row["fee_bps"] == pytest.approx(row["trades"] * 1.0, rel=1e-2, abs=1e-9)  # a fill costs 1 bps
-    table = [line for line in (tmp_path / "a_run" / "ppo_agent.md").read_text().splitlines() if line.startswith("| ")]
-    random = [f"{np.mean([rows[2]['net_bps'], rows[3]['net_bps']]):.2f}",
-              f"{abs(rows[2]['net_bps'] - rows[3]['net_bps']) / 2**0.5:.2f}"]  # fmt: skip
+        assert row["net_bps"] == pytest.approx(
+            row["gross_bps"] - row["spread_bps"] - row["fee_bps"], abs=1e-9
+        )
+        assert row["fee_bps"] == pytest.approx(
+            row["trades"] * 1.0, rel=1e-2, abs=1e-9
+        )  # a fill costs 1 bps
+    table = [
+        line
+        for line in (tmp_path / "a_run" / "ppo_agent.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    random = [
+        f"{np.mean([rows[2]['net_bps'], rows[3]['net_bps']]):.2f}",
+        f"{abs(rows[2]['net_bps'] - rows[3]['net_bps']) / 2**0.5:.2f}",
+    ]
     assert [cell.strip() for cell in table[3].split("|")[1:5]] == ["random", "2", *random]
     assert set(table) <= set(done.stdout.splitlines())
 
@@ -271,8 +372,11 @@ def test_users_mistakes_get_one_line(book, tmp_path):
     ]:
         with pytest.raises(InputError, match=said):
             main(config | ours | wrong)
-    for word, said in (("--seeds=0", "seeds = 0 must be >= 1"), ("--batch_size=1", "batch_size = 1 must be >= 2"),
-                       ("--latency_states=-1", "latency_states = -1 must be >= 0")):  # fmt: skip
+    for word, said in (
+        ("--seeds=0", "seeds = 0 must be >= 1"),
+        ("--batch_size=1", "batch_size = 1 must be >= 2"),
+        ("--latency_states=-1", "latency_states = -1 must be >= 0"),
+    ):
         assert said in refusal("examples/ppo_agent.py", word)
     done = run_script(book, tmp_path, f"--model_path={file}", "--split=train")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "split" in done.stderr

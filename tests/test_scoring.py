@@ -29,15 +29,26 @@ def test_untrained_fills_are_those_of_numpy(mode):
     time = np.arange(20)
     for b in range(6):
         for column in (0, 1):
-            truth, known = hidden.values[b, ..., column].numpy(), hidden.known[b, ..., column].numpy()
+            truth, known = (
+                hidden.values[b, ..., column].numpy(),
+                hidden.known[b, ..., column].numpy(),
+            )
             shown = [t for t in time if known[t].any()]
-            across = {t: np.interp(range(6), np.flatnonzero(known[t]), truth[t, known[t]]) for t in shown}
+            across = {
+                t: np.interp(range(6), np.flatnonzero(known[t]), truth[t, known[t]]) for t in shown
+            }
             for level in range(6):
                 at = np.flatnonzero(known[:, level])
                 points = at if len(at) else shown
-                line = np.interp(time, points, [truth[t, level] if len(at) else across[t][level] for t in points])
+                line = np.interp(
+                    time, points, [truth[t, level] if len(at) else across[t][level] for t in points]
+                )
                 mean = truth[at, level].mean() if len(at) else line
-                last = [truth[max([s for s in at if s <= t], default=at[0]), level] for t in time] if len(at) else line
+                last = (
+                    [truth[max([s for s in at if s <= t], default=at[0]), level] for t in time]
+                    if len(at)
+                    else line
+                )
                 expected = {
                     "linear_time": line,
                     "level_mean": np.where(known[:, level], truth[:, level], mean),
@@ -52,7 +63,9 @@ def test_untrained_fills_are_those_of_numpy(mode):
 @pytest.mark.parametrize("mode", ["entry", "span"])
 def test_errors_are_means_over_hidden_values(mode):
     hidden = hidden_windows(mode)
-    answer = hidden.values + torch.randn(hidden.values.shape, generator=torch.Generator().manual_seed(0))
+    answer = hidden.values + torch.randn(
+        hidden.values.shape, generator=torch.Generator().manual_seed(0)
+    )
     errors = scoring.window_errors(answer, hidden)
     for b in range(6):
         price, size = (hidden.mask[b, ..., field].numpy() for field in (0, 1))
@@ -77,7 +90,10 @@ def test_features_tell_how_far_known_values_are_and_what_the_ladder_found():
     table = features(hidden, filled, found)[1].numpy()
     known = hidden.known[..., 1].numpy()
     for row, (b, t, level) in zip(table, np.argwhere(~known), strict=True):
-        in_time, in_state = np.flatnonzero(known[b, :, level]) - t, np.flatnonzero(known[b, t]) - level
+        in_time, in_state = (
+            np.flatnonzero(known[b, :, level]) - t,
+            np.flatnonzero(known[b, t]) - level,
+        )
         far = [
             min([abs(d) for d in x if d * sign > 0], default=none)
             for x, none in ((in_time, 20), (in_state, 6))
@@ -85,7 +101,9 @@ def test_features_tell_how_far_known_values_are_and_what_the_ladder_found():
         ]
         np.testing.assert_allclose(row[6:10], np.log1p(far), rtol=1e-6)
         ladder = float(filled["ladder"][b, t, level, 1] - filled["linear_time"][b, t, level, 1])
-        assert row[22:].tolist() == pytest.approx([ladder, 0] if found[b, t, level, 1] else [0, ladder])
+        assert row[22:].tolist() == pytest.approx(
+            [ladder, 0] if found[b, t, level, 1] else [0, ladder]
+        )
 
 
 def test_penalties_are_chosen_on_validation_windows():
@@ -94,7 +112,10 @@ def test_penalties_are_chosen_on_validation_windows():
     training, validation = Moments(), Moments()
     training.add(torch.from_numpy(x[0]), torch.from_numpy(y[0]))
     validation.add(torch.from_numpy(x[1]), torch.from_numpy(y[1]))
-    best = min((training.solve(penalty) for penalty in PENALTIES), key=lambda w: np.mean((y[1] - x[1] @ w) ** 2))
+    best = min(
+        (training.solve(penalty) for penalty in PENALTIES),
+        key=lambda w: np.mean((y[1] - x[1] @ w) ** 2),
+    )
     np.testing.assert_allclose(choose_weights(training, validation), best, rtol=1e-6)
     sets = [
         probes.ProbeSet(
@@ -122,29 +143,47 @@ def test_hand_made_features_are_those_of_a_slow_reading(data_dir):
         price, size = (x[end - 100 : end].astype(float) for x in (book.price_ticks, book.sizes))
         bids, asks, spread = size[-1, :48][::-1], size[-1, 48:], price[:, 48] - price[:, 47]
         mid = (price[:, 47] + price[:, 48]) / 2
-        expected = [(sum(bids[:n]) - sum(asks[:n])) / (sum(bids[:n]) + sum(asks[:n])) for n in (1, 3, 10, 48)]
+        expected = [
+            (sum(bids[:n]) - sum(asks[:n])) / (sum(bids[:n]) + sum(asks[:n]))
+            for n in (1, 3, 10, 48)
+        ]
         expected += np.log([spread[-1], bids[0], asks[0], sum(bids), sum(asks)]).tolist()
         for reach in (5, 20, 80, 99):
             steps = [1e4 * np.log(mid[i] / mid[i - 1]) for i in range(100 - reach, 100)]
             moves = sum(mid[i] != mid[i - 1] for i in range(100 - reach, 100))
             passed = (int(book.timestamps[end - 1]) - int(book.timestamps[end - 1 - reach])) / 1e6
-            expected += [sum(steps), np.log1p(sum(s**2 for s in steps) ** 0.5), np.log1p(moves), np.log(passed + 1)]
+            expected += [
+                sum(steps),
+                np.log1p(sum(s**2 for s in steps) ** 0.5),
+                np.log1p(moves),
+                np.log(passed + 1),
+            ]
         since = next((k for k in range(99) if mid[99 - k] != mid[98 - k]), 100)
-        np.testing.assert_allclose(found, [*expected, np.log1p(since), np.log(spread).mean()], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            found, [*expected, np.log1p(since), np.log(spread).mean()], rtol=1e-6, atol=1e-6
+        )
 
 
 def test_probe_sets_keep_pairs_apart_and_take_their_axes_from_training(tmp_path):
-    books = [open_book(write_book(tmp_path, pair, rows=1500, depth=8, seed=seed)) for seed, pair in enumerate("AB")]
+    books = [
+        open_book(write_book(tmp_path, pair, rows=1500, depth=8, seed=seed))
+        for seed, pair in enumerate("AB")
+    ]
     windows = [[(book, np.arange(100, 900, 20) + shift) for book in books] for shift in (0, 7, 13)]
     sets = probes.make_sets(lively_encoder(8, 32), windows, 16, 100, torch.device("cpu"), 0)
     assert len(np.unique(sets[0].block)) == 16 and len(sets[0].block) == 80  # 8 blocks of each pair
     model = lively_encoder(8, 32)
     x = [
         np.concatenate(
-            [probes.encode_windows({"ours": model}, book, ends, 16, torch.device("cpu"))["pca"] for book, ends in split]
+            [
+                probes.encode_windows({"ours": model}, book, ends, 16, torch.device("cpu"))["pca"]
+                for book, ends in split
+            ]
         )
         for split in windows
     ]
     values, vectors = np.linalg.eigh(np.cov(x[0].T))
     expected = np.abs((x[2] - x[0].mean(0)) @ vectors[:, np.argsort(-values)[:3]])
-    np.testing.assert_allclose(np.abs(sets[2].features["pca"][:, :3]), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        np.abs(sets[2].features["pca"][:, :3]), expected, rtol=1e-3, atol=1e-4
+    )

@@ -1,4 +1,6 @@
-"""exploration_main.py against two-pass float64 values and exact fractions of each window on its own."""
+"""exploration_main.py against two-pass float64 values and exact fractions of each window on its
+own.
+"""
 
 import json
 import subprocess
@@ -29,14 +31,18 @@ from lob.windows.statistics import STATISTICS, chunk_statistics, write_statistic
 CONFIG = {**exploration_main.config, "plots": False}
 
 
-def make_book(mids, spreads=None, tick_size=0.01, levels=4, traded=None, step_ns=10_000_000) -> Book:
+def make_book(
+    mids, spreads=None, tick_size=0.01, levels=4, traded=None, step_ns=10_000_000
+) -> Book:
     """A book in memory whose mid moves by whole ticks (`mids`, in ticks; `spreads` even)."""
     rng = np.random.default_rng(0)
     rows, half = len(mids), levels // 2
     spreads = np.full(rows, 2) if spreads is None else np.asarray(spreads)
     bid, ask = np.asarray(mids) - spreads // 2, np.asarray(mids) + spreads // 2
     offsets = np.arange(half)
-    price = np.concatenate([(bid[:, None] - offsets)[:, ::-1], ask[:, None] + offsets], axis=1).astype(np.int32)
+    price = np.concatenate(
+        [(bid[:, None] - offsets)[:, ::-1], ask[:, None] + offsets], axis=1
+    ).astype(np.int32)
     sizes = rng.lognormal(-2, 1, (rows, levels)).astype(np.float32)
     times = 1_777_689_383_201_000_000 + np.cumsum(rng.integers(0, 2 * step_ns, rows))
     meta = {"depth": levels, "tick_size": tick_size, "rows": rows}
@@ -44,7 +50,9 @@ def make_book(mids, spreads=None, tick_size=0.01, levels=4, traded=None, step_ns
 
 
 def two_pass(book: Book, temporal_dim: int) -> dict[str, np.ndarray]:
-    """Each statistic of each window of a book of one segment, by its definition, window by window."""
+    """Each statistic of each window of a book of one segment, by its definition, window by
+    window.
+    """
     half = book.depth // 2
     bid, ask = book.price_ticks[:, half - 1].astype(float), book.price_ticks[:, half].astype(float)
     sizes = book.sizes.astype(float)
@@ -52,7 +60,13 @@ def two_pass(book: Book, temporal_dim: int) -> dict[str, np.ndarray]:
     depth = (sizes[:, :half].sum(1) - sizes[:, half:].sum(1)) / sizes.sum(1)
     mid, spread, best, depth, time = (
         sliding_window_view(series, temporal_dim)
-        for series in ((bid + ask) / 2, (ask - bid) / ((bid + ask) / 2), best, depth, book.timestamps)
+        for series in (
+            (bid + ask) / 2,
+            (ask - bid) / ((bid + ask) / 2),
+            best,
+            depth,
+            book.timestamps,
+        )
     )
     returns = np.diff(mid, axis=1) / mid[:, :-1] * 1e4
     duration = (time[:, -1] - time[:, 0]) / 1e9
@@ -79,11 +93,15 @@ def two_pass(book: Book, temporal_dim: int) -> dict[str, np.ndarray]:
 
 def random_walk(rows: int) -> np.ndarray:
     """Price 10^5 at a tick of 10^-2."""
-    return 10_000_000 + np.cumsum(np.random.default_rng(0).choice([-1, 0, 1], rows, p=[0.1, 0.8, 0.1]))
+    return 10_000_000 + np.cumsum(
+        np.random.default_rng(0).choice([-1, 0, 1], rows, p=[0.1, 0.8, 0.1])
+    )
 
 
 def crash(rows: int) -> np.ndarray:
-    """A calm walk with a fall of 40 % and back in its middle: plain running sums never forget such returns."""
+    """A calm walk with a fall of 40 % and back in its middle: plain running sums never forget such
+    returns.
+    """
     mids = random_walk(rows)
     mids[rows // 2] = 6_000_000
     return mids
@@ -121,20 +139,30 @@ def test_statistics_agree_with_exact_fractions(series):
         variance = sum((r - mean) ** 2 for r in returns) / len(returns)
         row = rows[first]
         assert row["mean_tick_returns_bps"] == pytest.approx(float(mean), rel=1e-9, abs=1e-12)
-        assert row["std_tick_returns_bps"] == pytest.approx(float(variance) ** 0.5, rel=1e-9, abs=1e-12)
-        assert row["realised_volatility_bps"] == pytest.approx(float(sum(r * r for r in returns)) ** 0.5, rel=1e-9)
+        assert row["std_tick_returns_bps"] == pytest.approx(
+            float(variance) ** 0.5, rel=1e-9, abs=1e-12
+        )
+        assert row["realised_volatility_bps"] == pytest.approx(
+            float(sum(r * r for r in returns)) ** 0.5, rel=1e-9
+        )
 
 
 def test_a_window_worked_by_hand():
-    """Four states, mids 100, 101, 101, 99 ticks of 0.5; spreads 2, 2, 4, 2 ticks; 0.25 s from first to last."""
+    """Four states, mids 100, 101, 101, 99 ticks of 0.5; spreads 2, 2, 4, 2 ticks; 0.25 s from first
+    to last.
+    """
     traded = np.array([3.0, 0, -1.0, 0], np.float32)
-    book = make_book(np.array([100, 101, 101, 99]), spreads=[2, 2, 4, 2], tick_size=0.5, traded=traded)
+    book = make_book(
+        np.array([100, 101, 101, 99]), spreads=[2, 2, 4, 2], tick_size=0.5, traded=traded
+    )
     sizes = np.array([[1, 3, 1, 1], [1, 1, 3, 1], [2, 1, 1, 2], [5, 2, 2, 1]], np.float32)
     times = np.array([0, 100_000_000, 200_000_000, 250_000_000])
     (row,) = chunk_statistics(replace(book, sizes=sizes, timestamps=times), 0, 4, 4)
     returns = np.array([100, 0, -2 / 101 * 1e4])
     assert row["mid_price_change_bps"] == pytest.approx(-100)
-    assert row["average_spread_bps"] == pytest.approx((2 / 100 + 2 / 101 + 4 / 101 + 2 / 99) / 4 * 1e4)
+    assert row["average_spread_bps"] == pytest.approx(
+        (2 / 100 + 2 / 101 + 4 / 101 + 2 / 99) / 4 * 1e4
+    )
     assert row["mean_tick_returns_bps"] == pytest.approx(returns.mean())
     assert row["std_tick_returns_bps"] == pytest.approx(returns.std())
     assert row["realised_volatility_bps"] == pytest.approx(np.sqrt((returns**2).sum()))
@@ -150,7 +178,12 @@ def test_a_constant_window_gives_exactly_zero_after_any_history():
     rows = chunk_statistics(make_book(mids, step_ns=1), 0, len(mids), 256)
     constant = rows[rows["end_row"] >= 2000 + 256]
     assert len(constant) == 1245
-    for name in ("mid_price_change_bps", "std_tick_returns_bps", "mean_tick_returns_bps", "realised_volatility_bps"):
+    for name in (
+        "mid_price_change_bps",
+        "std_tick_returns_bps",
+        "mean_tick_returns_bps",
+        "realised_volatility_bps",
+    ):
         assert (constant[name] == 0).all(), name
     assert constant["update_rate_hz"].max() == 255 / 1e-3  # a duration below 1 ms counts as 1 ms
 
@@ -158,23 +191,35 @@ def test_a_constant_window_gives_exactly_zero_after_any_history():
 def test_equal_returns_deviate_by_exactly_nothing():
     mids = 2 ** np.arange(2, 26)  # every return is 1
     rows = chunk_statistics(make_book(mids), 0, 24, 8)
-    assert (rows["std_tick_returns_bps"] == 0).all() and (rows["mean_tick_returns_bps"] == 10_000).all()
+    assert (rows["std_tick_returns_bps"] == 0).all() and (
+        rows["mean_tick_returns_bps"] == 10_000
+    ).all()
 
 
 def test_windows_stay_inside_segments_and_match_windows_of_the_segment_alone(tmp_path):
     starts = (0, 10, 11, 300, 555, 556, 900)
     book = open_book(write_book(tmp_path, rows=1300, depth=8, segment_starts=starts))
     file = tmp_path / "out.npy"
-    assert write_statistics(book, 256, file) == len(window_ends(book.segment_starts, book.rows, 256))
+    assert write_statistics(book, 256, file) == len(
+        window_ends(book.segment_starts, book.rows, 256)
+    )
     rows, meta = open_table(file, "exploration_main.py", identity(book), temporal_dim=256)
     np.testing.assert_array_equal(rows["end_row"], window_ends(book.segment_starts, book.rows, 256))
     assert rows.dtype == STATISTICS and meta["parameters"] == {"temporal_dim": 256}
-    part = replace(book, price_ticks=book.price_ticks[556:900], sizes=book.sizes[556:900],
-                   timestamps=book.timestamps[556:900], top_of_book=None, meta={**book.meta, "rows": 344})  # fmt: skip
+    part = replace(
+        book,
+        price_ticks=book.price_ticks[556:900],
+        sizes=book.sizes[556:900],
+        timestamps=book.timestamps[556:900],
+        top_of_book=None,
+        meta={**book.meta, "rows": 344},
+    )
     mine = rows[(rows["end_row"] > 556) & (rows["end_row"] <= 900)]
     for name, expected in two_pass(part, 256).items():
         shift = 556 if name == "end_row" else 0
-        np.testing.assert_allclose(mine[name], expected + shift, rtol=1e-9, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            mine[name], expected + shift, rtol=1e-9, atol=1e-12, err_msg=name
+        )
 
 
 def test_the_file_does_not_depend_on_chunks_threads_or_top_of_book(tmp_path, monkeypatch):
@@ -200,18 +245,34 @@ def test_the_script_refuses_what_it_cannot_do_and_writes_nothing(data_dir):
         main({**CONFIG, "data_dir": str(data_dir / "nowhere")})
     with pytest.raises(InputError, match="did you mean 'BTC_USD'"):
         main({**CONFIG, "data_dir": str(data_dir), "pairs": ["BTC_USDT"]})
-    with pytest.raises(InputError, match=r"no run of 4000 states .* lower .* larger --max_gap_seconds"):
-        write_statistics(open_book(data_dir / "book_states" / "BTC_USD"), 4000, data_dir / "x" / "BTC_USD.npy")
+    with pytest.raises(
+        InputError, match=r"no run of 4000 states .* lower .* larger --max_gap_seconds"
+    ):
+        write_statistics(
+            open_book(data_dir / "book_states" / "BTC_USD"), 4000, data_dir / "x" / "BTC_USD.npy"
+        )
     assert sorted(p.name for p in data_dir.iterdir()) == ["book_states"]
 
 
 def test_a_bad_pair_does_not_keep_the_others_from_being_done(data_dir):
     (write_book(data_dir, "AAA", rows=300, depth=8) / "sizes.npy").unlink()
-    done = subprocess.run([sys.executable, "exploration_main.py", f"--data_dir={data_dir}", "--plots=False"], cwd=ROOT,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "exploration_main.py", f"--data_dir={data_dir}", "--plots=False"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     first, last = done.stderr.splitlines()
-    assert done.returncode == 2 and "AAA" in first and "sizes.npy" in first and "1 of 2 pairs failed" in last
-    assert sorted(p.name for p in (data_dir / "window_statistics").iterdir()) == ["BTC_USD.json", "BTC_USD.npy"]
+    assert (
+        done.returncode == 2
+        and "AAA" in first
+        and "sizes.npy" in first
+        and "1 of 2 pairs failed" in last
+    )
+    assert sorted(p.name for p in (data_dir / "window_statistics").iterdir()) == [
+        "BTC_USD.json",
+        "BTC_USD.npy",
+    ]
     meta = json.loads((data_dir / "window_statistics" / "BTC_USD.json").read_text())
     assert meta["rows"] == 3000 - 255
 
@@ -235,10 +296,14 @@ def test_the_pictures_of_a_single_window_are_drawn(tmp_path):
 
 
 def test_the_pictures_are_drawn_for_books_of_any_kind(tmp_path):
-    """One of two days, two segments and trades, one whose price never moves: each picture is a readable PNG."""
+    """One of two days, two segments and trades, one whose price never moves: each picture is a
+    readable PNG.
+    """
     import matplotlib.image
 
-    folder = write_book(tmp_path, "A", rows=900, depth=12, segment_starts=(0, 400), step_ns=200_000_000_000)
+    folder = write_book(
+        tmp_path, "A", rows=900, depth=12, segment_starts=(0, 400), step_ns=200_000_000_000
+    )
     np.save(folder / "traded.npy", np.random.default_rng(0).normal(size=900).astype(np.float32))
     still = write_book(tmp_path, "B", rows=300, depth=12)
     prices = np.load(still / "price_ticks.npy")
@@ -247,7 +312,13 @@ def test_the_pictures_are_drawn_for_books_of_any_kind(tmp_path):
     assert main({**CONFIG, "data_dir": str(tmp_path), "plots": True, "temporal_dim": 64}) == 0
     for pair in "AB":
         pictures = sorted((tmp_path / "plots").glob(f"{pair}_*.png"))
-        assert [p.stem[2:] for p in pictures] == ["book", "day", "distributions", "extremes", "joint"]
+        assert [p.stem[2:] for p in pictures] == [
+            "book",
+            "day",
+            "distributions",
+            "extremes",
+            "joint",
+        ]
         for picture in pictures:
             image = matplotlib.image.imread(picture)
             assert image.shape[0] > 300 and image.shape[1] > 300 and image[..., :3].std() > 0.01
@@ -271,7 +342,10 @@ def test_a_depth_map_shows_each_level_around_its_price_and_covers_it_alone(reach
     hidden[:, 1] = True
     cover(axis, mesh, ticks * 0.5, hidden)
     covered = np.flatnonzero(~np.ma.getmaskarray(axis.images[-1].get_array())[:, 0])
-    assert np.abs(centres[covered] - 1000).max() <= reach / 2 and np.abs(centres[covered] - 1000).min() <= height / 2
+    assert (
+        np.abs(centres[covered] - 1000).max() <= reach / 2
+        and np.abs(centres[covered] - 1000).min() <= height / 2
+    )
     plotting.plt.close(figure)
 
 
@@ -279,7 +353,9 @@ def test_the_bar_of_a_depth_map_has_plain_numbers():
     figure, axis = plotting.plt.subplots()
     ticks = np.repeat([np.arange(8.0)], 9, axis=0)
     plotting.add_size_bar(
-        plotting.show_depth(axis, ticks, np.geomspace(0.6, 7, 72).reshape(9, 8), 1, 0, 9), axis, "size"
+        plotting.show_depth(axis, ticks, np.geomspace(0.6, 7, 72).reshape(9, 8), 1, 0, 9),
+        axis,
+        "size",
     )
     figure.canvas.draw()
     labels = [label.get_text() for label in figure.axes[1].get_yticklabels(which="both")]

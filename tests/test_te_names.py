@@ -1,4 +1,6 @@
-"""The weights' way to and from Transformer Engine's names, on any machine: its key list and shapes are written here."""
+"""The weights' way to and from Transformer Engine's names, on any machine: its key list and shapes
+are written here.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ CONFIG = EncoderConfig(depth=16, temporal_dim=8, width=48, layers=2, heads=3, ff
 
 
 def engine_shapes(h: int, f: int) -> dict[str, tuple[int, ...]]:
-    """State dict of one layer's Transformer Engine 2.20 modules (LayerNormLinear, Linear, LayerNormMLP with GELU)."""
+    """State dict of one layer's Transformer Engine 2.20 modules (LayerNormLinear, Linear,
+    LayerNormMLP with GELU).
+    """
     return {
         "qkv.layer_norm_weight": (h,),
         "qkv.layer_norm_bias": (h,),
@@ -54,13 +58,20 @@ def engine_forward(state: dict[str, Tensor], x: Tensor, config: EncoderConfig) -
     states, h, n = *x.shape[1:], config.heads
     d = h // n
     y = F.layer_norm(x, (h,), *(state[f"qkv.layer_norm_{p}"] for p in ("weight", "bias")))
-    weight, bias = state["qkv.weight"].split(h), state["qkv.bias"].split(h)  # all queries, all keys, all values
+    weight, bias = (
+        state["qkv.weight"].split(h),
+        state["qkv.bias"].split(h),
+    )  # all queries, all keys, all values
     angle = torch.arange(states)[:, None] * 10000.0 ** (-torch.arange(0, d, 2).double() / d)
-    turn = torch.polar(torch.ones_like(angle), angle)  # the halves of a head are real and imaginary parts
+    turn = torch.polar(
+        torch.ones_like(angle), angle
+    )  # the halves of a head are real and imaginary parts
     heads = []
     for head in range(n):
         rows = slice(head * d, (head + 1) * d)
-        q, k, v = (y @ part[rows].T + offset[rows] for part, offset in zip(weight, bias, strict=True))
+        q, k, v = (
+            y @ part[rows].T + offset[rows] for part, offset in zip(weight, bias, strict=True)
+        )
         q, k = (torch.complex(*z.chunk(2, dim=-1)) * turn for z in (q, k))
         score = (q @ k.conj().transpose(1, 2)).real / d**0.5
         heads.append(score.softmax(-1) @ v)
@@ -80,7 +91,11 @@ def shaken(model: BookEncoder, seed: int) -> BookEncoder:
 
 def layer_state(model: BookEncoder, index: int) -> dict[str, Tensor]:
     prefix = f"layers.{index}."
-    return {key.removeprefix(prefix): t for key, t in model.state_dict().items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): t
+        for key, t in model.state_dict().items()
+        if key.startswith(prefix)
+    }
 
 
 def test_every_key_has_its_plain_name_and_shape():
@@ -92,13 +107,19 @@ def test_every_key_has_its_plain_name_and_shape():
 
 
 def test_weights_go_there_and_back_exactly():
-    plain, engine, again = shaken(BookEncoder(CONFIG), 0), BookEncoder(CONFIG, EngineLayer), BookEncoder(CONFIG)
+    plain, engine, again = (
+        shaken(BookEncoder(CONFIG), 0),
+        BookEncoder(CONFIG, EngineLayer),
+        BookEncoder(CONFIG),
+    )
     load_plain_state(engine, plain.state_dict())
     load_plain_state(again, plain_state(engine))
     for name, tensor in plain.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     with pytest.raises(KeyError):
-        load_plain_state(engine, {k: t for k, t in plain.state_dict().items() if k != "layers.1.fc2.bias"})
+        load_plain_state(
+            engine, {k: t for k, t in plain.state_dict().items() if k != "layers.1.fc2.bias"}
+        )
 
 
 @pytest.mark.parametrize("direction", ["to Transformer Engine", "to plain"])
@@ -116,7 +137,9 @@ def test_converted_weights_compute_the_same(direction):
 
 
 def test_a_run_goes_on_with_the_other_encoder(tmp_path):
-    """AdamW's moments, elementwise, follow the weights: a step after the change is the step without it."""
+    """AdamW's moments, elementwise, follow the weights: a step after the change is the step without
+    it.
+    """
     plain, engine = shaken(BookEncoder(CONFIG), 2), BookEncoder(CONFIG, EngineLayer)
     gradients = {name: torch.randn_like(p) for name, p in plain.named_parameters()}
 

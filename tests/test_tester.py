@@ -29,7 +29,9 @@ from lob.windows.splits import calendar_cuts, window_ends
 def lively_encoder(depth, states, **choices):
     """An encoder whose head is not zero, so that what it is fed shows in what it answers."""
     torch.manual_seed(0)
-    model = BookEncoder(encoder_config("tiny_transformer", depth=depth, temporal_dim=states, **choices)).eval()
+    model = BookEncoder(
+        encoder_config("tiny_transformer", depth=depth, temporal_dim=states, **choices)
+    ).eval()
     torch.nn.init.normal_(model.head.weight, std=0.1)
     return model
 
@@ -45,7 +47,9 @@ def test_hidden_values_change_no_methods_answer(mode, poison):
         for scheme in ("book", "minmax")
     ]
     clean = hide(price_ticks, sizes, mask)
-    poisoned = hide(price_ticks.masked_fill(mask[..., 0], 123), sizes.masked_fill(mask[..., 1], poison), mask)
+    poisoned = hide(
+        price_ticks.masked_fill(mask[..., 0], 123), sizes.masked_fill(mask[..., 1], poison), mask
+    )
     poisoned.values = torch.where(poisoned.known, poisoned.values, poison)
     fitted = fit_ridges([hide(*moving_book(seed=7), mask)], [clean])
     with torch.inference_mode():
@@ -99,7 +103,9 @@ def test_labels_are_those_of_a_slow_reading(data_dir):
             next((k for k in range(1, 501) if side(k)), 501)
             for side in (lambda k, n=now: bid[n + k] < bid[n], lambda k, n=now: ask[n + k] > ask[n])
         ]
-        np.testing.assert_equal(labels["depletion"][i], np.nan if gone[0] == gone[1] else float(gone[1] < gone[0]))
+        np.testing.assert_equal(
+            labels["depletion"][i], np.nan if gone[0] == gone[1] else float(gone[1] < gone[0])
+        )
         spread = (ask - bid)[now : now + 51]
         assert labels["widening"][i] == (spread[1:] > spread[0]).any()
         returns = np.diff(np.log(mids[now : now + 51])) * 1e4
@@ -114,7 +120,9 @@ def test_ridge_is_that_of_scikit_learn():
     for part in np.split(np.arange(500), 5):
         moments.add(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
     scale = np.sqrt((x**2).mean(0))
-    theirs = linear_model.Ridge(alpha=0.3 * 500, fit_intercept=False).fit(x / scale, y).coef_ / scale
+    theirs = (
+        linear_model.Ridge(alpha=0.3 * 500, fit_intercept=False).fit(x / scale, y).coef_ / scale
+    )
     np.testing.assert_allclose(moments.solve(0.3), theirs, rtol=1e-6)
     assert moments.error(theirs) == pytest.approx(np.mean((y - x @ theirs) ** 2))
 
@@ -154,7 +162,9 @@ def test_logistic_probe_is_the_minimum_of_the_penalised_likelihood(penalty, nois
         curvature = full.T @ (full * (probability * (1 - probability))[:, None]) + ridge
         weights -= 0.3 * np.linalg.solve(curvature, gradient)
     assert np.abs(gradient).max() < 1e-9
-    np.testing.assert_allclose(probes.fit_probe(x, y, penalty, classify=True)(x), full @ weights, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        probes.fit_probe(x, y, penalty, classify=True)(x), full @ weights, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_area_under_curve_counts_pairs_and_log_loss_is_of_logits():
@@ -163,7 +173,9 @@ def test_area_under_curve_counts_pairs_and_log_loss_is_of_logits():
     ones, zeros = score[y == 1], score[y == 0]
     pairs = [(one > zero) + 0.5 * (one == zero) for one in ones for zero in zeros]
     assert probes.area_under_curve(score, y) == pytest.approx(np.mean(pairs), abs=1e-12)
-    assert probes.area_under_curve(score, y) == pytest.approx(metrics.roc_auc_score(y, score), abs=1e-12)
+    assert probes.area_under_curve(score, y) == pytest.approx(
+        metrics.roc_auc_score(y, score), abs=1e-12
+    )
     likelihood = np.where(y == 1, 1 / (1 + np.exp(-score)), 1 / (1 + np.exp(score)))
     assert probes.log_loss(score, y) == pytest.approx(-np.log(likelihood).mean())
     assert np.isnan(probes.area_under_curve(score, np.ones(200)))
@@ -182,11 +194,24 @@ def test_bootstrap_has_the_width_of_the_theory_and_counts_blocks():
 
 def test_best_naive_is_chosen_on_validation_not_on_the_test_windows():
     ours = np.array([1.0, 1.0, 1.0, 1.0])
-    test = {"log_size": {"linear_time": ours * 2, "ladder": ours * 1.5, "ridge_ladder": ours * 3, scoring.OURS: ours}}
+    test = {
+        "log_size": {
+            "linear_time": ours * 2,
+            "ladder": ours * 1.5,
+            "ridge_ladder": ours * 3,
+            scoring.OURS: ours,
+        }
+    }
     chosen = {"log_size": {"linear_time": ours, "ladder": ours * 5, "ridge_ladder": ours * 2}}
     found = scoring.compare(test, chosen, np.arange(4), 0)["log_size"]
-    assert found.untrained.method == found.naive.method == "linear_time" and found.untrained.error == 2
-    assert found.untrained.skill == 0.5 and found.naive.win_rate == 1 and found.naive.verdict == "better"
+    assert (
+        found.untrained.method == found.naive.method == "linear_time" and found.untrained.error == 2
+    )
+    assert (
+        found.untrained.skill == 0.5
+        and found.naive.win_rate == 1
+        and found.naive.verdict == "better"
+    )
     assert found.ridge.error == 3 and found.ridge.skill == pytest.approx(2 / 3)
 
 
@@ -207,16 +232,23 @@ def test_intervals_hold_the_truth_in_95_percent_of_cases(count):
     block = np.repeat(np.arange(count), 16)
     held = 0
     for seed in range(400):
-        low, high, _ = intervals.bootstrap(rng.normal(size=count)[block] + rng.normal(size=len(block)), block, seed)
+        low, high, _ = intervals.bootstrap(
+            rng.normal(size=count)[block] + rng.normal(size=len(block)), block, seed
+        )
         held += low < 0 < high
     assert 0.92 < held / 400 < 0.98
 
 
 def test_one_block_of_time_decides_nothing():
     low, high, blocks = intervals.bootstrap(np.array([-0.1, -0.3, -0.2]), np.zeros(3), 0)
-    assert blocks == 1 and np.isnan([low, high]).all() and intervals.verdict(low, high) == "undecided"
+    assert (
+        blocks == 1 and np.isnan([low, high]).all() and intervals.verdict(low, high) == "undecided"
+    )
     labels = np.array([0.0, 1.0, 0.0, 1.0])
-    drawn = [probes.resample(probes.area_under_curve, x, labels, np.zeros(4), 0) for x in (labels, 1 - labels)]
+    drawn = [
+        probes.resample(probes.area_under_curve, x, labels, np.zeros(4), 0)
+        for x in (labels, 1 - labels)
+    ]
     assert np.isnan(intervals.interval(drawn[0] - drawn[1], 1.0, 1)).all()
 
 
@@ -234,11 +266,15 @@ def test_ridge_with_the_ladder_beats_both_of_its_parts():
     training, test = (hide(*moving_book(24, seed=seed), mask) for seed in (1, 2))
     fitted = fit_ridges([training], [test])
     filled, found = fill_untrained(test)
-    assert [table.shape[1] for table in features(test, filled, found)] == [FITTED["ridge_ladder"]] * len(COLUMNS)
+    assert [table.shape[1] for table in features(test, filled, found)] == [
+        FITTED["ridge_ladder"]
+    ] * len(COLUMNS)
     errors = {}
     for name, columns in (filled | fitted.fill(test, filled, found)).items():
         errors[name] = float(((columns - test.values)[..., 1][test.mask[..., 1]] ** 2).mean())
-    assert errors["ridge_ladder"] < min(errors["ladder"], errors["plain_ridge"], errors["linear_time"])
+    assert errors["ridge_ladder"] < min(
+        errors["ladder"], errors["plain_ridge"], errors["linear_time"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -253,17 +289,29 @@ def checkpoint(sampled, tmp_path_factory):
         data={"books": [{"pair": "BTC_USD"}], "cuts_ns": cuts.tolist()},
         config={"model_size": "tiny_transformer", "mask_mode": "entry"},
     )
-    save_checkpoint(file, {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, meta)
+    save_checkpoint(
+        file, {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, meta
+    )
     return file
 
 
 def run_tester(*words):
     return subprocess.run(
-        [sys.executable, "inference_testing.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "inference_testing.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
-SMALL = ("--windows=12", "--fit_windows=8", "--block_states=64", "--latency_runs=2", "--batch_size=8")
+SMALL = (
+    "--windows=12",
+    "--fit_windows=8",
+    "--block_states=64",
+    "--latency_runs=2",
+    "--batch_size=8",
+)
 
 
 def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, checkpoint):
@@ -281,7 +329,10 @@ def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, chec
     assert stored["benchmark"] == "representation"
     cells = {(row["case"], row["metric"]): row["value"] for row in stored["rows"]}
     assert np.isfinite(list(cells.values())).all()
-    assert all("penalties were chosen on these windows" in x for x in (done.stdout, (folder / "report.md").read_text()))
+    assert all(
+        "penalties were chosen on these windows" in x
+        for x in (done.stdout, (folder / "report.md").read_text())
+    )
     for mask in ("entry", "tail"):
         for quantity in scoring.QUANTITIES:
             for suffix in ("", "/balanced"):
@@ -302,14 +353,21 @@ def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, chec
     for name in ("fills", "errors"):
         assert (folder / f"BTC_USD_{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     text = (folder / "report.md").read_text()
-    assert "undecided" in text and all(f"- {q}: " in text for q in (*scoring.QUANTITIES, *probe_tasks.TASKS))
+    assert "undecided" in text and all(
+        f"- {q}: " in text for q in (*scoring.QUANTITIES, *probe_tasks.TASKS)
+    )
     for mask, unseen in (("entry", False), ("tail", True)):
         assert (f"mask {mask}, not trained on this mask" in text) == unseen
         assert (f"mask {mask}, not trained on this mask" in done.stdout) == unseen
         assert cells[f"BTC_USD/{mask}/log_size", "trained_on"] == (not unseen)
-    assert "(step 0, the weights before training: no later ones" in done.stdout and "lower is better" in done.stdout
+    assert (
+        "(step 0, the weights before training: no later ones" in done.stdout
+        and "lower is better" in done.stdout
+    )
     lines = done.stdout.splitlines()
-    assert not [line for line in lines if "| " in line or (len(line) > 120 and str(folder) not in line)]
+    assert not [
+        line for line in lines if "| " in line or (len(line) > 120 and str(folder) not in line)
+    ]
     assert sum(line.startswith("  log of size (squared error)") for line in lines) == 2
 
 
@@ -318,7 +376,9 @@ def test_masks_in_training_are_those_that_windows_get():
     each = {mode: make_mask(keys, 64, 16, 0.25, mode) for mode in MASKS}
     mix = make_mask(keys, 64, 16, 0.25, "mix")
     found = {mode for mode in MASKS if (each[mode] == mix).flatten(1).all(1).float().mean() > 0.05}
-    assert found == trained_on("mix") == {"patch", "span", "tail", "entry"} and trained_on("span64") == {"span64"}
+    assert found == trained_on("mix") == {"patch", "span", "tail", "entry"} and trained_on(
+        "span64"
+    ) == {"span64"}
 
 
 def test_hidden_cells_are_grey_in_the_masked_panel_alone():
@@ -337,7 +397,9 @@ def test_hidden_cells_are_grey_in_the_masked_panel_alone():
     assert grey[2:7, 2:4].all() and not grey[[0, 7, 8, 9]].any() and not grey[:, [0, 1, 4, 5]].any()
 
 
-def test_an_unseen_instrument_is_scored_with_the_ridge_of_the_seen_one(sampled, checkpoint, tmp_path):
+def test_an_unseen_instrument_is_scored_with_the_ridge_of_the_seen_one(
+    sampled, checkpoint, tmp_path
+):
     write_book(tmp_path, "ETH_USD", rows=800, depth=16, seed=5)
     words = (
         f"--data_dir={tmp_path}",
@@ -353,12 +415,18 @@ def test_an_unseen_instrument_is_scored_with_the_ridge_of_the_seen_one(sampled, 
     done = run_tester(*words, f"--fit_data_dir={sampled}")
     assert done.returncode == 0 and "left out" not in done.stdout, done.stderr
     rows = json.loads((checkpoint.parent.parent / "report.json").read_text())["rows"]
-    assert {"skill_ridge", "skill_untrained"} <= {r["metric"] for r in rows if r["case"] == "ETH_USD/patch/log_size"}
+    assert {"skill_ridge", "skill_untrained"} <= {
+        r["metric"] for r in rows if r["case"] == "ETH_USD/patch/log_size"
+    }
     times = open_book(tmp_path / "book_states" / "ETH_USD").timestamps
     late = np.datetime_as_string(np.asarray(times[400]).astype("datetime64[ns]"), unit="ms")
     assert run_tester(*words, f"--dates=['{late}','2030-01-01']").returncode == 0
     none = run_tester(*words, "--dates=['2030-01-01','2031-01-01']")
-    assert none.returncode == 2 and "has no window in the split 'all'" in none.stderr and none.stderr.count("\n") == 1
+    assert (
+        none.returncode == 2
+        and "has no window in the split 'all'" in none.stderr
+        and none.stderr.count("\n") == 1
+    )
 
 
 def test_the_encoder_is_timed_as_it_can_be_run(monkeypatch):
@@ -389,12 +457,16 @@ def test_numbers_out_of_bounds_are_refused(word, message):
 
 
 def test_dates_are_refused_by_their_own_key(sampled, checkpoint):
-    done = run_tester(f"--data_dir={sampled}", f"--model_path={checkpoint}", "--dates=['2026-05-01', 'May']")
+    done = run_tester(
+        f"--data_dir={sampled}", f"--model_path={checkpoint}", "--dates=['2026-05-01', 'May']"
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "dates = ['2026-05-01', 'May']" in done.stderr and "split_ratios" not in done.stderr
 
 
-def test_a_run_that_takes_no_report_is_refused_before_it_is_scored(sampled, checkpoint, monkeypatch, capsys):
+def test_a_run_that_takes_no_report_is_refused_before_it_is_scored(
+    sampled, checkpoint, monkeypatch, capsys
+):
     monkeypatch.setattr(lob.storage.os, "access", lambda *_: False)
     config = {**inference_testing.config, "data_dir": str(sampled), "model_path": str(checkpoint)}
     with pytest.raises(InputError, match="can't be written"):
@@ -412,10 +484,17 @@ def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, che
     first = tested.min() - 32
     for split in ("train", "validation"):
         for _, ends in selection.to_fit(book, split, 10**6, probe_tasks.HORIZON):
-            assert len(ends) and ends.max() + probe_tasks.HORIZON <= first - 32  # window, horizon, embargo
-    assert len(np.intersect1d(tested, window_ends(book.segment_starts, book.rows, 32))) == len(tested)
+            assert (
+                len(ends) and ends.max() + probe_tasks.HORIZON <= first - 32
+            )  # window, horizon, embargo
+    assert len(np.intersect1d(tested, window_ends(book.segment_starts, book.rows, 32))) == len(
+        tested
+    )
     everything = {**config, "split": "all", "fit_data_dir": str(sampled)}
-    assert inference_testing.select_windows(everything, model, meta, books).to_fit(book, "train", 8) == []
+    assert (
+        inference_testing.select_windows(everything, model, meta, books).to_fit(book, "train", 8)
+        == []
+    )
     meta["data"]["books"] = [identity(book)]
     with pytest.raises(InputError, match="BTC_USD was trained on"):
         inference_testing.select_windows(everything, model, meta, books)
@@ -431,11 +510,16 @@ def test_fp8_is_equivalent_only_where_the_whole_interval_lies_within_one_percent
     assert "ours 3 (7 blocks of time)" in line and "shared by train and test 0" in line
     wide = prove.compare_losses([(1 + 10 * ratio, 1.0) for ratio in ratios])
     assert "not shown to be equivalent" in prove.summarise("A", cells, "2 passed", 0, *wide)
-    assert "not measured" in prove.summarise("A", cells, "2 passed", 0, *prove.compare_losses([(1.0, None)]))
+    assert "not measured" in prove.summarise(
+        "A", cells, "2 passed", 0, *prove.compare_losses([(1.0, None)])
+    )
 
 
 def test_the_deviation_over_seeds_stands_beside_the_difference_of_fp8():
-    rows = {(row["case"], row["metric"]): row["value"] for row in prove.loss_rows([(1.1, 1.0), (3.0, 3.0)])}
+    rows = {
+        (row["case"], row["metric"]): row["value"]
+        for row in prove.loss_rows([(1.1, 1.0), (3.0, 3.0)])
+    }
     assert rows["FP8 over bf16", "difference"] == pytest.approx(0.05)
     assert rows["bf16 over seeds", "relative_deviation"] == pytest.approx(np.sqrt(2) / 2)
     assert prove.loss_rows([(1.0, None)]) == []
@@ -449,6 +533,8 @@ def test_medians_are_taken_over_the_cases_that_are_tabled():
         ("A/patch/mid", "win_rate_naive"): 0.5,
         ("A/probe/direction", "ours"): 0.6,
     }
-    rows = [{"case": case, "metric": metric, "value": value} for (case, metric), value in values.items()]
+    rows = [
+        {"case": case, "metric": metric, "value": value} for (case, metric), value in values.items()
+    ]
     wanted = [("A/patch/mid", "error"), ("A/probe/direction", "ours")]
     assert prove.collect([rows, rows]) == {key: [values[key]] * 2 for key in wanted}

@@ -16,17 +16,37 @@ from conftest import ROOT
 
 from lob.model.checkpoint import load_checkpoint, load_model
 
-SMALL = ("--model_size=tiny_transformer", "--depth_dim=16", "--temporal_dim=32", "--batch_size=32",
-         "--accumulation_steps=2", "--epochs=3", "--log_steps=1", "--max_lr=3e-3", "--dropout=0.0",
-         "--slow=0", "--size_noise=0", "--outlook=0")  # fmt: skip
+SMALL = (
+    "--model_size=tiny_transformer",
+    "--depth_dim=16",
+    "--temporal_dim=32",
+    "--batch_size=32",
+    "--accumulation_steps=2",
+    "--epochs=3",
+    "--log_steps=1",
+    "--max_lr=3e-3",
+    "--dropout=0.0",
+    "--slow=0",
+    "--size_noise=0",
+    "--outlook=0",
+)
 
 
 def command(data: Path, runs: Path, *words: str) -> list[str]:
-    return [sys.executable, "fp8_ddp_trainer.py", f"--data_dir={data}", f"--runs_dir={runs}", *SMALL, *words]
+    return [
+        sys.executable,
+        "fp8_ddp_trainer.py",
+        f"--data_dir={data}",
+        f"--runs_dir={runs}",
+        *SMALL,
+        *words,
+    ]
 
 
 def train(data: Path, runs: Path, *words: str, status: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(command(data, runs, *words), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command(data, runs, *words), cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == status, done.stderr
     return done
 
@@ -73,7 +93,9 @@ def test_a_run_learns_and_leaves_what_it_says(whole):
     assert len(metrics(whole, "test")) == 1
     assert json.loads((whole / "config.json").read_text())["max_lr"] == 3e-3
     env = json.loads((whole / "env.json").read_text())
-    assert "torch" in env["versions"] and f"precision  {env['precision']} (" in printed  # what "auto" came to
+    assert (
+        "torch" in env["versions"] and f"precision  {env['precision']} (" in printed
+    )  # what "auto" came to
     assert env["pairs"] == ["BTC_USD"]  # and what None came to
     assert list(whole.glob("events.out.tfevents*"))
     model, meta = load_model(whole / "checkpoints" / "best.safetensors")
@@ -92,15 +114,30 @@ def test_onecycle_is_stepped_once_an_optimizer_step_over_its_whole_cycle(whole):
 
 @pytest.mark.parametrize("moment", ["in the first epoch", "in the second epoch"])
 def test_killed_and_resumed_it_ends_bit_for_bit_the_same(sampled, tmp_path, whole, moment):
-    words = ("--model_name=killed", "--dropout=0.1", "--checkpoint_minutes=1e-9")  # a checkpoint every step
-    process = subprocess.Popen(command(sampled, tmp_path, *words), cwd=ROOT, stdout=subprocess.DEVNULL)
+    words = (
+        "--model_name=killed",
+        "--dropout=0.1",
+        "--checkpoint_minutes=1e-9",
+    )  # a checkpoint every step
+    process = subprocess.Popen(
+        command(sampled, tmp_path, *words), cwd=ROOT, stdout=subprocess.DEVNULL
+    )
     run = tmp_path / "killed"
     epochs = 0 if moment == "in the first epoch" else 1
-    wait_for(process, lambda: (run / "metrics.csv").exists() and len(metrics(run, "epoch")) == epochs
-             and len(losses(run)) >= 3 + epochs * len(losses(whole)) // 3)  # fmt: skip
+    wait_for(
+        process,
+        lambda: (
+            (run / "metrics.csv").exists()
+            and len(metrics(run, "epoch")) == epochs
+            and len(losses(run)) >= 3 + epochs * len(losses(whole)) // 3
+        ),
+    )
     process.send_signal(signal.SIGSTOP)
-    said = train(sampled, tmp_path, "--model_name=killed", "--dropout=0.1", "--resume=True", status=2).stderr
-    assert said == f"fp8_ddp_trainer.py: {run} is still running: wait for its end, or stop it, to resume it\n"
+    said = train(
+        sampled, tmp_path, "--model_name=killed", "--dropout=0.1", "--resume=True", status=2
+    ).stderr
+    reason = "is still running: wait for its end, or stop it, to resume it"
+    assert said == f"fp8_ddp_trainer.py: {run} {reason}\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
     train(sampled, tmp_path, "--model_name=killed", "--dropout=0.1", "--resume=True")
@@ -113,8 +150,12 @@ def test_killed_and_resumed_it_ends_bit_for_bit_the_same(sampled, tmp_path, whol
 
 
 def test_sigterm_saves_at_the_end_of_the_step_and_exits_0(sampled, tmp_path, whole):
-    process = subprocess.Popen(command(sampled, tmp_path, "--model_name=stopped", "--dropout=0.1"), cwd=ROOT,
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        command(sampled, tmp_path, "--model_name=stopped", "--dropout=0.1"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     run = tmp_path / "stopped"
     wait_for(process, lambda: (run / "metrics.csv").exists() and len(losses(run)) >= 2)
     process.terminate()
@@ -132,7 +173,10 @@ def test_resume_shows_what_changed_and_stops(sampled, tmp_path):
     printed = train(sampled, tmp_path, "--epochs=1", "--resume=True").stdout
     assert "resumed    after step " in printed and "nothing is left to train" in printed
     assert "time  " not in printed and "test loss" in printed
-    assert "no run 'other'" in train(sampled, tmp_path, "--model_name=other", "--resume=True", status=2).stderr
+    assert (
+        "no run 'other'"
+        in train(sampled, tmp_path, "--model_name=other", "--resume=True", status=2).stderr
+    )
 
 
 def test_a_name_in_use_gets_a_number(sampled, tmp_path):
@@ -143,11 +187,20 @@ def test_a_name_in_use_gets_a_number(sampled, tmp_path):
 
 
 def test_early_stopping_and_plateau_decay(sampled, tmp_path):
-    words = ("--use_scheduler=False", "--max_grad_norm=1e-9", "--optimizer=sgd", "--epochs=8",
-             "--early_stopping_patience=3", "--lr_decay_patience=0", "--lr_decay_factor=0.1")  # fmt: skip
+    words = (
+        "--use_scheduler=False",
+        "--max_grad_norm=1e-9",
+        "--optimizer=sgd",
+        "--epochs=8",
+        "--early_stopping_patience=3",
+        "--lr_decay_patience=0",
+        "--lr_decay_factor=0.1",
+    )
     printed = train(sampled, tmp_path, *words).stdout
     assert "stopped early" in printed
-    assert "best.safetensors: epoch 0, step 0, the weights before training: no later ones" in printed
+    assert (
+        "best.safetensors: epoch 0, step 0, the weights before training: no later ones" in printed
+    )
     epochs = metrics(tmp_path / "pretrained_ddp", "epoch")
     assert 3 <= len(epochs) < 8
     rates = [float(row["learning_rate"]) for row in epochs]
@@ -160,11 +213,15 @@ def test_checkpoints_are_pruned_and_can_be_begun_from(sampled, tmp_path, whole):
     run = tmp_path / "pretrained_ddp"
     assert len(list((run / "checkpoints").glob("step_*"))) == 2
     first = float(metrics(run, "validation")[0]["validation_loss"])
-    assert first == pytest.approx(min(float(row["validation_loss"]) for row in metrics(whole, "validation")), rel=1e-5)
+    assert first == pytest.approx(
+        min(float(row["validation_loss"]) for row in metrics(whole, "validation")), rel=1e-5
+    )
 
 
 def test_a_non_finite_loss_ends_the_run_before_the_update(sampled, tmp_path):
-    said = train(sampled, tmp_path, "--max_lr=1e30", "--optimizer=sgd", "--max_grad_norm=1e30", status=1).stderr
+    said = train(
+        sampled, tmp_path, "--max_lr=1e30", "--optimizer=sgd", "--max_grad_norm=1e30", status=1
+    ).stderr
     assert "were not updated" in said
     assert "step" in said
     assert "Traceback" not in said
@@ -205,30 +262,50 @@ def test_a_checkpoint_with_a_pickle_is_refused_and_not_run(sampled, tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-def run_ranks(data: Path, runs: Path, ranks: int, *words: str, timeout: float = 120) -> list[tuple[int, str]]:
+def run_ranks(
+    data: Path, runs: Path, ranks: int, *words: str, timeout: float = 120
+) -> list[tuple[int, str]]:
     """Start `ranks` processes as torchrun does; return status and stderr of each."""
     import socket
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-              "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+    shared = {
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     processes = []
     for rank in range(ranks):
         environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(subprocess.Popen(command(data, runs, *words), cwd=ROOT, stderr=subprocess.PIPE,
-                                          stdout=subprocess.DEVNULL, text=True, env=environment))  # fmt: skip
+        processes.append(
+            subprocess.Popen(
+                command(data, runs, *words),
+                cwd=ROOT,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+            )
+        )
     return [(process.wait(timeout), process.stderr.read()) for process in processes]
 
 
 def test_two_ranks_take_the_steps_of_one_with_twice_the_batch(sampled, tmp_path):
-    for status, error in run_ranks(sampled, tmp_path, 2, "--model_name=two", "--batch_size=16", "--epochs=2"):
+    for status, error in run_ranks(
+        sampled, tmp_path, 2, "--model_name=two", "--batch_size=16", "--epochs=2"
+    ):
         assert status == 0, error
     train(sampled, tmp_path, "--model_name=one", "--epochs=2")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) >= 20
     np.testing.assert_allclose(two, one, rtol=1e-6)
     for kind in ("validation", "test"):
-        found = [[float(row["validation_loss"]) for row in metrics(tmp_path / name, kind)] for name in ("one", "two")]
+        found = [
+            [float(row["validation_loss"]) for row in metrics(tmp_path / name, kind)]
+            for name in ("one", "two")
+        ]
         np.testing.assert_allclose(found[1], found[0], rtol=1e-5)

@@ -1,4 +1,6 @@
-"""Each setting of fp8_ddp_trainer.py by its effect, in this process; what TensorBoard holds; apply_mask."""
+"""Each setting of fp8_ddp_trainer.py by its effect, in this process; what TensorBoard holds;
+apply_mask.
+"""
 
 import json
 import shutil
@@ -30,9 +32,21 @@ from lob.training.run_folder import new_run, runs_named
 from lob.training.saving import load_weights, training_state
 from lob.training.te_layer import plain_state
 
-SMALL = {"model_size": "tiny_transformer", "depth_dim": 16, "temporal_dim": 32, "batch_size": 16,
-         "accumulation_steps": 2, "epochs": 1, "log_steps": 1, "max_lr": 3e-3, "dropout": 0.0,
-         "mirror": False, "slow": 0.0, "size_noise": 0.0, "outlook": 0.0}  # fmt: skip
+SMALL = {
+    "model_size": "tiny_transformer",
+    "depth_dim": 16,
+    "temporal_dim": 32,
+    "batch_size": 16,
+    "accumulation_steps": 2,
+    "epochs": 1,
+    "log_steps": 1,
+    "max_lr": 3e-3,
+    "dropout": 0.0,
+    "mirror": False,
+    "slow": 0.0,
+    "size_noise": 0.0,
+    "outlook": 0.0,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +58,13 @@ def kept_signals():
 
 
 def settings(data: Path, runs: Path, **changes) -> dict:
-    return {**fp8_ddp_trainer.config, **SMALL, "data_dir": str(data), "runs_dir": str(runs), **changes}
+    return {
+        **fp8_ddp_trainer.config,
+        **SMALL,
+        "data_dir": str(data),
+        "runs_dir": str(runs),
+        **changes,
+    }
 
 
 def train(data: Path, runs: Path, **changes) -> Path:
@@ -62,7 +82,9 @@ def trainer(data: Path, runs: Path, **changes) -> Trainer:
 
 @pytest.mark.parametrize("fill", ["none", "linear", "ladder"])
 def test_apply_mask_hides_a_share_and_marks_it(fill):
-    """Hidden values are zero beside a mask bit of one, visible ones are the targets; nothing else depends on them."""
+    """Hidden values are zero beside a mask bit of one, visible ones are the targets; nothing else
+    depends on them.
+    """
     price_ticks, sizes = moving_book(8, states=64, levels=16)
     encoder = encoder_config("tiny_transformer", depth=16, temporal_dim=64, fill=fill)
     keys = torch.arange(8)
@@ -76,16 +98,25 @@ def test_apply_mask_hides_a_share_and_marks_it(fill):
         torch.testing.assert_close(base[~mask], values[~mask], rtol=1e-5, atol=1e-6)
     others = price_ticks + 3 * mask[..., 0], sizes * torch.where(mask[..., 1], 7.0, 1.0)
     again = apply_mask(*others, keys, 0.4, "entry", encoder)
-    assert torch.equal(again[0], tokens) and torch.equal(again[1], base) and torch.equal(again[3], mask)
+    assert (
+        torch.equal(again[0], tokens)
+        and torch.equal(again[1], base)
+        and torch.equal(again[3], mask)
+    )
     spans = [apply_mask(price_ticks, sizes, keys, 0.25, "span", encoder)[3] for _ in range(2)]
     assert torch.equal(*spans) and (spans[0].flatten(2).float().std(dim=2) == 0).all()
 
 
 def test_an_edited_apply_mask_changes_what_is_trained(sampled, tmp_path):
-    """Who edits the function in a copy of the script, as users of the published reference do, trains another task."""
+    """Who edits the function in a copy of the script, as users of the published reference do,
+    trains another task.
+    """
     source = (ROOT / "fp8_ddp_trainer.py").read_text()
     line = "    mask = make_mask(keys, states, levels, mask_percentage, mask_mode)\n"
-    edited = "    mask = torch.zeros(len(keys), states, levels, 2, dtype=torch.bool, device=keys.device)\n"
+    edited = (
+        "    mask = torch.zeros(len(keys), states, levels, 2, dtype=torch.bool, "
+        "device=keys.device)\n"
+    )
     edited += "    mask[:, :, levels // 2, 1] = True\n"
     assert source.count(line) == 1
     copy = tmp_path / "copy"
@@ -93,7 +124,12 @@ def test_an_edited_apply_mask_changes_what_is_trained(sampled, tmp_path):
     (copy / "lob").symlink_to(ROOT / "lob")
     (copy / "fp8_ddp_trainer.py").write_text(source.replace(line, edited))
     words = [f"--{key}={value}" for key, value in SMALL.items()]
-    words += [f"--data_dir={sampled}", f"--runs_dir={tmp_path / 'runs'}", "--loss=mae", "--fill=none"]
+    words += [
+        f"--data_dir={sampled}",
+        f"--runs_dir={tmp_path / 'runs'}",
+        "--loss=mae",
+        "--fill=none",
+    ]
     command = [sys.executable, "fp8_ddp_trainer.py", *words]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -113,7 +149,14 @@ def test_an_edited_apply_mask_changes_what_is_trained(sampled, tmp_path):
 
 @pytest.fixture(scope="module")
 def logged(sampled, tmp_path_factory) -> tuple[Path, EventAccumulator]:
-    run = train(sampled, tmp_path_factory.mktemp("logged"), epochs=2, validate_steps=9, histogram_steps=10, log_steps=4)
+    run = train(
+        sampled,
+        tmp_path_factory.mktemp("logged"),
+        epochs=2,
+        validate_steps=9,
+        histogram_steps=10,
+        log_steps=4,
+    )
     board = EventAccumulator(str(run), size_guidance={"scalars": 0, "histograms": 0, "images": 0})
     board.Reload()
     return run, board
@@ -121,14 +164,26 @@ def logged(sampled, tmp_path_factory) -> tuple[Path, EventAccumulator]:
 
 def test_tensorboard_holds_what_metrics_csv_holds(logged):
     run, board = logged
-    for tag in ("step/train_loss", "step/learning_rate", "step/gradient_norm", "step/windows_per_second",
-                "step/data_wait_share", "epoch/train_loss", "epoch/validation_loss", "epoch/learning_rate",
-                "epoch/windows_per_second", "validation/validation_loss", "test/validation_loss"):  # fmt: skip
+    for tag in (
+        "step/train_loss",
+        "step/learning_rate",
+        "step/gradient_norm",
+        "step/windows_per_second",
+        "step/data_wait_share",
+        "epoch/train_loss",
+        "epoch/validation_loss",
+        "epoch/learning_rate",
+        "epoch/windows_per_second",
+        "validation/validation_loss",
+        "test/validation_loss",
+    ):
         kind, column = tag.split("/")
         rows = [(int(row["step"]), float(row[column])) for row in metrics(run, kind)]
         found = [(event.step, event.value) for event in board.Scalars(tag)]
         assert len(found) > 0 and [step for step, _ in found] == [step for step, _ in rows], tag
-        np.testing.assert_allclose([value for _, value in found], [value for _, value in rows], rtol=1e-6)
+        np.testing.assert_allclose(
+            [value for _, value in found], [value for _, value in rows], rtol=1e-6
+        )
 
 
 def test_intervals_are_kept(logged):
@@ -179,16 +234,30 @@ def test_losses_are_means_over_hidden_values(sampled, tmp_path, loss):
     np.testing.assert_allclose(made.model.head.bias.grad.numpy(), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_validation_is_scored_beside_interpolation_and_its_waiting_is_not_counted(sampled, tmp_path):
+def test_validation_is_scored_beside_interpolation_and_its_waiting_is_not_counted(
+    sampled, tmp_path
+):
     made = trainer(sampled, tmp_path)
     sums, count = np.zeros(2), 0
     for windows in made.passes.load(made.sampler.held_out(1, 16)):
         prediction, values, mask = (t.detach().numpy() for t in made.predict(*windows))
-        line = np.array([[[np.interp(range(32), np.flatnonzero(~hidden), truth[~hidden])
-                           for truth, hidden in zip(level.T, masked.T, strict=True)]
-                          for level, masked in zip(window.swapaxes(0, 1), where.swapaxes(0, 1), strict=True)]
-                         for window, where in zip(values, mask, strict=True)]).transpose(0, 3, 1, 2)  # fmt: skip
-        sums += [((answer - values)[mask].astype(np.float64) ** 2).sum() for answer in (prediction, line)]
+        line = np.array(
+            [
+                [
+                    [
+                        np.interp(range(32), np.flatnonzero(~hidden), truth[~hidden])
+                        for truth, hidden in zip(level.T, masked.T, strict=True)
+                    ]
+                    for level, masked in zip(
+                        window.swapaxes(0, 1), where.swapaxes(0, 1), strict=True
+                    )
+                ]
+                for window, where in zip(values, mask, strict=True)
+            ]
+        ).transpose(0, 3, 1, 2)
+        sums += [
+            ((answer - values)[mask].astype(np.float64) ** 2).sum() for answer in (prediction, line)
+        ]
         count += mask.sum()
     waited = made.passes.store.wait_seconds
     assert made.evaluate(1) == pytest.approx(tuple(sums / count), rel=1e-4)
@@ -197,13 +266,18 @@ def test_validation_is_scored_beside_interpolation_and_its_waiting_is_not_counte
 
 def test_accumulation_takes_the_step_of_one_large_batch(sampled, tmp_path):
     """Two micro-steps of 16 windows take the step of one of 32."""
-    runs = [train(sampled, tmp_path, batch_size=size, accumulation_steps=count) for size, count in ((16, 2), (32, 1))]
+    runs = [
+        train(sampled, tmp_path, batch_size=size, accumulation_steps=count)
+        for size, count in ((16, 2), (32, 1))
+    ]
     np.testing.assert_allclose(losses(runs[0]), losses(runs[1]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_optimizers_take_the_published_steps(name):
-    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019, any decay), SGD with momentum 0.9."""
+    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019, any decay), SGD with momentum
+    0.9.
+    """
     torch.manual_seed(0)
     model, rng, lr = torch.nn.Linear(3, 1), np.random.default_rng(0), 0.05
     optimizer = make_optimizer(name, model, lr, weight_decay=0.04)
@@ -211,7 +285,10 @@ def test_optimizers_take_the_published_steps(name):
     first = second = np.zeros_like(weight)
     for step in range(1, 6):
         gradient = rng.normal(size=weight.shape)
-        model.weight.grad, model.bias.grad = torch.tensor(gradient, dtype=torch.float32), torch.zeros(1)
+        model.weight.grad, model.bias.grad = (
+            torch.tensor(gradient, dtype=torch.float32),
+            torch.zeros(1),
+        )
         optimizer.step()
         if name == "sgd":
             first = 0.9 * first + gradient
@@ -219,12 +296,17 @@ def test_optimizers_take_the_published_steps(name):
         else:
             first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
             weight = weight * (1 - lr * 0.04 * (name == "adamw"))
-            weight = weight - lr * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+            weight = weight - lr * (first / (1 - 0.9**step)) / (
+                np.sqrt(second / (1 - 0.999**step)) + 1e-8
+            )
         np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=1e-5, atol=1e-7)
 
 
 def test_the_optimizer_named_is_the_one_that_steps(sampled, tmp_path):
-    kinds = {name: type(trainer(sampled, tmp_path, optimizer=name).optimizer) for name in ("adamw", "adam", "sgd")}
+    kinds = {
+        name: type(trainer(sampled, tmp_path, optimizer=name).optimizer)
+        for name in ("adamw", "adam", "sgd")
+    }
     assert kinds == {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
@@ -233,7 +315,9 @@ def test_onecycle_is_torchs(steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     for step in range(steps):
-        assert one_cycle(step, steps, 3e-3) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9, abs=1e-15)
+        assert one_cycle(step, steps, 3e-3) == pytest.approx(
+            schedule.get_last_lr()[0], rel=1e-9, abs=1e-15
+        )
         optimizer.step()
         schedule.step()
 
@@ -246,7 +330,10 @@ def test_a_step_moves_the_weights_by_the_clipped_gradient(sampled, tmp_path):
         run = train(sampled, tmp_path, max_grad_norm=limit, **changes)
         assert len(losses(run)) == 1
         norm, end = float(metrics(run, "step")[0]["gradient_norm"]), weights(run)
-        moved = sum(float((end[f"model.{name}"] - tensor).double().square().sum()) for name, tensor in begin.items())
+        moved = sum(
+            float((end[f"model.{name}"] - tensor).double().square().sum())
+            for name, tensor in begin.items()
+        )
         assert 1e-3 < norm < 1e2
         assert moved**0.5 == pytest.approx(0.5 * min(norm, limit), rel=1e-3)
 
@@ -265,10 +352,14 @@ def test_the_best_weights_are_tested_and_not_the_last(sampled, tmp_path):
     run, begin = train(sampled, tmp_path, **changes), trainer(sampled, tmp_path, **changes)
     before, after = (float(row["validation_loss"]) for row in metrics(run, "validation"))
     assert after > 1.1 * before == pytest.approx(1.1 * begin.evaluate(1)[0], rel=1e-5)
-    assert float(metrics(run, "test")[0]["validation_loss"]) == pytest.approx(begin.evaluate(2)[0], rel=1e-5)
+    assert float(metrics(run, "test")[0]["validation_loss"]) == pytest.approx(
+        begin.evaluate(2)[0], rel=1e-5
+    )
 
 
-def test_the_last_epochs_weights_are_kept_where_the_step_before_was_just_saved(sampled, tmp_path, monkeypatch):
+def test_the_last_epochs_weights_are_kept_where_the_step_before_was_just_saved(
+    sampled, tmp_path, monkeypatch
+):
     monkeypatch.setattr("lob.training.saving.SAVE_SPACING", 1e9)  # as where a save takes long
     run = train(sampled, tmp_path, checkpoint_minutes=0.0)
     before, after = (float(row["validation_loss"]) for row in metrics(run, "validation"))
@@ -295,12 +386,19 @@ def test_a_folder_that_another_run_took_meanwhile_is_left_alone(sampled, tmp_pat
 
 
 def test_a_run_with_a_number_in_its_own_name_is_no_other_names_run(tmp_path):
-    for folder, name in (("btc", "btc"), ("btc-2", "btc"), ("btc-3", "btc-3"), ("btc-2024", "btc-2024")):
+    for folder, name in (
+        ("btc", "btc"),
+        ("btc-2", "btc"),
+        ("btc-3", "btc-3"),
+        ("btc-2024", "btc-2024"),
+    ):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.json").write_text(json.dumps({"model_name": name}))
     assert [run.name for run in runs_named(tmp_path, "btc")] == ["btc", "btc-2"]
     assert new_run(tmp_path, "btc").name == "btc-4"
-    assert new_run(tmp_path, "btc-2024").name == "btc-2024-2" and new_run(tmp_path, "b*").name == "b*"
+    assert (
+        new_run(tmp_path, "btc-2024").name == "btc-2024-2" and new_run(tmp_path, "b*").name == "b*"
+    )
 
 
 def test_a_mask_that_hides_nothing_trains_nothing(sampled, tmp_path):
@@ -310,9 +408,18 @@ def test_a_mask_that_hides_nothing_trains_nothing(sampled, tmp_path):
 
 def test_a_run_without_test_windows_says_that_it_has_ended(sampled, tmp_path):
     shutil.copytree(sampled, tmp_path / "data")
-    words = [f"--data_dir={tmp_path / 'data'}", "--temporal_dim=32", "--split_ratios=[0.75,0.25,0.0]"]
+    words = [
+        f"--data_dir={tmp_path / 'data'}",
+        "--temporal_dim=32",
+        "--split_ratios=[0.75,0.25,0.0]",
+    ]
     words += ["--cells=[1,1,1]", "--min_stride=1", "--windows=200"]
-    subprocess.run([sys.executable, "create_balanced_dataset.py", *words], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "create_balanced_dataset.py", *words],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     run = train(tmp_path / "data", tmp_path, split_ratios=[0.75, 0.25, 0.0])
     assert [row["validation_loss"] for row in metrics(run, "test")] == [""]
     assert read_test_loss(run) == float(metrics(run, "validation")[-1]["validation_loss"])
@@ -320,13 +427,22 @@ def test_a_run_without_test_windows_says_that_it_has_ended(sampled, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "meta", "said"),
-    [({"model.norm.weight": None}, True, "does not hold the encoder"), ({}, False, "'encoder.depth' is missing"),
-     ({"model.norm.weight": torch.ones(3)}, True, "does not hold the encoder")],
-)  # fmt: skip
+    [
+        ({"model.norm.weight": None}, True, "does not hold the encoder"),
+        ({}, False, "'encoder.depth' is missing"),
+        ({"model.norm.weight": torch.ones(3)}, True, "does not hold the encoder"),
+    ],
+)
 def test_weights_of_a_broken_checkpoint_are_refused(tmp_path, change, meta, said):
     encoder = encoder_config("tiny_transformer", depth=16, temporal_dim=32)
-    tensors = {name: x for name, x in (training_state(BookEncoder(encoder)) | change).items() if x is not None}
-    save_checkpoint(tmp_path / "broken.safetensors", tensors, metadata(encoder) if meta else {"encoder": {}})
+    tensors = {
+        name: x
+        for name, x in (training_state(BookEncoder(encoder)) | change).items()
+        if x is not None
+    }
+    save_checkpoint(
+        tmp_path / "broken.safetensors", tensors, metadata(encoder) if meta else {"encoder": {}}
+    )
     with pytest.raises(InputError, match=said):
         load_weights(tmp_path / "broken.safetensors", BookEncoder(encoder))
 
@@ -334,7 +450,9 @@ def test_weights_of_a_broken_checkpoint_are_refused(tmp_path, change, meta, said
 def test_a_resumed_run_has_its_scales_before_it_is_scored(sampled, tmp_path, monkeypatch):
     """Scales stand in as weights here; the modules make them in their first pass."""
     made = trainer(sampled, tmp_path, fill="none")
-    made.passes.fp8_state = {name: torch.ones_like(x) for name, x in made.model.head.named_parameters()}
+    made.passes.fp8_state = {
+        name: torch.ones_like(x) for name, x in made.model.head.named_parameters()
+    }
     passes: list = []
     made.model.register_forward_hook(lambda *_: passes.append(0))
 
@@ -349,22 +467,43 @@ def test_a_resumed_run_has_its_scales_before_it_is_scored(sampled, tmp_path, mon
 
 
 def test_presets_are_those_that_users_know():
-    shapes = {name: (p["layers"], p["width"], p["ffn_width"], p["heads"]) for name, p in PRESETS.items()}
+    shapes = {
+        name: (p["layers"], p["width"], p["ffn_width"], p["heads"]) for name, p in PRESETS.items()
+    }
     assert shapes["deep_narrow_transformer"] == (40, 192, 1536, 8)
     assert shapes["wide_transformer"] == (12, 2048, 8192, 16)
     with torch.device("meta"):
-        counts = {name: sum(p.numel() for p in BookEncoder(encoder_config(name)).parameters()) for name in PRESETS}
+        counts = {
+            name: sum(p.numel() for p in BookEncoder(encoder_config(name)).parameters())
+            for name in PRESETS
+        }
     assert 29e6 < counts["deep_narrow_transformer"] < 31e6
-    assert counts["tiny_transformer"] < counts["deep_narrow_transformer"] < counts["medium_transformer"]
+    assert (
+        counts["tiny_transformer"]
+        < counts["deep_narrow_transformer"]
+        < counts["medium_transformer"]
+    )
     assert counts["medium_transformer"] < counts["wide_transformer"]
 
 
 def test_settings_reach_the_model_and_the_data(sampled, tmp_path):
-    changes = {"dropout": 0.2, "causal": True, "fill": "none", "normalization": "minmax", "num_workers": 2,
-               "model_size": "tiny_transformer", "lr": 0.7}  # fmt: skip
+    changes = {
+        "dropout": 0.2,
+        "causal": True,
+        "fill": "none",
+        "normalization": "minmax",
+        "num_workers": 2,
+        "model_size": "tiny_transformer",
+        "lr": 0.7,
+    }
     made = trainer(sampled, tmp_path, **changes)
     used = made.model.config
-    assert (used.dropout, used.causal, used.fill, used.normalization) == (0.2, True, "none", "minmax")
+    assert (used.dropout, used.causal, used.fill, used.normalization) == (
+        0.2,
+        True,
+        "none",
+        "minmax",
+    )
     assert made.model.layers[0].dropout == 0.2 and made.optimizer.param_groups[0]["lr"] == 0.7
     assert made.passes.store.num_workers == 2
     assert made.sampler.windows_a_step == 32 and made.passes_a_step == 2 and made.passes.size == 16
@@ -372,7 +511,12 @@ def test_settings_reach_the_model_and_the_data(sampled, tmp_path):
 
 def test_masks_follow_mode_share_and_seed(sampled, tmp_path):
     found = {}
-    for seed, mode, share in ((0, "entry", 0.25), (1, "entry", 0.25), (0, "tail", 0.25), (0, "entry", 0.6)):
+    for seed, mode, share in (
+        (0, "entry", 0.25),
+        (1, "entry", 0.25),
+        (0, "tail", 0.25),
+        (0, "entry", 0.6),
+    ):
         made = trainer(sampled, tmp_path, seed=seed, mask_mode=mode, mask_perc=share)
         ((price_ticks, sizes, keys),) = made.passes.load(made.sampler.held_out(1, 64)[:1])
         mask = made.predict(price_ticks, sizes, keys)[2]
@@ -396,7 +540,9 @@ def test_azure_moves_data_and_runs_to_the_data_disk(sampled, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "training_data").symlink_to(sampled)
     config = settings(sampled, tmp_path, azure=True, azure_data_root=str(tmp_path / "disk"))
-    assert main(config | {"data_dir": "training_data", "runs_dir": "runs", "model_name": "there"}) == 0
+    assert (
+        main(config | {"data_dir": "training_data", "runs_dir": "runs", "model_name": "there"}) == 0
+    )
     assert (tmp_path / "disk" / "runs" / "there" / "checkpoints" / "best.safetensors").is_file()
 
 
@@ -435,10 +581,22 @@ def test_a_runs_dir_that_cannot_be_written_is_refused_before_work(sampled, tmp_p
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("epochs", "0"), ("mask_perc", "1.0"), ("lr_decay_factor", "1.0"), ("dropout", "1.0"), ("dropout", "nan"),
-     ("max_lr", "1e999"), ("lr", "0.0"), ("max_gpus", "0"), ("checkpoint_minutes", "-1.0"), ("slow", "1.1"),
-     ("max_grad_norm", "0.0"), ("seed", "-1"), ("temporal_dim", "3")],
-)  # fmt: skip
+    [
+        ("epochs", "0"),
+        ("mask_perc", "1.0"),
+        ("lr_decay_factor", "1.0"),
+        ("dropout", "1.0"),
+        ("dropout", "nan"),
+        ("max_lr", "1e999"),
+        ("lr", "0.0"),
+        ("max_gpus", "0"),
+        ("checkpoint_minutes", "-1.0"),
+        ("slow", "1.1"),
+        ("max_grad_norm", "0.0"),
+        ("seed", "-1"),
+        ("temporal_dim", "3"),
+    ],
+)
 def test_impossible_values_are_refused_by_name(key, value):
     assert f"{key} = " in refusal("fp8_ddp_trainer.py", f"--{key}={value}")
 

@@ -30,12 +30,18 @@ def states_of(ends, temporal_dim):
 
 @st.composite
 def books(draw):
-    """(timestamps, segment_starts) of a short book: bursts of equal stamps, long gaps, segments of any length."""
+    """(timestamps, segment_starts) of a short book: bursts of equal stamps, long gaps, segments of
+    any length.
+    """
     rows = draw(st.integers(1, 120))
-    steps = draw(st.lists(st.sampled_from([0, 0, 1, 3, SECOND, 90 * SECOND]), min_size=rows, max_size=rows))
+    steps = draw(
+        st.lists(st.sampled_from([0, 0, 1, 3, SECOND, 90 * SECOND]), min_size=rows, max_size=rows)
+    )
     inner = draw(st.sets(st.integers(1, max(1, rows - 1)), max_size=6))
     starts = sorted({0} | {s for s in inner if s < rows})
-    return np.cumsum(steps, dtype=np.int64) + draw(st.integers(0, 50)) * SECOND, np.array(starts, dtype=np.int64)
+    return np.cumsum(steps, dtype=np.int64) + draw(st.integers(0, 50)) * SECOND, np.array(
+        starts, dtype=np.int64
+    )
 
 
 @given(books(), st.integers(1, 30))
@@ -44,7 +50,9 @@ def test_windows_are_all_runs_inside_one_segment(book, temporal_dim):
     timestamps, starts = book
     rows = len(timestamps)
     segment_of = np.searchsorted(starts, np.arange(rows), side="right")
-    expected = [e for e in range(temporal_dim, rows + 1) if len(set(segment_of[e - temporal_dim : e])) == 1]
+    expected = [
+        e for e in range(temporal_dim, rows + 1) if len(set(segment_of[e - temporal_dim : e])) == 1
+    ]
     assert window_ends(starts, rows, temporal_dim).tolist() == expected
 
 
@@ -55,7 +63,9 @@ def test_segment_ranges_cover_every_row_once():
 
 
 @given(
-    st.lists(books(), min_size=1, max_size=3), st.integers(1, 20), st.lists(st.integers(0, 5), min_size=3, max_size=3)
+    st.lists(books(), min_size=1, max_size=3),
+    st.integers(1, 20),
+    st.lists(st.integers(0, 5), min_size=3, max_size=3),
 )
 @settings(max_examples=300, deadline=None)
 def test_no_state_and_no_instant_is_shared_by_two_splits(pairs, temporal_dim, ratios):
@@ -114,21 +124,41 @@ def test_cuts_divide_covered_time_and_skip_gaps():
     cuts = calendar_cuts([times], [starts], [0.7, 0.25, 0.05])
     assert cuts.tolist() == [night + 40 * SECOND, night + 90 * SECOND]
     # A second pair that was recorded in the first half of the same time moves nothing.
-    assert calendar_cuts([times, times[:50]], [starts, np.array([0])], [0.7, 0.25, 0.05]).tolist() == cuts.tolist()
+    assert (
+        calendar_cuts([times, times[:50]], [starts, np.array([0])], [0.7, 0.25, 0.05]).tolist()
+        == cuts.tolist()
+    )
 
 
 def test_cuts_may_be_dates():
     times, starts = np.arange(10) * SECOND, np.array([0])
     cuts = calendar_cuts([times], [starts], ["2026-05-02T10:00", "2026-05-02 12:30:00.25+00:00"])
-    first, second = datetime(2026, 5, 2, 10, tzinfo=UTC), datetime(2026, 5, 2, 12, 30, 0, 250_000, tzinfo=UTC)
-    assert cuts.tolist() == [int(first.timestamp()) * SECOND, int(second.timestamp() * 4) * SECOND // 4]
+    first, second = (
+        datetime(2026, 5, 2, 10, tzinfo=UTC),
+        datetime(2026, 5, 2, 12, 30, 0, 250_000, tzinfo=UTC),
+    )
+    assert cuts.tolist() == [
+        int(first.timestamp()) * SECOND,
+        int(second.timestamp() * 4) * SECOND // 4,
+    ]
 
 
 @pytest.mark.parametrize(
     "ratios",
-    [[0.7, 0.3], [0.5, 0.5, -0.1], [0, 0, 0], [0.7, "x", 0.1], ["2026-05-02", "soon"], ["2026-05-03", "2026-05-02"],
-     [0.7, float("nan"), 0.1], [True, "a", None], [], [0.7, 0.2, 0.2], [70, 25, 5]],
-)  # fmt: skip
+    [
+        [0.7, 0.3],
+        [0.5, 0.5, -0.1],
+        [0, 0, 0],
+        [0.7, "x", 0.1],
+        ["2026-05-02", "soon"],
+        ["2026-05-03", "2026-05-02"],
+        [0.7, float("nan"), 0.1],
+        [True, "a", None],
+        [],
+        [0.7, 0.2, 0.2],
+        [70, 25, 5],
+    ],
+)
 def test_impossible_splits_are_refused_with_their_value(ratios):
     with pytest.raises(InputError, match="split_ratios"):
         calendar_cuts([np.arange(10)], [np.array([0])], ratios)

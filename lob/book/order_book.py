@@ -10,8 +10,8 @@ What each update means (every exception is counted, see `COUNTERS`):
 |---|---|---|
 | SNAPSHOT | the first row of a run replaces the book, the others add to it | the same |
 | ADD | the level grows | a new order; a known id is replaced (duplicate_orders) |
-| SET | the level has this size, 0 removes it | the order has this price and size; unknown: added (unknown) |
-| SUB, MATCH | shrinks, below zero it is removed (overdrawn); unknown: ignored (unknown) | the same |
+| SET | the level has this size, 0 removes it | the order has these; unknown: added (unknown) |
+| SUB, MATCH | shrinks, below 0 it is removed (overdrawn); unknown: ignored (unknown) | the same |
 | DELETE | removed; unknown: ignored (unknown) | the same |
 | GAP | the book is emptied, and the segment ends | the same |
 
@@ -55,7 +55,8 @@ COUNTERS = (
     "duplicate_orders",
     "overdrawn",
     "snapshots",
-    "snapshots_differ",  # of these: their best depth / 2 levels a side are not those of the book before
+    # of these: their best depth / 2 levels a side are not those of the book before
+    "snapshots_differ",
     "gaps",
     "clock_steps_back",  # messages stamped before the one before them: they get its time
 )
@@ -75,8 +76,8 @@ COUNTERS = (
 ) = range(len(COUNTERS))
 
 # What the kernel has to remember between two calls. numba hands arrays over by reference, but
-# numbers by value, so all of it lies in the cells of one int64 array, `OrderBook.memory`: times in ns,
-# counts, and flags that are 0 or 1.
+# numbers by value, so all of it lies in the cells of one int64 array, `OrderBook.memory`: times in
+# ns, counts, and flags that are 0 or 1.
 CELLS = 17
 (
     MESSAGE,  # number of the message that the last row belongs to
@@ -98,7 +99,8 @@ CELLS = 17
     ROWS,  # finished rows of the output
 ) = range(CELLS)
 NEVER = np.iinfo(np.int64).min
-# Places in `OrderBook.kept`: the best levels before a snapshot, after it, and after the first message.
+# Places in `OrderBook.kept`: the best levels before a snapshot, after it, and after the first
+# message.
 BEFORE, AFTER, OPENING = range(3)
 
 # Why a call of the kernel ends.
@@ -106,11 +108,17 @@ DONE, OUTPUT_FULL, GROW_LEVELS, GROW_ORDERS, CLOCK_BACK, NOT_INT32 = range(6)
 
 
 @compiled
-def apply_order(kind, side, price, size, order_id, time, lot_size, orders, memory, counters, levels):
+def apply_order(
+    kind, side, price, size, order_id, time, lot_size, orders, memory, counters, levels
+):
     """Apply one row of an order-by-order feed to the table of orders and to the levels."""
     slot = find_order(orders, order_id)
     known = orders[slot, SIDE_PLUS_ONE] != 0
-    old_side, old_price, old_lots = orders[slot, SIDE_PLUS_ONE] - 1, orders[slot, PRICE], orders[slot, LOTS]
+    old_side, old_price, old_lots = (
+        orders[slot, SIDE_PLUS_ONE] - 1,
+        orders[slot, PRICE],
+        orders[slot, LOTS],
+    )
     if kind in (ADD, SET, SNAPSHOT):
         if known:
             if kind != SET:
@@ -289,7 +297,9 @@ def apply_rows(
     comes, or by `OrderBook.finish`. If an array is full, the caller makes room and calls again with
     that row.
     """
-    orders, memory, counters, levels, kept, out = borrow((orders, memory, counters, levels, kept, out))  # type: ignore[call-arg]
+    orders, memory, counters, levels, kept, out = borrow(
+        (orders, memory, counters, levels, kept, out)
+    )  # type: ignore[call-arg]
     half, max_clock_step_ns, lot_size = limits[0], limits[5], limits[6]
     bounds, ticks = levels[:2]
     capacity = ticks.shape[1]
@@ -459,10 +469,14 @@ class OrderBook:
         """Best `count` levels (or fewer) of BID or ASK, best first: int64 ticks and lots."""
         bounds, *arrays = self.side_arrays[:3]
         begin, end = bounds[side]
-        return tuple(array[side, begin:end][:: -1 if side == BID else 1][:count].copy() for array in arrays)
+        return tuple(
+            array[side, begin:end][:: -1 if side == BID else 1][:count].copy() for array in arrays
+        )
 
     def opening(self):
-        """Best depth / 2 levels a side after the first message: int64 (ticks and lots, side, level)."""
+        """Best depth / 2 levels a side after the first message: int64 (ticks and lots, side,
+        level).
+        """
         return self.kept[OPENING].copy()
 
     def closing(self):

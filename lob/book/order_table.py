@@ -1,7 +1,7 @@
 """The orders of an order-by-order feed, as numba functions on one array that the book holds.
 
-`orders` is a hash table, int64 (slots, 4): order id, price in ticks, size in lots, and side + 1 (0: a
-free slot). An order stands in the slot that its id hashes to, or in the next free one after it.
+`orders` is a hash table, int64 (slots, 4): order id, price in ticks, size in lots, and side + 1 (0:
+a free slot). An order stands in the slot that its id hashes to, or in the next free one after it.
 The number of slots is a power of two and at least twice the number of orders.
 """
 

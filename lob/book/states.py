@@ -1,4 +1,6 @@
-"""A pair's order book states on disk: `training_data/book_states/<PAIR>/`, written as a stream, memory mapped."""
+"""A pair's order book states on disk: `training_data/book_states/<PAIR>/`, written as a stream,
+memory mapped.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,9 +27,10 @@ BOOK_ARRAYS = {  # name -> dtype, dimensions, whether a book may lack it
 class Book:
     """A pair's order book states, memory mapped.
 
-    price_ticks: int32 (N, L), ascending along a row; sizes: float32 (N, L), > 0; timestamps: int64 (N,), ns since the
-    epoch, UTC, non-decreasing; segment_starts: int64 (S,), first row of each run without a gap; top_of_book: int32
-    (N, 2) or None, best bid and ask in ticks; traded: float32 (N,) or None, signed traded size a state.
+    price_ticks: int32 (N, L), ascending along a row; sizes: float32 (N, L), > 0; timestamps: int64
+    (N,), ns since the epoch, UTC, non-decreasing; segment_starts: int64 (S,), first row of each run
+    without a gap; top_of_book: int32 (N, 2) or None, best bid and ask in ticks; traded: float32
+    (N,) or None, signed traded size a state.
     """
 
     path: Path
@@ -70,14 +73,21 @@ def open_book(path: str | Path) -> Book:
             arrays[name] = None
             continue
         arrays[name] = array = load_array(file)
-        if array.dtype != dtype or array.ndim != ndim or (name != "segment_starts" and len(array) != meta["rows"]):
+        if (
+            array.dtype != dtype
+            or array.ndim != ndim
+            or (name != "segment_starts" and len(array) != meta["rows"])
+        ):
             raise InputError(
                 f"{file} holds {array.dtype} {array.shape}, meta.json says {meta['rows']} rows of "
                 f"{np.dtype(dtype)}: run data_parser.py again"
             )
     shape = (meta["rows"], meta["depth"])
     if not arrays["price_ticks"].shape == arrays["sizes"].shape == shape:
-        raise InputError(f"{path}: the arrays are not of meta.json's depth {meta['depth']}: run data_parser.py again")
+        raise InputError(
+            f"{path}: the arrays are not of meta.json's depth {meta['depth']}: run data_parser.py "
+            "again"
+        )
     return Book(path, meta, **arrays)
 
 
@@ -87,7 +97,10 @@ def open_books(data_dir: str | Path, pairs: Sequence[str] | None, depth: int) ->
     Raises InputError if one does not have the `depth` of a checkpoint.
     """
     folder = Path(data_dir) / "book_states"
-    books = [open_book(folder / name) for name in find_pairs(data_dir, "book_states", pairs, "data_parser.py")]
+    books = [
+        open_book(folder / name)
+        for name in find_pairs(data_dir, "book_states", pairs, "data_parser.py")
+    ]
     for book in books:
         if book.depth != depth:
             raise InputError(
@@ -148,6 +161,11 @@ def check_states(folder: Path, rows: int) -> None:
     for part in (slice(0, 10_000), slice(-10_000, None)):
         ascending = (np.diff(price_ticks[part].astype(np.int64), axis=1) > 0).all()
         if not (ascending and (np.diff(timestamps[part]) >= 0).all() and (sizes[part] > 0).all()):
-            raise CheckFailed(f"self-check failed: {folder.name} holds an impossible state; its old output is kept")
+            raise CheckFailed(
+                f"self-check failed: {folder.name} holds an impossible state; its old output is "
+                "kept"
+            )
     if not len(price_ticks) == len(sizes) == len(timestamps) == rows:
-        raise CheckFailed(f"self-check failed: {folder.name} is not {rows} rows long; its old output is kept")
+        raise CheckFailed(
+            f"self-check failed: {folder.name} is not {rows} rows long; its old output is kept"
+        )

@@ -10,8 +10,8 @@ processes have parsed the parts:
 - If the opening book differs from the one that the former part left, in its best depth / 2 levels a
   side, that is counted (snapshots_differ).
 - Time never goes back: what is stamped before the last message of the former part gets that
-  message's time. If it was so after the opening snapshot too, that is counted (clock_steps_back), once a
-  join; by more than `max_clock_step_ms` it is an error. Within a part its own clock decides.
+  message's time. If it was so after the opening snapshot too, that is counted (clock_steps_back),
+  once a join; by more than `max_clock_step_ms` it is an error. Within a part its own clock decides.
 - Of the states of one state interval and one segment, over both parts, the last is kept.
 - What was traded after the last state of the former part counts for the next state.
 - A book that was crossed at the end of the former part was crossed until its last message.
@@ -39,8 +39,8 @@ BLOCK_ROWS = 1 << 14  # rows that are joined at once
 def apply_batch(book: OrderBook, batch: Batch, tick_size: float) -> None:
     """Turn a batch's prices into ticks and its sizes into lots, exactly, and apply it to the book.
 
-    Raises InputError, with file and row, if a value is no multiple, if time goes back too far, or if
-    a price is too large.
+    Raises InputError, with file and row, if a value is no multiple, if time goes back too far, or
+    if a price is too large.
     """
     ticks, lots = to_ticks(batch, tick_size), to_lots(batch, book.lot_size)
     columns = batch.time_ns, batch.message, batch.update_type, batch.is_buy, ticks, lots
@@ -79,7 +79,9 @@ class Part(NamedTuple):
     last_message: int  # its time
     after_opening: tuple[int, str] | None  # time and place of the first row that is no SNAPSHOT
     traded_since: int  # signed lots traded after the last state that was written
-    opening: np.ndarray  # best depth / 2 levels a side after the first message (`OrderBook.opening`)
+    opening: (
+        np.ndarray
+    )  # best depth / 2 levels a side after the first message (`OrderBook.opening`)
     closing: np.ndarray  # after the last message
 
 
@@ -178,11 +180,13 @@ class PartJoiner:
             raise clock_error(place, time)
         return step > 0
 
-    def append_states(self, part: Part, folder: Path, clock: int, traded: float, begins: bool) -> None:
+    def append_states(
+        self, part: Part, folder: Path, clock: int, traded: float, begins: bool
+    ) -> None:
         """Append a part's rows.
 
-        clock: no row is stamped before it; traded: signed size that was traded before the first row;
-        begins: whether this row begins a segment.
+        clock: no row is stamped before it; traded: signed size that was traded before the first
+        row; begins: whether this row begins a segment.
         """
         names = ("price_ticks", "sizes", "timestamps", "traded")
         starts = np.zeros(part.rows, np.uint8)
@@ -217,7 +221,11 @@ class PartJoiner:
         *states, traded, starts = (array[:rows] for array in arrays)
         firsts = np.flatnonzero(np.append(True, starts[1:]))
         lasts = np.append(firsts[1:], rows) - 1
-        return [*(array[lasts] for array in states), np.add.reduceat(traded, firsts), starts[firsts]]
+        return [
+            *(array[lasts] for array in states),
+            np.add.reduceat(traded, firsts),
+            starts[firsts],
+        ]
 
     def put(self, rows: list[np.ndarray], clock: int, traded: float) -> None:
         """Write rows, the last of which waits; `traded`: size traded before them, not yet told."""

@@ -11,7 +11,9 @@ from lob.jit import MAX_EXACT, compiled, inlined
 ROWS_TO_INFER_UNITS = 1_000_000
 
 
-def infer_units(batches: Iterator[Batch], tick_size: float | None) -> tuple[list[Batch], float, float]:
+def infer_units(
+    batches: Iterator[Batch], tick_size: float | None
+) -> tuple[list[Batch], float, float]:
     """Read the first million rows; return them with the tick size and the lot size.
 
     A tick is `tick_size`, or the largest power of ten that divides every price in these rows. A lot
@@ -46,7 +48,9 @@ def largest_power_of_ten(arrays: list[np.ndarray], name: str, remedy: str) -> fl
     for digits in range(-6, 13):
         if is_whole(values * 10.0**digits).all():
             return float(f"1e{-digits}")
-    raise InputError(f"the first million {name} are multiples of no power of ten down to 1e-12: {remedy}")
+    raise InputError(
+        f"the first million {name} are multiples of no power of ten down to 1e-12: {remedy}"
+    )
 
 
 def to_ticks(batch: Batch, tick_size: float) -> np.ndarray:
@@ -72,7 +76,9 @@ def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: s
     units, row = count_units(values, per_one, unit)
     if row >= 0:
         value = float(values[row])
-        raise InputError(f"{batch.locate(row)}: {name} {value!r} is no exact multiple of {unit:g}, {remedy}")
+        raise InputError(
+            f"{batch.locate(row)}: {name} {value!r} is no exact multiple of {unit:g}, {remedy}"
+        )
     return units
 
 
@@ -83,7 +89,9 @@ def is_whole(scaled):
     It may be off by 1e-9 of itself, at most by 1e-4, or by an ulp.
     """
     size = np.abs(scaled)
-    return np.abs(scaled - np.rint(scaled)) <= np.maximum(np.minimum(size * 1e-9, 1e-4), size * 1e-15)
+    return np.abs(scaled - np.rint(scaled)) <= np.maximum(
+        np.minimum(size * 1e-9, 1e-4), size * 1e-15
+    )
 
 
 @compiled

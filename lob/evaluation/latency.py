@@ -28,7 +28,9 @@ SEARCH = {
     "profile_bandwidth_with_do_bench_using_profiling": True,
 }
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 16, 256)}
-Encode = Callable[[Tensor, Tensor], Tensor]  # windows to embeddings; what is timed takes and returns main memory
+Encode = Callable[
+    [Tensor, Tensor], Tensor
+]  # windows to embeddings; what is timed takes and returns main memory
 
 
 def example_windows(book: Book, states: int, count: int) -> tuple[Tensor, Tensor]:
@@ -113,7 +115,9 @@ def through(device: torch.device, encode: Encode) -> Encode:
     return lambda price, sizes: encode(price.to(device), sizes.to(device)).cpu()
 
 
-def compile_parts(module: WindowEncoder, price: Tensor, sizes: Tensor, options: dict | None = None) -> WindowEncoder:
+def compile_parts(
+    module: WindowEncoder, price: Tensor, sizes: Tensor, options: dict | None = None
+) -> WindowEncoder:
     """Compile the inputs and, with torch.compile's `options`, the layers."""
     module.tokens.compile()
     for layer in module.encoder.layers:  # one layer's code serves all
@@ -160,7 +164,9 @@ def make_graphed(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
     For single windows kernels are also searched for, which takes a minute; the faster graph is
     used.
     """
-    logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)  # else a line for each kernel that doesn't fit
+    logging.getLogger("torch._inductor").setLevel(
+        logging.CRITICAL
+    )  # else a line for each kernel that doesn't fit
     searched = compile_parts(copy.deepcopy(module), price, sizes, SEARCH)
     plain = compile_parts(module, price, sizes)
     single = [Graph(encode, price, sizes) for encode in (searched, plain)]

@@ -42,7 +42,9 @@ def draw_pair(
     drawn = drawn or maskings[:1]
     profiles = {}
     for masking in drawn:
-        curves = profile_errors(masking, [(book, ends)], ridges[masking.mask], model, list(METHODS_DRAWN))
+        curves = profile_errors(
+            masking, [(book, ends)], ridges[masking.mask], model, list(METHODS_DRAWN)
+        )
         named = {label: curves[name] for name, label in METHODS_DRAWN.items() if name in curves}
         profiles[MASKS[masking.mask]] = named
     mask = drawn[0].mask
@@ -53,7 +55,9 @@ def draw_pair(
     title = f"{what}\nencoder: {describe_training(meta, mask)}"
     return {
         "fills": draw_fills(panels, covered, errors, book.tick_size, title),
-        "errors": draw_error_profiles(profiles, f"{book.pair}: errors over hidden sizes of tested windows"),
+        "errors": draw_error_profiles(
+            profiles, f"{book.pair}: errors over hidden sizes of tested windows"
+        ),
     }
 
 
@@ -134,7 +138,9 @@ def cover(axis: plt.Axes, mesh: AxesImage, prices: np.ndarray, hidden: np.ndarra
     )
 
 
-def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], title: str) -> plt.Figure:
+def draw_error_profiles(
+    profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], title: str
+) -> plt.Figure:
     """Draw the squared error of log size by level, (L,), and by states to a visible one, (T,).
 
     profiles: mask -> method -> both curves.
@@ -142,7 +148,9 @@ def draw_error_profiles(profiles: dict[str, dict[str, tuple[np.ndarray, np.ndarr
     size = (10, 3 * len(profiles))
     figure, axes = plt.subplots(len(profiles), 2, figsize=size, squeeze=False, layout="constrained")
     for row, (mask, methods) in zip(axes, profiles.items(), strict=True):
-        for colour, (method, curves) in zip((GREY, BLUE, GREEN, RED), methods.items(), strict=False):
+        for colour, (method, curves) in zip(
+            (GREY, BLUE, GREEN, RED), methods.items(), strict=False
+        ):
             for axis, curve in zip(row, curves, strict=True):
                 axis.plot(curve, color=colour, lw=1.3, label=method)
         row[0].set(

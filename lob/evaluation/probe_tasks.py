@@ -13,10 +13,11 @@ from lob.windows.reaches import DEPTHS, REACHES
 
 HORIZON = 500  # states after a window that its labels may need
 TASKS = {
-    "direction": "whether the next move of the mid goes up (windows whose mid moves within 500 states)",
+    "direction": "whether the mid's next move is up (windows whose mid moves within 500 states)",
     "move_10": "whether the mid moves within 10 states",
     "move_50": "whether the mid moves within 50 states",
-    "depletion": "whether the best ask is gone before the best bid (windows in which one goes alone within 500 states)",
+    "depletion": "whether the best ask is gone before the best bid (windows in which one of them "
+    "goes alone within 500 states)",
     "widening": "whether the spread gets wider than now within 50 states",
     "volatility_50": "log(1 + realised volatility in bps) of 50 states",
     "volatility_500": "log(1 + realised volatility in bps) of 500 states",

@@ -39,7 +39,9 @@ FEWEST = 20  # labels, and 5 of each class: with fewer a probe is neither fitted
 RESAMPLES = 400
 PAIR_OFFSET = 2**40  # keeps the blocks of time of different pairs apart
 Probe = Callable[[np.ndarray], np.ndarray]  # features (W, P) -> score (W,)
-Measure = Callable[[np.ndarray, np.ndarray], float]  # scores and labels, (W,) each -> a number, higher is better
+Measure = Callable[
+    [np.ndarray, np.ndarray], float
+]  # scores and labels, (W,) each -> a number, higher is better
 
 
 @dataclass
@@ -204,7 +206,9 @@ def explained(score: np.ndarray, labels: np.ndarray, centre: float) -> float:
     return float(1 - unexplained / max(np.sum((labels - centre) ** 2), 1e-300))
 
 
-def choose_probe(train: tuple[np.ndarray, np.ndarray], judge: tuple[np.ndarray, np.ndarray], classify: bool) -> Probe:
+def choose_probe(
+    train: tuple[np.ndarray, np.ndarray], judge: tuple[np.ndarray, np.ndarray], classify: bool
+) -> Probe:
     """Return the probe whose penalty has the least loss on `judge` (features, labels)."""
     features, labels = judge
     probes = [fit_probe(*train, penalty, classify) for penalty in PENALTIES]
@@ -215,7 +219,9 @@ def choose_probe(train: tuple[np.ndarray, np.ndarray], judge: tuple[np.ndarray, 
     return probes[int(np.argmin(losses))]
 
 
-def resample(measure: Measure, score: np.ndarray, labels: np.ndarray, block: np.ndarray, seed: int) -> np.ndarray:
+def resample(
+    measure: Measure, score: np.ndarray, labels: np.ndarray, block: np.ndarray, seed: int
+) -> np.ndarray:
     """Return `measure` of RESAMPLES draws of whole blocks of time with replacement.
 
     Equal seeds draw equal blocks, so that the results of two scores can be subtracted.

@@ -17,7 +17,9 @@ from lob.evaluation.fills import COLUMNS, Hidden, fill_untrained
 from lob.model.normalisation import nearest_known
 
 FIT_STRIDE = 4  # every so many hidden values are fitted on: neighbours say the same
-PENALTIES = np.logspace(-7, 1, 17)  # of features scaled to a root mean square of one, of the mean squared error
+PENALTIES = np.logspace(
+    -7, 1, 17
+)  # of features scaled to a root mean square of one, of the mean squared error
 PLAIN_FEATURES = 11  # the first of `features`: those without the ladder
 FITTED = {"plain_ridge": PLAIN_FEATURES, "ridge_ladder": 24}  # method -> how many features it takes
 
@@ -62,7 +64,9 @@ def plain_features(hidden: Hidden, filled: dict[str, Tensor]) -> list[Tensor]:
     return [*(x - line for x in near), *far, torch.ones_like(line)]
 
 
-def neighbours(values: Tensor, known: Tensor, otherwise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def neighbours(
+    values: Tensor, known: Tensor, otherwise: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
     """Return the nearest known values before and after along axis 1, and log(1 + distance) of both.
 
     Where there is none the value is `otherwise` and the distance the length of the axis.
@@ -102,7 +106,9 @@ class Moments:
         """Return the sums of the first features alone."""
         if not self.count:
             return self
-        return Moments(self.gram[:features, :features], self.cross[:features], self.square, self.count)
+        return Moments(
+            self.gram[:features, :features], self.cross[:features], self.square, self.count
+        )
 
     def solve(self, penalty: float) -> np.ndarray:
         """Return the weights, (P,); the penalty is of features with a root mean square of one."""

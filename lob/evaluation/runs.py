@@ -166,7 +166,8 @@ def find_failure(run: Run) -> Iterator[str]:
     """Yield a warning if training made a run no better, or if it has not ended."""
     if len(run.trained) and run.best_loss >= run.loss_before:
         yield (
-            f"no validation was better than before training, {run.loss_before:.6f}: its best checkpoint is from then"
+            f"no validation was better than before training, {run.loss_before:.6f}: its best "
+            "checkpoint is from then"
         )
     wanted = run.config.get("epochs", 0)
     if run.epochs < wanted and not len(run.metrics["test"]):

@@ -21,7 +21,9 @@ MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 1
 OURS, RIDGE = "encoder", "ridge_ladder"
 QUANTITIES = ("mid", "offset", "log_size")
 SAME = 1e-4  # share of a method's mean error; a smaller difference is rounding, as of prices
-Errors = dict[str, dict[str, np.ndarray]]  # quantity -> method -> error of each window, float64 (W,)
+Errors = dict[
+    str, dict[str, np.ndarray]
+]  # quantity -> method -> error of each window, float64 (W,)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Masking:
                 windows_of_book = gather_windows(book, mine, self.states)
                 price, sizes = (torch.from_numpy(x).to(self.device) for x in windows_of_book)
                 keys = window_keys(MASK_SEEDS[self.mask], 0, torch.from_numpy(mine).to(self.device))
-                yield hide(price, sizes, make_mask(keys, self.states, book.depth, self.share, self.mask))
+                yield hide(
+                    price, sizes, make_mask(keys, self.states, book.depth, self.share, self.mask)
+                )
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ def score(
 
 def take_windows(errors: Errors, places: np.ndarray) -> Errors:
     return {
-        quantity: {method: values[places] for method, values in methods.items()} for quantity, methods in errors.items()
+        quantity: {method: values[places] for method, values in methods.items()}
+        for quantity, methods in errors.items()
     }
 
 
@@ -138,7 +143,9 @@ def fill(hidden: Hidden, fitted: Ridges | None, model: BookEncoder | None) -> di
 
 def predict(model: BookEncoder, hidden: Hidden) -> Tensor:
     """Return the encoder's answer in columns, float32 (B, T, L, K)."""
-    tokens, base, _, parameters = build_inputs(hidden.price_ticks, hidden.sizes, hidden.mask, model.config)
+    tokens, base, _, parameters = build_inputs(
+        hidden.price_ticks, hidden.sizes, hidden.mask, model.config
+    )
     price, sizes = invert(model(tokens, base), parameters, model.config.normalization)
     return to_columns(price, sizes, hidden.anchor_ticks)
 
@@ -185,7 +192,11 @@ def compare(errors: Errors, judged: Errors, block: np.ndarray, seed: int) -> dic
         if untrained is None or best is None or not seen.any():
             continue
         here = {name: values[seen] for name, values in methods.items()}
-        rivals = {name: set_beside(here, name, block[seen], seed) for name in (untrained, best, RIDGE) if name in here}
+        rivals = {
+            name: set_beside(here, name, block[seen], seed)
+            for name in (untrained, best, RIDGE)
+            if name in here
+        }
         found[quantity] = Comparison(
             errors={name: float(values.mean()) for name, values in here.items()},
             median_error=float(np.median(here[OURS])),

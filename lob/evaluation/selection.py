@@ -83,7 +83,10 @@ class Selection:
         trained_books: the identities of the books that the checkpoint was trained on.
         """
         if self.split == "all" and identity(book) in trained_books:
-            raise InputError(f"{book.pair} was trained on, and split = 'all' holds those windows too: set --split=test")
+            raise InputError(
+                f"{book.pair} was trained on, and split = 'all' holds those windows too: set "
+                "--split=test"
+            )
         if not len(self.tested(book)):
             raise InputError(
                 f"{book.pair} has no window in the split {self.split!r} of this checkpoint: "

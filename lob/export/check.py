@@ -50,7 +50,9 @@ def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[np.ndarray
     return [x.numpy() for x in several]
 
 
-def compare(file: Path, expected: list[np.ndarray], inputs: tuple[Tensor, ...], device: str) -> tuple[float, float]:
+def compare(
+    file: Path, expected: list[np.ndarray], inputs: tuple[Tensor, ...], device: str
+) -> tuple[float, float]:
     """Run a file in a fresh process.
 
     Returns the largest `difference` of its outputs from the expected ones (infinite if it does not
@@ -67,7 +69,10 @@ def compare(file: Path, expected: list[np.ndarray], inputs: tuple[Tensor, ...], 
             print(f"{file} does not run: {reason}", file=sys.stderr)
             return float("inf"), float("nan")
         outputs = np.load(found)
-        differences = [difference(outputs[f"arr_{index}"], reference) for index, reference in enumerate(expected)]
+        differences = [
+            difference(outputs[f"arr_{index}"], reference)
+            for index, reference in enumerate(expected)
+        ]
         return float(np.max(differences)), float(outputs["milliseconds"])
 
 

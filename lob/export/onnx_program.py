@@ -40,7 +40,8 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], facts: dict[str, Any
         lines = str(error).splitlines()
         reason = next((line for line in lines if "Error'>" in line), lines[0]).strip()
         raise CheckFailed(
-            f"torch {torch.__version__} has no ONNX for this part ({reason}): set --formats=\"['torchscript']\""
+            f"torch {torch.__version__} has no ONNX for this part ({reason}): set "
+            "--formats=\"['torchscript']\""
         ) from None
     assert program is not None
     model = program.model_proto
@@ -120,7 +121,9 @@ def store_weights_in_bf16(graph: Any) -> None:
             continue
         name = f"{weight.name}_bf16"
         raw = short.view(torch.int16).numpy().tobytes()
-        stored = onnx.helper.make_tensor(name, onnx.TensorProto.BFLOAT16, array.shape, raw, raw=True)
+        stored = onnx.helper.make_tensor(
+            name, onnx.TensorProto.BFLOAT16, array.shape, raw, raw=True
+        )
         cast = onnx.helper.make_node("Cast", [name], [weight.name], to=onnx.TensorProto.FLOAT)
         graph.node.insert(number, cast)
         graph.initializer.remove(weight)

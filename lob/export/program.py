@@ -15,7 +15,9 @@ from lob.storage import new_file
 ENDINGS = {"torchscript": ".pt", "onnx": ".onnx"}
 
 
-def write_program(file: Path, module: nn.Module, inputs: tuple[Tensor, ...], facts: dict[str, Any]) -> None:
+def write_program(
+    file: Path, module: nn.Module, inputs: tuple[Tensor, ...], facts: dict[str, Any]
+) -> None:
     """Write a module to `file` (.pt or .onnx), and `facts` into it and into the `.json` beside it.
 
     `inputs` are an example of at least two windows, any other number can be given to the program.

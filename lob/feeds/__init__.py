@@ -1,4 +1,6 @@
-"""Recorded exchange files in, batches of update rows out: a file a feed. Importing a reader makes its feed known."""
+"""Recorded exchange files in, batches of update rows out: a file a feed. Importing a reader makes
+its feed known.
+"""
 
 from lob.feeds import binance, coinapi, npy, tardis
 from lob.feeds.batch import FEEDS, find_feed

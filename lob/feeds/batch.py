@@ -16,14 +16,16 @@ import pyarrow as pa
 from lob.config import InputError
 from lob.feeds.recordings import read_head
 
-ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)  # update types; GAP (a row of its own): continuity was lost
+ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(
+    7
+)  # update types; GAP (a row of its own): continuity was lost
 
 
 class Batch(NamedTuple):
     """Consecutive update rows, as arrays of one length.
 
-    A *message* is a run of rows with one `message` number: after its last row the book is a state. A
-    message may go on in the next batch. A SNAPSHOT row replaces the book if it follows a row of
+    A *message* is a run of rows with one `message` number: after its last row the book is a state.
+    A message may go on in the next batch. A SNAPSHOT row replaces the book if it follows a row of
     another type or of another message. A GAP row ends the segment and empties the book.
     """
 
@@ -32,7 +34,9 @@ class Batch(NamedTuple):
     update_type: np.ndarray  # uint8
     is_buy: np.ndarray  # bool
     price: np.ndarray  # float64, in the quote currency, correctly rounded from the text
-    size: np.ndarray  # float64, in the base currency; of a SET or SNAPSHOT the new size, else the change
+    size: (
+        np.ndarray
+    )  # float64, in the base currency; of a SET or SNAPSHOT the new size, else the change
     order_id: np.ndarray | None  # int64 where the feed is order by order, else None
     file: str  # for error messages
     first_row: int  # of the batch, in the file, for error messages
@@ -137,7 +141,8 @@ def find_changes(keys: np.ndarray, before: Any) -> np.ndarray:
 
 
 def to_ns(times: np.ndarray) -> np.ndarray:
-    """Return times since the epoch as int64 ns; the size of the first one says if in s, ms, us or ns.
+    """Return times since the epoch as int64 ns; the size of the first one says if in s, ms, us or
+    ns.
 
     Fractions are rounded to a microsecond: float64 holds no more of a present-day time.
     """
@@ -147,7 +152,9 @@ def to_ns(times: np.ndarray) -> np.ndarray:
     return times.astype(np.int64)
 
 
-def map_words(column: pa.DictionaryArray, words: dict[str, int], name: str, file: Path, first_row: int) -> np.ndarray:
+def map_words(
+    column: pa.DictionaryArray, words: dict[str, int], name: str, file: Path, first_row: int
+) -> np.ndarray:
     """Return uint8 (n,), the number that `words` gives each text of a dictionary column.
 
     Raises InputError, with file and row, if a text is not in `words`.
@@ -159,7 +166,8 @@ def map_words(column: pa.DictionaryArray, words: dict[str, int], name: str, file
     if 255 in numbers:
         bad = int(np.argmax(result == 255))
         raise InputError(
-            f"{file}, row {first_row + bad}: unknown {name} {texts[codes[bad]]!r}; known: {', '.join(words)}"
+            f"{file}, row {first_row + bad}: unknown {name} {texts[codes[bad]]!r}; known: "
+            f"{', '.join(words)}"
         )
     return result
 

@@ -60,18 +60,24 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
                 if stream.has_rows():
                     yield stream.make_batch(file, file_bytes)
         except OSError as error:
-            raise InputError(f"{file}, after line {line}: cannot be decompressed ({error}): fetch it again") from None
+            raise InputError(
+                f"{file}, after line {line}: cannot be decompressed ({error}): fetch it again"
+            ) from None
         except NOT_WHOLE as error:
-            raise InputError(f"{file}, line {line}: no whole Binance message ({error!r}): drop the line") from None
+            raise InputError(
+                f"{file}, line {line}: no whole Binance message ({error!r}): drop the line"
+            ) from None
     if not stream.begun:
         raise InputError(
             f"{files[0].parent} holds no REST depth snapshot that its depthUpdate messages "
-            "continue, so the book is never known: record one (GET depth?limit=1000) after the stream"
+            "continue, so the book is never known: record one (GET depth?limit=1000) after the "
+            "stream"
         )
 
 
 def find_messages(lines: bytes, line: int) -> list[tuple[int, bytes]]:
-    """Return number and text of each line that holds DEPTH or UPDATE_ID; `line`: the first one's number.
+    """Return number and text of each line that holds DEPTH or UPDATE_ID; `line`: the first one's
+    number.
 
     Most lines are trades and best prices. To search all of them at once is faster than one by one.
     """
@@ -110,14 +116,18 @@ class Depth(NamedTuple):
 
 
 class Block:
-    """Messages that are read one by one, by orjson. One cast of all of them makes numbers of texts."""
+    """Messages that are read one by one, by orjson. One cast of all of them makes numbers of
+    texts.
+    """
 
     def __init__(self) -> None:
         self.heads: list[tuple[int, int, int, int, int]] = []  # kind, line, time, last, previous
         self.level_counts: list[tuple[int, int]] = []  # bids and asks of each message
         self.texts: list[str] = []  # prices and sizes of all
 
-    def add(self, kind: int, line: int, time: int, last: int, previous: int, bids: list, asks: list) -> None:
+    def add(
+        self, kind: int, line: int, time: int, last: int, previous: int, bids: list, asks: list
+    ) -> None:
         """Add a message; TypeError, OverflowError or ValueError if it is no whole one."""
         array("q", (time, last, previous))  # refuses all but integers of 64 bits
         levels = bids + asks
@@ -138,7 +148,9 @@ class Block:
 
 
 def read_columns(text: bytes) -> dict[str, pa.Array]:
-    """Read lines of JSON of one form, bare or under "data"; ArrowInvalid or ValueError if they are not."""
+    """Read lines of JSON of one form, bare or under "data"; ArrowInvalid or ValueError if they are
+    not.
+    """
     options = pj.ReadOptions(use_threads=False, block_size=len(text) + 1)
     parse_options = pj.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore")
     table = pj.read_json(io.BytesIO(text), options, parse_options)
@@ -151,7 +163,9 @@ def read_columns(text: bytes) -> dict[str, pa.Array]:
 
 
 def read_levels(column: pa.ListArray) -> list[np.ndarray]:
-    """Return each message's prices and sizes, float64 (levels, 2); ValueError if a level is no pair."""
+    """Return each message's prices and sizes, float64 (levels, 2); ValueError if a level is no
+    pair.
+    """
     pairs = column.flatten()
     if column.null_count or pairs.null_count or (np.diff(pairs.offsets) != 2).any():
         raise ValueError("a level is no pair")

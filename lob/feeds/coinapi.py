@@ -27,13 +27,23 @@ from lob.feeds.batch import (
 from lob.feeds.recordings import read_csv, read_head
 
 COINAPI_COLUMNS = ("time_exchange", "update_type", "is_buy", "entry_px", "entry_sx")
-COINAPI_TYPES = {"ADD": ADD, "SUB": SUB, "MATCH": MATCH, "SET": SET, "DELETE": DELETE, "SNAPSHOT": SNAPSHOT}
+COINAPI_TYPES = {
+    "ADD": ADD,
+    "SUB": SUB,
+    "MATCH": MATCH,
+    "SET": SET,
+    "DELETE": DELETE,
+    "SNAPSHOT": SNAPSHOT,
+}
 BOOLEANS = {"1": 1, "0": 0, "true": 1, "false": 0, "True": 1, "False": 0, "TRUE": 1, "FALSE": 0}
 DAY_NS = 86_400 * 10**9
 
 
 def is_coinapi(head: bytes) -> bool:
-    return head.startswith((b"time_exchange", b'"time_exchange')) or b"update_type" in head.split(b"\n", 1)[0]
+    return (
+        head.startswith((b"time_exchange", b'"time_exchange'))
+        or b"update_type" in head.split(b"\n", 1)[0]
+    )
 
 
 def opens_with_snapshot(head: bytes) -> bool:
@@ -48,15 +58,17 @@ def read_coinapi(files: list[Path]) -> Iterator[Batch]:
     The columns come in any order. With order ids the feed is order by order. Without a column
     order_id, or if it is empty in a file's first row, it is by level. Files of both kinds are
     refused. `time_exchange` is a full date-time, or a time of day with the date (YYYYMMDD or
-    YYYY-MM-DD) in the file's path. An opening snapshot that is stamped later in the day than the row
-    after it belongs to the day before. All consecutive rows of one time_exchange are one message.
+    YYYY-MM-DD) in the file's path. An opening snapshot that is stamped later in the day than the
+    row after it belongs to the day before. All consecutive rows of one time_exchange are one
+    message.
     """
     message, last_time = 0, None
     layouts = [coinapi_layout(file) for file in files]
     by_order = ["order_id" in options.column_types for _, options, _ in layouts]
     if len(set(by_order)) > 1:
         raise InputError(
-            f"{files[by_order.index(True)]} has order ids, {files[by_order.index(False)]} has none: "
+            f"{files[by_order.index(True)]} has order ids, {files[by_order.index(False)]} has "
+            "none: "
             "a pair's files are of one kind"
         )
     for file, (delimiter, options, date_ns) in zip(files, layouts, strict=True):
@@ -96,7 +108,8 @@ def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
     missing = [name for name in COINAPI_COLUMNS if name not in names]
     if missing:
         raise InputError(
-            f"{file}: the header lacks {', '.join(missing)}; it is {header!r}: name the columns so, "
+            f"{file}: the header lacks {', '.join(missing)}; it is {header!r}: name the columns "
+            "so, "
             "with ; or , between them"
         )
     time_of_day = ":" in first.get("time_exchange", "")[:3]
@@ -119,7 +132,9 @@ def to_order_ids(column: pa.Array) -> np.ndarray:
 
 
 def stamp_opening(time_ns: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """Move an opening snapshot that is stamped later in the day than the row after it to the day before."""
+    """Move an opening snapshot that is stamped later in the day than the row after it to the day
+    before.
+    """
     others = np.flatnonzero(kinds != SNAPSHOT)
     opening = int(others[0]) if len(others) else len(kinds)
     if 0 < opening < len(kinds) and time_ns[opening - 1] > time_ns[opening]:
@@ -134,4 +149,7 @@ def path_date_ns(file: Path) -> int:
         found = re.search(r"(?<!\d)(20\d\d)-?(\d\d)-?(\d\d)(?!\d)", part)
         if found:
             return int(np.datetime64("-".join(found.groups()), "ns").astype(np.int64))
-    raise InputError(f"{file}: time_exchange is a time of day and the path holds no date: put YYYYMMDD in its name")
+    raise InputError(
+        f"{file}: time_exchange is a time of day and the path holds no date: put YYYYMMDD in its "
+        "name"
+    )

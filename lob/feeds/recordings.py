@@ -1,4 +1,5 @@
-"""Recorded files in blocks: gzip, zstd or plain, as CSV columns, lines or NumPy rows. Memory is that of a block.
+"""Recorded files in blocks: gzip, zstd or plain, as CSV columns, lines or NumPy rows. Memory is
+that of a block.
 
 Every fault is an InputError with the file, the row and the remedy.
 """
@@ -20,7 +21,11 @@ from pyarrow import csv
 from lob.config import InputError
 
 Item = TypeVar("Item")
-KINDS = {"double": "number", "int64": "whole number", "bool": "true or false"}  # what pyarrow calls them
+KINDS = {
+    "double": "number",
+    "int64": "whole number",
+    "bool": "true or false",
+}  # what pyarrow calls them
 
 
 @contextlib.contextmanager
@@ -52,7 +57,9 @@ def read_head(file: Path, size: int = 1 << 16) -> bytes:
         raise InputError(f"{file} cannot be decompressed ({error}): fetch it again") from None
 
 
-def read_csv(file: Path, delimiter: str, options: csv.ConvertOptions) -> Iterator[tuple[int, dict[str, Any], int]]:
+def read_csv(
+    file: Path, delimiter: str, options: csv.ConvertOptions
+) -> Iterator[tuple[int, dict[str, Any], int]]:
     """Yield a CSV file in blocks: number of the first row, columns by name, file bytes read.
 
     The header is row 0. Raises InputError, with the row, if one can't be read.
@@ -61,7 +68,10 @@ def read_csv(file: Path, delimiter: str, options: csv.ConvertOptions) -> Iterato
     try:
         with open_decompressed(file) as (handle, raw):
             reader = csv.open_csv(
-                handle, csv.ReadOptions(block_size=1 << 23), csv.ParseOptions(delimiter=delimiter), options
+                handle,
+                csv.ReadOptions(block_size=1 << 23),
+                csv.ParseOptions(delimiter=delimiter),
+                options,
             )
             for table in reader:
                 if len(table):
@@ -72,13 +82,16 @@ def read_csv(file: Path, delimiter: str, options: csv.ConvertOptions) -> Iterato
     except KeyError as error:
         raise InputError(f"{file} is of another format: {error.args[0]}") from None
     except OSError as error:
-        raise InputError(f"{file}, after row {row - 1}: cannot be decompressed ({error}): fetch it again") from None
+        raise InputError(
+            f"{file}, after row {row - 1}: cannot be decompressed ({error}): fetch it again"
+        ) from None
     if row == 1:
         raise InputError(f"{file} holds no rows: remove it or fetch it again")
 
 
 def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
-    """Find the row, from `first_row` on, of the value in pyarrow's error; return what is wrong with it.
+    """Find the row, from `first_row` on, of the value in pyarrow's error; return what is wrong with
+    it.
 
     If there is no such row, return the error itself.
     """
@@ -92,7 +105,10 @@ def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
                 found = f"{len(cells)} columns, the header {len(names)}: {line.strip()[:80]!r}"
                 return f"row {number} has {found}: mend or drop the row"
             if bad and cells[int(bad[1])] == bad[3]:
-                name, kind = names[int(bad[1])], KINDS.get(bad[2], "time such as 2026-05-02T12:30:00.5")
+                name, kind = (
+                    names[int(bad[1])],
+                    KINDS.get(bad[2], "time such as 2026-05-02T12:30:00.5"),
+                )
                 return f"row {number}: {name} {bad[3]!r} is not a {kind}: mend or drop the row"
     return f"after row {first_row - 1}: {error.splitlines()[0]}"
 
@@ -109,16 +125,23 @@ def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarra
                 shape, dtype, in_rows = array.shape, array.dtype, True
             else:
                 version = np.lib.format.read_magic(handle)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
                 shape, fortran, dtype = read(handle)
                 in_rows = not fortran
             if len(shape) != 2 or shape[1] != 5 or shape[0] == 0 or not in_rows:
                 order = "" if in_rows else " in column order"
                 raise InputError(
-                    f"{file} holds an array {shape}{order}: it must be (N, 5), and in row order if it is compressed"
+                    f"{file} holds an array {shape}{order}: it must be (N, 5), and in row order if "
+                    "it is compressed"
                 )
             if not (dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize >= 8)):
-                raise InputError(f"{file} holds {dtype}: it must be whole numbers or float64, to hold a time")
+                raise InputError(
+                    f"{file} holds {dtype}: it must be whole numbers or float64, to hold a time"
+                )
             for row in range(0, shape[0], rows):
                 stop = min(row + rows, shape[0])
                 if handle is raw:
@@ -129,11 +152,15 @@ def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarra
                         raise ValueError(f"it ends before row {stop}")
                     yield np.frombuffer(data, dtype).reshape(-1, 5), raw.tell()
     except (ValueError, OSError) as error:
-        raise InputError(f"{file} is no whole NumPy array ({error}): write it again with numpy.save") from None
+        raise InputError(
+            f"{file} is no whole NumPy array ({error}): write it again with numpy.save"
+        ) from None
 
 
 def read_ahead(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
-    """Run a generator in a thread of its own, at most `depth` items ahead; its error is raised here."""
+    """Run a generator in a thread of its own, at most `depth` items ahead; its error is raised
+    here.
+    """
     thread = ThreadPoolExecutor(1)
     try:
         ahead = deque(thread.submit(next, items, None) for _ in range(depth))
@@ -151,7 +178,9 @@ def read_lines(file: Path) -> Iterator[tuple[list[bytes], int]]:
 
 
 def read_line_blocks(file: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield whole lines in blocks of about 1 MiB, with the file bytes read; each line ends with a newline."""
+    """Yield whole lines in blocks of about 1 MiB, with the file bytes read; each line ends with a
+    newline.
+    """
     rest, file_bytes = b"", 0
     for block, file_bytes in read_ahead(read_blocks(file)):
         end = block.rfind(b"\n") + 1

@@ -1,12 +1,14 @@
-"""Checkpoints: one safetensors file each, written whole or not at all, loaded without executing anything.
+"""Checkpoints: one safetensors file each, written whole or not at all, loaded without executing
+anything.
 
     runs/<name>/checkpoints/best.safetensors             the weights with the least validation loss
     runs/<name>/checkpoints/step_00001200.safetensors    weights and all a resumed run needs
 
-Tensors are named `model.<plain name>` (fp32), and in step files `optimizer.<plain name>.<key>`, `fp8.<name>` and
-`epoch_sums`. The file's metadata holds one JSON text, `checkpoint`: format_version, encoder (the EncoderConfig),
-training config, progress, the learning rate and the identity of the data (see METADATA). There is no random state:
-order, masks and dropout follow from seed, epoch and step.
+Tensors are named `model.<plain name>` (fp32), and in step files `optimizer.<plain name>.<key>`,
+`fp8.<name>` and `epoch_sums`. The file's metadata holds one JSON text, `checkpoint`:
+format_version, encoder (the EncoderConfig), training config, progress, the learning rate and the
+identity of the data (see METADATA). There is no random state: order, masks and dropout follow from
+seed, epoch and step.
 """
 
 import json
@@ -36,13 +38,17 @@ class Progress:
     windows_seen: int = 0
     best_loss: float = math.inf
     best_epoch: int = 0  # the epoch that reached it, from 1; 0: before training
-    linear_loss: float = math.nan  # validation loss of linear interpolation in time, on the same masks
+    linear_loss: float = (
+        math.nan
+    )  # validation loss of linear interpolation in time, on the same masks
     seconds: float = 0.0  # of the run, over all sessions
     step_seconds: float = 0.0  # of these, in training steps
     epoch_began: float = 0.0  # step_seconds when the epoch under way began
 
 
-METADATA: dict[str, Any] = {  # what is read from a checkpoint's metadata, as an example (check_kind)
+METADATA: dict[
+    str, Any
+] = {  # what is read from a checkpoint's metadata, as an example (check_kind)
     "encoder": asdict(EncoderConfig()),
     "config": {"model_size": "", "mask_mode": ""},
     "progress": asdict(Progress()),
@@ -73,17 +79,24 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
     """
     file = Path(file)
     if not file.is_file():
-        raise InputError(f"there is no checkpoint {file}: train one with fp8_ddp_trainer.py or set --model_path")
+        raise InputError(
+            f"there is no checkpoint {file}: train one with fp8_ddp_trainer.py or set --model_path"
+        )
     try:
         with safe_open(file, framework="pt") as handle:
             meta = json.loads((handle.metadata() or {}).get("checkpoint", "null"))
             names = [name for name in handle.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
             tensors = {name.removeprefix(prefix): handle.get_tensor(name) for name in names}
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
-        raise InputError(f"{file} is not a safetensors checkpoint ({error}); other files are not opened") from None
+        raise InputError(
+            f"{file} is not a safetensors checkpoint ({error}); other files are not opened"
+        ) from None
     if not isinstance(meta, dict) or meta.get("format_version") != FORMAT_VERSION:
         found = meta.get("format_version") if isinstance(meta, dict) else None
-        raise InputError(f"{file} has checkpoint version {found!r}, this program reads {FORMAT_VERSION}: train again")
+        raise InputError(
+            f"{file} has checkpoint version {found!r}, this program reads {FORMAT_VERSION}: train "
+            "again"
+        )
     check_kind(file, "", meta, METADATA)
     return tensors, meta
 
@@ -91,8 +104,8 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
 def check_kind(file: Path, name: str, found: Any, example: Any) -> None:
     """Raise InputError unless metadata is of the same kind as its example.
 
-    The same kind is: a dict with at least the same keys; a list of at least as many such entries; a number from 0 (an
-    int from 1 if the example is at least 1); a text; a boolean.
+    The same kind is: a dict with at least the same keys; a list of at least as many such entries; a
+    number from 0 (an int from 1 if the example is at least 1); a text; a boolean.
     """
     if isinstance(example, dict) and isinstance(found, dict):
         for key, value in example.items():
@@ -120,19 +133,29 @@ def find_checkpoint(runs_dir: str | Path, model_path: str | None) -> Path:
     """
     if model_path is not None:
         return Path(model_path)
-    found = sorted(Path(runs_dir).glob("*/checkpoints/best.safetensors"), key=lambda file: file.stat().st_mtime)
+    found = sorted(
+        Path(runs_dir).glob("*/checkpoints/best.safetensors"), key=lambda file: file.stat().st_mtime
+    )
     if not found:
-        raise InputError(f"no run under {runs_dir} has a best checkpoint: run fp8_ddp_trainer.py or set --model_path")
+        raise InputError(
+            f"no run under {runs_dir} has a best checkpoint: run fp8_ddp_trainer.py or set "
+            "--model_path"
+        )
     return found[-1]
 
 
 def run_folder(checkpoint: Path) -> Path:
     """Return the folder of the run that a checkpoint belongs to, or the folder that it lies in."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    return (
+        checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    )
 
 
-def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[BookEncoder, dict[str, Any]]:
-    """Build the plain encoder of a checkpoint, in evaluation mode, and return it with the checkpoint's metadata.
+def load_model(
+    file: str | Path, device: str | torch.device = "cpu"
+) -> tuple[BookEncoder, dict[str, Any]]:
+    """Build the plain encoder of a checkpoint, in evaluation mode, and return it with the
+    checkpoint's metadata.
 
     The outlook's head served training alone and is left out.
     """
@@ -150,25 +173,41 @@ def load_model(file: str | Path, device: str | torch.device = "cpu") -> tuple[Bo
 
 
 def check_encoder(config: EncoderConfig, tensors: int) -> None:
-    """Raise ValueError for an encoder that can't be run, or built in time, whatever the shapes of the weights are."""
-    for name, known in (("normalization", SCHEMES), ("fill", FILLS if not config.cell_width else ("ladder",))):
+    """Raise ValueError for an encoder that can't be run, or built in time, whatever the shapes of
+    the weights are.
+    """
+    for name, known in (
+        ("normalization", SCHEMES),
+        ("fill", FILLS if not config.cell_width else ("ladder",)),
+    ):
         if getattr(config, name) not in known:
             raise ValueError(f"{name} = {getattr(config, name)!r}")
     if not config.dropout < 1 or config.width % (2 * config.heads) or config.layers > tensors:
         raise ValueError(
-            f"dropout {config.dropout}, width {config.width}, {config.heads} heads, {config.layers} layers"
+            f"dropout {config.dropout}, width {config.width}, {config.heads} heads, "
+            f"{config.layers} layers"
         )
 
 
 def check_weights(file: str | Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Raise InputError unless a checkpoint's tensors have the names and shapes of the encoder in its metadata."""
-    wrong = [name for name, t in wanted.items() if name not in tensors or tensors[name].shape != t.shape]
+    """Raise InputError unless a checkpoint's tensors have the names and shapes of the encoder in
+    its metadata.
+    """
+    wrong = [
+        name for name, t in wanted.items() if name not in tensors or tensors[name].shape != t.shape
+    ]
     if wrong or len(tensors) != len(wanted):
         first = next(iter(wrong), "extra keys")
-        raise InputError(f"{file} does not hold the encoder that its metadata names ({first}): {DAMAGED}")
+        raise InputError(
+            f"{file} does not hold the encoder that its metadata names ({first}): {DAMAGED}"
+        )
 
 
 def describe_step(meta: dict[str, Any]) -> str:
     """Say which step's weights a checkpoint holds, and what step 0 means."""
     step = meta["progress"]["step"]
-    return f"step {step:,}" if step else "step 0, the weights before training: no later ones did better in validation"
+    return (
+        f"step {step:,}"
+        if step
+        else "step 0, the weights before training: no later ones did better in validation"
+    )

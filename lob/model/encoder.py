@@ -1,12 +1,14 @@
 """The encoder in plain PyTorch: the mathematics that training, testing and export agree on.
 
-One token a book state; rotary positions on queries and keys, pre-norm layers, tanh GELU. The tokens come from a linear
-layer or from a convolutional stem, the values from a linear head or a convolutional decoder. A *cell* is a level of a
-state: what happens to a resting size shows in its neighbours in time and price, so the stem compares cells before they
-become a token, and the decoder has the cells beside the encoder's answer. Convolutions run over (B, C, T, L) in
-channels-last memory, where C is the contiguous axis.
+One token a book state; rotary positions on queries and keys, pre-norm layers, tanh GELU. The tokens
+come from a linear layer or from a convolutional stem, the values from a linear head or a
+convolutional decoder. A *cell* is a level of a state: what happens to a resting size shows in its
+neighbours in time and price, so the stem compares cells before they become a token, and the decoder
+has the cells beside the encoder's answer. Convolutions run over (B, C, T, L) in channels-last
+memory, where C is the contiguous axis.
 
-`lob/training/te_layer.py` holds the same layers by Transformer Engine; checkpoints hold the names used here.
+`lob/training/te_layer.py` holds the same layers by Transformer Engine; checkpoints hold the names
+used here.
 
 Axes: B window, T state, L level, F field, C inputs a state or channels a cell, D width, H heads.
 """
@@ -28,7 +30,10 @@ OUTLOOK_TARGETS = 26  # numbers that the outlook's head predicts (lob/training/o
 INPUT_MULTIPLE = 16  # FP8 matrix products need every dimension to be a multiple of 16
 CHANNELS = 16  # inputs of a cell, as lob.model.inputs.cell_channels makes them
 TOKEN_CHANNELS = 16  # of each cell in what goes to a state's token and comes back from it
-STEM_DILATIONS, DECODER_DILATIONS = (1, 2, 4), (1, 2, 4, 8, 1)  # states between a convolution's taps, by block
+STEM_DILATIONS, DECODER_DILATIONS = (
+    (1, 2, 4),
+    (1, 2, 4, 8, 1),
+)  # states between a convolution's taps, by block
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,18 @@ class EncoderConfig:
     normalization: str = "book"
     fill: str = "linear"  # what stands in for hidden values, and what the head's output is added to
     causal: bool = False
-    outlook: bool = False  # a head on the last state's vector (lob/training/objective.py), for training alone
+    outlook: bool = (
+        False  # a head on the last state's vector (lob/training/objective.py), for training alone
+    )
 
     @property
     def input_width(self) -> int:
-        """C: values, mask bits, the fill (if there is one) and the mid's path, padded to a multiple of 16."""
-        channels = self.depth * 2 * (2 if self.fill == "none" else 3) + (self.normalization == "book")
+        """C: values, mask bits, the fill (if there is one) and the mid's path, padded to a multiple
+        of 16.
+        """
+        channels = self.depth * 2 * (2 if self.fill == "none" else 3) + (
+            self.normalization == "book"
+        )
         return -(-channels // INPUT_MULTIPLE) * INPUT_MULTIPLE
 
 
@@ -59,7 +70,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny_transformer": {"width": 64, "layers": 2, "heads": 4, "ffn_width": 256},
     "medium_transformer": {"width": 768, "layers": 12, "heads": 12, "ffn_width": 3072},
     "deep_narrow_transformer": {"width": 192, "layers": 40, "heads": 8, "ffn_width": 1536},
-    "cell_transformer": {"width": 384, "layers": 4, "heads": 6, "ffn_width": 1536, "cell_width": 64, "fill": "ladder"},
+    "cell_transformer": {
+        "width": 384,
+        "layers": 4,
+        "heads": 6,
+        "ffn_width": 1536,
+        "cell_width": 64,
+        "fill": "ladder",
+    },
     "wide_transformer": {"width": 2048, "layers": 12, "heads": 16, "ffn_width": 8192},
 }
 
@@ -71,16 +89,22 @@ def encoder_config(model_size: str, **choices: Any) -> EncoderConfig:
     """
     if model_size not in PRESETS:
         raise InputError(
-            f"unknown model_size {model_size!r}{nearest(model_size, PRESETS)}; known: {', '.join(PRESETS)}"
+            f"unknown model_size {model_size!r}{nearest(model_size, PRESETS)}; known: "
+            f"{', '.join(PRESETS)}"
         )
     config = replace(EncoderConfig(**PRESETS[model_size]), **choices)
     if config.cell_width and config.fill != "ladder":
-        raise InputError(f"fill = {config.fill!r}: {model_size} corrects the ladder's values, set fill to 'ladder'")
+        raise InputError(
+            f"fill = {config.fill!r}: {model_size} corrects the ladder's values, set fill to "
+            "'ladder'"
+        )
     return config
 
 
 def rotary_angles(states: int, head_width: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, float32 (T, head_width), in the half-rotation form (Su et al. 2021, arXiv:2104.09864)."""
+    """Cosine and sine, float32 (T, head_width), in the half-rotation form (Su et al. 2021,
+    arXiv:2104.09864).
+    """
     frequency = 10000.0 ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
     angle = torch.outer(torch.arange(states, dtype=torch.float32), frequency)
     angle = torch.cat([angle, angle], dim=1)
@@ -95,8 +119,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (y * cos[:, None, :] + turned * sin[:, None, :]).to(x.dtype)
 
 
-def attend(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, causal: bool, dropout: float) -> Tensor:
-    """Attention of all queries, all keys, all values (B, T, 3D) with rotary positions, (B, T, D)."""
+def attend(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, causal: bool, dropout: float
+) -> Tensor:
+    """Attention of all queries, all keys, all values (B, T, 3D) with rotary positions, (B, T,
+    D).
+    """
     batch, states, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     q, k, v = qkv.view(batch, states, 3, heads, width // heads).unbind(2)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -115,7 +143,9 @@ class EncoderLayer(nn.Module):
         self.causal = config.causal
         self.dropout = config.dropout
         self.norm1 = nn.LayerNorm(config.width)
-        self.qkv = nn.Linear(config.width, 3 * config.width)  # rows: all queries, all keys, all values
+        self.qkv = nn.Linear(
+            config.width, 3 * config.width
+        )  # rows: all queries, all keys, all values
         self.proj = nn.Linear(config.width, config.width)
         self.norm2 = nn.LayerNorm(config.width)
         self.fc1 = nn.Linear(config.width, config.ffn_width)
@@ -123,14 +153,18 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        attended = self.proj(attend(self.qkv(self.norm1(x)), cos, sin, self.heads, self.causal, dropout))
+        attended = self.proj(
+            attend(self.qkv(self.norm1(x)), cos, sin, self.heads, self.causal, dropout)
+        )
         x = x + F.dropout(attended, self.dropout, self.training)
         hidden = self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
         return x + F.dropout(hidden, self.dropout, self.training)
 
 
 class CellBlock(nn.Module):
-    """x + conv(gelu(conv(x))) of cells (B, T, L, C), 3 x 3 over state x level; it starts as the identity."""
+    """x + conv(gelu(conv(x))) of cells (B, T, L, C), 3 x 3 over state x level; it starts as the
+    identity.
+    """
 
     def __init__(self, width: int, dilation: int, causal: bool):
         super().__init__()
@@ -152,7 +186,9 @@ class CellStem(nn.Module):
         super().__init__()
         self.mix = nn.Linear(CHANNELS, cell_width)
         self.level = nn.Parameter(torch.zeros(levels, cell_width))
-        self.blocks = nn.Sequential(*(CellBlock(cell_width, dilation, causal) for dilation in STEM_DILATIONS))
+        self.blocks = nn.Sequential(
+            *(CellBlock(cell_width, dilation, causal) for dilation in STEM_DILATIONS)
+        )
         self.pool = nn.Linear(cell_width, TOKEN_CHANNELS)
         self.token = nn.Linear(levels * TOKEN_CHANNELS, width)
 
@@ -162,10 +198,11 @@ class CellStem(nn.Module):
 
 
 class CellDecoder(nn.Module):
-    """Inputs, cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F): zero for prices.
+    """Inputs, cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F):
+    zero for prices.
 
-    The ladder's prices stay: those it found are exact, and learned changes of the others made them worse under every
-    mask (NOTES.md).
+    The ladder's prices stay: those it found are exact, and learned changes of the others made them
+    worse under every mask (NOTES.md).
     """
 
     def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
@@ -173,7 +210,9 @@ class CellDecoder(nn.Module):
         self.levels = levels
         self.spread = nn.Linear(width, levels * TOKEN_CHANNELS)
         self.join = nn.Linear(cell_width + TOKEN_CHANNELS, cell_width)
-        self.blocks = nn.Sequential(*(CellBlock(cell_width, dilation, causal) for dilation in DECODER_DILATIONS))
+        self.blocks = nn.Sequential(
+            *(CellBlock(cell_width, dilation, causal) for dilation in DECODER_DILATIONS)
+        )
         self.norm = nn.LayerNorm(cell_width)
         self.head = nn.Linear(cell_width, 1)
         nn.init.zeros_(self.head.weight)
@@ -186,12 +225,16 @@ class CellDecoder(nn.Module):
 
 
 class BookEncoder(nn.Module):
-    """Tokens (B, T, C) to hidden states (B, T, D) and, through the head, to predicted values (B, T, L, F)."""
+    """Tokens (B, T, C) to hidden states (B, T, D) and, through the head, to predicted values (B, T,
+    L, F).
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: EncoderConfig, make_layer: Callable[[EncoderConfig], nn.Module] = EncoderLayer):
+    def __init__(
+        self, config: EncoderConfig, make_layer: Callable[[EncoderConfig], nn.Module] = EncoderLayer
+    ):
         super().__init__()
         self.config = config
         self.embed: Any = None
@@ -234,7 +277,9 @@ class BookEncoder(nn.Module):
         return self.norm(x)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Hidden states (B, T, D) of tokens (B, T, C). Unless causal, a state's hidden vector holds its future."""
+        """Hidden states (B, T, D) of tokens (B, T, C). Unless causal, a state's hidden vector holds
+        its future.
+        """
         if self.stem is not None:
             _, x = self.stem(tokens)
         else:
@@ -242,7 +287,9 @@ class BookEncoder(nn.Module):
         return self.attend(x)
 
     def forward(self, tokens: Tensor, base: Tensor) -> Tensor:
-        """Predicted values, float32 (B, T, L, F): what head or decoder add to `base` (B, T, L, F)."""
+        """Predicted values, float32 (B, T, L, F): what head or decoder add to `base` (B, T,
+        L, F).
+        """
         if self.stem is not None:
             cells, x = self.stem(tokens)
             return base + self.decoder(cells, self.attend(x))
@@ -262,12 +309,21 @@ def unbuilt(config: EncoderConfig) -> BookEncoder:
 
 
 def flops_per_window(config: EncoderConfig) -> float:
-    """Model FLOPs of a training step a window: 6 parameters T + 12 layers T^2 D, no recomputation counted.
+    """Model FLOPs of a training step a window: 6 parameters T + 12 layers T^2 D, no recomputation
+    counted.
 
     A parameter of a cell counts once a level.
     """
     states = config.temporal_dim
-    cells = ("stem.mix", "stem.blocks", "stem.pool", "decoder.join", "decoder.blocks", "decoder.norm", "decoder.head")
+    cells = (
+        "stem.mix",
+        "stem.blocks",
+        "stem.pool",
+        "decoder.join",
+        "decoder.blocks",
+        "decoder.norm",
+        "decoder.head",
+    )
     parameters = 0
     for name, parameter in unbuilt(config).named_parameters():
         parameters += parameter.numel() * (config.depth if name.startswith(cells) else 1)

@@ -17,14 +17,18 @@ def fill_hidden(
     parameters: dict[str, Tensor],
     config: EncoderConfig,
 ) -> Tensor:
-    """Return the fill: the first guess of hidden values, before any learning, float32 (B, T, L, F); 0 for 'none'."""
+    """Return the fill: the first guess of hidden values, before any learning, float32 (B, T, L, F);
+    0 for 'none'.
+    """
     if config.fill == "linear":
         return interpolate_time(values, ~mask)
     if ladder is not None:
         anchor = parameters["anchor_ticks"]
         if config.normalization == "minmax":  # one anchor a level
             anchor = anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
-        price = transform(ladder.price.double() + anchor, sizes, parameters, config.normalization)[..., 0]
+        price = transform(ladder.price.double() + anchor, sizes, parameters, config.normalization)[
+            ..., 0
+        ]
         return torch.stack([price, ladder.fill_sizes(values[..., 1], in_time[..., 1])], dim=3)
     return torch.zeros_like(values)
 
@@ -32,25 +36,34 @@ def fill_hidden(
 def build_inputs(
     price_ticks: Tensor, sizes: Tensor, mask: Tensor | None, config: EncoderConfig
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Turn windows into what the encoder takes: tokens (B, T, C), base (B, T, L, F), values, parameters.
+    """Turn windows into what the encoder takes: tokens (B, T, C), base (B, T, L, F), values,
+    parameters.
 
-    price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden. Without a mask
-    nothing is hidden, and the fill, which then equals the values, is not computed. For a convolutional stem the tokens
-    are cells, (B, T, L, CHANNELS). `values` are the targets, normalised by `parameters`; `base` is the fill.
+    price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden.
+    Without a mask nothing is hidden, and the fill, which then equals the values, is not computed.
+    For a convolutional stem the tokens are cells, (B, T, L, CHANNELS). `values` are the targets,
+    normalised by `parameters`; `base` is the fill.
 
-    A hidden value is 0 in the tokens and its mask bit 1, so that it differs from a true zero. Nothing in tokens or base
-    depends on a hidden value. With `causal`, "book" and nothing hidden, no token depends on a later state.
+    A hidden value is 0 in the tokens and its mask bit 1, so that it differs from a true zero.
+    Nothing in tokens or base depends on a hidden value. With `causal`, "book" and nothing hidden,
+    no token depends on a later state.
     """
     filled = mask is not None or config.fill == "none"
     ladder = None
     if config.cell_width or (filled and config.fill == "ladder"):
         ladder = find_ladder(price_ticks, mask)
     if mask is None:
-        mask = torch.zeros(sizes.shape, dtype=torch.bool, device=sizes.device).unsqueeze(3).expand(-1, -1, -1, 2)
+        mask = (
+            torch.zeros(sizes.shape, dtype=torch.bool, device=sizes.device)
+            .unsqueeze(3)
+            .expand(-1, -1, -1, 2)
+        )
     parameters = fit(price_ticks, sizes, mask, config.normalization, config.causal)
     values = transform(price_ticks, sizes, parameters, config.normalization)
     in_time = linear_time(values, ~mask) if filled and ladder is not None else values
-    base = fill_hidden(ladder, in_time, sizes, values, mask, parameters, config) if filled else values
+    base = (
+        fill_hidden(ladder, in_time, sizes, values, mask, parameters, config) if filled else values
+    )
     batch, states = values.shape[:2]
     visible = values.masked_fill(mask, 0.0)
     path = values.new_zeros(batch, states, 1)
@@ -58,7 +71,12 @@ def build_inputs(
         mid = parameters["mid"]
         path = signed_log(mid - (mid[:, :1] if config.causal else mid[:, -1:])) / 4.0
     if ladder is not None and config.cell_width:
-        return cell_channels(visible, mask, base, in_time, ladder, path, config.causal), base, values, parameters
+        return (
+            cell_channels(visible, mask, base, in_time, ladder, path, config.causal),
+            base,
+            values,
+            parameters,
+        )
     channels = [visible.flatten(2), mask.flatten(2).to(values.dtype)]
     if config.fill != "none":
         channels.append(base.flatten(2))
@@ -70,26 +88,45 @@ def build_inputs(
 
 
 def cell_channels(
-    visible: Tensor, mask: Tensor, base: Tensor, in_time: Tensor, ladder: Ladder, path: Tensor, causal: bool
+    visible: Tensor,
+    mask: Tensor,
+    base: Tensor,
+    in_time: Tensor,
+    ladder: Ladder,
+    path: Tensor,
+    causal: bool,
 ) -> Tensor:
     """Return the inputs of a convolutional stem for each cell, float32 (B, T, L, CHANNELS).
 
-    They are: visible values; mask bits; the fill; whether price and size are visible or were found by the ladder; the
-    last and the next size at the same price, less the fill, and log1p of how many states away they are; linear
-    interpolation in time and the level's mean size, both less the fill; the path of the mid (B, T, 1). With `causal`
-    they hold nothing of later states and no mean.
+    They are: visible values; mask bits; the fill; whether price and size are visible or were found
+    by the ladder; the last and the next size at the same price, less the fill, and log1p of how
+    many states away they are; linear interpolation in time and the level's mean size, both less the
+    fill; the path of the mid (B, T, 1). With `causal` they hold nothing of later states and no
+    mean.
     """
     size = base[..., 1]
-    levels, own = size.shape[2], torch.arange(size[0].numel(), device=size.device).view(size.shape[1:])
+    levels, own = (
+        size.shape[2],
+        torch.arange(size[0].numel(), device=size.device).view(size.shape[1:]),
+    )
     left, right = ladder.neighbours(visible[..., 1])
-    far = [torch.log1p(((own - at).abs() // levels).to(size.dtype)) / 4.0 for at in (ladder.before, ladder.after)]
+    far = [
+        torch.log1p(((own - at).abs() // levels).to(size.dtype)) / 4.0
+        for at in (ladder.before, ladder.after)
+    ]
     nothing = torch.zeros_like(size)
     left, right = (torch.where(ladder.carried, x - size, nothing) for x in (left, right))
-    mean = visible[..., 1].sum(1, keepdim=True) / (~mask[..., 1]).sum(1, keepdim=True).clamp(min=1) - size
+    mean = (
+        visible[..., 1].sum(1, keepdim=True) / (~mask[..., 1]).sum(1, keepdim=True).clamp(min=1)
+        - size
+    )
     in_time = in_time - base
     if causal:
         earlier = ladder.before < own
-        left, far = torch.where(earlier, left, nothing), [torch.where(earlier, far[0], nothing), nothing]
+        left, far = (
+            torch.where(earlier, left, nothing),
+            [torch.where(earlier, far[0], nothing), nothing],
+        )
         right, mean, in_time = nothing, nothing, torch.zeros_like(in_time)
     channels = [
         *visible.unbind(3),

@@ -1,17 +1,21 @@
-"""Ladder carry: what a lookup knows of hidden values, since an order book moves by price and not by level.
+"""Ladder carry: what a lookup knows of hidden values, since an order book moves by price and not by
+level.
 
-Axes: B window, T state, L level, F field; `mask` is bool (B, T, L, F), True where hidden. No hidden value is read.
+Axes: B window, T state, L level, F field; `mask` is bool (B, T, L, F), True where hidden. No hidden
+value is read.
 
-- A hidden price: where two known prices of a state enclose exactly as many prices of a *ladder* as levels are hidden
-  between them, those are the levels' prices. The ladders, each tried for what those before it left: the prices of the
-  states next to it; of the two states on either side; of each level's nearest known ones in time; and with what was
-  found so far, once more of the states next to it and of each level. Else: linear in time of the distance from the
-  mid, held between the nearest known prices of the state.
-- A hidden size at a known or found price: linear in time between the nearest states before and after that show a size
-  at this price; one side alone is carried. Else: linear in time at the same level.
+- A hidden price: where two known prices of a state enclose exactly as many prices of a *ladder* as
+  levels are hidden between them, those are the levels' prices. The ladders, each tried for what
+  those before it left: the prices of the states next to it; of the two states on either side; of
+  each level's nearest known ones in time; and with what was found so far, once more of the states
+  next to it and of each level. Else: linear in time of the distance from the mid, held between the
+  nearest known prices of the state.
+- A hidden size at a known or found price: linear in time between the nearest states before and
+  after that show a size at this price; one side alone is carried. Else: linear in time at the same
+  level.
 
-All windows at once and in fixed shapes (sorts and scans, whole ticks): it runs on a GPU inside a CUDA graph, can be
-traced, and finds the same on every device.
+All windows at once and in fixed shapes (sorts and scans, whole ticks): it runs on a GPU inside a
+CUDA graph, can be traced, and finds the same on every device.
 """
 
 from dataclasses import dataclass
@@ -29,11 +33,15 @@ NEVER = 2**30  # ticks; stands for a price that is not known
 class Ladder:
     """What was found in windows, with every hidden price filled."""
 
-    price: Tensor  # float32 (B, T, L), ticks above the window's anchor (as lob.model.normalisation's)
+    price: (
+        Tensor  # float32 (B, T, L), ticks above the window's anchor (as lob.model.normalisation's)
+    )
     price_known: Tensor  # bool (B, T, L): visible or found
     size_visible: Tensor  # bool (B, T, L)
     carried: Tensor  # bool (B, T, L): this price shows a size in another state
-    before: Tensor  # int64 (B, T, L): place t * L + l of the last size at this price, or of the next if there is none
+    # int64 (B, T, L): place t * L + l of the last size at this price, or of the next if there is
+    # none
+    before: Tensor
     after: Tensor  # int64 (B, T, L): place of the next one, or of the last if there is none
     share: Tensor  # float32 (B, T, L): of the time from `before` to `after`
 
@@ -45,7 +53,9 @@ class Ladder:
     def neighbours(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return `values` (B, T, L), sizes or a function of them, at `before` and at `after`."""
         flat = values.flatten(1)
-        left, right = (flat.gather(1, at.flatten(1)).view_as(values) for at in (self.before, self.after))
+        left, right = (
+            flat.gather(1, at.flatten(1)).view_as(values) for at in (self.before, self.after)
+        )
         return left, right
 
     def fill_sizes(self, values: Tensor, otherwise: Tensor) -> Tensor:
@@ -59,7 +69,9 @@ class Ladder:
 
 
 def find_ladder(price_ticks: Tensor, mask: Tensor | None) -> Ladder:
-    """Look up what is hidden in windows, price_ticks int (B, T, L); nothing is where `mask` is None."""
+    """Look up what is hidden in windows, price_ticks int (B, T, L); nothing is where `mask` is
+    None.
+    """
     if mask is None:
         price = (price_ticks - price_ticks[:, :1, :1]).to(torch.int32)
         visible = torch.ones_like(price, dtype=torch.bool)
@@ -80,9 +92,13 @@ def find_ladder(price_ticks: Tensor, mask: Tensor | None) -> Ladder:
 
 
 def linear_time(values: Tensor, known: Tensor) -> Tensor:
-    """Fill (B, T, L, ...) linearly in time; a level that is never known linearly across the levels of each state."""
+    """Fill (B, T, L, ...) linearly in time; a level that is never known linearly across the levels
+    of each state.
+    """
     never = ~known.any(dim=1, keepdim=True)
-    across = interpolate_time(torch.where(known, values, 0).transpose(1, 2), known.transpose(1, 2)).transpose(1, 2)
+    across = interpolate_time(
+        torch.where(known, values, 0).transpose(1, 2), known.transpose(1, 2)
+    ).transpose(1, 2)
     reached = known.any(dim=2, keepdim=True)
     return interpolate_time(torch.where(known, values, across), known | (never & reached))
 
@@ -91,18 +107,25 @@ def next_states(price: Tensor, reach: int) -> Tensor:
     """The prices of `reach` states before and after each, (B, T, 2 * reach * L)."""
     shifts = range(1, reach + 1)
     before = [F.pad(price[:, :-d], (0, 0, d, 0), value=NEVER) for d in shifts]
-    return torch.cat(before + [F.pad(price[:, d:], (0, 0, 0, d), value=NEVER) for d in shifts], dim=2)
+    return torch.cat(
+        before + [F.pad(price[:, d:], (0, 0, 0, d), value=NEVER) for d in shifts], dim=2
+    )
 
 
 def next_known(price: Tensor) -> Tensor:
     """Each level's known prices at or before and at or after each state, (B, T, 2 L)."""
     before, after = nearest_known(price < NEVER)
     last = torch.arange(price.shape[1], device=price.device)[-1]  # NEVER, where none is at or after
-    return torch.cat([price.gather(1, place) for place in (before.clamp(min=0), torch.minimum(after, last))], dim=2)
+    return torch.cat(
+        [price.gather(1, place) for place in (before.clamp(min=0), torch.minimum(after, last))],
+        dim=2,
+    )
 
 
 def enclosed_prices(price: Tensor, ladder: Tensor) -> Tensor:
-    """Fill NEVER in `price` (B, T, L) where known prices enclose exactly as many of `ladder` (B, T, M) as it lacks."""
+    """Fill NEVER in `price` (B, T, L) where known prices enclose exactly as many of `ladder` (B, T,
+    M) as it lacks.
+    """
     levels = price.shape[2]
     known = price < NEVER
     steps = torch.sort(torch.cat([price, ladder], dim=2), dim=2)[0]
@@ -119,25 +142,38 @@ def enclosed_prices(price: Tensor, ladder: Tensor) -> Tensor:
 
 
 def hold_between(x: Tensor, price: Tensor) -> Tensor:
-    """Keep `x` (B, T, L) a tick above the next known price of a lower level and a tick below that of a higher one."""
+    """Keep `x` (B, T, L) a tick above the next known price of a lower level and a tick below that
+    of a higher one.
+    """
     levels = price.shape[2]
     below, above = nearest_known(price < NEVER, 2)
     low = torch.where(below >= 0, price.gather(2, below.clamp(min=0)), -NEVER).float() + 1
-    high = torch.where(above < levels, price.gather(2, torch.where(above < levels, above, 0)), NEVER).float() - 1
+    high = (
+        torch.where(
+            above < levels, price.gather(2, torch.where(above < levels, above, 0)), NEVER
+        ).float()
+        - 1
+    )
     return torch.minimum(torch.maximum(x, low), high)
 
 
 def same_price(price: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find the nearest entries of `source`, bool (B, T, L), at each entry's price in the states before and after it.
+    """Find the nearest entries of `source`, bool (B, T, L), at each entry's price in the states
+    before and after it.
 
-    Return whether there is any; their places t * L + l (if one is missing, that of the other; if both are, the entry's
-    own); and the share of the time between them that lies before the entry.
+    Return whether there is any; their places t * L + l (if one is missing, that of the other; if
+    both are, the entry's own); and the share of the time between them that lies before the entry.
     """
     batch, steps, levels = price.shape
     count = steps * levels
-    ordered, place = torch.sort(price.flatten(1), dim=1, stable=True)  # by price; those of one price by time
+    ordered, place = torch.sort(
+        price.flatten(1), dim=1, stable=True
+    )  # by price; those of one price by time
     before, after = nearest_known(source.flatten(1).gather(1, place))
-    before, after = F.pad(before[:, :-1], (1, 0), value=-1), F.pad(after[:, 1:], (0, 1), value=count)
+    before, after = (
+        F.pad(before[:, :-1], (1, 0), value=-1),
+        F.pad(after[:, 1:], (0, 1), value=count),
+    )
     own = torch.arange(count, device=price.device).expand_as(place)
     has_before, has_after = before >= 0, after < count
     before, after = torch.where(has_before, before, own), torch.where(has_after, after, own)

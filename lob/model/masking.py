@@ -1,18 +1,21 @@
 """Which values of a window are hidden: six masks, each a pure function of a key a window.
 
-Axes: B window, T state, L level, F field (0 price, 1 size); a mask is bool (B, T, L, F), True where hidden. `share` is
-the hidden part of all values, met in expectation (a fraction of a cell is rounded up or down at random).
+Axes: B window, T state, L level, F field (0 price, 1 size); a mask is bool (B, T, L, F), True where
+hidden. `share` is the hidden part of all values, met in expectation (a fraction of a cell is
+rounded up or down at random).
 
 - entry:  every single value by itself.
 - level:  all states of `share` of the levels, both fields.
-- span:   `share` of the time in spans of 16 states that begin at multiples of 16, all levels (four of 16 at T = 256).
+- span:   `share` of the time in spans of 16 states that begin at multiples of 16, all levels (four
+  of 16 at T = 256).
 - span64: one span of `share` of the time anywhere (64 states at T = 256 and 0.25), all levels.
 - patch:  cells of 16 states x 8 levels of a grid, both fields.
 - tail:   the last `share` of the states, all levels: nothing after them is visible.
 - mix:    of 16 windows seven patch, five span, three tail, one entry.
 
-Keys come from `window_keys(seed, epoch, samples)`, so a window's mask depends on nothing else: not on the rank, the
-batch or the device. Random bits are splitmix64 (Steele, Lea, Flood, 2014) of key and cell number.
+Keys come from `window_keys(seed, epoch, samples)`, so a window's mask depends on nothing else: not
+on the rank, the batch or the device. Random bits are splitmix64 (Steele, Lea, Flood, 2014) of key
+and cell number.
 """
 
 import torch
@@ -20,7 +23,11 @@ from torch import Tensor
 
 MASKS = ("entry", "level", "span", "span64", "patch", "tail")
 MODES = (*MASKS, "mix")
-MIX = {"tail": 0.9375, "span": 0.75, "patch": 0.4375}  # mask -> share of windows with it or a later one; else entry
+MIX = {
+    "tail": 0.9375,
+    "span": 0.75,
+    "patch": 0.4375,
+}  # mask -> share of windows with it or a later one; else entry
 SPAN_STATES, PATCH_STATES, PATCH_LEVELS = 16, 16, 8
 
 
@@ -33,7 +40,9 @@ def scramble(x: Tensor) -> Tensor:
 
 
 def window_keys(seed: int, epoch: int, samples: Tensor) -> Tensor:
-    """Return int64 (B,): a key for each sample number (int64), different for every seed and epoch."""
+    """Return int64 (B,): a key for each sample number (int64), different for every seed and
+    epoch.
+    """
     base = scramble(scramble(torch.tensor(seed, dtype=torch.int64, device=samples.device)) ^ epoch)
     return scramble(base ^ scramble(samples.to(torch.int64)))
 
@@ -45,13 +54,17 @@ def uniform(keys: Tensor, count: int) -> Tensor:
 
 
 def draw(keys: Tensor, cells: Tensor) -> Tensor:
-    """Return float32 in [0, 1) for keys and cells that broadcast, int64: the same for the same two."""
+    """Return float32 in [0, 1) for keys and cells that broadcast, int64: the same for the
+    same two.
+    """
     bits = scramble(keys ^ scramble(cells))
     return ((bits >> 40) & 0xFFFFFF).float() * (1.0 / 16777216.0)
 
 
 def choose_cells(keys: Tensor, count: int, share: float) -> Tensor:
-    """Return bool (B, count): `share * count` cells of each window, the fraction rounded at random."""
+    """Return bool (B, count): `share * count` cells of each window, the fraction rounded at
+    random.
+    """
     draws = uniform(keys, count + 1)
     wanted = torch.floor(share * count + draws[:, count:])
     rank = draws[:, :count].argsort(dim=1).argsort(dim=1)
@@ -84,10 +97,16 @@ def make_mask(keys: Tensor, states: int, levels: int, share: float, mode: str) -
         return mask
     time = torch.arange(states, device=keys.device)[None, :]
     if mode == "span":
-        hidden = choose_cells(keys, -(-states // SPAN_STATES), share).repeat_interleave(SPAN_STATES, 1)[:, :states]
+        hidden = choose_cells(keys, -(-states // SPAN_STATES), share).repeat_interleave(
+            SPAN_STATES, 1
+        )[:, :states]
     else:
         draws = uniform(keys, 2)
         length = torch.floor(share * states + draws[:, :1])
-        begin = torch.floor(draws[:, 1:] * (states - length + 1)) if mode == "span64" else states - length
+        begin = (
+            torch.floor(draws[:, 1:] * (states - length + 1))
+            if mode == "span64"
+            else states - length
+        )
         hidden = (time >= begin) & (time < begin + length)
     return hidden[:, :, None, None].expand(shape)

@@ -1,7 +1,7 @@
 """Windows for a network, gathered on its device.
 
-If the states of all pairs fit, they live on the GPU and a window is an index. Otherwise threads copy windows from the
-memory-mapped files into pinned memory, a few batches ahead.
+If the states of all pairs fit, they live on the GPU and a window is an index. Otherwise threads
+copy windows from the memory-mapped files into pinned memory, a few batches ahead.
 """
 
 import itertools
@@ -20,10 +20,11 @@ RESIDENT_SHARE = 0.4  # of the GPU's free memory
 
 
 class WindowStore:
-    """Order book states of several pairs, addressed by one row number: rows of pair k begin at `offsets[k]`.
+    """Order book states of several pairs, addressed by one row number: rows of pair k begin at
+    `offsets[k]`.
 
-    `batches` yields windows (price_ticks int32 (B, T, L), sizes float32 (B, T, L)); `wait_seconds` adds up the time
-    that its caller waited for data.
+    `batches` yields windows (price_ticks int32 (B, T, L), sizes float32 (B, T, L)); `wait_seconds`
+    adds up the time that its caller waited for data.
     """
 
     def __init__(
@@ -35,18 +36,28 @@ class WindowStore:
         resident: bool | None = None,
     ):
         self.books, self.temporal_dim, self.device = books, temporal_dim, device
-        self.offsets = np.concatenate([[0], np.cumsum([book.rows for book in books])]).astype(np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum([book.rows for book in books])]).astype(
+            np.int64
+        )
         self.num_workers, self.wait_seconds = max(1, num_workers), 0.0
         size = sum(book.price_ticks.nbytes + book.sizes.nbytes for book in books)
         if resident is None:
-            resident = device.type == "cuda" and size < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+            resident = (
+                device.type == "cuda" and size < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+            )
         self.resident = resident
         if resident:
-            self.price_ticks = torch.cat([torch.from_numpy(np.array(book.price_ticks)).to(device) for book in books])
-            self.sizes = torch.cat([torch.from_numpy(np.array(book.sizes)).to(device) for book in books])
+            self.price_ticks = torch.cat(
+                [torch.from_numpy(np.array(book.price_ticks)).to(device) for book in books]
+            )
+            self.sizes = torch.cat(
+                [torch.from_numpy(np.array(book.sizes)).to(device) for book in books]
+            )
 
     def start_rows(self, pair_index: np.ndarray, end_rows: np.ndarray) -> np.ndarray:
-        """First row (in the store's numbering) of the windows that end before `end_rows` of each pair."""
+        """First row (in the store's numbering) of the windows that end before `end_rows` of each
+        pair.
+        """
         return self.offsets[pair_index] + end_rows - self.temporal_dim
 
     def gather(self, start_rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +72,9 @@ class WindowStore:
         price_ticks = torch.empty(shape, dtype=torch.int32, pin_memory=pin)
         sizes = torch.empty(shape, dtype=torch.float32, pin_memory=pin)
         pairs = np.searchsorted(self.offsets, start_rows, side="right") - 1
-        for i, (pair, first) in enumerate(zip(pairs, start_rows - self.offsets[pairs], strict=True)):
+        for i, (pair, first) in enumerate(
+            zip(pairs, start_rows - self.offsets[pairs], strict=True)
+        ):
             price_ticks.numpy()[i] = self.books[pair].price_ticks[first : first + self.temporal_dim]
             sizes.numpy()[i] = self.books[pair].sizes[first : first + self.temporal_dim]
         return price_ticks, sizes
@@ -84,7 +97,10 @@ class WindowStore:
                     began = time.perf_counter()
                     price_ticks, sizes = waiting.pop(0).result()
                     self.wait_seconds += time.perf_counter() - began
-                    yield price_ticks.to(self.device, non_blocking=True), sizes.to(self.device, non_blocking=True)
+                    yield (
+                        price_ticks.to(self.device, non_blocking=True),
+                        sizes.to(self.device, non_blocking=True),
+                    )
             finally:
                 for task in waiting:
                     task.cancel()

@@ -1,4 +1,6 @@
-"""Processes that train together: how they start, agree, stop on SIGTERM, and end when one of them fails."""
+"""Processes that train together: how they start, agree, stop on SIGTERM, and end when one of them
+fails.
+"""
 
 import builtins
 import contextlib
@@ -17,10 +19,14 @@ from torch.multiprocessing import ProcessContext, ProcessExitedException, Proces
 
 from lob.config import CheckFailed, InputError
 
-LARGE = 1 << 22  # numbers; 2.4 GB of them took 7.1 ms in place and 9.9 ms by way of a buffer (two H200)
+LARGE = (
+    1 << 22
+)  # numbers; 2.4 GB of them took 7.1 ms in place and 9.9 ms by way of a buffer (two H200)
 MEETING_SECONDS = 60  # for all ranks to reach the first one
 WORK_SECONDS = 1800  # torch's own, for one rank to wait for what another one says later
-GRACE_SECONDS = 10.0  # for the other ranks, after one failed: to end by themselves, and again after SIGTERM
+GRACE_SECONDS = (
+    10.0  # for the other ranks, after one failed: to end by themselves, and again after SIGTERM
+)
 
 
 class StopSignal:
@@ -44,13 +50,16 @@ class Team:
 
     def total(self, *values: float | Tensor) -> Tensor:
         """Sum each value over all ranks, float64 (n,) on the device."""
-        sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
+        sums = torch.stack(
+            [torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values]
+        )
         if self.world > 1:
             dist.all_reduce(sums)
         return sums
 
     def add_up(self, gradients: list[Tensor]) -> None:
-        """Replace each gradient by its sum over all ranks, once a step, so that passes can be CUDA graphs.
+        """Replace each gradient by its sum over all ranks, once a step, so that passes can be CUDA
+        graphs.
 
         Large ones are summed where they are, the many small ones together in a buffer.
         """
@@ -64,7 +73,9 @@ class Team:
             flat = torch.cat([gradient.flatten() for gradient in small])
             dist.all_reduce(flat)
             parts = flat.split([gradient.numel() for gradient in small])
-            torch._foreach_copy_(small, [part.view_as(x) for part, x in zip(parts, small, strict=True)])
+            torch._foreach_copy_(
+                small, [part.view_as(x) for part, x in zip(parts, small, strict=True)]
+            )
 
     def agree(self, value: Any) -> Any:
         """Return the first rank's `value` on all ranks."""
@@ -82,10 +93,11 @@ class Team:
 
 @contextlib.contextmanager
 def join_team(rank: int, world: int, backend: str, port: int | None) -> Iterator[Team]:
-    """Pick this rank's device and join the others (by `port` of this machine, or as torchrun says); leave in the end.
+    """Pick this rank's device and join the others (by `port` of this machine, or as torchrun says);
+    leave in the end.
 
-    Raises CheckFailed if they don't meet. After an error nothing is waited for: the group is left as it is, and the
-    process ends.
+    Raises CheckFailed if they don't meet. After an error nothing is waited for: the group is left
+    as it is, and the process ends.
     """
     local = int(os.environ.get("LOCAL_RANK", rank))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -93,7 +105,9 @@ def join_team(rank: int, world: int, backend: str, port: int | None) -> Iterator
         torch.cuda.set_device(device)
     if world > 1:
         store = meet(rank, world, port)
-        dist.init_process_group(backend if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+        dist.init_process_group(
+            backend if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world
+        )
     yield Team(rank, world, device)
     if world > 1:
         dist.destroy_process_group()
@@ -102,13 +116,20 @@ def join_team(rank: int, world: int, backend: str, port: int | None) -> Iterator
 def meet(rank: int, world: int, port: int | None) -> dist.Store:
     """Return the store by which ranks find each other, once all have.
 
-    It has a time limit of its own: what one rank does later, such as saving, may take longer than a meeting.
+    It has a time limit of its own: what one rank does later, such as saving, may take longer than a
+    meeting.
     """
     address = f"tcp://127.0.0.1:{port}" if port else "env://"
     try:
-        store, *_ = next(dist.rendezvous(address, rank, world, timeout=timedelta(seconds=MEETING_SECONDS)))
+        store, *_ = next(
+            dist.rendezvous(address, rank, world, timeout=timedelta(seconds=MEETING_SECONDS))
+        )
     except dist.DistError:
-        where = f"127.0.0.1:{port}" if port else f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        where = (
+            f"127.0.0.1:{port}"
+            if port
+            else f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        )
         raise CheckFailed(
             f"rank {rank} did not meet the other ranks at {where} within {MEETING_SECONDS} s: "
             "start all of them, and let this address through"
@@ -118,7 +139,9 @@ def meet(rank: int, world: int, port: int | None) -> dist.Store:
 
 
 def free_port() -> int:
-    """Return a port of this machine that no one listens on. Raises InputError if ranks can't meet there."""
+    """Return a port of this machine that no one listens on. Raises InputError if ranks can't meet
+    there.
+    """
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", 0))
@@ -143,7 +166,9 @@ def wait_for_ranks(context: ProcessContext) -> None:
             pass
     except ProcessExitedException as error:
         how = error.signal_name or f"status {error.exit_code}"
-        raise CheckFailed(f"rank {error.error_index} ended with {how}; the other ranks were ended") from None
+        raise CheckFailed(
+            f"rank {error.error_index} ended with {how}; the other ranks were ended"
+        ) from None
     except ProcessRaisedException as error:
         kind, _, text = str(error).strip().splitlines()[-1].partition(": ")
         for expected in (InputError, CheckFailed):

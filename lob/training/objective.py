@@ -1,10 +1,12 @@
-"""What training minimises: the loss over hidden values, and the outlook, an auxiliary task of the window's vector.
+"""What training minimises: the loss over hidden values, and the outlook, an auxiliary task of the
+window's vector.
 
-The *outlook*: masked values alone ask nothing of the vector of a state that is visible, and it is this vector that a
-policy takes. So a linear head on the vector of a state shortly before the window's end predicts numbers of the book
-there, of the moves up to it and of the few states that follow. More distant states are not asked for, since the network
-learns them by heart: its forecasts of the volatility of 128 states correlated 0.50 with it in training windows and 0.23
-in validation windows.
+The *outlook*: masked values alone ask nothing of the vector of a state that is visible, and it is
+this vector that a policy takes. So a linear head on the vector of a state shortly before the
+window's end predicts numbers of the book there, of the moves up to it and of the few states that
+follow. More distant states are not asked for, since the network learns them by heart: its forecasts
+of the volatility of 128 states correlated 0.50 with it in training windows and 0.23 in validation
+windows.
 
 Axes: B window, T state, L level, F field. Prices are in ticks, as the encoder takes them.
 """
@@ -30,7 +32,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 OUTLOOK_EVERY = 4  # windows, of which one is asked for its outlook
 AHEAD = 32  # states at most that the outlook looks ahead
 
-# One over each target's standard deviation in windows of USD-M BTC (at most 4: the spread hardly ever changes).
+# One over each target's standard deviation in windows of USD-M BTC (at most 4: the spread hardly
+# ever changes).
 SCALES = (
     # imbalances over DEPTHS and all levels
     *(1.6, 1.6, 1.8, 3.0),
@@ -49,17 +52,23 @@ SCALES = (
 assert len(SCALES) == OUTLOOK_TARGETS
 
 
-def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+def masked_loss(
+    prediction: Tensor, target: Tensor, mask: Tensor, loss: str
+) -> tuple[Tensor, Tensor]:
     """Return the sum of the loss over hidden values, in float32, and their count."""
     each = LOSSES[loss](prediction.float(), target, reduction="none")
     return torch.where(mask, each, 0.0).sum(), mask.sum()
 
 
-def outlook_loss(model: BookEncoder, precision: Precision, price_ticks: Tensor, sizes: Tensor) -> tuple[Tensor, int]:
-    """Return the squared error of the outlook, summed over one window in OUTLOOK_EVERY, and how many these are.
+def outlook_loss(
+    model: BookEncoder, precision: Precision, price_ticks: Tensor, sizes: Tensor
+) -> tuple[Tensor, int]:
+    """Return the squared error of the outlook, summed over one window in OUTLOOK_EVERY, and how
+    many these are.
 
-    The network sees the states up to the one it is asked about, moved to the window's end behind copies of the first
-    state: a window of another length would be another task than what the vector is for.
+    The network sees the states up to the one it is asked about, moved to the window's end behind
+    copies of the first state: a window of another length would be another task than what the vector
+    is for.
     """
     price_ticks, sizes = price_ticks[::OUTLOOK_EVERY], sizes[::OUTLOOK_EVERY]
     states = price_ticks.shape[1]
@@ -77,17 +86,18 @@ def states_ahead(states: int) -> int:
 
 
 def outlook_targets(price_ticks: Tensor, sizes: Tensor) -> Tensor:
-    """Return what the outlook asks for, float32 (B, OUTLOOK_TARGETS), of windows of at least 4 states.
+    """Return what the outlook asks for, float32 (B, OUTLOOK_TARGETS), of windows of at least 4
+    states.
 
-    price_ticks: int (B, T, L); sizes: float (B, T, L). *Now* is the state `states_ahead` before the last one. The
-    columns are, each times its entry of SCALES:
+    price_ticks: int (B, T, L); sizes: float (B, T, L). *Now* is the state `states_ahead` before the
+    last one. The columns are, each times its entry of SCALES:
 
-    - the book now: imbalances over DEPTHS and all levels, log spread, logs of the best sizes and of each side's mean
-      size less the mean log size;
-    - the past: log1p of the states since the last move, mean log spread, and over REACHES and the whole past the
-      return, the realised volatility and log1p of the number of moves;
-    - ahead: direction of the first move of the mid, which best queue is gone first (1 the ask, -1 the bid), whether
-      the spread widens.
+    - the book now: imbalances over DEPTHS and all levels, log spread, logs of the best sizes and of
+      each side's mean size less the mean log size;
+    - the past: log1p of the states since the last move, mean log spread, and over REACHES and the
+      whole past the return, the realised volatility and log1p of the number of moves;
+    - ahead: direction of the first move of the mid, which best queue is gone first (1 the ask, -1
+      the bid), whether the spread widens.
     """
     half, coming = price_ticks.shape[2] // 2, states_ahead(price_ticks.shape[1])
     now = price_ticks.shape[1] - coming - 1
@@ -117,7 +127,9 @@ def outlook_targets(price_ticks: Tensor, sizes: Tensor) -> Tensor:
     columns.append(ahead.gather(1, first_move[:, None])[:, 0].sign())
     columns.append(torch.sign(first(gone_bid) - first(gone_ask)))
     columns.append((spread[:, now + 1 :] > spread[:, now, None]).any(1))
-    return torch.stack([column.float() * scale for column, scale in zip(columns, SCALES, strict=True)], dim=1)
+    return torch.stack(
+        [column.float() * scale for column, scale in zip(columns, SCALES, strict=True)], dim=1
+    )
 
 
 def volatility(moves: Tensor) -> Tensor:
@@ -126,5 +138,7 @@ def volatility(moves: Tensor) -> Tensor:
 
 
 def first(happens: Tensor) -> Tensor:
-    """Return where along the second axis something happens first, int64 (B,); the axis' length if it never does."""
+    """Return where along the second axis something happens first, int64 (B,); the axis' length if
+    it never does.
+    """
     return torch.where(happens.any(1), happens.int().argmax(1), happens.shape[1])

@@ -1,7 +1,9 @@
-"""How a pass over windows runs: they are gathered on the device, and on a GPU the micro-step is one CUDA graph.
+"""How a pass over windows runs: they are gathered on the device, and on a GPU the micro-step is one
+CUDA graph.
 
-Forty narrow layers are some thousand kernels, and launching them one by one takes several times as long as running
-them. What a micro-step does (mask, forward pass, loss, backward pass) stands in fp8_ddp_trainer.py.
+Forty narrow layers are some thousand kernels, and launching them one by one takes several times as
+long as running them. What a micro-step does (mask, forward pass, loss, backward pass) stands in
+fp8_ddp_trainer.py.
 """
 
 import contextlib
@@ -17,7 +19,8 @@ from lob.model.window_store import WindowStore
 from lob.training.samples import Batch
 from lob.training.te_layer import load_fp8_state
 
-# Adds the gradients of windows (price_ticks and sizes (B, T, L), keys (B,)); returns summed loss and count.
+# Adds the gradients of windows (price_ticks and sizes (B, T, L), keys (B,)); returns summed loss
+# and count.
 MicroStep = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 WARM_UP_PASSES = 3
 
@@ -25,12 +28,13 @@ WARM_UP_PASSES = 3
 class GraphedStep:
     """A micro-step captured as one CUDA graph, for inputs of fixed shapes.
 
-    gather: turns all inputs but the last, on the device, into price_ticks and sizes; the last input is the keys.
-    only: the call is the only one of its optimizer step, so it overwrites the gradients. Otherwise each call adds to
-    them: they live in place, so zero them and never drop them.
+    gather: turns all inputs but the last, on the device, into price_ticks and sizes; the last input
+    is the keys. only: the call is the only one of its optimizer step, so it overwrites the
+    gradients. Otherwise each call adds to them: they live in place, so zero them and never drop
+    them.
 
-    The passes before the capture also give FP8's delayed scaling its first scales. Without them the gradients of the
-    first steps underflow (their norm is 1.7, not 4.0).
+    The passes before the capture also give FP8's delayed scaling its first scales. Without them the
+    gradients of the first steps underflow (their norm is 1.7, not 4.0).
     """
 
     def __init__(
@@ -54,7 +58,9 @@ class GraphedStep:
             for parameter in parameters:
                 parameter.grad = None
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # NCCL's own thread may look at events
+        with torch.cuda.graph(
+            self.graph, capture_error_mode="thread_local"
+        ):  # NCCL's own thread may look at events
             self.loss, self.count = micro_step(*gather(*data), keys)
         for parameter in parameters:
             assert parameter.grad is not None
@@ -70,8 +76,8 @@ class GraphedStep:
 class Passes:
     """Feeds windows to a micro-step and runs it, as one CUDA graph if `graph` is set.
 
-    size: windows of a pass; only: an optimizer step is one pass; fp8: the layers are Transformer Engine's;
-    fp8_state: the scales of a resumed run, or nothing.
+    size: windows of a pass; only: an optimizer step is one pass; fp8: the layers are Transformer
+    Engine's; fp8_state: the scales of a resumed run, or nothing.
     """
 
     def __init__(
@@ -96,15 +102,22 @@ class Passes:
         self.warm = not fp8
 
     def windows(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield what `run` takes of each batch: start rows and keys for a graph that gathers, else loaded windows."""
+        """Yield what `run` takes of each batch: start rows and keys for a graph that gathers, else
+        loaded windows.
+        """
         if self.graph and self.store.resident:
             return self.start_rows(batches)
         return self.load(batches)
 
     def start_rows(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield start rows and keys of each batch, for a store that gathers windows on the device."""
+        """Yield start rows and keys of each batch, for a store that gathers windows on the
+        device.
+        """
         for batch in batches:
-            yield torch.from_numpy(self.store.start_rows(batch.pair_index, batch.end_rows)), batch.keys
+            yield (
+                torch.from_numpy(self.store.start_rows(batch.pair_index, batch.end_rows)),
+                batch.keys,
+            )
 
     def load(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield price_ticks, sizes (B, T, L) and keys of each batch on the device."""
@@ -114,7 +127,9 @@ class Passes:
             yield price_ticks, sizes, batch.keys.to(self.store.device, non_blocking=True)
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """Run the micro-step on one item of `windows`; return its summed loss and count, float64 (2,)."""
+        """Run the micro-step on one item of `windows`; return its summed loss and count, float64
+        (2,).
+        """
         if self.graph:
             if self.graphed is None:
                 gather = self.store.gather if self.store.resident else lambda *windows: windows
@@ -128,7 +143,9 @@ class Passes:
         return torch.stack([loss.double(), count.double()])
 
     def warm_up(self, *inputs: Tensor) -> None:
-        """Give delayed scaling its first scales, as GraphedStep does: a few passes whose gradients are dropped."""
+        """Give delayed scaling its first scales, as GraphedStep does: a few passes whose gradients
+        are dropped.
+        """
         for _ in range(WARM_UP_PASSES):
             self.micro_step(*inputs)
         self.model.zero_grad()
@@ -136,7 +153,9 @@ class Passes:
         self.restore_fp8()
 
     def load_scales(self) -> None:
-        """Put FP8's scales of a resumed run back. Transformer Engine makes their tensors in its first pass."""
+        """Put FP8's scales of a resumed run back. Transformer Engine makes their tensors in its
+        first pass.
+        """
         load_fp8_state(self.model, self.fp8_state)
 
     def restore_fp8(self) -> None:
@@ -158,14 +177,18 @@ class Passes:
 
     @contextlib.contextmanager
     def judging(self) -> Iterator[None]:
-        """Run the model without dropout, and uncompiled: a last batch of odd size is not worth a compilation."""
+        """Run the model without dropout, and uncompiled: a last batch of odd size is not worth a
+        compilation.
+        """
         self.model.eval()
         with self.uncounted(), torch.compiler.set_stance("force_eager"):
             yield
         self.model.train()
 
     def measure_rate(self, batch: Batch) -> float:
-        """Windows/s of training passes over a growing part of a batch, until one takes half a second."""
+        """Windows/s of training passes over a growing part of a batch, until one takes half a
+        second.
+        """
 
         def time_pass(windows: int) -> float:
             began = time.perf_counter()
@@ -185,12 +208,13 @@ class Passes:
 
 
 def windows_a_pass(config: EncoderConfig, share: int, batch_size: int, device: torch.device) -> int:
-    """Return how many of a rank's `share` of a step's windows run as one pass: `batch_size`, or more on a GPU.
+    """Return how many of a rank's `share` of a step's windows run as one pass: `batch_size`, or
+    more on a GPU.
 
-    The sums of a step stay the same. A layer keeps about ten vectors of the width and two of the feed-forward's for a
-    state, in two bytes (109 MB a window for 40 layers of width 192, as measured), the inputs some 60 bytes a value,
-    convolutions about 42 vectors of a cell's width for a cell. Passes grow to 60 % of the GPU's free memory, and the
-    share is divided evenly.
+    The sums of a step stay the same. A layer keeps about ten vectors of the width and two of the
+    feed-forward's for a state, in two bytes (109 MB a window for 40 layers of width 192, as
+    measured), the inputs some 60 bytes a value, convolutions about 42 vectors of a cell's width for
+    a cell. Passes grow to 60 % of the GPU's free memory, and the share is divided evenly.
     """
     most = batch_size
     if device.type == "cuda":

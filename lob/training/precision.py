@@ -13,17 +13,30 @@ from lob.config import InputError
 from lob.model.encoder import BookEncoder, EncoderConfig, attend
 from lob.training.te_layer import TELayer, fp8_autocast, load_plain_state, te_obstacle
 
-RECIPES = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0)}  # name -> compute capability it needs
+RECIPES = {
+    "delayed": (8, 9),
+    "current": (8, 9),
+    "block": (9, 0),
+}  # name -> compute capability it needs
 FP8_PAYS_FROM_WIDTH = 768  # measured on an H100: below it plain compiled bf16 is as fast or faster
 
-# cuDNN's attention took 0.40 ms where FlashAttention 2 took 0.51 (H100, 192 windows, 8 heads of width 24, both ways).
-ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-WHOLE_STATES = 128  # windows of another multiple broke cuDNN's attention in a CUDA graph: illegal memory access (H200)
+# cuDNN's attention took 0.40 ms where FlashAttention 2 took 0.51 (H100, 192 windows, 8 heads of
+# width 24, both ways).
+ATTENTION = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+# windows of another multiple broke cuDNN's attention in a CUDA graph: illegal memory access (H200)
+WHOLE_STATES = 128
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The arithmetic of the layers: 'fp8' (with a recipe), 'bf16' or 'fp32', and the reason for it."""
+    """The arithmetic of the layers: 'fp8' (with a recipe), 'bf16' or 'fp32', and the reason
+    for it.
+    """
 
     name: str
     recipe: str
@@ -32,18 +45,24 @@ class Precision:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """What a forward pass runs under: nothing for fp32, torch's bf16 autocast, and TE's FP8 autocast inside it."""
+        """What a forward pass runs under: nothing for fp32, torch's bf16 autocast, and TE's FP8
+        autocast inside it.
+        """
         with contextlib.ExitStack() as stack:
             if torch.cuda.is_available():
                 stack.enter_context(sdpa_kernel(ATTENTION[not self.cudnn :], set_priority=True))
             if self.name != "fp32":
-                stack.enter_context(torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16))
+                stack.enter_context(
+                    torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+                )
             if self.name == "fp8":
                 stack.enter_context(fp8_autocast(self.recipe))
             yield
 
 
-def choose_precision(requested: str, fp8_recipe: str, width: int, device: torch.device) -> Precision:
+def choose_precision(
+    requested: str, fp8_recipe: str, width: int, device: torch.device
+) -> Precision:
     """Return the precision to use, with the reason for it.
 
     Raises InputError if the hardware lacks what was asked for.
@@ -51,7 +70,8 @@ def choose_precision(requested: str, fp8_recipe: str, width: int, device: torch.
     if device.type != "cuda":
         if requested in ("fp8", "bf16"):
             raise InputError(
-                f"precision = {requested!r} needs an NVIDIA GPU, this machine shows none: use 'auto' or 'fp32'"
+                f"precision = {requested!r} needs an NVIDIA GPU, this machine shows none: use "
+                "'auto' or 'fp32'"
             )
         return Precision("fp32", "", "no NVIDIA GPU on this machine")
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
@@ -59,7 +79,9 @@ def choose_precision(requested: str, fp8_recipe: str, width: int, device: torch.
     missing = fp8_obstacle(fp8_recipe, capability)
     if requested == "fp8":
         if missing:
-            raise InputError(f"precision = 'fp8' with fp8_recipe = {fp8_recipe!r}: {missing} ({gpu}): use 'bf16'")
+            raise InputError(
+                f"precision = 'fp8' with fp8_recipe = {fp8_recipe!r}: {missing} ({gpu}): use 'bf16'"
+            )
         return Precision("fp8", fp8_recipe, f"asked for; {gpu}")
     if requested in ("bf16", "fp32"):
         return Precision(requested, "", f"asked for; {gpu}")
@@ -67,7 +89,9 @@ def choose_precision(requested: str, fp8_recipe: str, width: int, device: torch.
         return Precision("bf16", "", f"{missing} ({gpu})")
     if requested == "fastest" and width < FP8_PAYS_FROM_WIDTH:
         return Precision(
-            "bf16", "", f"at width {width} < {FP8_PAYS_FROM_WIDTH} bf16 was measured faster than FP8 ({gpu})"
+            "bf16",
+            "",
+            f"at width {width} < {FP8_PAYS_FROM_WIDTH} bf16 was measured faster than FP8 ({gpu})",
         )
     return Precision("fp8", fp8_recipe, f"the GPU has FP8 ({gpu})")
 
@@ -77,15 +101,23 @@ def fp8_obstacle(recipe: str, capability: tuple[int, int]) -> str:
     need = RECIPES[recipe]
     if capability < need:
         return f"the {recipe} recipe needs compute capability {need[0]}.{need[1]} or newer"
-    if recipe == "block" and tuple(int(part) for part in (torch.version.cuda or "0.0").split(".")[:2]) < (12, 9):
-        return f"the block recipe needs CUDA 12.9 or newer, torch was built with {torch.version.cuda}"
+    if recipe == "block" and tuple(
+        int(part) for part in (torch.version.cuda or "0.0").split(".")[:2]
+    ) < (12, 9):
+        return (
+            f"the block recipe needs CUDA 12.9 or newer, torch was built with {torch.version.cuda}"
+        )
     return te_obstacle()
 
 
 def check_dimensions(config: EncoderConfig, batch_size: int, precision: Precision) -> None:
-    """Raise InputError if FP8's matrix products can't take the shapes: each dimension must be a multiple of 16."""
+    """Raise InputError if FP8's matrix products can't take the shapes: each dimension must be a
+    multiple of 16.
+    """
     if config.width % config.heads or (config.width // config.heads) % 2:
-        raise InputError(f"width {config.width} must be an even multiple of the number of heads {config.heads}")
+        raise InputError(
+            f"width {config.width} must be an even multiple of the number of heads {config.heads}"
+        )
     if precision.name != "fp8":
         return
     sizes = {
@@ -95,7 +127,10 @@ def check_dimensions(config: EncoderConfig, batch_size: int, precision: Precisio
     }
     for name, size in sizes.items():
         if size % 16:
-            raise InputError(f"{name} = {size} must be a multiple of 16 under FP8: change it or use precision 'bf16'")
+            raise InputError(
+                f"{name} = {size} must be a multiple of 16 under FP8: change it or use precision "
+                "'bf16'"
+            )
 
 
 @functools.cache
@@ -107,10 +142,11 @@ def compiled_attend() -> Callable[..., Tensor]:
 def build_encoder(
     config: EncoderConfig, precision: Precision, device: torch.device, compiled: bool = False
 ) -> BookEncoder:
-    """Return the encoder on `device`: of Transformer Engine layers under FP8, of plain ones otherwise.
+    """Return the encoder on `device`: of Transformer Engine layers under FP8, of plain ones
+    otherwise.
 
-    Both start from the same weights for the same torch seed. `compiled`: torch.compile, on a GPU, the plain layers or
-    Transformer Engine's attention.
+    Both start from the same weights for the same torch seed. `compiled`: torch.compile, on a GPU,
+    the plain layers or Transformer Engine's attention.
     """
     model = plain = BookEncoder(config)
     if precision.name == "fp8":

@@ -49,7 +49,10 @@ def runs_named(runs_dir: str | Path, name: str) -> list[Path]:
     """
     folder = Path(runs_dir)
     if name in ("", "..") or Path(name).name != name:
-        raise InputError(f"model_name = {name!r} must be the name of one folder; --runs_dir names the one it lies in")
+        raise InputError(
+            f"model_name = {name!r} must be the name of one folder; --runs_dir names the one it "
+            "lies in"
+        )
     found = [(1, folder / name)] if (folder / name).is_dir() else []
     for path in folder.glob(f"{glob.escape(name)}-*"):
         number = path.name.removeprefix(f"{name}-")
@@ -59,7 +62,9 @@ def runs_named(runs_dir: str | Path, name: str) -> list[Path]:
 
 
 def is_named(run: Path, name: str) -> bool:
-    """Return whether a run was given this very name, as btc-2024 may have been: then it is no run of btc."""
+    """Return whether a run was given this very name, as btc-2024 may have been: then it is no run
+    of btc.
+    """
     try:
         return bool(json.loads((run / "config.json").read_text())["model_name"] == name)
     except (OSError, ValueError, KeyError, TypeError):
@@ -85,36 +90,51 @@ def find_run(runs_dir: str | Path, name: str, settings: dict[str, Any]) -> Path:
     runs = runs_named(runs_dir, name)
     if not runs:
         raise InputError(f"there is no run {name!r} in {runs_dir} to resume: leave out --resume")
-    changed = [change for key, change in changed_settings(runs[-1], settings).items() if key not in MAY_CHANGE]
+    changed = [
+        change
+        for key, change in changed_settings(runs[-1], settings).items()
+        if key not in MAY_CHANGE
+    ]
     if changed:
-        raise InputError(f"{runs[-1]} was trained with another config: {'; '.join(changed)}: change it back to resume")
+        raise InputError(
+            f"{runs[-1]} was trained with another config: {'; '.join(changed)}: change it back to "
+            "resume"
+        )
     return runs[-1]
 
 
 def claim_run(run: Path, how: int = fcntl.LOCK_EX) -> BinaryIO:
     """Open a run's metrics.csv and lock it until it is closed or this process ends.
 
-    Raises InputError if another process holds the lock. The lock belongs to the open file and leaves nothing behind;
-    on a file system without locks the file is opened without one.
+    Raises InputError if another process holds the lock. The lock belongs to the open file and
+    leaves nothing behind; on a file system without locks the file is opened without one.
     """
     metrics = open(run / "metrics.csv", "ab+")  # noqa: SIM115 - the caller closes it
     try:
         fcntl.flock(metrics, how | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"{run} is still running: wait for its end, or stop it, to resume it") from None
+        raise InputError(
+            f"{run} is still running: wait for its end, or stop it, to resume it"
+        ) from None
     except OSError:
         pass
     return metrics
 
 
 def changed_settings(run: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """Return, by key, how `settings` differ from those of a run. Raises InputError if the run has none."""
+    """Return, by key, how `settings` differ from those of a run. Raises InputError if the run has
+    none.
+    """
     try:
         old = json.loads((run / "config.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{run} can't be resumed: its config.json can't be read ({error})") from None
+        raise InputError(
+            f"{run} can't be resumed: its config.json can't be read ({error})"
+        ) from None
     return {
-        key: f"{key} was {old.get(key)!r}, is {value!r}" for key, value in settings.items() if old.get(key) != value
+        key: f"{key} was {old.get(key)!r}, is {value!r}"
+        for key, value in settings.items()
+        if old.get(key) != value
     }
 
 
@@ -129,7 +149,9 @@ def read_metrics(run: Path) -> "pd.DataFrame":
     raw = (run / "metrics.csv").read_bytes()
     raw = raw[: raw.rfind(b"\n") + 1]
     if raw.split(b"\n", 1)[0].decode() != ",".join(COLUMNS):
-        raise ValueError("metrics.csv does not begin with the columns that fp8_ddp_trainer.py writes")
+        raise ValueError(
+            "metrics.csv does not begin with the columns that fp8_ddp_trainer.py writes"
+        )
     counts = dict.fromkeys(("epoch", "step", "windows_seen"), "int64")
     numbers = dict.fromkeys(COLUMNS[1:], "float64") | counts
     rows = pd.read_csv(io.BytesIO(raw), dtype={"kind": "category", **numbers}, engine="c")

@@ -1,4 +1,6 @@
-"""What a training run leaves to look at: its folder, metrics.csv, TensorBoard events and the printed table."""
+"""What a training run leaves to look at: its folder, metrics.csv, TensorBoard events and the
+printed table.
+"""
 
 import json
 import math
@@ -28,8 +30,9 @@ from lob.training.samples import Dataset, Sampler
 class RunLog:
     """Writes a run's logs; on other ranks than the first it does nothing.
 
-    settings: the run's whole config, stored and shown; resumed: the run goes on; saved: metadata of the checkpoint that
-    it goes on from (what was logged after that is dropped); facts: what precision and pairs came to, by key.
+    settings: the run's whole config, stored and shown; resumed: the run goes on; saved: metadata of
+    the checkpoint that it goes on from (what was logged after that is dropped); facts: what
+    precision and pairs came to, by key.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class RunLog:
         try:
             self.folder.mkdir(parents=True, exist_ok=self.resumed)
         except FileExistsError:
-            raise InputError(f"another run has just begun in {self.folder}: start this one again") from None
+            raise InputError(
+                f"another run has just begun in {self.folder}: start this one again"
+            ) from None
         self.metrics = claim_run(self.folder)
         if self.resumed:
             for key, change in changed_settings(self.folder, self.settings).items():
@@ -74,7 +79,9 @@ class RunLog:
         if self.metrics_bytes() == 0:
             self.write_row(COLUMNS)
         self.board = SummaryWriter(str(self.folder), purge_step=self.purge_step)
-        self.board.add_text("config", "\n".join(f"    {key} = {value!r}" for key, value in self.settings.items()))
+        self.board.add_text(
+            "config", "\n".join(f"    {key} = {value!r}" for key, value in self.settings.items())
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -115,7 +122,9 @@ class RunLog:
         progress: Progress,
         epochs_left: int,
     ) -> None:
-        """Print what a run begins with: where it is, its data, model, precision, steps, duration on a CPU."""
+        """Print what a run begins with: where it is, its data, model, precision, steps, duration on
+        a CPU.
+        """
         passes_a_step = sampler.windows_a_step // team.world // passes.size
         lines = [
             f"run        {self.folder}",
@@ -123,7 +132,8 @@ class RunLog:
             f"model      {model_size}: {count_parameters(encoder):,} parameters, "
             f"{flops_per_window(encoder) / 1e9:.2f} GFLOPs a window",
             f"precision  {precision.name} ({precision.reason})",
-            f"step       {sampler.windows_a_step} windows in {passes_a_step} pass(es) on each of {team.world} "
+            f"step       {sampler.windows_a_step} windows in {passes_a_step} pass(es) on each of "
+            f"{team.world} "
             f"rank(s) on {team.device.type}; {sampler.steps_an_epoch:,} steps an epoch; states "
             f"{'on the GPU' if passes.store.resident else 'in files'}",
         ]
@@ -134,7 +144,10 @@ class RunLog:
             windows = sampler.steps_an_epoch * sampler.windows_a_step + validation
             minutes = windows * epochs_left / rate / 60
             estimate = f"{minutes / 60:,.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
-            lines.append(f"time       about {estimate} at {rate:,.1f} windows/s, measured on this CPU just now")
+            lines.append(
+                f"time       about {estimate} at {rate:,.1f} windows/s, measured on this CPU just "
+                "now"
+            )
         if self.resumed:
             rest = f"epoch {progress.epoch + 1}"
             if not epochs_left:
@@ -169,7 +182,9 @@ class RunLog:
         for name, value in scalars.items():
             self.board.add_scalar(f"{kind}/{name}", value, progress.step)
 
-    def step(self, progress: Progress, loss: float, lr: float, norm: float, wait_seconds: float) -> None:
+    def step(
+        self, progress: Progress, loss: float, lr: float, norm: float, wait_seconds: float
+    ) -> None:
         """Log a step, and speed and waiting for data since the step logged before."""
         self.count_time(progress, training=True)
         now = (progress.windows_seen, progress.step_seconds, wait_seconds)
@@ -184,29 +199,49 @@ class RunLog:
         }
         self.write("step", progress, scalars)
         if self.active and torch.cuda.is_available():
-            self.board.add_scalar("step/gpu_memory_gb", torch.cuda.max_memory_allocated() / 1e9, progress.step)
+            self.board.add_scalar(
+                "step/gpu_memory_gb", torch.cuda.max_memory_allocated() / 1e9, progress.step
+            )
 
     def validation(self, progress: Progress, loss: float) -> None:
         self.write("validation", progress, {"validation_loss": loss})
         if progress.step == 0:
             linear = progress.linear_loss
-            self.print(f"before     validation loss {loss:.6f}; linear interpolation in time {linear:.6f}")
+            self.print(
+                f"before     validation loss {loss:.6f}; linear interpolation in time {linear:.6f}"
+            )
 
     def epoch(
-        self, progress: Progress, seconds: float, train: float, validation: float, lr: float, rate: float
+        self,
+        progress: Progress,
+        seconds: float,
+        train: float,
+        validation: float,
+        lr: float,
+        rate: float,
     ) -> None:
         """Log an epoch: its duration, losses, learning rate and windows/s."""
-        scalars = {"train_loss": train, "validation_loss": validation, "learning_rate": lr, "windows_per_second": rate}
+        scalars = {
+            "train_loss": train,
+            "validation_loss": validation,
+            "learning_rate": lr,
+            "windows_per_second": rate,
+        }
         self.write("epoch", progress, scalars)
         if not self.header_printed:
-            self.print("epoch  duration (s)   train loss  validation loss  learning rate  windows/s")
+            self.print(
+                "epoch  duration (s)   train loss  validation loss  learning rate  windows/s"
+            )
             self.header_printed = True
         self.print(
-            f"{progress.epoch:>5} {seconds:>13.1f} {train:>12.6f} {validation:>16.6f} {lr:>14.2e} {rate:>10,.0f}"
+            f"{progress.epoch:>5} {seconds:>13.1f} {train:>12.6f} {validation:>16.6f} {lr:>14.2e} "
+            f"{rate:>10,.0f}"
         )
 
     def test(self, progress: Progress, loss: float, linear: float) -> None:
-        """Log the best weights' loss on the test windows (nan where there are none) and end the table of hparams."""
+        """Log the best weights' loss on the test windows (nan where there are none) and end the
+        table of hparams.
+        """
         if math.isnan(loss):
             self.write("test", progress, {})  # the row says that the run has ended
             self.print("test loss  none: no window lies in the test split")
@@ -225,17 +260,24 @@ class RunLog:
     def end(self, best: Path, meta: dict[str, Any]) -> None:
         """Say where everything is. meta: the best checkpoint's."""
         if self.active:
-            print(f"best checkpoint {best}: epoch {meta['progress']['best_epoch']}, {describe_step(meta)}")
+            print(
+                f"best checkpoint {best}: epoch {meta['progress']['best_epoch']}, "
+                f"{describe_step(meta)}"
+            )
             print(f"curves          tensorboard --logdir {self.folder.parent}", flush=True)
 
     def histograms(self, model: nn.Module, step: int) -> None:
         if self.active:
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
-                    self.board.add_histogram(f"gradients/{name}", parameter.grad.float().cpu().numpy(), step)
+                    self.board.add_histogram(
+                        f"gradients/{name}", parameter.grad.float().cpu().numpy(), step
+                    )
 
     def picture(self, progress: Progress, values: Tensor, mask: Tensor, prediction: Tensor) -> None:
-        """One reconstructed window: truth, what was visible, and the prediction of what was not; prices above sizes."""
+        """One reconstructed window: truth, what was visible, and the prediction of what was not;
+        prices above sizes.
+        """
         if not self.active:
             return
         import matplotlib
@@ -248,12 +290,16 @@ class RunLog:
             "visible": torch.where(mask, math.nan, values),
             "encoder": torch.where(mask, prediction, values),
         }
-        figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained", sharex=True, sharey=True)
+        figure, axes = plt.subplots(
+            2, 3, figsize=(12, 6), layout="constrained", sharex=True, sharey=True
+        )
         for field, name in enumerate(("price", "size")):
             low, high = values[..., field].quantile(torch.tensor([0.01, 0.99])).tolist()
             for axis, (title, image) in zip(axes[field], images.items(), strict=True):
                 picture = image[..., field].T.numpy()
-                axis.imshow(picture, aspect="auto", origin="lower", vmin=low, vmax=high, cmap="magma")
+                axis.imshow(
+                    picture, aspect="auto", origin="lower", vmin=low, vmax=high, cmap="magma"
+                )
                 axis.set(title=f"{name}, {title}", xlabel="book state", ylabel="level")
         self.board.add_figure("reconstruction", figure, progress.step)
         plt.close(figure)

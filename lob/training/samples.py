@@ -1,8 +1,9 @@
-"""The sampled windows of all pairs in three splits, and which of them each rank takes in each pass of an epoch.
+"""The sampled windows of all pairs in three splits, and which of them each rank takes in each pass
+of an epoch.
 
-The order of an epoch and the keys of its masks follow from the seed, the epoch and the window alone. The windows of an
-optimizer step are one run of that order, so a step sees the same windows on any number of ranks and in any number of
-passes.
+The order of an epoch and the keys of its masks follow from the seed, the epoch and the window
+alone. The windows of an optimizer step are one run of that order, so a step sees the same windows
+on any number of ranks and in any number of passes.
 """
 
 import hashlib
@@ -19,7 +20,13 @@ from lob.book.states import Book, identity, open_book
 from lob.config import CheckFailed, InputError
 from lob.model.masking import window_keys
 from lob.storage import find_pairs, open_table
-from lob.windows.splits import SPLITS, calendar_cuts, count_shared_states, split_of_windows, split_rows
+from lob.windows.splits import (
+    SPLITS,
+    calendar_cuts,
+    count_shared_states,
+    split_of_windows,
+    split_rows,
+)
 
 HELD_OUT_EPOCH = -1  # masks of validation and test windows are the same in every epoch
 REPEATS = 64  # how often a window can be drawn in one epoch before its masks repeat
@@ -27,7 +34,9 @@ REPEATS = 64  # how often a window can be drawn in one epoch before its masks re
 
 @dataclass(frozen=True)
 class Dataset:
-    """Books and, for each split, the windows in time order: pair number, end row and weight, each (W,)."""
+    """Books and, for each split, the windows in time order: pair number, end row and weight, each
+    (W,).
+    """
 
     books: list[Book]
     pair_index: list[np.ndarray]
@@ -37,7 +46,9 @@ class Dataset:
     shared_states: int
 
     def check(self, depth: int) -> None:
-        """Refuse samples that can't be trained on: books of another depth, empty splits, states shared by two."""
+        """Refuse samples that can't be trained on: books of another depth, empty splits, states
+        shared by two.
+        """
         found = self.books[0].depth
         if found != depth:
             raise InputError(
@@ -45,26 +56,41 @@ class Dataset:
                 f"set --depth_dim={found} or parse again"
             )
         if self.shared_states:
-            raise CheckFailed(f"{self.shared_states} states are shared by two splits: the samples are not to be used")
+            raise CheckFailed(
+                f"{self.shared_states} states are shared by two splits: the samples are not to be "
+                "used"
+            )
         if not len(self.end_rows[0]) or not len(self.end_rows[1]):
             raise InputError(
-                f"no windows to train or validate on ({self.describe()}): sample more, or change split_ratios"
+                f"no windows to train or validate on ({self.describe()}): sample more, or change "
+                "split_ratios"
             )
 
     def describe(self) -> str:
-        counts = ", ".join(f"{name} {len(ends):,}" for name, ends in zip(SPLITS, self.end_rows, strict=True))
+        counts = ", ".join(
+            f"{name} {len(ends):,}" for name, ends in zip(SPLITS, self.end_rows, strict=True)
+        )
         states = sum(book.rows for book in self.books)
         pairs = ", ".join(book.pair for book in self.books)
-        return f"{pairs}; {states:,} states; windows: {counts}; states shared by two splits: {self.shared_states}"
+        return (
+            f"{pairs}; {states:,} states; windows: {counts}; states shared by two splits: "
+            f"{self.shared_states}"
+        )
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells these windows from others: the books they are of, a hash, and the calendar cuts."""
+        """Return what tells these windows from others: the books they are of, a hash, and the
+        calendar cuts.
+        """
         digest = hashlib.sha256()
         for column in (self.pair_index, self.end_rows, self.weights):
             for array in column:
                 digest.update(array.tobytes())
         books = [identity(book) for book in self.books]
-        return {"books": books, "windows_sha256": digest.hexdigest(), "cuts_ns": self.cuts_ns.tolist()}
+        return {
+            "books": books,
+            "windows_sha256": digest.hexdigest(),
+            "cuts_ns": self.cuts_ns.tolist(),
+        }
 
 
 def open_dataset(
@@ -75,14 +101,17 @@ def open_dataset(
 ) -> Dataset:
     """Open the balanced samples of `pairs` (None: all) and divide their windows into three splits.
 
-    Raises InputError if a sample was made from another book or with other parameters, or if the books differ in depth.
+    Raises InputError if a sample was made from another book or with other parameters, or if the
+    books differ in depth.
     """
     folder = Path(data_dir)
     names = find_pairs(folder, "balanced_samples", pairs, "create_balanced_dataset.py")
     books = [open_book(folder / "book_states" / name) for name in names]
     if len({book.depth for book in books}) > 1:
         depths = ", ".join(f"{book.pair} {book.depth}" for book in books)
-        raise InputError(f"the books differ in depth ({depths}): parse them with one --depth, or name --pairs")
+        raise InputError(
+            f"the books differ in depth ({depths}): parse them with one --depth, or name --pairs"
+        )
     timestamps = [book.timestamps for book in books]
     segments = [book.segment_starts for book in books]
     cuts = calendar_cuts(timestamps, segments, split_ratios)
@@ -128,7 +157,9 @@ class Batch:
 
 
 class Sampler:
-    """Draws training windows by their weights, and deals training and held-out windows out to ranks."""
+    """Draws training windows by their weights, and deals training and held-out windows out to
+    ranks.
+    """
 
     def __init__(self, data: Dataset, seed: int, windows_a_step: int):
         self.data, self.seed, self.windows_a_step = data, seed, windows_a_step
@@ -141,10 +172,11 @@ class Sampler:
             )
 
     def draw_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the windows of an epoch in order, and how often each was drawn before, int64 (N,) each.
+        """Return the windows of an epoch in order, and how often each was drawn before, int64 (N,)
+        each.
 
-        A window of weight w is drawn floor(w) or ceil(w) times, w times in expectation. N is the sum of all weights,
-        rounded down or up (systematic sampling: one random offset for all).
+        A window of weight w is drawn floor(w) or ceil(w) times, w times in expectation. N is the
+        sum of all weights, rounded down or up (systematic sampling: one random offset for all).
         """
         rng = np.random.default_rng([self.seed, epoch])
         passed = np.floor(np.cumsum(self.data.weights[0]) + rng.random()).astype(np.int64)
@@ -154,14 +186,22 @@ class Sampler:
         order = rng.permutation(len(windows))
         return windows[order], repeats[order]
 
-    def batch(self, split: int, windows: np.ndarray, repeats: np.ndarray | int, epoch: int) -> Batch:
-        """Return the given windows of a split (0 training, 1 validation, 2 test) with their keys of `epoch`."""
+    def batch(
+        self, split: int, windows: np.ndarray, repeats: np.ndarray | int, epoch: int
+    ) -> Batch:
+        """Return the given windows of a split (0 training, 1 validation, 2 test) with their keys of
+        `epoch`.
+        """
         samples = torch.from_numpy(windows * REPEATS + repeats + split * 2**56)
         keys = window_keys(self.seed, epoch, samples)
         return Batch(self.data.pair_index[split][windows], self.data.end_rows[split][windows], keys)
 
-    def training(self, epoch: int, step: int, rank: int = 0, world: int = 1, passes: int = 1) -> Iterator[Batch]:
-        """Yield this rank's passes of an epoch from `step` on; the windows left over at its end are not drawn."""
+    def training(
+        self, epoch: int, step: int, rank: int = 0, world: int = 1, passes: int = 1
+    ) -> Iterator[Batch]:
+        """Yield this rank's passes of an epoch from `step` on; the windows left over at its end are
+        not drawn.
+        """
         windows, repeats = self.draw_order(epoch)
         whole = np.arange(self.steps_an_epoch * self.windows_a_step)
         places = whole.reshape(self.steps_an_epoch, passes, world, -1)

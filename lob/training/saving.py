@@ -1,8 +1,10 @@
 """What a training run saves, when, and how it goes on from there.
 
-    runs/<name>/checkpoints/best.safetensors             the weights with the least validation loss
-    runs/<name>/checkpoints/step_00001200.safetensors    weights and all that a resumed run needs
-    runs/<name>/checkpoints/nonfinite_step_*.safetensors the weights and windows that a failed step met
+In `runs/<name>/checkpoints/`:
+
+    best.safetensors              the weights with the least validation loss
+    step_00001200.safetensors     weights and all that a resumed run needs
+    nonfinite_step_*.safetensors  the weights and windows that a failed step met
 
 lob/model/checkpoint.py says what these files hold.
 """
@@ -23,14 +25,16 @@ from lob.training.te_layer import fp8_state, load_plain_state, plain_name, plain
 
 BEST = "best.safetensors"
 STEPS = "step_*.safetensors"  # checkpoints that a run can go on from
-SAVE_SPACING = 9  # seconds of training for each second that the last save took: a slow disk costs a tenth of the time
+# seconds of training for each second that the last save took: a slow disk costs a tenth of the time
+SAVE_SPACING = 9
 
 
 class Saver:
     """Writes a run's checkpoints, on the first rank alone, and knows when the next one is due.
 
-    facts: the metadata of a checkpoint that stay the same all through the run; keep: how many step checkpoints are
-    kept. `metrics_bytes` is the length of metrics.csv at the moment: what is logged later is dropped on resuming.
+    facts: the metadata of a checkpoint that stay the same all through the run; keep: how many step
+    checkpoints are kept. `metrics_bytes` is the length of metrics.csv at the moment: what is logged
+    later is dropped on resuming.
     """
 
     def __init__(
@@ -68,7 +72,9 @@ class Saver:
     def keep_best(self, metrics_bytes: int) -> None:
         """Remember the weights of now as the best ones; the next save writes them."""
         if self.writes:
-            weights = {name: x.to("cpu", copy=True) for name, x in training_state(self.model).items()}
+            weights = {
+                name: x.to("cpu", copy=True) for name, x in training_state(self.model).items()
+            }
             self.best = weights, self.describe(metrics_bytes)
 
     def is_due(self, minutes: float) -> bool:
@@ -86,7 +92,9 @@ class Saver:
         return self.saved_place == (self.progress.epoch, self.progress.step)
 
     def save(self, epoch_sums: Tensor, metrics_bytes: int) -> None:
-        """Write the best weights, if they are new, and all that a resumed run needs; remove old step checkpoints."""
+        """Write the best weights, if they are new, and all that a resumed run needs; remove old
+        step checkpoints.
+        """
         began = time.perf_counter()
         if self.writes:
             name = f"step_{self.progress.step:08d}.safetensors"
@@ -106,8 +114,12 @@ class Saver:
         tensors = training_state(self.model, self.optimizer) | more
         save_checkpoint(self.checkpoints / name, tensors, self.describe(metrics_bytes))
 
-    def save_failure(self, step: int, windows: Batch, epoch_sums: Tensor, metrics_bytes: int) -> str:
-        """Keep the weights that a failed step met and the windows of all ranks in it; say where they are."""
+    def save_failure(
+        self, step: int, windows: Batch, epoch_sums: Tensor, metrics_bytes: int
+    ) -> str:
+        """Keep the weights that a failed step met and the windows of all ranks in it; say where
+        they are.
+        """
         name = f"nonfinite_step_{step:08d}.safetensors"
         if self.writes:
             batch = {
@@ -120,7 +132,9 @@ class Saver:
 
 
 def load_newest(checkpoints: Path) -> tuple[Path | None, dict[str, Tensor], dict[str, Any]]:
-    """Return the newest step checkpoint with its tensors and metadata; None and nothing if there is none."""
+    """Return the newest step checkpoint with its tensors and metadata; None and nothing if there is
+    none.
+    """
     newest = max(checkpoints.glob(STEPS), default=None)
     return (newest, *load_checkpoint(newest)) if newest else (None, {}, {})
 
@@ -133,7 +147,8 @@ def resume(
     optimizer: torch.optim.Optimizer,
     plateau: torch.optim.lr_scheduler.ReduceLROnPlateau,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Put a step checkpoint's weights, moments and learning rates back; return the epoch's sums and FP8's scales.
+    """Put a step checkpoint's weights, moments and learning rates back; return the epoch's sums and
+    FP8's scales.
 
     Raises InputError if the file holds another network or optimizer.
     """
@@ -158,14 +173,20 @@ def load_weights(file: str | Path, model: BookEncoder) -> dict[str, Any]:
         if key not in free and found[key] != value
     ]
     if differing:
-        raise InputError(f"{file} holds an encoder of {', '.join(differing)}: set these keys, or another model_path")
+        raise InputError(
+            f"{file} holds an encoder of {', '.join(differing)}: set these keys, or another "
+            "model_path"
+        )
     check_weights(file, tensors, plain_state(model))
     load_plain_state(model, tensors)
     return meta
 
 
-def training_state(model: BookEncoder, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint: the weights, and with an optimizer its moments and FP8's scales.
+def training_state(
+    model: BookEncoder, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint: the weights, and with an optimizer its moments and FP8's
+    scales.
 
     The moments have the plain names too, so a run can go on with either encoder.
     """
@@ -186,9 +207,11 @@ def load_training_state(
     tensors: dict[str, Tensor],
     lr: float,
 ) -> dict[str, Tensor]:
-    """Put back what `training_state` returned, except FP8's scales: these are returned for load_fp8_state.
+    """Put back what `training_state` returned, except FP8's scales: these are returned for
+    load_fp8_state.
 
-    Raises InputError if the weights and moments read from `file` are another network's or optimizer's.
+    Raises InputError if the weights and moments read from `file` are another network's or
+    optimizer's.
     """
     part: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "fp8": {}}
     for name, tensor in tensors.items():
@@ -198,7 +221,11 @@ def load_training_state(
     load_plain_state(model, part["model"])
     for name, parameter in model.named_parameters():
         prefix = f"{plain_name(name)}."
-        state = {key.removeprefix(prefix): value for key, value in part["optimizer"].items() if key.startswith(prefix)}
+        state = {
+            key.removeprefix(prefix): value
+            for key, value in part["optimizer"].items()
+            if key.startswith(prefix)
+        }
         if not state:
             continue
         like = parameter.detach()
@@ -207,7 +234,9 @@ def load_training_state(
         else:
             wanted = {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}
         check_weights(file, state, wanted)
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+        optimizer.state[parameter] = {
+            key: value.to(parameter.device) for key, value in state.items()
+        }
     for group in optimizer.param_groups:
         group["lr"] = lr
     return part["fp8"]

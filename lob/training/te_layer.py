@@ -1,8 +1,9 @@
 """The encoder of Transformer Engine layers; its weights are the plain ones under other names.
 
-The only module that imports transformer_engine, and only once CUDA was found. The layer is built of Transformer
-Engine's fused modules (norm and linear, norm and MLP) around the plain layer's own attention: `te.TransformerLayer`
-interleaves queries, keys and values by head and then copies them apart, 12 % of a step at width 192.
+The only module that imports transformer_engine, and only once CUDA was found. The layer is built of
+Transformer Engine's fused modules (norm and linear, norm and MLP) around the plain layer's own
+attention: `te.TransformerLayer` interleaves queries, keys and values by head and then copies them
+apart, 12 % of a step at width 192.
 """
 
 import contextlib
@@ -59,7 +60,10 @@ def make_recipe(name: str) -> Any:
 
     makers = {
         "delayed": lambda: recipe.DelayedScaling(
-            fp8_format=recipe.Format.HYBRID, amax_history_len=16, amax_compute_algo="max", reduce_amax=False
+            fp8_format=recipe.Format.HYBRID,
+            amax_history_len=16,
+            amax_compute_algo="max",
+            reduce_amax=False,
         ),  # each rank's own scales: shared ones would cost collectives within the passes
         "current": recipe.Float8CurrentScaling,
         "block": recipe.Float8BlockScaling,
@@ -68,7 +72,9 @@ def make_recipe(name: str) -> Any:
 
 
 class TELayer(nn.Module):
-    """The plain layer's mathematics in Transformer Engine modules, whose products run in FP8 under its autocast."""
+    """The plain layer's mathematics in Transformer Engine modules, whose products run in FP8 under
+    its autocast.
+    """
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -99,7 +105,9 @@ def plain_name(name: str) -> str:
 
 def plain_state(model: BookEncoder) -> dict[str, Tensor]:
     """The weights of either encoder under the plain names, float32."""
-    return {plain_name(name): parameter.detach().float() for name, parameter in model.named_parameters()}
+    return {
+        plain_name(name): parameter.detach().float() for name, parameter in model.named_parameters()
+    }
 
 
 def load_plain_state(model: BookEncoder, state: dict[str, Tensor]) -> None:
@@ -110,7 +118,9 @@ def load_plain_state(model: BookEncoder, state: dict[str, Tensor]) -> None:
 
 
 def fp8_state(model: nn.Module) -> dict[str, Tensor]:
-    """Scales and amax histories of delayed scaling, as plain tensors; empty for other recipes and plain layers."""
+    """Scales and amax histories of delayed scaling, as plain tensors; empty for other recipes and
+    plain layers.
+    """
     found = {}
     for name, module in model.named_modules():
         for direction, meta in getattr(module, "fp8_meta", {}).items():
@@ -121,7 +131,9 @@ def fp8_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_fp8_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put `fp8_state` back. The modules make these tensors at their first pass, so run one under autocast before."""
+    """Put `fp8_state` back. The modules make these tensors at their first pass, so run one under
+    autocast before.
+    """
     with torch.no_grad():
         for name, module in model.named_modules():
             for direction, meta in getattr(module, "fp8_meta", {}).items():

@@ -100,7 +100,9 @@ def share_windows(
     weights = states if pair_weights is None else pair_weights
     fit = [type(weight) in (int, float) and 0 < weight <= 1e9 for weight in weights.values()]
     if set(weights) != set(states) or not all(fit):
-        raise InputError(f"pair_weights = {weights}: give a share in (0, 1e9] to each of {', '.join(states)}")
+        raise InputError(
+            f"pair_weights = {weights}: give a share in (0, 1e9] to each of {', '.join(states)}"
+        )
     available = np.array([[split.stop - split.start for split in pair.splits] for pair in pairs])
     by_dates = len(split_ratios) == 2
     ratios = available.sum(axis=0) if by_dates else split_ratios
@@ -144,7 +146,9 @@ def draw_pair(
     for index, (name, split, stratum) in enumerate(zip(SPLITS, pair.splits, strata, strict=True)):
         ends = pair.rows["end_row"][split]
         rng = make_generator(seed, pair.book.pair, index)
-        picked, weights, exhausted = draw_split(ends, stratum, int(wanted[index]), min_stride, oversample, rng)
+        picked, weights, exhausted = draw_split(
+            ends, stratum, int(wanted[index]), min_stride, oversample, rng
+        )
         if exact and weights.sum() < wanted[index] - 0.5:
             raise InputError(
                 f"{pair.book.pair}: {wanted[index]:,} {name} windows asked for, {len(picked):,} of "
@@ -169,7 +173,9 @@ def draw_pair(
     facts = {
         "splits": splits,
         "scale": scale.tolist(),
-        "shared_states": count_shared_states([part["end_row"] for part in parts], temporal_dim, pair.book.rows),
+        "shared_states": count_shared_states(
+            [part["end_row"] for part in parts], temporal_dim, pair.book.rows
+        ),
         "entropy_before": normalised_entropy(before, before),
         "entropy_after": normalised_entropy(after, before),
     }
@@ -182,7 +188,9 @@ def make_generator(seed: int, pair: str, split: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, int.from_bytes(digest[:8], "little"), split]))
 
 
-def describe_split(drawn_ends: np.ndarray, stratum: np.ndarray, exhausted: int, temporal_dim: int) -> dict[str, Any]:
+def describe_split(
+    drawn_ends: np.ndarray, stratum: np.ndarray, exhausted: int, temporal_dim: int
+) -> dict[str, Any]:
     """What the sample's `.json` says of one split."""
     outliers = int(np.count_nonzero(stratum < 0))
     overlap, distinct = measure_overlap(drawn_ends, temporal_dim)
@@ -208,7 +216,9 @@ def fit_scale(pair: Pair, outlier_std: float) -> np.ndarray:
     mean, squares, lowest, highest = sum_statistics(rows)
     for name, centre, square in zip(SCORED, mean, squares, strict=True):
         if not np.isfinite([centre, square]).all():
-            raise InputError(f"{pair.book.pair}: {name} is NaN or infinite: run exploration_main.py again")
+            raise InputError(
+                f"{pair.book.pair}: {name} is NaN or infinite: run exploration_main.py again"
+            )
         if square <= 1e-24 * len(rows) * centre**2:
             raise InputError(
                 f"{pair.book.pair}: {name} is {centre:g} in all {len(rows):,} training windows: "
@@ -258,7 +268,9 @@ def sum_statistics(rows):
     return total
 
 
-def find_strata(pair: Pair, scale: np.ndarray, cells: Sequence[int], outlier_std: float) -> list[np.ndarray]:
+def find_strata(
+    pair: Pair, scale: np.ndarray, cells: Sequence[int], outlier_std: float
+) -> list[np.ndarray]:
     """Return, for each split, the stratum of each of its windows, int16 (w,), -1 for an outlier.
 
     Only training windows can be outliers. Those of validation and test are placed in the outermost
@@ -274,12 +286,16 @@ def find_strata(pair: Pair, scale: np.ndarray, cells: Sequence[int], outlier_std
                 f"--outlier_std={outlier_std:g}"
             )
         if found and (stratum < 0).any():
-            raise InputError(f"{pair.book.pair}: a statistic is NaN or infinite: run exploration_main.py again")
+            raise InputError(
+                f"{pair.book.pair}: a statistic is NaN or infinite: run exploration_main.py again"
+            )
         found.append(stratum)
     return found
 
 
-def place(rows: np.ndarray, scale: np.ndarray, cells: Sequence[int], outlier_std: float) -> np.ndarray:
+def place(
+    rows: np.ndarray, scale: np.ndarray, cells: Sequence[int], outlier_std: float
+) -> np.ndarray:
     """Return the joint cell of each window, int16 (w,), -1 for an outlier."""
     cell = np.empty(len(rows), dtype=np.int16)
     place_windows(rows, scale, float(outlier_std), np.array(cells, dtype=np.int64), cell)

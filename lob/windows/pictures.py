@@ -71,7 +71,9 @@ def central_range(values: np.ndarray, share: float = 0.998) -> tuple[float, floa
     return float(low - room), float(high + room)
 
 
-def bands(values: np.ndarray, bin_of: np.ndarray, bins: int, quantiles: Sequence[float]) -> np.ndarray:
+def bands(
+    values: np.ndarray, bin_of: np.ndarray, bins: int, quantiles: Sequence[float]
+) -> np.ndarray:
     """Quantiles of the values of each bin, float64 (Q, bins), NaN for a bin without values."""
     found = np.full((len(quantiles), bins), np.nan)
     order = np.argsort(bin_of, kind="stable")
@@ -84,7 +86,9 @@ def bands(values: np.ndarray, bin_of: np.ndarray, bins: int, quantiles: Sequence
 
 def draw_book(book: Book) -> plt.Figure:
     """Draw mid and spread over time, lowest to highest of each moment, above the depth map."""
-    figure, axes = plt.subplots(3, 1, figsize=(10, 8.5), sharex=True, height_ratios=[2, 1, 3], layout="constrained")
+    figure, axes = plt.subplots(
+        3, 1, figsize=(10, 8.5), sharex=True, height_ratios=[2, 1, 3], layout="constrained"
+    )
     grid = np.linspace(int(book.timestamps[0]), int(book.timestamps[-1]), 1001)  # ns
     draw_touch(axes[0], axes[1], book, grid)
     mesh = draw_depth(axes[2], book, grid)
@@ -163,7 +167,9 @@ def draw_joint(rows: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
     names = [name for name in names if np.isfinite(rows[name]).any()]
     limits = {name: central_range(rows[name]) for name in names}
     norm = LogNorm(1, max(2, len(rows) / 10))
-    figure, axes = plt.subplots(len(names), len(names), figsize=(10, 10), sharex="col", layout="constrained")
+    figure, axes = plt.subplots(
+        len(names), len(names), figsize=(10, 10), sharex="col", layout="constrained"
+    )
     for (i, j), axis in np.ndenumerate(axes):
         across, up = names[j], names[i]
         if j > i:
@@ -176,7 +182,9 @@ def draw_joint(rows: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
             axis.yaxis.set_minor_locator(NullLocator())
             axis.set_title("windows drawn", loc="right", fontsize=7, fontweight="normal", pad=2)
         else:
-            counts, x, y = np.histogram2d(rows[across], rows[up], bins=50, range=(limits[across], limits[up]))
+            counts, x, y = np.histogram2d(
+                rows[across], rows[up], bins=50, range=(limits[across], limits[up])
+            )
             drawn = np.ma.masked_equal(counts, 0).T
             mesh = axis.pcolormesh(x, y, drawn, cmap="magma_r", norm=norm, rasterized=True)
         axis.grid(False)
@@ -266,7 +274,9 @@ def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
     return figure
 
 
-def draw_balance(before: np.ndarray, after: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
+def draw_balance(
+    before: np.ndarray, after: np.ndarray, names: Sequence[str], pair: str
+) -> plt.Figure:
     """Draw each statistic's distribution over all windows and over the balanced sample.
 
     before, after: STATISTICS (W,) and (n,); names: four of them. The scale is logarithmic.
@@ -294,5 +304,7 @@ def draw_balance(before: np.ndarray, after: np.ndarray, names: Sequence[str], pa
             )
         axis.set(xlabel=LABELS[name], yscale="log", ylabel="probability density")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle(f"{pair}: market conditions of the windows before and after balancing", fontsize=10)
+    figure.suptitle(
+        f"{pair}: market conditions of the windows before and after balancing", fontsize=10
+    )
     return figure

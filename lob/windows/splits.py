@@ -49,7 +49,9 @@ def calendar_cuts(
             "nor two ISO dates (validation begins, test begins)"
         )
     if abs(sum(shares) - 1) > 1e-6:
-        raise InputError(f"split_ratios = {split_ratios!r} add up to {sum(shares):g}: make them add up to 1")
+        raise InputError(
+            f"split_ratios = {split_ratios!r} add up to {sum(shares):g}: make them add up to 1"
+        )
     begins, ends = covered_spans(timestamps, segment_starts)
     covered_before = np.append(0, np.cumsum(ends - begins))  # ns before each span, and in all
     cuts = []
@@ -91,7 +93,9 @@ def parse_dates(dates: Sequence[float | str], key: str = "split_ratios") -> np.n
     try:
         moments = [datetime.fromisoformat(str(date)) for date in dates]
     except ValueError as error:
-        raise InputError(f"{key} = {dates!r}: {error}: write a date such as '2026-05-02T12:30'") from None
+        raise InputError(
+            f"{key} = {dates!r}: {error}: write a date such as '2026-05-02T12:30'"
+        ) from None
     with_offset = [m if m.tzinfo else m.replace(tzinfo=UTC) for m in moments]
     seconds = [moment.timestamp() for moment in with_offset]
     if seconds[0] > seconds[1]:
@@ -118,7 +122,9 @@ def split_rows(timestamps: np.ndarray, cuts: np.ndarray, embargo: int) -> np.nda
     return np.array(splits, dtype=np.int64)
 
 
-def split_of_windows(end_rows: np.ndarray, temporal_dim: int, rows_of_splits: np.ndarray) -> np.ndarray:
+def split_of_windows(
+    end_rows: np.ndarray, temporal_dim: int, rows_of_splits: np.ndarray
+) -> np.ndarray:
     """Return int8 (W,): the split that holds all states of a window, 0, 1 or 2; -1 if none does."""
     split = np.full(len(end_rows), -1, dtype=np.int8)
     for index, (first, end) in enumerate(rows_of_splits):
@@ -155,7 +161,9 @@ def count_shared_states(end_rows: Sequence[np.ndarray], temporal_dim: int, rows:
     return int(states_from_edge[sets_from_edge[:-1] > 1].sum())
 
 
-def gather_windows(book: Book, end_rows: np.ndarray, temporal_dim: int) -> tuple[np.ndarray, np.ndarray]:
+def gather_windows(
+    book: Book, end_rows: np.ndarray, temporal_dim: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Copy windows out of a book: price_ticks int32 (B, T, L) and sizes float32 (B, T, L)."""
     price_ticks = np.stack([book.price_ticks[end - temporal_dim : end] for end in end_rows])
     sizes = np.stack([book.sizes[end - temporal_dim : end] for end in end_rows])
