@@ -3,8 +3,8 @@
     python -m benchmarks.figures
 
 Each picture holds, as its PNG text `Source`, a hash of what it was drawn from: the result or the
-recording, and this file. A test compares it, so that a picture cannot age. The same machine draws
-the same bytes.
+recording, the labels and this file. A test compares it, so that a picture cannot age. The same
+machine draws the same bytes.
 """
 
 import hashlib
@@ -71,8 +71,9 @@ def main() -> int:
 
 
 def describe_source(name: str) -> str:
-    """A hash of a picture's data and of this file's text."""
-    text = SOURCES[name].read_bytes() + Path(__file__).read_bytes()
+    """A hash of a picture's data, of its words and of this file's text."""
+    words = repr((labels.MASKS, labels.PROBES, labels.MARKETS, labels.SHORT_MARKETS))
+    text = SOURCES[name].read_bytes() + words.encode() + Path(__file__).read_bytes()
     return hashlib.sha256(text).hexdigest()[:16]
 
 

@@ -112,17 +112,28 @@ def make_verdicts() -> list[str]:
         return say_missing("representation")
     sizes = [judge_error(cells, case) for case in find_cases(cells, "/log_size")]
     prices = [judge_error(cells, case) for case in find_cases(cells, "/offset")]
-    probes = [judge_probe(cells, case) for case in find_cases(cells, "/probe/")]
+    probes = {case: judge_probe(cells, case) for case in find_cases(cells, "/probe/")}
     return [
         f"- **Hidden sizes**: of {len(sizes)} comparisons (six ways to hide, two markets) the "
         f"encoder wins {sizes.count(BETTER)} and loses {sizes.count(WORSE)}; undecided: "
         f"{sizes.count(UNDECIDED)}.",
         f"- **Hidden prices**: it wins {prices.count(BETTER)} of {len(prices)}. It leaves prices "
         "to the ladder, because learned prices were worse.",
-        f"- **Its vector**: of {len(probes)} linear probes (seven questions about the next moves, "
-        f"two markets) {probes.count(BETTER)} do better than on hand-made features and "
-        f"{probes.count(WORSE)} worse; undecided: {probes.count(UNDECIDED)}.",
+        f"- **Its vector**, beside 27 hand-made features in {len(probes)} linear probes of what "
+        f"comes next (seven questions, two markets): {list_probes(probes, BETTER)}, "
+        f"{list_probes(probes, WORSE)}, undecided in {list(probes.values()).count(UNDECIDED)}.",
     ]
+
+
+def list_probes(probes: dict[str, str], verdict: str) -> str:
+    """How many probes have this verdict, and which."""
+    names = []
+    for case, found in probes.items():
+        if found == verdict:
+            market, _, task = case.split("/")
+            question = labels.PROBES.get(task, task).removesuffix(" (R2)")
+            names.append(f"{question}, {labels.SHORT_MARKETS.get(market, market)}")
+    return f"{verdict} in {len(names)} ({'; '.join(names)})" if names else f"{verdict} in none"
 
 
 def make_size_tables() -> list[str]:
