@@ -153,7 +153,7 @@ SPEED = (
     (
         "order book, 96 levels read after each update, one core",
         "{peers|ours|updates_with_state_per_second} million updates/s",
-        "hftbacktest: {peers|hftbacktest_ROIVectorMarketDepth|updates_with_state_per_second} million",
+        "hftbacktest: {peers|hftbacktest_ROIVectorMarketDepth|updates_with_state_per_second}",
     ),
     (
         "11 statistics of every window, 2 cores",

@@ -8,6 +8,7 @@ to the function that makes its lines. Tables of keys come from the comments of t
 dicts, tables of results from benchmarks/results/*.json (benchmarks/tables.py and worth.py).
 """
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -59,12 +60,28 @@ def make_config_table(script: str) -> list[str]:
     """Key, default, rule (where a key has one) and meaning of a script's config dict."""
     rows = []
     for key, (default, *rule, meaning) in read_comments(ROOT / script).items():
+        if "\n" in default:
+            default = ast.unparse(ast.parse(default, mode="eval"))
         allowed = [f"`{text}`" if text else "" for text in rule]
         rows.append([f"`{key}`", f"`{default}`", *allowed, meaning])
     head = ["key", "default", "meaning"]
     if rows and len(rows[0]) == 4:
         head.insert(2, "allowed")
     return format_table(head, rows, words=len(head))
+
+
+def make_presets_table() -> list[str]:
+    """Layers, widths and parameters of each network that `model_size` names."""
+    from lob.model.encoder import PRESETS, count_parameters, encoder_config
+
+    rows = []
+    for name in PRESETS:
+        network = encoder_config(name)
+        parameters = f"{count_parameters(network) / 1e6:.1f} million"
+        widths = [network.layers, network.width, network.heads, network.ffn_width]
+        rows.append([f"`{name}`", *widths, network.cell_width or "", parameters])
+    head = ["preset", "layers", "width", "heads", "feed-forward", "channels a cell", "parameters"]
+    return format_table(head, rows)
 
 
 def make_disk_table() -> list[str]:
@@ -88,6 +105,7 @@ def make_disk_table() -> list[str]:
 KINDS = {
     "config": make_config_table,
     "disk": make_disk_table,
+    "presets": make_presets_table,
     "worth": worth.make_worth_table,
     "verdicts": worth.make_verdicts,
     "speed": tables.make_speed_table,
