@@ -1,4 +1,4 @@
-# Everything from a fresh machine with Python 3.11 to 3.13:   make pipeline   and   make test
+# Everything from a fresh machine with Python 3.11 to 3.13: make pipeline, and make test.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
@@ -8,7 +8,7 @@ SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=10 --ba
   --max_lr=4e-3 --fill=linear --mask_mode=entry --mirror=False --slow=0 --size_noise=0 --outlook=0 \
   --dropout=0.0 --weight_decay=0.01
 
-.PHONY: pipeline test bench bench-gpu prove tables
+.PHONY: pipeline test bench bench-gpu prove tables figures
 
 .venv/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("needs Python 3.11 to 3.13, " \
@@ -46,20 +46,25 @@ test: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
-# every CPU benchmark, its JSON under benchmarks/results/, and the README's tables made from them
+# The benchmarks of a CPU. Results go to benchmarks/results/*.json, and from there into the pages.
 bench: .venv/installed-dev
 	for name in parser windows peers export; do $(BIN)/python -m benchmarks.bench_$$name --write=True; done
 	$(MAKE) tables
 
-# the same on a machine with NVIDIA GPUs: training speed, FP8 beside bf16, the fast path beside the eager one
+# The benchmark of a machine with NVIDIA GPUs: training speed.
 bench-gpu: .venv/installed-dev
-	for name in training runs eager; do $(BIN)/python -m benchmarks.bench_$$name --write=True; done
+	$(BIN)/python -m benchmarks.bench_training --write=True
 	$(MAKE) tables
 
-# the encoder's worth over seeds (PROVE: keys of benchmarks/prove.py, such as the data), and the README's tables
+# What the encoder is worth over seeds. PROVE holds keys of benchmarks/prove.py, such as the data.
 prove: .venv/installed
 	$(BIN)/python -m benchmarks.prove --write=True $(PROVE)
-	$(MAKE) tables
+	$(MAKE) tables figures
 
+# The marked blocks of README.md and docs/*.md, from the config dicts and benchmarks/results/*.json.
 tables: .venv/installed
-	$(BIN)/python -m benchmarks.readme_tables
+	$(BIN)/python -m benchmarks.pages
+
+# docs/figures/*.png, from the shipped recording and benchmarks/results/*.json.
+figures: .venv/installed
+	$(BIN)/python -m benchmarks.figures

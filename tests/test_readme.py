@@ -1,4 +1,4 @@
-"""README.md against what it is made from: tables, commands, links and quoted messages."""
+"""README.md and docs/ against what they are made from: tables, figures, commands, messages."""
 
 import ast
 import errno
@@ -8,20 +8,32 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
-from benchmarks import readme_tables, report
+from benchmarks import figures, pages, report, tables, worth
 from lob.config import read_comments
+from lob.training.run_folder import COLUMNS
 
-README = (ROOT / "README.md").read_text()
-SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("lob/*.py")]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "NOTES.md", *DOCS]
+PAGES += [ROOT / "training_data" / "README.md"]
+TEXTS = {page: page.read_text() for page in PAGES}
+README = TEXTS[ROOT / "README.md"]
+SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("lob/**/*.py"), *ROOT.glob("training_data/*.py")]
 
 
-def test_tables_are_those_of_their_sources():
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def test_blocks_are_those_of_their_sources():
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.readme_tables", "--check"],
+        [sys.executable, "-m", "benchmarks.pages", "--check"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -31,42 +43,93 @@ def test_tables_are_those_of_their_sources():
 
 
 def test_every_script_has_its_config_table():
-    begun = re.findall(r"<!-- begin:config (\S+) -->", README)
+    begun = re.findall(r"<!-- begin:config (\S+) -->", "\n".join(TEXTS.values()))
     scripts = [path.name for path in ROOT.glob("*.py") if "\nconfig = {" in path.read_text()]
     assert sorted(begun) == sorted(scripts)
-    assert (
-        README.count("<!-- begin:")
-        == README.count("<!-- end -->")
-        == len(readme_tables.BLOCK.findall(README))
-    )
 
 
-def test_commands_name_scripts_targets_and_keys_that_exist():
-    commands = re.findall(r"(?:python|python -m|make) [^\n`#|]+", README.replace("\\\n", " "))
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert any(c.startswith("make pipeline") for c in commands)
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_block_is_closed_and_filled(page):
+    text = TEXTS[page]
+    blocks = pages.BLOCK.findall(text)
+    assert text.count("<!-- begin:") == text.count("<!-- end -->") == len(blocks)
+    assert "ot measured" not in text
+
+
+def test_the_readme_is_a_front_door():
+    lines = README.splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(lines) <= 220 and len(rows) <= 60
+    assert not re.search(r"_USDM|_PERP_CM|/log_size", README)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_name_scripts_targets_and_keys_that_exist(page):
+    text = TEXTS[page].replace("\\\n", " ")
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    commands = re.findall(r"(?:^|`|&& )((?:python|make) [^\n`#|&]+)", text, re.MULTILINE)
     for command in commands:
-        words = shlex.split(command.split("&&")[0])
+        words = shlex.split(command)
         if words[0] == "make":
-            assert words[1].rstrip("`,.;") in targets, command
+            assert words[1] in targets, command
         elif words[1].endswith(".py"):
             keys = read_comments(ROOT / words[1])
-            assert {word[2:].split("=")[0] for word in words[2:] if word.startswith("--")} <= set(
-                keys
-            ), command
+            used = {word[2:].split("=")[0] for word in words[2:] if word.startswith("--")}
+            assert used <= {*keys}, command
 
 
-def test_options_in_the_text_are_keys_of_a_script():
-    known = {key for path in ROOT.glob("*.py") for key in read_comments(path)}
-    options = set(re.findall(r"`--(\w+)", README)) - {"key", "help", "signal"}
-    assert options and options <= known
+def test_the_readme_begins_with_commands():
+    assert "make pipeline" in README and "python fp8_ddp_trainer.py" in README
 
 
-def test_links_and_pictures_exist():
-    targets = [t for t in re.findall(r"\]\(([^)#]+)\)", README) if not t.startswith("http")]
-    assert len(targets) > 3
-    for target in targets:
-        assert (ROOT / target).is_file(), target
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_options_in_the_text_are_keys_of_a_script(page):
+    scripts = [*ROOT.glob("*.py"), *ROOT.glob("training_data/*.py"), *ROOT.glob("examples/*.py")]
+    configured = [path for path in scripts if "\nconfig = {" in path.read_text()]
+    known = {key for path in configured for key in read_comments(path)}
+    options = set(re.findall(r"`--(\w+)", TEXTS[page])) - {"key", "help", "signal"}
+    assert options <= known
+
+
+def find_anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in find_anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_paths_in_the_text_exist(page):
+    folders = "lob|tests|benchmarks|docs|examples|training_data/raw/BTC_USD"
+    for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", TEXTS[page]):
+        assert (ROOT / path).exists(), path
+
+
+def test_a_csv_as_the_readme_shows_it_becomes_states(tmp_path):
+    found = re.search(r"```\n(time_exchange,.*?)```", README, re.DOTALL)
+    raw = tmp_path / "raw" / "MY_PAIR"
+    raw.mkdir(parents=True)
+    (raw / "20260105.csv").write_text(found[1])
+    words = [f"--data_dir={tmp_path}", "--pairs=['MY_PAIR']", "--depth=2", "--workers=1"]
+    done = subprocess.run(
+        [sys.executable, "data_parser.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 states of 2 levels" in done.stdout
 
 
 def source_texts() -> str:
@@ -75,31 +138,63 @@ def source_texts() -> str:
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
-                texts.append(
-                    " ".join(
-                        str(part.value) for part in node.values if isinstance(part, ast.Constant)
-                    )
-                )
+                parts = [part.value for part in node.values if isinstance(part, ast.Constant)]
+                texts.append(" ".join(str(part) for part in parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
     return "\n".join(texts)
 
 
-def test_messages_that_the_readme_explains_are_the_programs():
-    section = README.split("## When something goes wrong")[1].split("\n## ")[0]
-    rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+def test_messages_that_troubleshooting_explains_are_the_programs():
+    text = TEXTS[ROOT / "docs" / "troubleshooting.md"]
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
     texts = source_texts()
-    assert len(rows) > 10
-    for row in rows:
-        for quoted in re.findall(r"`([^`]+)`", row):
-            assert quoted in texts, quoted
+    assert len(rows) > 50
+    quoted = [words for row in rows for words in re.findall(r"`([^`]+)`", row)]
+    assert [words for words in quoted if words not in texts] == []
+
+
+def read_rows(page: str, heading: str) -> list[str]:
+    """The first words in backticks of each table row below a heading."""
+    section = TEXTS[ROOT / "docs" / page].split(f"{heading}\n", 1)[1].split("\n## ")[0]
+    return re.findall(r"^\| `(\w[\w.]*)`", section, re.MULTILINE)
+
+
+def test_files_names_every_statistic_column_and_array(data_dir):
+    runs = read_rows("files.md", "## Runs")
+    assert [column for column in runs if column in COLUMNS] == [*COLUMNS]
+    arrays = {file.name for file in (data_dir / "book_states" / "BTC_USD").iterdir()}
+    assert arrays <= {*read_rows("files.md", "## Order book states")}
+    words = [f"--data_dir={data_dir}", "--plots=False"]
+    subprocess.run([sys.executable, "exploration_main.py", *words], cwd=ROOT, check=True)
+    fields = np.load(data_dir / "window_statistics" / "BTC_USD.npy", mmap_mode="r").dtype.names
+    assert {*fields} - {"end_row"} == {*read_rows("files.md", "## Window statistics")}
+
+
+def test_notes_are_newest_first():
+    dates = re.findall(r"^## (\d{4}-\d\d-\d\d)", TEXTS[ROOT / "NOTES.md"], re.MULTILINE)
+    headings = re.findall(r"^## ", TEXTS[ROOT / "NOTES.md"], re.MULTILINE)
+    assert len(dates) == len(headings) > 3 and dates == sorted(dates, reverse=True)
+
+
+@pytest.mark.parametrize("picture", sorted(figures.SOURCES))
+def test_figures_are_drawn_from_what_is_there_now(picture):
+    with Image.open(figures.FIGURES / picture) as image:
+        assert image.text["Source"] == figures.describe_source(picture), "run make figures"
+
+
+def test_every_picture_is_drawn_and_shown():
+    there = {file.name for file in figures.FIGURES.iterdir()}
+    shown = {Path(path).name for path in re.findall(r"\(([^)]+\.png)\)", "".join(TEXTS.values()))}
+    assert there == shown == {*figures.SOURCES}
+    assert not list((ROOT / "docs").glob("*.png"))
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """A folder of results of its own."""
-    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    for module in (tables, report):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
     return tmp_path
 
 
@@ -116,9 +211,10 @@ ROWS = [
         "metric": "ratio_to_limit",
         "value": 0.61234,
         "unit": "",
-        "note": "one core",
+        "note": "of a copy",
     },
     {"case": "json", "metric": "ratio_to_limit", "value": 0.5, "unit": ""},
+    {"case": "json", "metric": "new_thing", "value": 0.25, "unit": "GB"},
 ]
 
 
@@ -128,32 +224,24 @@ def test_a_report_is_stored_as_printed_and_tabled(results, capsys):
     stored = json.loads((results / "parser.json").read_text())
     assert json.loads(last) == stored
     assert set(stored) == {"benchmark", "command", "commit", "date", "device", "versions", "rows"}
-    assert [set(row) for row in stored["rows"]] == [{"case", "metric", "value", "unit", "note"}] * 3
-    table = readme_tables.results_table("parser")
+    assert [set(row) for row in stored["rows"]] == [{"case", "metric", "value", "unit", "note"}] * 4
+    table = tables.make_results_tables("parser")
     assert table[:4] == [
-        "| case | updates per second (1/s) | ratio to limit |",
-        "| --- | ---: | ---: |",
-        "| kernel | 4,321,990 | 0.6123 |",
-        "| json |  | 0.5000 |",
+        "| input | million updates/s | times as fast | as what | new thing (GB) |",
+        "| --- | ---: | ---: | --- | ---: |",
+        "| updates in memory | 4.322 | 0.6123 | a copy |  |",
+        "| json |  | 0.5000 |  | 0.2500 |",
     ]
-    assert (
-        "kernel: one core.  " in table
-        and "an abacus" in table[-1]
-        and stored["commit"] in table[-1]
-    )
-    assert "**0.6123**" in readme_tables.result_sentence("parser", "kernel")[0]
-    assert "has no case parquet" in readme_tables.result_sentence("parser", "parquet")[0]
-    assert "Not measured" in readme_tables.results_table("nothing")[0]
+    assert "an abacus" in table[-2] and stored["commit"] in table[-2]
+    assert "Not measured" in tables.make_results_tables("nothing")[0]
+    assert "Not measured" in worth.make_worth_table()[0]
 
 
 def test_a_report_says_what_it_ran_on_and_with(results):
     plain = report.report("parser", ROWS, write=False)
     assert not list(results.iterdir())
-    assert (
-        plain["versions"]["numpy"]
-        and plain["versions"]["python"].startswith("3.")
-        and "cores" in plain["device"]
-    )
+    assert plain["versions"]["numpy"] and plain["versions"]["python"].startswith("3.")
+    assert "cores" in plain["device"]
     assert str(ROOT) not in plain["command"]
 
 
@@ -189,29 +277,67 @@ def test_numbers_keep_four_digits(value, text):
     assert report.format_value(value) == text
 
 
+def make_cells(values: dict[str, dict[str, float]]) -> tables.Cells:
+    cells = {}
+    for case, found in values.items():
+        for metric, value in found.items():
+            cells[case, metric] = {"value": value, "note": "", "unit": ""}
+    return cells
+
+
+@pytest.mark.parametrize(
+    ("ridge", "untrained", "verdict"),
+    [
+        ((-2, -1), (-3, -1), "better"),
+        ((-2, 1), (-3, -1), "undecided"),
+        ((-2, -1), (0.0, 0.0), "undecided"),
+        ((1, 2), (-3, -1), "worse"),
+    ],
+)
+def test_the_encoder_wins_only_where_both_intervals_say_so(ridge, untrained, verdict):
+    intervals = {}
+    for rival, (low, high) in (("ridge", ridge), ("untrained", untrained)):
+        intervals |= {f"difference_{rival}_low": low, f"difference_{rival}_high": high}
+    cells = make_cells({"A/tail/log_size": intervals})
+    assert worth.judge_error(cells, "A/tail/log_size") == verdict
+
+
+def test_the_best_untrained_method_is_marked_if_it_is_not_the_ladder():
+    errors = {"error": 3.0, "ridge_error": 4.0, "ladder_error": 6.0, "best_untrained_error": 5.0}
+    better = errors | {"ladder_error": 4.5}
+    cells = make_cells({"A/tail/log_size": errors, "A/patch/log_size": better})
+    assert worth.compare_errors(cells, "A/tail/log_size")[2] == "5 †"
+    assert worth.compare_errors(cells, "A/patch/log_size")[2] == "4.500"
+
+
 def test_check_names_the_block_that_differs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(readme_tables, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
     (tmp_path / "script.py").write_text('config = {\n    "depth": 96,  # levels | a state\n}\n')
     block = "text\n<!-- begin:config script.py -->\n<!-- end -->\nmore\n"
     (tmp_path / "README.md").write_text(block)
-    assert (
-        readme_tables.main(["--check"]) == 1 and "begin:config script.py" in capsys.readouterr().out
-    )
+    assert pages.main(["--check"]) == 1
+    assert "README.md: <!-- begin:config script.py -->" in capsys.readouterr().out
     assert (tmp_path / "README.md").read_text() == block
-    assert readme_tables.main([]) == 0 and readme_tables.main(["--check"]) == 0
+    assert pages.main([]) == 0 and pages.main(["--check"]) == 0
     text = (tmp_path / "README.md").read_text()
-    assert (
-        "| `depth` | `96` | levels \\| a state |" in text
-        and text.startswith("text\n")
-        and text.endswith("\nmore\n")
-    )
+    assert re.search(r"\| `depth` \| `96` \|.* levels \\\| a state \|", text)
+    assert text.startswith("text\n") and text.endswith("\nmore\n")
     (tmp_path / "script.py").write_text('config = {\n    "depth": 48,  # levels | a state\n}\n')
-    assert readme_tables.main(["--check"]) == 1
+    assert pages.main(["--check"]) == 1
+
+
+def test_a_keys_rule_gets_a_column_of_its_own(monkeypatch):
+    found = {"epochs": ("9", ">= 1", "passes"), "cells": ("[\n    8,\n    9,\n]", "", "cells")}
+    monkeypatch.setattr(pages, "read_comments", lambda script: found)
+    assert pages.make_config_table("any.py") == [
+        "| key | default | allowed | meaning |",
+        "| --- | --- | --- | --- |",
+        "| `epochs` | `9` | `>= 1` | passes |",
+        "| `cells` | `[8, 9]` |  | cells |",
+    ]
 
 
 def test_a_year_of_states_takes_what_their_bytes_add_up_to():
-    row = next(line for line in readme_tables.disk_table() if line.startswith("| 1 s"))
-    assert (
-        row
-        == f"| 1 s (`--state_interval_ms=1000`) | 32 million | {31.536e6 * 400 / 1e9:.0f} GB | 25 GB |"
-    )
+    row = next(line for line in pages.make_disk_table() if line.startswith("| 1 s"))
+    size = 31.536e6 * 400 / 1e9
+    assert row == f"| 1 s (`--state_interval_ms=1000`) | 32 million | {size:.0f} GB | 25 GB |"

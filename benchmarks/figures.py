@@ -1,0 +1,264 @@
+"""Draw docs/figures/*.png from the shipped sample and benchmarks/results/*.json.
+
+    python -m benchmarks.figures
+
+Each picture holds, as its PNG text `Source`, a hash of what it was drawn from: the result or the
+recording, the labels and this file. A test compares it, so that a picture cannot age. The same
+machine draws the same bytes.
+"""
+
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.colors import ListedColormap, LogNorm
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from benchmarks import labels
+from benchmarks.report import RESULTS, ROOT
+from benchmarks.tables import Cells, read_cells, value_of
+from benchmarks.worth import (
+    BETTER,
+    UNDECIDED,
+    WORSE,
+    find_best_untrained,
+    judge_probe,
+    name_markets,
+)
+from lob.book.states import Book, open_book
+from lob.model.masking import MIX, make_mask, window_keys
+from lob.plotting import BLUE, EMPTY, GREEN, GREY, RED, show_depth
+from lob.windows.splits import gather_windows
+
+FIGURES = ROOT / "docs" / "figures"
+SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"
+RESULT = RESULTS / "representation.json"
+SOURCES = {  # picture -> what it is drawn from
+    "worth.png": RESULT,
+    "probes.png": RESULT,
+    "masks.png": SAMPLE,
+    "book.png": SAMPLE,
+    "joint.png": SAMPLE,
+    "balanced.png": SAMPLE,
+}
+WINDOW_AT = "2026-05-02T02:52:18"  # a window of the sample in which the price moves
+STATES = 256
+HIDDEN = "#b9c2cc"
+VERDICTS = {BETTER: GREEN, UNDECIDED: GREY, WORSE: RED}
+
+
+def main() -> int:
+    """Draw all pictures; return the exit status."""
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    cells = read_cells("representation")
+    keep(draw_worth(cells), "worth.png")
+    keep(draw_probes(cells), "probes.png")
+    with prepare_sample() as (book, plots):
+        keep(draw_masks(book), "masks.png")
+        for name in ("book", "joint", "balanced"):
+            keep(Image.open(plots / f"{book.pair}_{name}.png"), f"{name}.png")
+    return 0
+
+
+def describe_source(name: str) -> str:
+    """A hash of a picture's data, of its words and of this file's text."""
+    words = repr((labels.MASKS, labels.PROBES, labels.MARKETS, labels.SHORT_MARKETS))
+    text = SOURCES[name].read_bytes() + words.encode() + Path(__file__).read_bytes()
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def keep(picture: plt.Figure | Image.Image, name: str) -> None:
+    """Write a picture with the hash of its source, in few colours, as small files load fast."""
+    if isinstance(picture, plt.Figure):
+        buffer = io.BytesIO()
+        picture.savefig(buffer, format="png", dpi=130, bbox_inches="tight", facecolor="white")
+        plt.close(picture)
+        picture = Image.open(buffer)
+    info = PngInfo()
+    info.add_text("Source", describe_source(name))
+    few = picture.convert("RGB").quantize(255, dither=Image.Dither.NONE)
+    few.save(FIGURES / name, pnginfo=info, optimize=True)
+    print(f"docs/figures/{name}")
+
+
+@contextmanager
+def prepare_sample() -> Iterator[tuple[Book, Path]]:
+    """Run the first three scripts on the shipped recording; yield its book and their pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "raw" / SAMPLE.parent.name
+        raw.mkdir(parents=True)
+        shutil.copy(SAMPLE, raw)
+        for script in ("data_parser.py", "exploration_main.py", "create_balanced_dataset.py"):
+            subprocess.run([sys.executable, script, f"--data_dir={folder}"], cwd=ROOT, check=True)
+        yield open_book(Path(folder) / "book_states" / raw.name), Path(folder) / "plots"
+
+
+def draw_worth(cells: Cells) -> plt.Figure:
+    """Error of hidden log sizes over the ladder's, of encoder and ridge, by what is hidden."""
+    markets, masks = name_markets(cells), list(labels.MASKS)[::-1]
+    figure, axes = make_panels(len(markets), 4.2)
+    for axis, market in zip(axes, markets, strict=True):
+        for row, mask in enumerate(masks):
+            draw_worth_row(axis, row, cells, f"{market}/{mask}/log_size")
+        axis.axvline(1, color="black", lw=1)
+        axis.set(xlim=(0.5, 1.06), ylim=(-0.6, len(masks) - 0.15))
+        axis.set_xlabel("squared error of hidden log sizes (ladder = 1; less is better)")
+        name_rows(axis, market, [labels.MASKS[mask] for mask in masks])
+    label_worth(axes[0], cells, markets[0], masks)
+    return figure
+
+
+def make_panels(count: int, height: float) -> tuple[plt.Figure, np.ndarray]:
+    """Panels side by side, one a market."""
+    return plt.subplots(1, count, figsize=(10, height), sharey=True, layout="constrained")
+
+
+def name_rows(axis: plt.Axes, market: str, words: list[str]) -> None:
+    """Title a panel with its market, and name its rows, from the bottom up."""
+    _, exchange, day, known = labels.MARKETS[market].split(", ")
+    axis.set_title(f"{labels.SHORT_MARKETS[market]}, {known}\n", loc="left", fontsize=10)
+    axis.text(0, 1.02, f"perpetual on {exchange}, {day}", transform=axis.transAxes, fontsize=9)
+    axis.set_yticks(range(len(words)), words, fontsize=10)
+    axis.grid(axis="y", alpha=0)
+    axis.tick_params(axis="y", length=0)
+
+
+def draw_worth_row(axis: plt.Axes, row: int, cells: Cells, case: str) -> None:
+    """The encoder with its interval against ridge, ridge, and what beats the ladder untrained."""
+    ladder, ridge = (cells[case, f"{name}_error"]["value"] for name in ("ladder", "ridge"))
+    ours = cells[case, "error"]["value"]
+    ends = [value_of(cells, case, f"difference_ridge_{end}") for end in ("low", "high")]
+    if None not in ends:
+        axis.plot([(ridge + end) / ladder for end in ends], [row, row], color=BLUE, lw=3, alpha=0.4)
+    axis.plot(ridge / ladder, row, "D", color=GREY, ms=7)
+    axis.plot(ours / ladder, row, "o", color=BLUE, ms=9)
+    least, is_ladder = find_best_untrained(cells, case)
+    if not is_ladder:
+        axis.plot(least / ladder, row, "s", mfc="white", mec="black", ms=6)
+
+
+def label_worth(axis: plt.Axes, cells: Cells, market: str, masks: list[str]) -> None:
+    """Name the marks once, beside those of the first row and of a row with an open square."""
+    top = f"{market}/{masks[-1]}/log_size"
+    ladder = cells[top, "ladder_error"]["value"]
+    style = {"textcoords": "offset points", "fontsize": 9, "va": "center"}
+    height = len(masks) - 1
+    ours, ridge = (cells[top, name]["value"] / ladder for name in ("error", "ridge_error"))
+    axis.annotate("encoder", (ours, height), xytext=(-12, 0), ha="right", color=BLUE, **style)
+    axis.annotate("ridge", (ridge, height), xytext=(10, 0), color="#5b6770", **style)
+    axis.annotate("ladder", (1, height), xytext=(-6, 0), ha="right", **style)
+    for row, mask in reversed(list(enumerate(masks))):
+        case = f"{market}/{mask}/log_size"
+        least, is_ladder = find_best_untrained(cells, case)
+        if not is_ladder:
+            at = least / cells[case, "ladder_error"]["value"]
+            words = "best untrained"
+            axis.annotate(words, (at, row), xytext=(9, 0), **style)
+            break
+
+
+def draw_probes(cells: Cells) -> plt.Figure:
+    """Score of the encoder's vector less that of hand-made features, with intervals."""
+    markets, tasks = name_markets(cells), list(labels.PROBES)[::-1]
+    figure, axes = make_panels(len(markets), 3.9)
+    for axis, market in zip(axes, markets, strict=True):
+        for row, task in enumerate(tasks):
+            case = f"{market}/probe/{task}"
+            low, high = (cells[case, f"over_hand_made_{end}"]["value"] for end in ("low", "high"))
+            middle = cells[case, "ours"]["value"] - cells[case, "hand_made"]["value"]
+            colour = VERDICTS[judge_probe(cells, case)]
+            axis.plot([low, high], [row, row], color=colour, lw=3, alpha=0.45)
+            axis.plot(middle, row, "o", color=colour, ms=8)
+        axis.axvline(0, color="black", lw=1)
+        axis.set(xlim=(-0.32, 0.32), ylim=(-0.5, len(tasks) + 0.2))
+        axis.set_xlabel("AUC (volatility: R2), encoder less hand-made")
+        name_rows(axis, market, [labels.PROBES[task] for task in tasks])
+        style = {"fontsize": 9, "color": "#5b6770"}
+        axis.text(-0.31, len(tasks) - 0.25, "hand-made better", **style)
+        axis.text(0.31, len(tasks) - 0.25, "encoder better", ha="right", **style)
+    return figure
+
+
+def draw_masks(book: Book) -> plt.Figure:
+    """The sample's book, one window of it by level, and what each mask hides there."""
+    end = int(np.searchsorted(book.timestamps, np.datetime64(WINDOW_AT, "ns").astype(np.int64)))
+    sizes = gather_windows(book, np.array([end]), STATES)[1][0]
+    figure = plt.figure(figsize=(10, 9), layout="constrained")
+    grid = figure.add_gridspec(3, 3)
+    draw_sample(figure.add_subplot(grid[0, :2]), book, end)
+    scale = LogNorm(*np.quantile(sizes, [0.02, 0.995]))
+    draw_window(figure.add_subplot(grid[0, 2]), sizes, scale, None)
+    figure.axes[-1].set_title(f"one window: {STATES} states x {book.depth} levels")
+    for place, (mask, words) in enumerate(labels.MASKS.items()):
+        axis = figure.add_subplot(grid[1 + place // 3, place % 3])
+        keys = window_keys(7, 0, torch.tensor([end]))
+        hidden = make_mask(keys, *sizes.shape, 0.25, mask)[0, :, :, 1].numpy()
+        draw_window(axis, sizes, scale, hidden)
+        axis.set_title(f"{mask}: {words.removeprefix('patches of ')}")
+        axis.set_xlabel(describe_share(mask))
+    return figure
+
+
+def describe_share(mask: str) -> str:
+    """How many of the training windows the default recipe hides this way."""
+    upper = {**MIX, "entry": 1.0}
+    if mask not in upper:
+        return "never trained on, only scored"
+    lower = max((other for other in upper.values() if other < upper[mask]), default=0.0)
+    return f"{16 * (upper[mask] - lower):.0f} of 16 training windows"
+
+
+def draw_sample(axis: plt.Axes, book: Book, end: int) -> None:
+    """The half hour as a depth map, with the window's place marked."""
+    minutes = (book.timestamps[[0, end - STATES, end, -1]] - book.timestamps[0]) / 60e9
+    rows = np.searchsorted(book.timestamps, np.linspace(*book.timestamps[[0, -1]], 900))
+    rows = np.minimum(rows, book.rows - 1)
+    prices, sizes = book.price_ticks[rows].astype(float), book.sizes[rows].astype(float)
+    show_depth(axis, prices, sizes, book.tick_size, 0, minutes[-1])
+    axis.axvspan(minutes[1], minutes[2], color="white", alpha=0.9)
+    low, high = axis.get_ylim()
+    axis.annotate(
+        "the window",
+        ((minutes[1] + minutes[2]) / 2, low + 0.06 * (high - low)),
+        xytext=(-8, 0),
+        textcoords="offset points",
+        ha="right",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+    )
+    axis.set_title("the shipped half hour: resting size (bright: much) by price; blue: the mid")
+    axis.set(xlabel="minutes", ylabel="BTC/USD")
+
+
+def draw_window(
+    axis: plt.Axes,
+    sizes: np.ndarray,
+    scale: LogNorm,
+    hidden: np.ndarray | None,
+) -> None:
+    """Sizes (T, L) of a window by state and level, with hidden ones, bool (T, L), in grey."""
+    colours = plt.get_cmap("magma").with_extremes(under=EMPTY)
+    style = {"aspect": "auto", "origin": "lower", "interpolation": "nearest"}
+    axis.imshow(sizes.T, cmap=colours, norm=scale, **style)
+    if hidden is not None:
+        image = np.ma.masked_equal(hidden.T, False)
+        axis.imshow(image, cmap=ListedColormap([HIDDEN]), **style)
+    middle = sizes.shape[1] / 2
+    axis.axhline(middle - 0.5, color="#4cc9f0", lw=1.2)
+    axis.set(yticks=[middle / 2, 1.5 * middle], xticks=[0, 64, 128, 192, 256])
+    axis.set_yticklabels(["bids", "asks"], rotation=90, va="center")
+    axis.tick_params(axis="y", length=0)
+    axis.grid(False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

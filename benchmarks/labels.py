@@ -1,0 +1,163 @@
+"""The words in which README.md and docs/results.md name the cases and metrics of the results."""
+
+MARKETS = {
+    "BTCUSDT_USDM": "BTC/USDT perpetual (USD-M), Binance, 8 August 2024, trained on earlier dates",
+    "BTCUSD_PERP_CM": "BTC/USD perpetual (COIN-M), Binance, 8 August 2024, never trained on",
+}
+SHORT_MARKETS = {"BTCUSDT_USDM": "BTC USD-M", "BTCUSD_PERP_CM": "BTC COIN-M"}
+
+MASKS = {  # in the order in which tables show them
+    "patch": "patches of 16 states x 8 levels",
+    "span": "four spans of 16 states",
+    "span64": "one span of 64 states",
+    "tail": "the last 64 states",
+    "level": "whole levels",
+    "entry": "single values",
+}
+
+PROBES = {
+    "direction": "next move of the mid is up",
+    "depletion": "best ask is gone before the best bid",
+    "move_10": "mid moves within 10 states",
+    "move_50": "mid moves within 50 states",
+    "widening": "spread widens within 50 states",
+    "volatility_50": "volatility of the next 50 states (R2)",
+    "volatility_500": "volatility of the next 500 states (R2)",
+}
+
+FIRST_COLUMN = {
+    "training": "network and settings",
+    "parser": "input",
+    "peers": "package",
+    "export": "network and file",
+    "export_cuda": "network and file",
+    "latency": "how the encoder runs",
+}
+
+CASES = {  # (benchmark and) case -> words
+    # training
+    "limits": "what the GPU can do",
+    "deep_narrow_as_configured": "`deep_narrow`, FP8, 192 windows a step, as the reference",
+    "deep_narrow_best": "`deep_narrow`, bf16, 512 windows a step",
+    "deep_narrow_fp8_large": "`deep_narrow`, FP8, 512 windows a step",
+    "deep_narrow_streaming": "`deep_narrow`, bf16, 192 windows a step, read from files",
+    "wide_fp8": "`wide`, FP8, 192 windows a step",
+    "wide_bf16": "`wide`, bf16, 192 windows a step",
+    "default_recipe": "`cell`, the default, FP8, 64 windows a step",
+    "two_gpu_scaling": "two GPUs instead of one",
+    # parser
+    "kernel": "updates in memory",
+    "coinapi_gzip": "CoinAPI, gzip, states not written",
+    "coinapi_to_disk": "CoinAPI, states of 96 levels written",
+    "coinapi_days": "daily CoinAPI files of one pair, side by side",
+    "memory": "anonymous memory of the parser",
+    "binance_json": "Binance, synthetic messages of 40 levels",
+    "cm_btcusd_perp_202408": "Binance BTC/USD perpetual (COIN-M), August 2024",
+    "spot_btcusdt_202408": "Binance BTC/USDT spot, August 2024",
+    "usdm_btcusdt_202304": "Binance BTC/USDT perpetual (USD-M), April 2023",
+    "usdm_btcusdt_202407": "Binance BTC/USDT perpetual (USD-M), July 2024",
+    "usdm_btcusdt_202408": "Binance BTC/USDT perpetual (USD-M), August 2024",
+    "usdm_ethusdt_202407": "Binance ETH/USDT perpetual (USD-M), July 2024",
+    # peers
+    "ours": "this repository",
+    "order_book": "order-book (C)",
+    "hftbacktest_HashMapMarketDepth": "hftbacktest, HashMapMarketDepth (Rust)",
+    "hftbacktest_ROIVectorMarketDepth": "hftbacktest, ROIVectorMarketDepth (Rust)",
+    "pandas": "pandas, rolling",
+    # windows
+    "windows kernel": "statistics in memory, 2 cores",
+    "file_to_file": "from a book's files to the table",
+    "sampler": "balanced sample",
+    # latency
+    "latency/cuda/eager": "eager layers",
+    "latency/cuda/compiled": "torch.compile",
+    "latency/cuda/torchscript": "TorchScript",
+    "latency/cuda/graphed": "one CUDA graph",
+}
+
+FORMATS = {"torchscript": "TorchScript", "onnx": "ONNX"}
+
+# (benchmark and) metric -> heading and the factor to its unit; None: not shown
+METRICS: dict[str, tuple[str, float] | None] = {
+    "windows_per_second": ("windows/s", 1),
+    "peers windows_per_second": ("million windows/s", 1e-6),
+    "windows windows_per_second": ("million windows/s", 1e-6),
+    "updates_per_second": ("million updates/s", 1e-6),
+    "updates_with_state_per_second": ("million updates/s, 96 levels read after each", 1e-6),
+    "messages_per_second": ("messages/s", 1),
+    "pyarrow_rows_per_second": ("million rows/s of pyarrow", 1e-6),
+    "copyto_states_per_second": ("million states/s of a plain copy", 1e-6),
+    "ratio_to_limit": ("times as fast", 1),
+    "gzip_mb_per_second": ("MB/s of gzip", 1),
+    "hours_for_60_gb_2_cores": ("hours for 60 GB on 2 cores", 1),
+    "hours_for_60_gb_16_cores": ("on 16 cores (computed)", 1),
+    "anonymous_mb_1": ("MB for a stream", 1),
+    "anonymous_mb_4": ("MB for one 4 times as long", 1),
+    "largest_relative_difference": ("largest relative difference from ours", 1),
+    "ratio_1024_to_256": ("time of windows of 1,024 states over 256", 1),
+    "anonymous_mb_2000000": ("MB for 2 million states", 1),
+    "anonymous_mb_20000000": ("MB for 20 million states", 1),
+    "written_mb_per_second": ("MB/s written", 1),
+    "seconds_1000000": ("seconds for 1 million windows", 1),
+    "anonymous_mb_1000000": ("MB", 1),
+    "seconds_10000000": ("seconds for 10 million", 1),
+    "anonymous_mb_10000000": ("MB", 1),
+    "seconds_per_million": ("seconds a further million", 1),
+    "p50": ("median (ms)", 1),
+    "p99": ("99th percentile (ms)", 1),
+    "p50_ms": ("median (ms)", 1),
+    "p99_ms": ("99th percentile (ms)", 1),
+    "best_batch": ("in batches of", 1),
+    "bf16_tflops": ("bf16 products (TFLOP/s)", 1),
+    "fp8_tflops": ("FP8 products (TFLOP/s)", 1),
+    "copy_gb_per_second": ("copies (GB/s)", 1),
+    "model_tflops": ("TFLOP/s of the model", 1),
+    "data_wait_share": ("waiting for data (%)", 100),
+    "peak_memory_gb": ("GPU memory (GB)", 1),
+    "share_of_bf16_matrix_rate": ("of the bf16 product rate (%)", 100),
+    "train_loss": None,
+    "deep_narrow_best": ("`deep_narrow`, bf16, 512 windows a step", 1),
+    "wide_fp8": ("`wide`, FP8", 1),
+}
+
+WITH_NOTES = ("ratio_to_limit",)  # what such a ratio is taken to differs by case: its note is shown
+
+# The README's rows of speed: what, how fast, and what to compare that with.
+# A number is put in place of {benchmark|case|metric}.
+SPEED = (
+    (
+        "training the default network, one H200, FP8",
+        "{training|default_recipe|windows_per_second} windows/s",
+        "",
+    ),
+    (
+        "training the published reference's network and step, one H200, FP8",
+        "{training|deep_narrow_as_configured|windows_per_second} windows/s",
+        "the reference, on an H100: 231 windows/s",
+    ),
+    (
+        "training `wide_transformer`, one H200, FP8",
+        "{training|wide_fp8|model_tflops} TFLOP/s",
+        "bf16: {training|wide_bf16|model_tflops} TFLOP/s",
+    ),
+    (
+        "the same on two H200",
+        "{training|two_gpu_scaling|wide_fp8} times one",
+        "",
+    ),
+    (
+        "one window's embedding, `deep_narrow` in bf16, H200, CUDA graph",
+        "{latency|latency/cuda/graphed|p50} ms",
+        "eager layers: {latency|latency/cuda/eager|p50} ms",
+    ),
+    (
+        "order book, 96 levels read after each update, one core",
+        "{peers|ours|updates_with_state_per_second} million updates/s",
+        "hftbacktest: {peers|hftbacktest_ROIVectorMarketDepth|updates_with_state_per_second}",
+    ),
+    (
+        "11 statistics of every window, 2 cores",
+        "{peers|ours|windows_per_second} million windows/s",
+        "pandas, 5 statistics: {peers|pandas|windows_per_second} million",
+    ),
+)

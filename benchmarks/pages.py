@@ -1,0 +1,122 @@
+"""Fill the marked blocks of README.md and docs/*.md, so that no number in them is typed by hand.
+
+    python -m benchmarks.pages            write the pages
+    python -m benchmarks.pages --check    write nothing; exit 1 if a block is out of date
+
+A block stands between `<!-- begin:KIND ARGUMENT -->` and `<!-- end -->`. KINDS below maps its kind
+to the function that makes its lines. Tables of keys come from the comments of the scripts' `config`
+dicts, tables of results from benchmarks/results/*.json (benchmarks/tables.py and worth.py).
+"""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+from benchmarks import tables, worth
+from benchmarks.report import ROOT
+from benchmarks.tables import format_table
+from lob.config import read_comments
+
+BEGIN = r"<!-- begin:(?P<kind>\w+) ?(?P<argument>[^\n]*?) -->\n"
+BLOCK = re.compile(BEGIN + r".*?<!-- end -->", re.DOTALL)
+YEAR_SECONDS = 365 * 24 * 3600
+SAMPLE_RATE = 168_119 / 1_800  # states a second the shipped half hour of BTC/USD, a state a message
+BYTES_PER_LEVEL = 8  # int32 price in ticks and float32 size
+BYTES_PER_STATE = 16  # int64 time, int32 best bid and best ask
+
+
+def main(words: list[str]) -> int:
+    """Write the blocks of all pages, or with --check name those that differ; return the status."""
+    if words not in ([], ["--check"]):
+        print(f"unknown words {words}: only --check is known", file=sys.stderr)
+        return 2
+    status = 0
+    for page in find_pages():
+        old = page.read_text()
+        new = BLOCK.sub(make_block, old)
+        if not words:
+            page.write_text(new)
+            continue
+        for before, after in zip(BLOCK.finditer(old), BLOCK.finditer(new), strict=True):
+            if before[0] != after[0]:
+                begin = before[0].splitlines()[0]
+                print(f"{page.relative_to(ROOT)}: {begin} is out of date: run make tables")
+                status = 1
+    return status
+
+
+def find_pages() -> list[Path]:
+    """The pages that may hold blocks, README.md first."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def make_block(found: re.Match[str]) -> str:
+    lines = KINDS[found["kind"]](*found["argument"].split())
+    return "\n".join([found[0].splitlines()[0], *lines, "<!-- end -->"])
+
+
+def make_config_table(script: str) -> list[str]:
+    """Key, default, rule (where a key has one) and meaning of a script's config dict."""
+    rows = []
+    for key, (default, *rule, meaning) in read_comments(ROOT / script).items():
+        if "\n" in default:
+            default = ast.unparse(ast.parse(default, mode="eval"))
+        allowed = [f"`{text}`" if text else "" for text in rule]
+        rows.append([f"`{key}`", f"`{default}`", *allowed, meaning])
+    head = ["key", "default", "meaning"]
+    if rows and len(rows[0]) == 4:
+        head.insert(2, "allowed")
+    return format_table(head, rows, words=len(head))
+
+
+def make_presets_table() -> list[str]:
+    """Layers, widths and parameters of each network that `model_size` names."""
+    from lob.model.encoder import PRESETS, count_parameters, encoder_config
+
+    rows = []
+    for name in PRESETS:
+        network = encoder_config(name)
+        parameters = f"{count_parameters(network) / 1e6:.1f} million"
+        widths = [network.layers, network.width, network.heads, network.ffn_width]
+        rows.append([f"`{name}`", *widths, network.cell_width or "", parameters])
+    head = ["preset", "layers", "width", "heads", "feed-forward", "channels a cell", "parameters"]
+    return format_table(head, rows)
+
+
+def make_disk_table() -> list[str]:
+    """Bytes of a year of one instrument's states, by depth and by how often a state is kept."""
+    rates = {
+        f"every message, at the sample's {SAMPLE_RATE:.0f} a second": SAMPLE_RATE,
+        "100 ms (`--state_interval_ms=100`)": 10.0,
+        "1 s (`--state_interval_ms=1000`)": 1.0,
+    }
+    rows = []
+    for name, rate in rates.items():
+        states = rate * YEAR_SECONDS
+        row = [name, f"{states / 1e6:,.0f} million"]
+        for depth in (48, 96):
+            size = states * (depth * BYTES_PER_LEVEL + BYTES_PER_STATE)
+            row.append(f"{size / 1e9:,.0f} GB")
+        rows.append(row)
+    return format_table(["a state", "states", "48 levels", "96 levels"], rows)
+
+
+KINDS = {
+    "config": make_config_table,
+    "disk": make_disk_table,
+    "presets": make_presets_table,
+    "worth": worth.make_worth_table,
+    "verdicts": worth.make_verdicts,
+    "speed": tables.make_speed_table,
+    "sizes": worth.make_size_tables,
+    "prices": worth.make_price_tables,
+    "probes": worth.make_probe_tables,
+    "precision": worth.make_precision_line,
+    "variants": worth.make_variants_table,
+    "results": tables.make_results_tables,
+    "conditions": tables.describe_conditions,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
