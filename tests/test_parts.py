@@ -232,6 +232,19 @@ def test_what_is_stamped_before_the_end_of_the_part_before_gets_its_time(tmp_pat
         join(tmp_path / "refused", [first, early], max_clock_step_ms=19)
 
 
+def test_the_clock_of_all_parts_before_counts_and_may_go_back_by_the_limit(tmp_path) -> None:
+    first = [(0, OPENING), (1000, [(SET, True, 999, 7)])]
+    third = [(980, OPENING), (980, [(SET, True, 999, 8)]), (1001, OPENING)]
+    arrays, _ = join(tmp_path, [first, [(970, OPENING)], third], max_clock_step_ms=20)
+    assert (arrays["timestamps"] // 10**6).tolist() == [0, *[1000] * 4, 1001]
+
+
+def test_an_opening_after_an_empty_book_is_no_other_book(tmp_path) -> None:
+    emptied = (10, [(SET, True, 999, 0), (SET, False, 1001, 0)])
+    _, whole = join(tmp_path, [[(0, OPENING), emptied], [(20, OPENING)]])
+    assert (whole.counters["snapshots"], whole.counters["snapshots_differ"]) == (2, 0)
+
+
 def test_one_state_an_interval_is_kept_over_a_join(tmp_path) -> None:
     """The later of two in one interval replaces the other, and has the sum of what was traded."""
     first = [(0, OPENING), (1000, [(SET, True, 999, 7)]), (1010, [(MATCH, True, 999, 2)])]
