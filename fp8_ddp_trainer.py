@@ -9,6 +9,11 @@ Reads `training_data/balanced_samples/` and `book_states/`; leaves `runs/<model_
 config.json, env.json, metrics.csv, TensorBoard events and checkpoints (checkpoints/best.safetensors
 and the last `keep_checkpoints` steps). A name in use gets -2, -3, ...; `--resume=True` goes on with
 the newest of them, bit for bit on a CPU.
+
+What happens, in order: main starts a process a GPU (mp.spawn), each calls train, which builds a
+Trainer. run_epochs takes one `step` after the other: some passes, each a `micro_step` (vary the
+windows, hide values, forward pass under autocast, loss, backward pass); then gradients are summed
+over the ranks, scaled to the mean, clipped, and the optimizer steps. end_epoch validates and saves.
 """
 
 config = {
@@ -52,8 +57,7 @@ config = {
     "max_lr": 1e-3,  # > 0 and < inf: learning rate at the peak of the cycle
     "lr_decay_factor": 0.5,  # > 0 and < 1: plateau decay multiplies lr by this
     "lr_decay_patience": 5,  # int >= 0: epochs without a better validation loss until lr decays
-    "early_stopping_patience": 15,  # int >= 1: stop after so many epochs without
-    #   a better validation loss
+    "early_stopping_patience": 15,  # int >= 1: epochs without a better validation loss to stop
     "max_grad_norm": 1.5,  # > 0 and < inf: gradients are clipped to this norm
     "seed": 0,  # int >= 0: of weights, order and masks
     # precision and machines
@@ -72,8 +76,7 @@ config = {
     "load_model": False,  # bool: begin with the weights of model_path
     "model_path": None,  # str | None: checkpoint to begin with
     "keep_checkpoints": 3,  # int >= 1: checkpoints of steps that are kept, the newest
-    "checkpoint_minutes": 30.0,  # >= 0: save after so many minutes too, not after epochs alone;
-    #   less often if saving takes long
+    "checkpoint_minutes": 30.0,  # >= 0: save after so many minutes too, not after epochs alone
     "validate_steps": 0,  # int >= 0: optimizer steps between validations; 0: after each epoch only
     "log_steps": 20,  # int >= 1: optimizer steps between log entries
     "histogram_steps": 0,  # int >= 0: optimizer steps between histograms of gradients; 0: none
@@ -81,6 +84,7 @@ config = {
 
 from lob.config import CheckFailed, InputError, check_rules, load_config, run
 
+# Before the heavy imports: --help and a misspelt key are answered at once.
 if __name__ == "__main__":
     config = load_config(config, __file__)
 
@@ -88,7 +92,7 @@ import fcntl
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -110,15 +114,18 @@ from lob.training.optimisation import (
     FiniteCheck,
     NonFinite,
     make_optimizer,
+    make_plateau,
     one_cycle,
     scale_gradients,
 )
 from lob.training.passes import Passes, windows_a_pass
-from lob.training.precision import WHOLE_STATES, build_encoder, check_dimensions, choose_precision
+from lob.training.precision import build_encoder, check_dimensions, choose_precision
 from lob.training.run_folder import claim_run, find_run, new_run
 from lob.training.run_log import RunLog
 from lob.training.samples import Dataset, Sampler, open_dataset
-from lob.training.saving import BEST, Saver, load_newest, load_weights, resume
+from lob.training.saving import BEST, Saver, check_resumable, load_newest, load_weights, resume
+
+Windows = Iterator[tuple[Tensor, ...]]  # what a pass takes (Passes.windows)
 
 
 def main(config: dict) -> int:
@@ -127,7 +134,7 @@ def main(config: dict) -> int:
     open_data(config).check(config["depth_dim"])
     folder = choose_folder(config)  # refuses a name or config before any work
     if config["resume"]:
-        claim_run(folder, fcntl.LOCK_SH).close()  # several ranks may ask at once
+        claim_run(folder, fcntl.LOCK_SH).close()  # refuses a run that another process trains
     if "RANK" in os.environ:  # started by torchrun
         train(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None, config)
         return 0
@@ -141,22 +148,15 @@ def main(config: dict) -> int:
 
 
 def check_config(config: dict) -> dict:
-    """Refuse impossible settings before any work; return the config with azure's folders in
-    place.
-    """
+    """Refuse impossible settings before any work; put azure's folders in."""
     if config["load_model"] and config["model_path"] is None:
         raise InputError("load_model = True needs model_path: the checkpoint to begin with")
     encoder_config(config["model_size"], fill=config["fill"])
     if config["azure"]:
-        root = Path(config["azure_data_root"])
-        if not root.is_dir():
-            raise InputError(
-                f"azure_data_root = {root} is no folder: mount the data disk or set another one"
-            )
-        config = config | {
-            "data_dir": str(root / config["data_dir"]),
-            "runs_dir": str(root / config["runs_dir"]),
-        }
+        disk = Path(config["azure_data_root"])
+        if not disk.is_dir():
+            raise InputError(f"azure_data_root = {disk} is no folder: mount the disk, or set it")
+        config = config | {key: str(disk / config[key]) for key in ("data_dir", "runs_dir")}
     check_writable(config["runs_dir"], "runs_dir")
     return config
 
@@ -181,23 +181,15 @@ def train(rank: int, world: int, port: int | None, config: dict) -> None:
     with join_team(rank, world, config["backend"], port) as team:
         folder = team.agree(choose_folder(config))
         trainer = Trainer(config, team, folder)
-        facts = {
-            "precision": trainer.precision.name,
-            "pairs": [book.pair for book in trainer.data.books],
-        }
-        with RunLog(
-            folder, config, rank == 0, config["resume"], trainer.saved, facts
-        ) as trainer.log:
+        pairs = [book.pair for book in trainer.data.books]
+        facts = {"precision": trainer.precision.name, "pairs": pairs}
+        log = RunLog(folder, config, rank == 0, config["resume"], trainer.saved, facts)
+        with log as trainer.log:
             trainer.describe()
             try:
                 trainer.run_epochs(stop)
             except NonFinite as error:
-                epoch, batch, step = error.place
-                windows = next(trainer.sampler.training(epoch, batch))  # of all ranks
-                where = trainer.saver.save_failure(
-                    step, windows, trainer.epoch_sums, trainer.log.metrics_bytes()
-                )
-                raise CheckFailed(f"{error}; {where}") from None
+                raise CheckFailed(f"{error}; {trainer.save_failure(*error.place)}") from None
 
 
 def apply_mask(
@@ -210,12 +202,18 @@ def apply_mask(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hide values of windows from the network. Edit this function to hide others.
 
-    price_ticks, sizes: (B, T, L), T book states of L levels; keys: int64 (B,), which fix each
-    window's mask. Returns `tokens`, what the network sees, in which a hidden value is 0 and its
-    mask bit 1; `base`, the first guess of every value that the network corrects; `values`, the
-    normalised targets; and `mask`, bool, True where hidden; the last three are (B, T, L, F) with F
-    = 0 price, 1 size. Nothing in tokens or base depends on a hidden value: the normalisation is
-    fitted to the visible values alone.
+    price_ticks, sizes: (B, T, L), T book states of L levels; keys: int64 (B,), a random number for
+    each window that fixes its mask. Returns
+
+    - tokens: what the network sees; a hidden value is 0 there, and its mask bit is 1;
+    - base: the first guess of each value (the fill), which the network corrects;
+    - values: the normalised targets;
+    - mask: bool, True where hidden. The last three are (B, T, L, F), F = 0 price, 1 size.
+
+    Nothing in tokens or base depends on a hidden value: the normalisation is fitted to the visible
+    values alone. Training, validation and test all call this function, so losses of different masks
+    don't compare; inference_testing.py scores the masks of lob/model/masking.py. On a GPU the call
+    becomes part of a CUDA graph: draw from `keys`, and let no branch depend on a tensor's values.
     """
     _, states, levels = price_ticks.shape
     mask = make_mask(keys, states, levels, mask_percentage, mask_mode)
@@ -231,95 +229,56 @@ class Trainer:
     def __init__(self, config: dict, team: Team, folder: Path):
         self.config, self.team = config, team
         checkpoints = folder / "checkpoints"
-        found, tensors, self.saved = (
-            load_newest(checkpoints) if config["resume"] else (None, {}, {})
-        )
+        found, tensors, self.saved = load_newest(checkpoints, config["resume"])
         self.progress = Progress(**self.saved.get("progress", {}))
 
         self.data = open_data(config)
         identity = self.data.identity()
-        if self.saved and self.saved["data"] != identity:
-            raise InputError(
-                f"{found} was trained on other samples than those now in {config['data_dir']}: "
-                "make them again as they were, or start without --resume"
-            )
-        windows = self.saved.get(
-            "windows_a_step", config["batch_size"] * config["accumulation_steps"] * team.world
-        )
-        if windows % team.world:
-            raise InputError(
-                f"the run's {windows} windows a step can't be divided among {team.world} ranks: "
-                "set --max_gpus"
-            )
+        if found:
+            check_resumable(found, self.saved, identity, config["data_dir"], team.world)
+        windows = config["batch_size"] * config["accumulation_steps"] * team.world  # of a step
+        windows = self.saved.get("windows_a_step", windows)
         self.sampler = Sampler(self.data, config["seed"], windows)
 
         keys = ("temporal_dim", "causal", "dropout", "normalization", "fill")
-        self.encoder = encoder_config(
-            config["model_size"],
-            depth=config["depth_dim"],
-            outlook=config["outlook"] > 0,
-            **{key: config[key] for key in keys},
-        )
-        precision = choose_precision(
-            config["precision"], config["fp8_recipe"], self.encoder.width, team.device
-        )
-        self.precision = replace(precision, cudnn=config["temporal_dim"] % WHOLE_STATES == 0)
-        size = windows_a_pass(
-            self.encoder, windows // team.world, config["batch_size"], team.device
-        )
-        self.passes_a_step = windows // team.world // size
+        choices = {key: config[key] for key in keys}
+        choices |= {"depth": config["depth_dim"], "outlook": config["outlook"] > 0}
+        self.encoder = encoder_config(config["model_size"], **choices)
+        asked, recipe, width = config["precision"], config["fp8_recipe"], self.encoder.width
+        self.precision = choose_precision(asked, recipe, width, team.device, config["temporal_dim"])
+        # The config's batches fix what a step sees; how it is cut into passes is chosen here.
+        share = windows // team.world
+        size = windows_a_pass(self.encoder, share, config["batch_size"], team.device)
+        self.passes_a_step = share // size
         check_dimensions(self.encoder, size, self.precision)
 
         torch.manual_seed(config["seed"])
         self.model = build_encoder(self.encoder, self.precision, team.device, config["compile"])
         if config["load_model"] and not self.saved:
             load_weights(config["model_path"], self.model)
-        self.optimizer = make_optimizer(
-            config["optimizer"], self.model, config["lr"], config["weight_decay"]
-        )
-        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer,
-            factor=config["lr_decay_factor"],
-            patience=config["lr_decay_patience"],
-            threshold=0,
-        )
+        name, lr, decay = config["optimizer"], config["lr"], config["weight_decay"]
+        self.optimizer = make_optimizer(name, self.model, lr, decay)
+        factor, patience = config["lr_decay_factor"], config["lr_decay_patience"]
+        self.plateau = make_plateau(self.optimizer, factor, patience)
         self.finite = FiniteCheck(self.optimizer, team.device)
-        self.epoch_sums = torch.zeros(
-            2, dtype=torch.float64, device=team.device
-        )  # of loss and of hidden values
-        fp8_state: dict[str, Tensor] = {}
-        if found:
-            sums, fp8_state = resume(
-                found, tensors, self.saved, self.model, self.optimizer, self.plateau
-            )
-            self.epoch_sums += sums.to(team.device)
-        facts = {
-            "encoder": asdict(self.encoder),
-            "config": config,
-            "windows_a_step": windows,
-            "data": identity,
-        }
-        self.saver = Saver(
-            checkpoints,
-            facts,
-            self.model,
-            self.optimizer,
-            self.plateau,
-            self.progress,
-            keep=config["keep_checkpoints"],
-            writes=team.rank == 0,
-        )
+        trained = self.model, self.optimizer, self.plateau
+        sums, fp8_state = resume(found, tensors, self.saved, *trained)
+        self.epoch_sums = sums.to(team.device)  # of the loss and of hidden values
+        facts = {"config": config, "encoder": asdict(self.encoder), "data": identity}
+        facts["windows_a_step"] = windows
+        keep, writes = config["keep_checkpoints"], team.rank == 0
+        self.saver = Saver(checkpoints, facts, *trained, self.progress, keep, writes)
 
-        # What a step hides on average: gradients are scaled by it before they are summed, by the
-        # true count after.
+        # How many values a step hides on average. A pass divides its loss by it, so that gradients
+        # stay in the range of low precision; `step` puts the true count in its place.
         values = 2 * config["temporal_dim"] * config["depth_dim"]
         self.nominal = config["mask_perc"] * values * windows
+        states, threads = config["temporal_dim"], config["num_workers"]
+        store = WindowStore(self.data.books, states, team.device, threads)
         self.passes = Passes(
             self.micro_step,
             self.model,
-            WindowStore(
-                self.data.books, config["temporal_dim"], team.device, config["num_workers"]
-            ),
+            store,
             size,
             graph=config["compile"] and team.device.type == "cuda",
             only=self.passes_a_step == 1,
@@ -327,19 +286,19 @@ class Trainer:
             fp8_state=fp8_state,
         )
 
-    def predict(
-        self, price_ticks: Tensor, sizes: Tensor, keys: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hide values of windows and predict them: prediction, targets and mask, (B, T, L, F)
-        each.
-        """
-        config = self.config
-        tokens, base, values, mask = apply_mask(
-            price_ticks, sizes, keys, config["mask_perc"], config["mask_mode"], self.encoder
-        )
-        with (
-            self.precision.autocast()
-        ):  # FP8 begins here: Transformer Engine's; else torch's bf16, or nothing
+    def describe(self) -> None:
+        """Print what the run is made of, how long it will take and where it goes on."""
+        epochs_left = 0 if self.is_stale() else max(0, self.config["epochs"] - self.progress.epoch)
+        parts = self.precision, self.sampler, self.passes, self.team, self.progress
+        self.log.describe(self.config["model_size"], *parts, epochs_left)
+
+    def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
+        """Hide values of windows and predict them: prediction, targets, mask, (B, T, L, F) each."""
+        task = self.config["mask_perc"], self.config["mask_mode"], self.encoder
+        tokens, base, values, mask = apply_mask(price_ticks, sizes, keys, *task)
+        with self.precision.autocast():
+            # FP8 begins and ends here: Transformer Engine's layers multiply in FP8 in this block,
+            # and in the backward pass of what it computed. Else it is torch's bf16, or nothing.
             prediction = self.model(tokens, base)
         return prediction, values, mask
 
@@ -349,21 +308,21 @@ class Trainer:
         On a GPU this whole function is captured as one CUDA graph (lob/training/passes.py).
         """
         config = self.config
-        price_ticks, sizes = augment(
-            price_ticks, sizes, keys, config["mirror"], config["slow"], config["size_noise"]
-        )
+        variations = config["mirror"], config["slow"], config["size_noise"]
+        price_ticks, sizes = augment(price_ticks, sizes, keys, *variations)
         prediction, values, mask = self.predict(price_ticks, sizes, keys)
         loss, hidden = masked_loss(prediction, values, mask, config["loss"])
         (loss / self.nominal).backward()
-        if config["outlook"]:
+        if config["outlook"]:  # a second forward pass, with nothing hidden but the last states
             error, asked = outlook_loss(self.model, self.precision, price_ticks, sizes)
             share = asked / len(price_ticks)
             (config["outlook"] / (share * self.sampler.windows_a_step) * error).backward()
         return loss.detach(), hidden
 
-    def set_rate(self) -> float:
-        """Set the learning rate and the random state of a step; both follow from its number. Return
-        the rate.
+    def prepare_step(self) -> float:
+        """Set the learning rate and the random state of a step, which follow from its number.
+
+        Return the rate.
         """
         if self.config["use_scheduler"]:
             steps = self.config["epochs"] * self.sampler.steps_an_epoch
@@ -373,26 +332,21 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
         return self.optimizer.param_groups[0]["lr"]
 
-    def step(
-        self, windows: Iterator[tuple[Tensor, ...]], stop: bool = False
-    ) -> tuple[Tensor, Tensor, bool]:
-        """Run a step's passes, make the gradients those of the mean over all ranks' hidden values,
-        clip and update.
+    def step(self, windows: Windows, stop: bool = False) -> tuple[Tensor, Tensor, bool]:
+        """Take one optimizer step, on the mean loss over the hidden values of all ranks.
 
-        Return the loss, the gradient's norm before clipping, and whether a rank was asked to stop
-        (on a GPU: a step ago). The host waits for nothing of this step.
+        Return the loss, the gradient's norm before clipping, and whether a rank was asked to stop.
+        The host never waits for a GPU here, so it sees a stop one step late.
         """
         progress, team = self.progress, self.team
-        sums = torch.zeros(
-            2, dtype=torch.float64, device=team.device
-        )  # of loss and of hidden values
+        sums = torch.zeros_like(self.epoch_sums)  # of the loss and of hidden values
         for _ in range(self.passes_a_step):
             sums += self.passes.run(*next(windows))  # micro_step: mask, forward, loss, backward
 
+        # Not DistributedDataParallel: gradients are summed here, once a step, so that passes can be
+        # CUDA graphs and the mean is over what was counted on all ranks.
         loss_sum, hidden, stopping = team.total(*sums, float(stop))
-        gradients = [
-            parameter.grad for parameter in self.model.parameters() if parameter.grad is not None
-        ]
+        gradients = [x.grad for x in self.model.parameters() if x.grad is not None]
         team.add_up(gradients)
         loss = loss_sum / hidden.clamp(min=1)
         to_mean = (self.nominal / hidden.clamp(min=1)).float()
@@ -401,14 +355,11 @@ class Trainer:
         scale_gradients(self.optimizer, gradients, to_mean * clip)
 
         place = (progress.epoch, progress.step_in_epoch, progress.step + 1)
-        stopped = self.finite.watch(
-            loss, norm, stopping, place
-        )  # no update by a gradient that is not finite
+        # If a gradient is not finite, this raises NonFinite, or on a GPU makes step() do nothing.
+        stopped = self.finite.watch(loss, norm, stopping, place)
         self.optimizer.step()
-        if (
-            self.config["histogram_steps"]
-            and (progress.step + 1) % self.config["histogram_steps"] == 0
-        ):
+        every = self.config["histogram_steps"]
+        if every and (progress.step + 1) % every == 0:
             self.log.histograms(self.model, progress.step + 1)
         self.passes.clear_gradients()
 
@@ -419,60 +370,45 @@ class Trainer:
         return loss, norm, stopped
 
     def run_epochs(self, stop: StopSignal) -> None:
-        """Train to the last epoch, to early stopping or to SIGTERM; test unless it was the
-        latter.
-        """
-        config, progress, sampler, team, log = (
-            self.config,
-            self.progress,
-            self.sampler,
-            self.team,
-            self.log,
-        )
+        """Train to the last epoch or to early stopping and test, or train to SIGTERM."""
+        config, progress, sampler = self.config, self.progress, self.sampler
+        team, log = self.team, self.log
         log.count_time(progress, training=False)
         if progress.step == 0:
             self.validate()
         while progress.epoch < config["epochs"] and not self.is_stale():
-            batches = sampler.training(
-                progress.epoch, progress.step_in_epoch, team.rank, team.world, self.passes_a_step
-            )
+            place = progress.epoch, progress.step_in_epoch
+            batches = sampler.training(*place, team.rank, team.world, self.passes_a_step)
             windows = self.passes.windows(batches)
             bar = log.bar(progress, sampler.steps_an_epoch, sampler.windows_a_step)
             while progress.step_in_epoch < sampler.steps_an_epoch:
-                lr = self.set_rate()
+                lr = self.prepare_step()
                 loss, norm, stopped = self.step(windows, stop.received)
                 bar.update(sampler.windows_a_step)
                 if progress.step % config["log_steps"] == 0:
                     log.step(progress, float(loss), lr, float(norm), self.passes.store.wait_seconds)
-                epoch_ends = progress.step_in_epoch == sampler.steps_an_epoch
-                if (
-                    config["validate_steps"]
-                    and progress.step % config["validate_steps"] == 0
-                    and not epoch_ends
-                ):
+                within_epoch = progress.step_in_epoch < sampler.steps_an_epoch
+                every = config["validate_steps"]
+                if every and progress.step % every == 0 and within_epoch:
                     self.validate()
                 if stopped or self.saver.is_due(config["checkpoint_minutes"]):
                     self.save()
                 if stopped:
-                    log.print(
-                        f"stopped by SIGTERM at step {progress.step:,}; go on with --resume=True"
-                    )
+                    where = f"at step {progress.step:,}"
+                    log.print(f"stopped by SIGTERM {where}; go on with --resume=True")
                     return
             bar.close()
             self.end_epoch()
         if self.is_stale():
-            log.print(
-                f"stopped early: no better validation loss for {config['early_stopping_patience']} "
-                "epochs"
-            )
+            epochs = config["early_stopping_patience"]
+            log.print(f"stopped early: no better validation loss for {epochs} epochs")
         if not self.saver.is_saved():
             self.save()
         self.test()
 
     def is_stale(self) -> bool:
-        return (
-            self.progress.epoch - self.progress.best_epoch >= self.config["early_stopping_patience"]
-        )
+        epochs = self.progress.epoch - self.progress.best_epoch
+        return epochs >= self.config["early_stopping_patience"]
 
     def end_epoch(self) -> None:
         """Validate, decay the learning rate, log and save."""
@@ -480,10 +416,8 @@ class Trainer:
         self.finite.check()
         loss_sum, hidden = self.epoch_sums.tolist()
         log.count_time(progress, training=True)
-        seconds, progress.epoch_began = (
-            progress.step_seconds - progress.epoch_began,
-            progress.step_seconds,
-        )
+        seconds = progress.step_seconds - progress.epoch_began
+        progress.epoch_began = progress.step_seconds
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
         loss = self.validate()
         lr = self.optimizer.param_groups[0]["lr"]
@@ -499,35 +433,28 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self, split: int) -> tuple[float, float]:
-        """Loss over the hidden values of a split's windows, and that of linear interpolation in
-        time; on all ranks.
+        """Return the loss over a split's hidden values, and that of linear interpolation in time.
+
+        Each rank takes its share of the windows; both are means over all of them.
         """
-        batches = self.sampler.held_out(
-            split, self.config["batch_size"], self.team.rank, self.team.world
-        )
+        team, kind = self.team, self.config["loss"]
+        batches = self.sampler.held_out(split, self.config["batch_size"], team.rank, team.world)
         if self.passes.fp8_state and batches:  # resumed, and no training pass yet
-            # makes the tensors of the scales, which without gradients would stay at 1
-            self.reconstruct()
+            self.reconstruct()  # a pass, in which FP8's scales get their tensors
             self.passes.load_scales()
-        sums = torch.zeros(
-            3, dtype=torch.float64, device=self.team.device
-        )  # of loss, of the line's, of hidden values
+        sums = torch.zeros(3, dtype=torch.float64, device=team.device)
         with self.passes.judging():
             for windows in self.passes.load(batches):
                 prediction, values, mask = self.predict(*windows)
-                loss, hidden = masked_loss(prediction, values, mask, self.config["loss"])
-                line, _ = masked_loss(
-                    interpolate_time(values, ~mask), values, mask, self.config["loss"]
-                )
+                loss, hidden = masked_loss(prediction, values, mask, kind)
+                line, _ = masked_loss(interpolate_time(values, ~mask), values, mask, kind)
                 sums += torch.stack([loss.double(), line.double(), hidden.double()])
-        loss_sum, line_sum, count = self.team.total(*sums).tolist()
+        loss_sum, line_sum, count = team.total(*sums).tolist()
         return loss_sum / max(count, 1), line_sum / max(count, 1)
 
     @torch.inference_mode()
     def reconstruct(self) -> list[Tensor]:
-        """Values, mask and prediction, each (T, L, F) on the CPU, of the first validation
-        window.
-        """
+        """Return values, mask and prediction of the first validation window, (T, L, F) each."""
         with self.passes.judging():
             (windows,) = self.passes.load([self.sampler.first_held_out(1)])
             prediction, values, mask = self.predict(*windows)
@@ -541,10 +468,8 @@ class Trainer:
         self.log.count_time(progress, training=False)
         self.log.validation(progress, loss)
         if loss < progress.best_loss:
-            progress.best_loss, progress.best_epoch = (
-                loss,
-                progress.epoch + (progress.step_in_epoch > 0),
-            )
+            progress.best_loss = loss
+            progress.best_epoch = progress.epoch + (progress.step_in_epoch > 0)
             self.saver.keep_best(self.log.metrics_bytes())
         return loss
 
@@ -554,28 +479,20 @@ class Trainer:
         meta = load_weights(best, self.model) if self.team.rank == 0 else {}
         self.team.share(self.model)
         has_windows = len(self.data.end_rows[2]) > 0
-        self.log.test(self.progress, *(self.evaluate(2) if has_windows else (math.nan, math.nan)))
+        losses = self.evaluate(2) if has_windows else (math.nan, math.nan)
+        self.log.test(self.progress, *losses)
         self.log.end(best, meta)
+
+    def save_failure(self, epoch: int, batch: int, step: int) -> str:
+        """Keep the weights and the windows of a step that failed; say where they are."""
+        windows = next(self.sampler.training(epoch, batch))  # of all ranks
+        metrics_bytes = self.log.metrics_bytes()
+        return self.saver.save_failure(step, windows, self.epoch_sums, metrics_bytes)
 
     def save(self) -> None:
         self.log.count_time(self.progress, training=True)
         self.saver.save(self.epoch_sums, self.log.metrics_bytes())
         self.log.count_time(self.progress, training=False)
-
-    def describe(self) -> None:
-        """Print what the run is made of, how long it will take and where it goes on."""
-        epochs_left = 0 if self.is_stale() else max(0, self.config["epochs"] - self.progress.epoch)
-        self.log.describe(
-            self.data,
-            self.config["model_size"],
-            self.encoder,
-            self.precision,
-            self.sampler,
-            self.passes,
-            self.team,
-            self.progress,
-            epochs_left,
-        )
 
 
 if __name__ == "__main__":

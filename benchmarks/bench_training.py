@@ -145,7 +145,7 @@ def measure_case(
         steps, began, waited = 0, time.perf_counter(), store.wait_seconds
         while True:  # the ranks must take the same number of steps
             for _ in range(4):
-                trainer.set_rate()
+                trainer.prepare_step()
                 loss, *_ = trainer.step(windows)
                 steps += 1
             if on_gpu:

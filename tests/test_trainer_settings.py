@@ -561,7 +561,7 @@ def test_precision_follows_the_gpu(monkeypatch, name, capability, requested, exp
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr("lob.training.precision.te_obstacle", lambda: "")
-    choose = (requested, "delayed", 192, torch.device("cuda"))
+    choose = (requested, "delayed", 192, torch.device("cuda"), 256)
     if expected is None:
         with pytest.raises(InputError, match=reason):
             choose_precision(*choose)

@@ -20,6 +20,15 @@ def make_optimizer(
     return makers[name](parameters, lr=lr, fused=parameters[0].is_cuda, **own)
 
 
+def make_plateau(
+    optimizer: torch.optim.Optimizer, factor: float, patience: int
+) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+    """Return the decay of the learning rate by `factor` after `patience` bad epochs."""
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=factor, patience=patience, threshold=0
+    )
+
+
 def scale_gradients(
     optimizer: torch.optim.Optimizer, gradients: list[Tensor], factor: Tensor
 ) -> None:

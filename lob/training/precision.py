@@ -61,39 +61,36 @@ class Precision:
 
 
 def choose_precision(
-    requested: str, fp8_recipe: str, width: int, device: torch.device
+    requested: str, fp8_recipe: str, width: int, device: torch.device, temporal_dim: int
 ) -> Precision:
     """Return the precision to use, with the reason for it.
 
     Raises InputError if the hardware lacks what was asked for.
     """
+    cudnn = temporal_dim % WHOLE_STATES == 0
     if device.type != "cuda":
         if requested in ("fp8", "bf16"):
             raise InputError(
-                f"precision = {requested!r} needs an NVIDIA GPU, this machine shows none: use "
-                "'auto' or 'fp32'"
+                f"precision = {requested!r} needs an NVIDIA GPU, this machine shows none: "
+                "use 'auto' or 'fp32'"
             )
-        return Precision("fp32", "", "no NVIDIA GPU on this machine")
+        return Precision("fp32", "", "no NVIDIA GPU on this machine", cudnn)
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     gpu = f"{name}, compute capability {capability[0]}.{capability[1]}"
     missing = fp8_obstacle(fp8_recipe, capability)
-    if requested == "fp8":
-        if missing:
-            raise InputError(
-                f"precision = 'fp8' with fp8_recipe = {fp8_recipe!r}: {missing} ({gpu}): use 'bf16'"
-            )
-        return Precision("fp8", fp8_recipe, f"asked for; {gpu}")
-    if requested in ("bf16", "fp32"):
-        return Precision(requested, "", f"asked for; {gpu}")
-    if missing:
-        return Precision("bf16", "", f"{missing} ({gpu})")
-    if requested == "fastest" and width < FP8_PAYS_FROM_WIDTH:
-        return Precision(
-            "bf16",
-            "",
-            f"at width {width} < {FP8_PAYS_FROM_WIDTH} bf16 was measured faster than FP8 ({gpu})",
+    if requested == "fp8" and missing:
+        raise InputError(
+            f"precision = 'fp8' with fp8_recipe = {fp8_recipe!r}: {missing} ({gpu}): use 'bf16'"
         )
-    return Precision("fp8", fp8_recipe, f"the GPU has FP8 ({gpu})")
+    if requested in ("fp8", "bf16", "fp32"):
+        recipe = fp8_recipe if requested == "fp8" else ""
+        return Precision(requested, recipe, f"asked for; {gpu}", cudnn)
+    if missing:
+        return Precision("bf16", "", f"{missing} ({gpu})", cudnn)
+    if requested == "fastest" and width < FP8_PAYS_FROM_WIDTH:
+        why = f"at width {width} < {FP8_PAYS_FROM_WIDTH} bf16 was measured faster than FP8 ({gpu})"
+        return Precision("bf16", "", why, cudnn)
+    return Precision("fp8", fp8_recipe, f"the GPU has FP8 ({gpu})", cudnn)
 
 
 def fp8_obstacle(recipe: str, capability: tuple[int, int]) -> str:
@@ -101,12 +98,9 @@ def fp8_obstacle(recipe: str, capability: tuple[int, int]) -> str:
     need = RECIPES[recipe]
     if capability < need:
         return f"the {recipe} recipe needs compute capability {need[0]}.{need[1]} or newer"
-    if recipe == "block" and tuple(
-        int(part) for part in (torch.version.cuda or "0.0").split(".")[:2]
-    ) < (12, 9):
-        return (
-            f"the block recipe needs CUDA 12.9 or newer, torch was built with {torch.version.cuda}"
-        )
+    major, minor, *_ = (torch.version.cuda or "0.0").split(".")
+    if recipe == "block" and (int(major), int(minor)) < (12, 9):
+        return f"the block recipe needs CUDA 12.9, torch was built with {torch.version.cuda}"
     return te_obstacle()
 
 

@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from lob.config import InputError
 from lob.model.checkpoint import Progress, describe_step
-from lob.model.encoder import EncoderConfig, count_parameters, flops_per_window
+from lob.model.encoder import count_parameters, flops_per_window
 from lob.results import describe_environment
 from lob.storage import new_file
 from lob.training.distributed import Team
 from lob.training.passes import Passes
 from lob.training.precision import Precision
 from lob.training.run_folder import COLUMNS, changed_settings, claim_run
-from lob.training.samples import Dataset, Sampler
+from lob.training.samples import Sampler
 
 
 class RunLog:
@@ -112,9 +112,7 @@ class RunLog:
 
     def describe(
         self,
-        data: Dataset,
         model_size: str,
-        encoder: EncoderConfig,
         precision: Precision,
         sampler: Sampler,
         passes: Passes,
@@ -125,6 +123,7 @@ class RunLog:
         """Print what a run begins with: where it is, its data, model, precision, steps, duration on
         a CPU.
         """
+        data, encoder = sampler.data, passes.model.config
         passes_a_step = sampler.windows_a_step // team.world // passes.size
         lines = [
             f"run        {self.folder}",

@@ -131,16 +131,36 @@ class Saver:
         return f"the weights before it and its windows are in {self.checkpoints / name}"
 
 
-def load_newest(checkpoints: Path) -> tuple[Path | None, dict[str, Tensor], dict[str, Any]]:
-    """Return the newest step checkpoint with its tensors and metadata; None and nothing if there is
-    none.
+def load_newest(
+    checkpoints: Path, wanted: bool
+) -> tuple[Path | None, dict[str, Tensor], dict[str, Any]]:
+    """Return the newest step checkpoint with its tensors and metadata.
+
+    Returns None and nothing if there is none, or if it is not wanted.
     """
-    newest = max(checkpoints.glob(STEPS), default=None)
+    newest = max(checkpoints.glob(STEPS), default=None) if wanted else None
     return (newest, *load_checkpoint(newest)) if newest else (None, {}, {})
 
 
+def check_resumable(
+    file: Path, saved: dict[str, Any], data: dict[str, Any], data_dir: str, world: int
+) -> None:
+    """Raise InputError if a run can't go on: on other samples, or on this number of ranks."""
+    if saved["data"] != data:
+        raise InputError(
+            f"{file} was trained on other samples than those now in {data_dir}: "
+            "make them again as they were, or start without --resume"
+        )
+    windows = saved["windows_a_step"]
+    if windows % world:
+        raise InputError(
+            f"the run's {windows} windows a step can't be divided among {world} ranks: "
+            "set --max_gpus"
+        )
+
+
 def resume(
-    file: Path,
+    file: Path | None,
     tensors: dict[str, Tensor],
     saved: dict[str, Any],
     model: BookEncoder,
@@ -152,6 +172,8 @@ def resume(
 
     Raises InputError if the file holds another network or optimizer.
     """
+    if file is None:
+        return torch.zeros(2, dtype=torch.float64), {}
     sums = tensors.pop("epoch_sums", torch.zeros(0))
     check_weights(file, {"epoch_sums": sums}, {"epoch_sums": torch.zeros(2)})
     scales = load_training_state(file, model, optimizer, tensors, saved["lr"])
