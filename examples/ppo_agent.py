@@ -51,9 +51,8 @@ config = {
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # run from the repository, which is not installed
+# run from the repository, which is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lob.config import InputError, check_rules, counted, load_config, run
 

@@ -43,9 +43,8 @@ def write_book(
     half = depth // 2
     steps = rng.choice([-1, 0, 1], size=rows, p=[0.1, 0.8, 0.1])
     best_bid = 7_831_800 + np.cumsum(steps)
-    gaps = 1 + rng.integers(
-        0, 3, size=depth
-    )  # the ladder's shape changes slowly, as a real one does
+    # the ladder's shape changes slowly, as a real one does
+    gaps = 1 + rng.integers(0, 3, size=depth)
     price = np.empty((rows, depth), dtype=np.int32)
     sizes = np.empty((rows, depth), dtype=np.float32)
     level_sizes = rng.lognormal(-2, 1, size=depth)

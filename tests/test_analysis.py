@@ -169,9 +169,8 @@ def test_divergence_is_dated(tmp_path, capsys, no_pictures):
     write_run(tmp_path / "runs" / "diverging", [1, 0.8, 0.6, 2.5, 2.9], list(diverging))
     recovered = [*diverging[:30], *np.full(10, 0.001)]
     write_run(tmp_path / "runs" / "recovered", [1, 0.8, 0.6, 2.5, 0.1], recovered)
-    write_run(
-        tmp_path / "runs" / "unfalling", [1, 0.8, 0.6, 0.4, 0.2], [0.01, *np.full(39, 1.0)]
-    )  # one entry's luck
+    # one entry's luck
+    write_run(tmp_path / "runs" / "unfalling", [1, 0.8, 0.6, 0.4, 0.2], [0.01, *np.full(39, 1.0)])
     write_run(
         tmp_path / "runs" / "broken",
         [1, 0.8, 0.6, 0.5, 0.4],
@@ -337,9 +336,8 @@ def test_more_runs_and_pairs_choose_runs(tmp_path, capsys, no_pictures):
     assert list(table["run"]) == ["btc", "eth", "all"]
     _, table = analyse(tmp_path, capsys, more_runs=[str(tmp_path / "elsewhere")], pairs=["ETH_USD"])
     assert list(table["run"]) == ["eth"]
-    (tmp_path / "runs" / "all" / "env.json").write_text(
-        json.dumps({"pairs": ["BTC_USD"]})
-    )  # pairs = None came to it
+    # pairs = None came to it
+    (tmp_path / "runs" / "all" / "env.json").write_text(json.dumps({"pairs": ["BTC_USD"]}))
     _, table = analyse(tmp_path, capsys, more_runs=[str(single)], pairs=["BTC_USD"])
     assert list(table["run"]) == ["btc", "all"]
 

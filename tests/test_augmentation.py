@@ -22,14 +22,8 @@ def test_mirrored_windows_exchange_bids_and_asks_and_stay_books():
     turned, swapped = exchange_sides(price_ticks, sizes, torch.tensor([[False], [True]]))
     assert turned[0].equal(price_ticks[0]) and swapped[0].equal(sizes[0])
     assert swapped[1].equal(sizes[1].flip(1))
-    assert turned[1, 0].tolist() == [
-        90,
-        96,
-        99,
-        102,
-        104,
-        111,
-    ]  # distances from one side are those of the other
+    # distances from one side are those of the other
+    assert turned[1, 0].tolist() == [90, 96, 99, 102, 104, 111]
     assert turned[1, 1].tolist() == [88, 96, 97, 100, 104, 110]  # a rise becomes a fall
     assert (turned.diff(dim=2) > 0).all()
     again, _ = exchange_sides(turned, swapped, torch.tensor([[False], [True]]))
@@ -49,9 +43,8 @@ def test_slowed_windows_pass_the_recorded_states_in_order():
             )
         )
         at = 0
-        for state in range(
-            64
-        ):  # the earliest recorded state, from the last one on, that has these prices
+        # the earliest recorded state, from the last one on, that has these prices
+        for state in range(64):
             while not slowed[window, state].equal(price_ticks[window, at]):
                 at += 1
             found = zip(
@@ -61,9 +54,8 @@ def test_slowed_windows_pass_the_recorded_states_in_order():
     drift = torch.arange(64).view(1, 64, 1)
     slowed, _ = slow_down(price_ticks + 100 * drift, sizes, keys(16), 1.0)
     passed = {len(set(window[:, 0].tolist())) for window in slowed}
-    assert (
-        passed <= {33, 32, 22, 23, 16, 17} and len(passed) >= 3
-    )  # 64 / 2, 64 / 3 and 64 / 4 states
+    # 64 / 2, 64 / 3 and 64 / 4 states
+    assert passed <= {33, 32, 22, 23, 16, 17} and len(passed) >= 3
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.6])

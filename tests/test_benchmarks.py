@@ -47,10 +47,8 @@ def test_training_speed_is_measured_in_the_trainers_own_steps(data):
     found = bench("bench_training", data, "--quick=True", "--seconds=0.1")
     assert found["quick", "windows_per_second"] > 0 and found["quick", "model_tflops"] > 0
     assert 0 <= found["quick", "data_wait_share"] < 1
-    for word in (
-        "--write=True",
-        "--cases=['wide_fp8']",
-    ):  # a machine without a GPU must not replace the results
+    # a machine without a GPU must not replace the results
+    for word in ("--write=True", "--cases=['wide_fp8']"):
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.bench_training", word],
             cwd=ROOT,

@@ -92,9 +92,8 @@ def test_binance_messages_before_their_snapshot_are_bridged(tmp_path, spot, part
     file = write_lines(tmp_path, lines[:300])
     write_lines(tmp_path, lines[300:], "2.gz")
     assert find_feed(file) == "binance"
-    first = (
-        4 if spot or part else 3
-    )  # on futures message 3 itself, with u = lastUpdateId, is applied again
+    # on futures message 3 itself, with u = lastUpdateId, is applied again
+    first = 4 if spot or part else 3
     assert parse(tmp_path) == tell_states(story, first=first)
     assert (count(tmp_path, "gaps"), count(tmp_path, "snapshots")) == (0, 1)
 
@@ -111,9 +110,8 @@ def test_binance_snapshot_ahead_of_the_stream_waits_for_it(tmp_path, spot) -> No
 def test_binance_sequence_gap_ends_the_segment_until_the_next_snapshot(tmp_path, spot) -> None:
     story = tell_story(200)
     depth = [write_depth(message, story, spot) for message in range(1, 200)]
-    older = write_snapshot(
-        45, story, 1
-    )  # than the gap: of no use, though the messages up to it were there
+    # than the gap: of no use, though the messages up to it were there
+    older = write_snapshot(45, story, 1)
     lost = [
         *depth[:50],
         *depth[51:60],
@@ -153,9 +151,8 @@ def test_binance_snapshot_in_a_running_stream_brings_levels_it_did_not_know(tmp_
         *depth[30:],
     ]
     write_lines(tmp_path, lines)
-    assert parse(tmp_path) == tell_states(
-        story, first=1
-    )  # depth 4: the 2 levels a side that it knew are the book
+    # depth 4: the 2 levels a side that it knew are the book
+    assert parse(tmp_path) == tell_states(story, first=1)
     assert parse(tmp_path, depth=8) == tell_states(story, depth=8, first=30)
     assert (count(tmp_path, "gaps"), count(tmp_path, "snapshots")) == (0, 2)
 
@@ -168,9 +165,8 @@ def test_binance_stream_without_its_snapshot_is_counted_or_refused(tmp_path) -> 
     write_lines(tmp_path, [*depth[:1100], write_snapshot(1090, story), *depth[1100:]])
     assert parse(tmp_path) == tell_states(story, first=1091)
     assert count(tmp_path, "gaps") == 1
-    write_lines(
-        tmp_path, [*depth[:1100], write_snapshot(50, story), *depth[1100:]]
-    )  # older than all that is kept
+    # older than all that is kept
+    write_lines(tmp_path, [*depth[:1100], write_snapshot(50, story), *depth[1100:]])
     (tmp_path / "book_states" / "A_B").rename(tmp_path / "old")
     assert "holds no REST depth snapshot" in refuse(tmp_path)
 

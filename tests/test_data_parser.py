@@ -362,9 +362,8 @@ def test_a_disk_that_fills_keeps_the_old_output_and_the_other_pairs(tmp_path, wo
         f"--workers={workers}",
         "--depth=4",
     ]
-    uncovered = {
-        key: value for key, value in os.environ.items() if not key.startswith("COV")
-    }  # its file grows too
+    # its file grows too
+    uncovered = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
     done = subprocess.run(
         command,
         cwd=ROOT,

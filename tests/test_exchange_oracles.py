@@ -232,9 +232,8 @@ def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:
     number, kind, is_buy, ticks, lots, order_id = (
         np.array(column) for column in zip(*rows, strict=True)
     )
-    book.apply(
-        number, number, kind.astype(np.uint8), is_buy.astype(bool), ticks, lots, order_id
-    )  # its number for time
+    # its number for time
+    book.apply(number, number, kind.astype(np.uint8), is_buy.astype(bool), ticks, lots, order_id)
     book.finish()
     assert (
         book.counters[
@@ -243,9 +242,8 @@ def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:
         == 0
     )
 
-    states = defaultdict(
-        list
-    )  # traded volume, levels -> numbers of the messages that leave this state
+    # traded volume, levels -> numbers of the messages that leave this state
+    states = defaultdict(list)
     for out in written:
         for prices, sizes, number in zip(
             out[0], np.rint(out[1] * 1000).astype(int), out[2], strict=True

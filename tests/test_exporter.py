@@ -291,9 +291,8 @@ class Scans(torch.nn.Module):
 @pytest.mark.parametrize("levels", [8, 33])
 def test_translated_scans_sorts_and_searches_agree_with_torch(tmp_path, levels):
     generator = torch.Generator().manual_seed(levels)
-    x, values = (
-        torch.randint(-5, 6, (5, 50, n), generator=generator) for n in (levels, 3)
-    )  # full of ties
+    # full of ties
+    x, values = (torch.randint(-5, 6, (5, 50, n), generator=generator) for n in (levels, 3))
     facts = {"inputs": ["x", "values"], "outputs": list("abcd"), "precision": "fp32"}
     (tmp_path / "scans.onnx").write_bytes(
         to_onnx(Scans().eval(), (x[:2], values[:2]), facts).SerializeToString()

@@ -22,9 +22,8 @@ from lob.feeds.recordings import read_csv
 
 START_MS = 1_723_161_256_298
 COMPRESS = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstandard.compress}
-Message = tuple[
-    int, int, list[tuple[bool, int, int]]
-]  # time in ms, SNAPSHOT or SET, levels (is_buy, ticks, lots)
+# time in ms, SNAPSHOT or SET, levels (is_buy, ticks, lots)
+Message = tuple[int, int, list[tuple[bool, int, int]]]
 
 
 def tell_story(messages: int = 400, seed: int = 0) -> list[Message]:

@@ -197,9 +197,8 @@ def test_fp8_training_learns_and_resumes_after_a_kill(tmp_path):
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     np.testing.assert_allclose(losses(tmp_path / "runs" / "killed"), expected, rtol=2e-2)
-    again = trainer(
-        tmp_path, "--model_name=whole", "--resume=True", *task
-    )  # is scored before any training pass
+    # is scored before any training pass
+    again = trainer(tmp_path, "--model_name=whole", "--resume=True", *task)
     scored, errors = again.communicate()
     assert again.returncode == 0, errors
     first, second = (

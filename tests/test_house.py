@@ -22,9 +22,8 @@ FLOORS = (
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 WITHOUT_TORCH = ("feeds", "book", "windows")
 ENGINE = "lob/training/te_layer.py"  # the only module that imports transformer_engine
-RUN_BY = {
-    ("benchmarks/bench_training.py", "fp8_ddp_trainer")
-}  # a benchmark that times the script's own steps
+# a benchmark that times the script's own steps
+RUN_BY = {("benchmarks/bench_training.py", "fp8_ddp_trainer")}
 
 
 def find_imports(source: str) -> set[str]:

@@ -77,9 +77,8 @@ def test_masks_have_the_shapes_of_their_names():
 
 def test_a_span_of_64_begins_anywhere():
     begins = make_mask(keys(7000), 8, 1, 0.25, "span64")[:, :, 0, 0].int().argmax(dim=1)
-    np.testing.assert_allclose(
-        begins.bincount(minlength=8), [1000] * 7 + [0], atol=120
-    )  # four deviations of chance
+    # four deviations of chance
+    np.testing.assert_allclose(begins.bincount(minlength=8), [1000] * 7 + [0], atol=120)
 
 
 def test_which_mask_a_mixed_window_gets_tells_nothing_of_the_mask():
@@ -158,9 +157,8 @@ def test_a_hidden_value_differs_from_a_true_zero():
         torch.zeros(1, 64, 16, 2, dtype=torch.bool),
     )
     _, _, values, _ = build_inputs(price_ticks, sizes, visible, config)
-    state, level = (
-        (values[0, :, :, 1] == 0).nonzero()[0].tolist()
-    )  # the least size is scaled to zero
+    # the least size is scaled to zero
+    state, level = (values[0, :, :, 1] == 0).nonzero()[0].tolist()
     hidden[0, state, level, 1] = True
     shown, not_shown = (
         build_inputs(price_ticks, sizes, mask, config)[0][0, state] for mask in (visible, hidden)

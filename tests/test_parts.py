@@ -151,9 +151,8 @@ def test_a_day_that_opens_at_the_local_time_of_the_row_before_it_begins_a_messag
 
 OPENING = [(SNAPSHOT, True, 999, 5), (SNAPSHOT, False, 1001, 6)]
 OTHER = [(SNAPSHOT, True, 998, 5), (SNAPSHOT, False, 1001, 6)]
-Message = tuple[
-    int, list[tuple[int, bool, int, int]]
-]  # time in ms, rows of type, is_buy, ticks, lots
+# time in ms, rows of type, is_buy, ticks, lots
+Message = tuple[int, list[tuple[int, bool, int, int]]]
 
 
 def parse_part(folder: Path, messages: list[Message], depth: int, **limits) -> Part:
@@ -214,9 +213,8 @@ def test_what_is_stamped_before_the_end_of_the_part_before_gets_its_time(tmp_pat
     early = [(970, OPENING), (1001, [(SET, True, 999, 8)])]
     arrays, whole = join(tmp_path / "snapshot", [first, early])
     assert (arrays["timestamps"] // 10**6).tolist() == [0, 1000, 1000, 1001]
-    assert (
-        whole.counters["clock_steps_back"] == 0
-    )  # a snapshot is taken a little earlier than it comes
+    # a snapshot is taken a little earlier than it comes
+    assert whole.counters["clock_steps_back"] == 0
     early = [
         (970, OPENING),
         *((980 + i, [(SET, True, 999, 8 + i)]) for i in range(3)),

@@ -71,9 +71,8 @@ def piped(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     for script in PIPELINE:
         done = start(folder, script)
         assert done.returncode == 0, f"{script}: {done.stderr}"
-        assert (
-            "it/s" not in done.stderr and "%|" not in done.stderr
-        )  # no progress bar where there is no terminal
+        # no progress bar where there is no terminal
+        assert "it/s" not in done.stderr and "%|" not in done.stderr
         printed[script] = done.stdout
     return folder, printed
 

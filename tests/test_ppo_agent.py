@@ -87,13 +87,11 @@ def test_a_round_trip_costs_spread_and_fees_as_computed_by_hand():
     market.reset(options={"episode": 0})
     _, reward, done, _, facts = market.step(2)
     assert not done and facts["trades"] == 1
-    assert reward == pytest.approx(
-        (101 - 101 - 0.101) / 100 * 1e4
-    )  # inventory at mid 101, paid 101 and the fee
+    # inventory at mid 101, paid 101 and the fee
+    assert reward == pytest.approx((101 - 101 - 0.101) / 100 * 1e4)
     assert (facts["gross_bps"], facts["spread_bps"]) == pytest.approx((100.0, 100.0))
-    observation, reward, done, _, facts = market.step(
-        2
-    )  # the limit of one unit holds: no second purchase
+    # the limit of one unit holds: no second purchase
+    observation, reward, done, _, facts = market.step(2)
     assert done and facts["trades"] == 1
     assert reward == pytest.approx((102 - 101 - 0.102) / 100 * 1e4)
     np.testing.assert_array_equal(observation["account"], [1, 0])
@@ -103,14 +101,12 @@ def test_a_late_order_pays_for_the_move_it_missed():
     market = by_hand([[99, 101], [99, 101]], [[104, 106], [99, 101]], fee_bps=0.0)
     market.reset(options={"episode": 0})
     _, reward, _, _, facts = market.step(2)
-    assert facts["spread_bps"] == pytest.approx(
-        (6 + 1) / 100 * 1e4
-    )  # bought at 106, mid 100; sold at 99
+    # bought at 106, mid 100; sold at 99
+    assert facts["spread_bps"] == pytest.approx((6 + 1) / 100 * 1e4)
     assert reward == pytest.approx(-facts["spread_bps"])
     market.reset(options={"episode": 0})
-    assert market.step(0)[1] == pytest.approx(
-        (104 - 101) / 100 * 1e4
-    )  # sold at 104, bought back at 101
+    # sold at 104, bought back at 101
+    assert market.step(0)[1] == pytest.approx((104 - 101) / 100 * 1e4)
     market.reset(options={"episode": 0})
     assert market.step(1)[1] == 0
 
@@ -341,9 +337,8 @@ def test_the_script_judges_every_policy_on_the_same_episodes(book, tmp_path):
         assert row["net_bps"] == pytest.approx(
             row["gross_bps"] - row["spread_bps"] - row["fee_bps"], abs=1e-9
         )
-        assert row["fee_bps"] == pytest.approx(
-            row["trades"] * 1.0, rel=1e-2, abs=1e-9
-        )  # a fill costs 1 bps
+        # a fill costs 1 bps
+        assert row["fee_bps"] == pytest.approx(row["trades"] * 1.0, rel=1e-2, abs=1e-9)
     table = [
         line
         for line in (tmp_path / "a_run" / "ppo_agent.md").read_text().splitlines()

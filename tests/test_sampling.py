@@ -33,9 +33,8 @@ def test_a_window_of_weight_w_is_drawn_w_times_in_expectation():
         for window in range(len(WEIGHTS)):
             assert sorted(repeats[windows == window]) == list(range(drawn[-1][window]))
     assert np.abs(drawn - WEIGHTS).max() < 1
-    np.testing.assert_allclose(
-        np.mean(drawn, axis=0), WEIGHTS, atol=0.045
-    )  # four deviations of chance
+    # four deviations of chance
+    np.testing.assert_allclose(np.mean(drawn, axis=0), WEIGHTS, atol=0.045)
 
 
 def test_every_draw_has_a_key_of_its_own():

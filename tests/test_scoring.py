@@ -125,9 +125,8 @@ def test_penalties_are_chosen_on_validation_windows():
         )
         for _ in range(3)
     ]
-    assert (
-        probes.probe_task("volatility_50", sets, 0).scores["ours"] > -0.2
-    )  # noise: only the largest penalty does no harm
+    # noise: only the largest penalty does no harm
+    assert probes.probe_task("volatility_50", sets, 0).scores["ours"] > -0.2
 
 
 def test_a_block_of_many_windows_counts_as_many():

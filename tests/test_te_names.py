@@ -58,14 +58,11 @@ def engine_forward(state: dict[str, Tensor], x: Tensor, config: EncoderConfig) -
     states, h, n = *x.shape[1:], config.heads
     d = h // n
     y = F.layer_norm(x, (h,), *(state[f"qkv.layer_norm_{p}"] for p in ("weight", "bias")))
-    weight, bias = (
-        state["qkv.weight"].split(h),
-        state["qkv.bias"].split(h),
-    )  # all queries, all keys, all values
+    # all queries, all keys, all values
+    weight, bias = (state["qkv.weight"].split(h), state["qkv.bias"].split(h))
     angle = torch.arange(states)[:, None] * 10000.0 ** (-torch.arange(0, d, 2).double() / d)
-    turn = torch.polar(
-        torch.ones_like(angle), angle
-    )  # the halves of a head are real and imaginary parts
+    # the halves of a head are real and imaginary parts
+    turn = torch.polar(torch.ones_like(angle), angle)
     heads = []
     for head in range(n):
         rows = slice(head * d, (head + 1) * d)

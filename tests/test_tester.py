@@ -484,9 +484,8 @@ def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, che
     first = tested.min() - 32
     for split in ("train", "validation"):
         for _, ends in selection.to_fit(book, split, 10**6, probe_tasks.HORIZON):
-            assert (
-                len(ends) and ends.max() + probe_tasks.HORIZON <= first - 32
-            )  # window, horizon, embargo
+            # window, horizon, embargo
+            assert len(ends) and ends.max() + probe_tasks.HORIZON <= first - 32
     assert len(np.intersect1d(tested, window_ends(book.segment_starts, book.rows, 32))) == len(
         tested
     )

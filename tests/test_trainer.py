@@ -93,9 +93,8 @@ def test_a_run_learns_and_leaves_what_it_says(whole):
     assert len(metrics(whole, "test")) == 1
     assert json.loads((whole / "config.json").read_text())["max_lr"] == 3e-3
     env = json.loads((whole / "env.json").read_text())
-    assert (
-        "torch" in env["versions"] and f"precision  {env['precision']} (" in printed
-    )  # what "auto" came to
+    # what "auto" came to
+    assert "torch" in env["versions"] and f"precision  {env['precision']} (" in printed
     assert env["pairs"] == ["BTC_USD"]  # and what None came to
     assert list(whole.glob("events.out.tfevents*"))
     model, meta = load_model(whole / "checkpoints" / "best.safetensors")
@@ -114,11 +113,8 @@ def test_onecycle_is_stepped_once_an_optimizer_step_over_its_whole_cycle(whole):
 
 @pytest.mark.parametrize("moment", ["in the first epoch", "in the second epoch"])
 def test_killed_and_resumed_it_ends_bit_for_bit_the_same(sampled, tmp_path, whole, moment):
-    words = (
-        "--model_name=killed",
-        "--dropout=0.1",
-        "--checkpoint_minutes=1e-9",
-    )  # a checkpoint every step
+    # a checkpoint every step
+    words = ("--model_name=killed", "--dropout=0.1", "--checkpoint_minutes=1e-9")
     process = subprocess.Popen(
         command(sampled, tmp_path, *words), cwd=ROOT, stdout=subprocess.DEVNULL
     )

@@ -79,9 +79,8 @@ class Part(NamedTuple):
     last_message: int  # its time
     after_opening: tuple[int, str] | None  # time and place of the first row that is no SNAPSHOT
     traded_since: int  # signed lots traded after the last state that was written
-    opening: (
-        np.ndarray
-    )  # best depth / 2 levels a side after the first message (`OrderBook.opening`)
+    # best depth / 2 levels a side after the first message (`OrderBook.opening`)
+    opening: np.ndarray
     closing: np.ndarray  # after the last message
 
 

@@ -58,9 +58,8 @@ def fill_untrained(hidden: Hidden) -> tuple[dict[str, Tensor], Tensor]:
     seen = known | never
     columns = torch.where(known, values, in_time)
     mean = torch.where(seen, columns, 0).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
-    last = nearest_known(seen)[0].clamp(
-        min=0
-    )  # before the first visible value stands the line, which is that value
+    # before the first visible value stands the line, which is that value
+    last = nearest_known(seen)[0].clamp(min=0)
     ladder = find_ladder(hidden.price_ticks, hidden.mask)
     size = ladder.fill_sizes(hidden.values[..., 1], in_time[..., 1])
     filled = {

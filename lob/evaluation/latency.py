@@ -28,9 +28,8 @@ SEARCH = {
     "profile_bandwidth_with_do_bench_using_profiling": True,
 }
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 16, 256)}
-Encode = Callable[
-    [Tensor, Tensor], Tensor
-]  # windows to embeddings; what is timed takes and returns main memory
+# windows to embeddings; what is timed takes and returns main memory
+Encode = Callable[[Tensor, Tensor], Tensor]
 
 
 def example_windows(book: Book, states: int, count: int) -> tuple[Tensor, Tensor]:
@@ -164,9 +163,8 @@ def make_graphed(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
     For single windows kernels are also searched for, which takes a minute; the faster graph is
     used.
     """
-    logging.getLogger("torch._inductor").setLevel(
-        logging.CRITICAL
-    )  # else a line for each kernel that doesn't fit
+    # else a line for each kernel that doesn't fit
+    logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)
     searched = compile_parts(copy.deepcopy(module), price, sizes, SEARCH)
     plain = compile_parts(module, price, sizes)
     single = [Graph(encode, price, sizes) for encode in (searched, plain)]

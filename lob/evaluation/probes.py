@@ -28,20 +28,16 @@ FEATURES = {
     "random": "random weights",
 }
 OTHERS = [name for name in FEATURES if name != "ours"]
-SHARES = {
-    1.0: "",
-    0.1: "_10pct",
-    0.01: "_1pct",
-}  # share of the training labels -> end of a metric's name
+# share of the training labels -> end of a metric's name
+SHARES = {1.0: "", 0.1: "_10pct", 0.01: "_1pct"}
 COMPONENTS = 64
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 FEWEST = 20  # labels, and 5 of each class: with fewer a probe is neither fitted nor judged
 RESAMPLES = 400
 PAIR_OFFSET = 2**40  # keeps the blocks of time of different pairs apart
 Probe = Callable[[np.ndarray], np.ndarray]  # features (W, P) -> score (W,)
-Measure = Callable[
-    [np.ndarray, np.ndarray], float
-]  # scores and labels, (W,) each -> a number, higher is better
+# scores and labels, (W,) each -> a number, higher is better
+Measure = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass

@@ -17,9 +17,8 @@ from lob.evaluation.fills import COLUMNS, Hidden, fill_untrained
 from lob.model.normalisation import nearest_known
 
 FIT_STRIDE = 4  # every so many hidden values are fitted on: neighbours say the same
-PENALTIES = np.logspace(
-    -7, 1, 17
-)  # of features scaled to a root mean square of one, of the mean squared error
+# of features scaled to a root mean square of one, of the mean squared error
+PENALTIES = np.logspace(-7, 1, 17)
 PLAIN_FEATURES = 11  # the first of `features`: those without the ladder
 FITTED = {"plain_ridge": PLAIN_FEATURES, "ridge_ladder": 24}  # method -> how many features it takes
 

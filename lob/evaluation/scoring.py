@@ -21,9 +21,8 @@ MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 1
 OURS, RIDGE = "encoder", "ridge_ladder"
 QUANTITIES = ("mid", "offset", "log_size")
 SAME = 1e-4  # share of a method's mean error; a smaller difference is rounding, as of prices
-Errors = dict[
-    str, dict[str, np.ndarray]
-]  # quantity -> method -> error of each window, float64 (W,)
+# quantity -> method -> error of each window, float64 (W,)
+Errors = dict[str, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ import pyarrow as pa
 from lob.config import InputError
 from lob.feeds.recordings import read_head
 
-ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(
-    7
-)  # update types; GAP (a row of its own): continuity was lost
+# update types; GAP (a row of its own): continuity was lost
+ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)
 
 
 class Batch(NamedTuple):
@@ -34,9 +33,8 @@ class Batch(NamedTuple):
     update_type: np.ndarray  # uint8
     is_buy: np.ndarray  # bool
     price: np.ndarray  # float64, in the quote currency, correctly rounded from the text
-    size: (
-        np.ndarray
-    )  # float64, in the base currency; of a SET or SNAPSHOT the new size, else the change
+    # float64, in the base currency; of a SET or SNAPSHOT the new size, else the change
+    size: np.ndarray
     order_id: np.ndarray | None  # int64 where the feed is order by order, else None
     file: str  # for error messages
     first_row: int  # of the batch, in the file, for error messages

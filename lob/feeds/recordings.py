@@ -21,11 +21,8 @@ from pyarrow import csv
 from lob.config import InputError
 
 Item = TypeVar("Item")
-KINDS = {
-    "double": "number",
-    "int64": "whole number",
-    "bool": "true or false",
-}  # what pyarrow calls them
+# what pyarrow calls them
+KINDS = {"double": "number", "int64": "whole number", "bool": "true or false"}
 
 
 @contextlib.contextmanager

@@ -30,10 +30,8 @@ OUTLOOK_TARGETS = 26  # numbers that the outlook's head predicts (lob/training/o
 INPUT_MULTIPLE = 16  # FP8 matrix products need every dimension to be a multiple of 16
 CHANNELS = 16  # inputs of a cell, as lob.model.inputs.cell_channels makes them
 TOKEN_CHANNELS = 16  # of each cell in what goes to a state's token and comes back from it
-STEM_DILATIONS, DECODER_DILATIONS = (
-    (1, 2, 4),
-    (1, 2, 4, 8, 1),
-)  # states between a convolution's taps, by block
+# states between a convolution's taps, by block
+STEM_DILATIONS, DECODER_DILATIONS = ((1, 2, 4), (1, 2, 4, 8, 1))
 
 
 @dataclass(frozen=True)
@@ -143,9 +141,8 @@ class EncoderLayer(nn.Module):
         self.causal = config.causal
         self.dropout = config.dropout
         self.norm1 = nn.LayerNorm(config.width)
-        self.qkv = nn.Linear(
-            config.width, 3 * config.width
-        )  # rows: all queries, all keys, all values
+        # rows: all queries, all keys, all values
+        self.qkv = nn.Linear(config.width, 3 * config.width)
         self.proj = nn.Linear(config.width, config.width)
         self.norm2 = nn.LayerNorm(config.width)
         self.fc1 = nn.Linear(config.width, config.ffn_width)

@@ -166,9 +166,8 @@ def same_price(price: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     """
     batch, steps, levels = price.shape
     count = steps * levels
-    ordered, place = torch.sort(
-        price.flatten(1), dim=1, stable=True
-    )  # by price; those of one price by time
+    # by price; those of one price by time
+    ordered, place = torch.sort(price.flatten(1), dim=1, stable=True)
     before, after = nearest_known(source.flatten(1).gather(1, place))
     before, after = (
         F.pad(before[:, :-1], (1, 0), value=-1),

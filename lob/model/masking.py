@@ -23,11 +23,8 @@ from torch import Tensor
 
 MASKS = ("entry", "level", "span", "span64", "patch", "tail")
 MODES = (*MASKS, "mix")
-MIX = {
-    "tail": 0.9375,
-    "span": 0.75,
-    "patch": 0.4375,
-}  # mask -> share of windows with it or a later one; else entry
+# mask -> share of windows with it or a later one; else entry
+MIX = {"tail": 0.9375, "span": 0.75, "patch": 0.4375}
 SPAN_STATES, PATCH_STATES, PATCH_LEVELS = 16, 16, 8
 
 

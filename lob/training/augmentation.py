@@ -38,9 +38,8 @@ def slow_down(
     )
     speed = torch.floor(1 + SLOWEST - (1 - speed_draw) / share * (SLOWEST - 1)).clamp(1, SLOWEST)
     last = states - 1
-    place = (
-        last - torch.arange(last, -1, -1, device=keys.device) / speed
-    )  # (B, T), in recorded states
+    # (B, T), in recorded states
+    place = last - torch.arange(last, -1, -1, device=keys.device) / speed
     earlier = place.floor()
     passed = (place - earlier).unsqueeze(2)
     rows = earlier.long().unsqueeze(2).expand(-1, -1, levels)

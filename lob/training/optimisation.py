@@ -66,9 +66,8 @@ class FiniteCheck:
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device):
         self.optimizer, self.on_gpu = optimizer, device.type == "cuda"
-        self.numbers = torch.zeros(
-            3, dtype=torch.float64, pin_memory=self.on_gpu
-        )  # loss, norm, ranks asked to stop
+        # loss, norm, ranks asked to stop
+        self.numbers = torch.zeros(3, dtype=torch.float64, pin_memory=self.on_gpu)
         self.place: tuple[int, int, int] | None = None
         if self.on_gpu:
             self.copied = torch.cuda.Event()

@@ -58,9 +58,8 @@ class GraphedStep:
             for parameter in parameters:
                 parameter.grad = None
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            self.graph, capture_error_mode="thread_local"
-        ):  # NCCL's own thread may look at events
+        # NCCL's own thread may look at events
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.loss, self.count = micro_step(*gather(*data), keys)
         for parameter in parameters:
             assert parameter.grad is not None

@@ -59,12 +59,13 @@ def make_recipe(name: str) -> Any:
     from transformer_engine.common import recipe
 
     makers = {
+        # each rank's own scales: shared ones would cost collectives within the passes
         "delayed": lambda: recipe.DelayedScaling(
             fp8_format=recipe.Format.HYBRID,
             amax_history_len=16,
             amax_compute_algo="max",
             reduce_amax=False,
-        ),  # each rank's own scales: shared ones would cost collectives within the passes
+        ),
         "current": recipe.Float8CurrentScaling,
         "block": recipe.Float8BlockScaling,
     }
