@@ -138,10 +138,8 @@ def test_kraken_checksums_match_after_every_message(recorded) -> None:
     for message in read_recording(recorded / "kraken" / "KRAKEN.jsonl.zst"):
         if not isinstance(message, list) or message[-2] != "book-1000":
             continue
-        pair, parts = (
-            message[-1],
-            {name: value for part in message[1:-2] for name, value in part.items()},
-        )
+        pair = message[-1]
+        parts = {name: value for part in message[1:-2] for name, value in part.items()}
         if "as" in parts:
             price, size = parts["as"][0][:2]
             books[pair] = LevelBook(count_digits(price), count_digits(size))

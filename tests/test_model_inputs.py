@@ -152,10 +152,8 @@ def test_a_hidden_value_differs_from_a_true_zero():
     config = encoder_config(
         "tiny_transformer", depth=16, temporal_dim=64, fill="none", normalization="minmax"
     )
-    visible, hidden = (
-        torch.zeros(1, 64, 16, 2, dtype=torch.bool),
-        torch.zeros(1, 64, 16, 2, dtype=torch.bool),
-    )
+    visible = torch.zeros(1, 64, 16, 2, dtype=torch.bool)
+    hidden = torch.zeros(1, 64, 16, 2, dtype=torch.bool)
     _, _, values, _ = build_inputs(price_ticks, sizes, visible, config)
     # the least size is scaled to zero
     state, level = (values[0, :, :, 1] == 0).nonzero()[0].tolist()
@@ -260,10 +258,8 @@ def test_rotation_makes_scores_depend_on_distance_alone():
     from lob.model.encoder import rotate
 
     q, k = torch.randn(16), torch.randn(16)
-    queries, keys_ = (
-        rotate(q.expand(1, 20, 1, 16), cos, sin),
-        rotate(k.expand(1, 20, 1, 16), cos, sin),
-    )
+    queries = rotate(q.expand(1, 20, 1, 16), cos, sin)
+    keys_ = rotate(k.expand(1, 20, 1, 16), cos, sin)
     scores = torch.einsum("btnd,bsnd->ts", queries, keys_)
     for distance in (0, 3, 9):
         diagonal = scores.diagonal(distance)

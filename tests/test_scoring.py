@@ -29,10 +29,8 @@ def test_untrained_fills_are_those_of_numpy(mode):
     time = np.arange(20)
     for b in range(6):
         for column in (0, 1):
-            truth, known = (
-                hidden.values[b, ..., column].numpy(),
-                hidden.known[b, ..., column].numpy(),
-            )
+            truth = hidden.values[b, ..., column].numpy()
+            known = hidden.known[b, ..., column].numpy()
             shown = [t for t in time if known[t].any()]
             across = {
                 t: np.interp(range(6), np.flatnonzero(known[t]), truth[t, known[t]]) for t in shown
@@ -90,10 +88,8 @@ def test_features_tell_how_far_known_values_are_and_what_the_ladder_found():
     table = features(hidden, filled, found)[1].numpy()
     known = hidden.known[..., 1].numpy()
     for row, (b, t, level) in zip(table, np.argwhere(~known), strict=True):
-        in_time, in_state = (
-            np.flatnonzero(known[b, :, level]) - t,
-            np.flatnonzero(known[b, t]) - level,
-        )
+        in_time = np.flatnonzero(known[b, :, level]) - t
+        in_state = np.flatnonzero(known[b, t]) - level
         far = [
             min([abs(d) for d in x if d * sign > 0], default=none)
             for x, none in ((in_time, 20), (in_state, 6))

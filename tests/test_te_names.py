@@ -104,11 +104,9 @@ def test_every_key_has_its_plain_name_and_shape():
 
 
 def test_weights_go_there_and_back_exactly():
-    plain, engine, again = (
-        shaken(BookEncoder(CONFIG), 0),
-        BookEncoder(CONFIG, EngineLayer),
-        BookEncoder(CONFIG),
-    )
+    plain = shaken(BookEncoder(CONFIG), 0)
+    engine = BookEncoder(CONFIG, EngineLayer)
+    again = BookEncoder(CONFIG)
     load_plain_state(engine, plain.state_dict())
     load_plain_state(again, plain_state(engine))
     for name, tensor in plain.state_dict().items():

@@ -285,10 +285,8 @@ def test_optimizers_take_the_published_steps(name):
     first = second = np.zeros_like(weight)
     for step in range(1, 6):
         gradient = rng.normal(size=weight.shape)
-        model.weight.grad, model.bias.grad = (
-            torch.tensor(gradient, dtype=torch.float32),
-            torch.zeros(1),
-        )
+        model.weight.grad = torch.tensor(gradient, dtype=torch.float32)
+        model.bias.grad = torch.zeros(1)
         optimizer.step()
         if name == "sgd":
             first = 0.9 * first + gradient

@@ -133,10 +133,8 @@ def test_cuts_divide_covered_time_and_skip_gaps():
 def test_cuts_may_be_dates():
     times, starts = np.arange(10) * SECOND, np.array([0])
     cuts = calendar_cuts([times], [starts], ["2026-05-02T10:00", "2026-05-02 12:30:00.25+00:00"])
-    first, second = (
-        datetime(2026, 5, 2, 10, tzinfo=UTC),
-        datetime(2026, 5, 2, 12, 30, 0, 250_000, tzinfo=UTC),
-    )
+    first = datetime(2026, 5, 2, 10, tzinfo=UTC)
+    second = datetime(2026, 5, 2, 12, 30, 0, 250_000, tzinfo=UTC)
     assert cuts.tolist() == [
         int(first.timestamp()) * SECOND,
         int(second.timestamp() * 4) * SECOND // 4,

@@ -114,11 +114,9 @@ def apply_order(
     """Apply one row of an order-by-order feed to the table of orders and to the levels."""
     slot = find_order(orders, order_id)
     known = orders[slot, SIDE_PLUS_ONE] != 0
-    old_side, old_price, old_lots = (
-        orders[slot, SIDE_PLUS_ONE] - 1,
-        orders[slot, PRICE],
-        orders[slot, LOTS],
-    )
+    old_side = orders[slot, SIDE_PLUS_ONE] - 1
+    old_price = orders[slot, PRICE]
+    old_lots = orders[slot, LOTS]
     if kind in (ADD, SET, SNAPSHOT):
         if known:
             if kind != SET:

@@ -102,10 +102,8 @@ def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
                 found = f"{len(cells)} columns, the header {len(names)}: {line.strip()[:80]!r}"
                 return f"row {number} has {found}: mend or drop the row"
             if bad and cells[int(bad[1])] == bad[3]:
-                name, kind = (
-                    names[int(bad[1])],
-                    KINDS.get(bad[2], "time such as 2026-05-02T12:30:00.5"),
-                )
+                name = names[int(bad[1])]
+                kind = KINDS.get(bad[2], "time such as 2026-05-02T12:30:00.5")
                 return f"row {number}: {name} {bad[3]!r} is not a {kind}: mend or drop the row"
     return f"after row {first_row - 1}: {error.splitlines()[0]}"
 

@@ -105,10 +105,8 @@ def cell_channels(
     mean.
     """
     size = base[..., 1]
-    levels, own = (
-        size.shape[2],
-        torch.arange(size[0].numel(), device=size.device).view(size.shape[1:]),
-    )
+    levels = size.shape[2]
+    own = torch.arange(size[0].numel(), device=size.device).view(size.shape[1:])
     left, right = ladder.neighbours(visible[..., 1])
     far = [
         torch.log1p(((own - at).abs() // levels).to(size.dtype)) / 4.0
@@ -123,10 +121,8 @@ def cell_channels(
     in_time = in_time - base
     if causal:
         earlier = ladder.before < own
-        left, far = (
-            torch.where(earlier, left, nothing),
-            [torch.where(earlier, far[0], nothing), nothing],
-        )
+        left = torch.where(earlier, left, nothing)
+        far = [torch.where(earlier, far[0], nothing), nothing]
         right, mean, in_time = nothing, nothing, torch.zeros_like(in_time)
     channels = [
         *visible.unbind(3),

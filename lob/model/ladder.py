@@ -169,10 +169,8 @@ def same_price(price: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     # by price; those of one price by time
     ordered, place = torch.sort(price.flatten(1), dim=1, stable=True)
     before, after = nearest_known(source.flatten(1).gather(1, place))
-    before, after = (
-        F.pad(before[:, :-1], (1, 0), value=-1),
-        F.pad(after[:, 1:], (0, 1), value=count),
-    )
+    before = F.pad(before[:, :-1], (1, 0), value=-1)
+    after = F.pad(after[:, 1:], (0, 1), value=count)
     own = torch.arange(count, device=price.device).expand_as(place)
     has_before, has_after = before >= 0, after < count
     before, after = torch.where(has_before, before, own), torch.where(has_after, after, own)
