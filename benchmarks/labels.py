@@ -126,17 +126,17 @@ WITH_NOTES = ("ratio_to_limit",)  # what such a ratio is taken to differs by cas
 # A number is put in place of {benchmark|case|metric}.
 SPEED = (
     (
-        "training the default network, one H200, FP8",
+        "training the default network (width 384), one H200, FP8",
         "{training|default_recipe|windows_per_second} windows/s",
-        "",
+        "in bf16: no number yet",
     ),
     (
-        "training the published reference's network and step, one H200, FP8",
+        "training `deep_narrow` (width 192), 192 windows per step, one H200, FP8",
         "{training|deep_narrow_as_configured|windows_per_second} windows/s",
-        "the reference, on an H100: 231 windows/s",
+        "bf16: {training|deep_narrow_streaming|windows_per_second}, read from files",
     ),
     (
-        "training `wide_transformer`, one H200, FP8",
+        "training `wide_transformer` (width 2048), one H200, FP8",
         "{training|wide_fp8|model_tflops} TFLOP/s",
         "bf16: {training|wide_bf16|model_tflops} TFLOP/s",
     ),
@@ -149,6 +149,11 @@ SPEED = (
         "one window's embedding, `deep_narrow` in bf16, H200, CUDA graph",
         "{latency|latency/cuda/graphed|p50} ms",
         "eager layers: {latency|latency/cuda/eager|p50} ms",
+    ),
+    (
+        "order book, best prices read after each update, one core",
+        "{peers|ours|updates_per_second} million updates/s",
+        "hftbacktest: {peers|hftbacktest_ROIVectorMarketDepth|updates_per_second}",
     ),
     (
         "order book, 96 levels read after each update, one core",
