@@ -37,13 +37,13 @@ FIRST_COLUMN = {
 CASES = {  # (benchmark and) case -> words
     # training
     "limits": "what the GPU can do",
-    "deep_narrow_as_configured": "`deep_narrow`, FP8, 192 windows a step, as the reference",
-    "deep_narrow_best": "`deep_narrow`, bf16, 512 windows a step",
-    "deep_narrow_fp8_large": "`deep_narrow`, FP8, 512 windows a step",
-    "deep_narrow_streaming": "`deep_narrow`, bf16, 192 windows a step, read from files",
-    "wide_fp8": "`wide`, FP8, 192 windows a step",
-    "wide_bf16": "`wide`, bf16, 192 windows a step",
-    "default_recipe": "`cell`, the default, FP8, 64 windows a step",
+    "deep_narrow_as_configured": "`deep_narrow`, FP8, 192 windows per step, as the reference",
+    "deep_narrow_best": "`deep_narrow`, bf16, 512 windows per step",
+    "deep_narrow_fp8_large": "`deep_narrow`, FP8, 512 windows per step",
+    "deep_narrow_streaming": "`deep_narrow`, bf16, 192 windows per step, read from files",
+    "wide_fp8": "`wide`, FP8, 192 windows per step",
+    "wide_bf16": "`wide`, bf16, 192 windows per step",
+    "default_recipe": "`cell`, the default, FP8, 64 windows per step",
     "two_gpu_scaling": "two GPUs instead of one",
     # parser
     "kernel": "updates in memory",
@@ -102,7 +102,7 @@ METRICS: dict[str, tuple[str, float] | None] = {
     "anonymous_mb_1000000": ("MB", 1),
     "seconds_10000000": ("seconds for 10 million", 1),
     "anonymous_mb_10000000": ("MB", 1),
-    "seconds_per_million": ("seconds a further million", 1),
+    "seconds_per_million": ("seconds per further million", 1),
     "p50": ("median (ms)", 1),
     "p99": ("99th percentile (ms)", 1),
     "p50_ms": ("median (ms)", 1),
@@ -116,7 +116,7 @@ METRICS: dict[str, tuple[str, float] | None] = {
     "peak_memory_gb": ("GPU memory (GB)", 1),
     "share_of_bf16_matrix_rate": ("of the bf16 product rate (%)", 100),
     "train_loss": None,
-    "deep_narrow_best": ("`deep_narrow`, bf16, 512 windows a step", 1),
+    "deep_narrow_best": ("`deep_narrow`, bf16, 512 windows per step", 1),
     "wide_fp8": ("`wide`, FP8", 1),
 }
 

@@ -130,8 +130,8 @@ def make_verdicts() -> list[str]:
         f"loses {sizes.count(WORSE)}; undecided: {sizes.count(UNDECIDED)}. It makes {less} less "
         "squared error than ridge regression.",
         "- **Hidden prices**: the default network leaves them to a lookup, the *ladder* "
-        "(below), because learned prices were worse. So it has nothing to win there, and ridge regression has less error "
-        f"in {len(ridge_wins)} of {len(prices)} comparisons.",
+        "(below), because learned prices were worse. So it has nothing to win there, and ridge "
+        f"regression has less error in {len(ridge_wins)} of {len(prices)} comparisons.",
         "- **Its vector instead of 27 hand-made features**, in linear probes of what comes next "
         f"(seven questions, two markets): better in {probes.count(BETTER)} of {len(probes)}, "
         f"worse in {probes.count(WORSE)}; in {probes.count(UNDECIDED)} the data cannot tell.",
