@@ -104,15 +104,15 @@ def prepare_sample() -> Iterator[tuple[Book, Path]]:
 
 
 def draw_worth(cells: Cells) -> plt.Figure:
-    """Error of hidden log sizes over the ladder's, of encoder and ridge, by what is hidden."""
+    """Errors of hidden log sizes of encoder and ridge, over the best untrained method's."""
     markets, masks = name_markets(cells), list(labels.MASKS)[::-1]
     figure, axes = make_panels(len(markets), 4.2)
     for axis, market in zip(axes, markets, strict=True):
         for row, mask in enumerate(masks):
             draw_worth_row(axis, row, cells, f"{market}/{mask}/log_size")
         axis.axvline(1, color="black", lw=1)
-        axis.set(xlim=(0.5, 1.06), ylim=(-0.6, len(masks) - 0.15))
-        axis.set_xlabel("squared error of hidden log sizes (ladder = 1; less is better)")
+        axis.set(xlim=(0.58, 1.1), ylim=(-0.6, len(masks) - 0.15))
+        axis.set_xlabel("squared error of log sizes (best untrained = 1)")
         name_rows(axis, market, [labels.MASKS[mask] for mask in masks])
     label_worth(axes[0], cells, markets[0], masks)
     return figure
@@ -134,37 +134,31 @@ def name_rows(axis: plt.Axes, market: str, words: list[str]) -> None:
 
 
 def draw_worth_row(axis: plt.Axes, row: int, cells: Cells, case: str) -> None:
-    """The encoder with its interval against ridge, ridge, and what beats the ladder untrained."""
-    ladder, ridge = (cells[case, f"{name}_error"]["value"] for name in ("ladder", "ridge"))
-    ours = cells[case, "error"]["value"]
+    """The encoder and ridge; the bar is ridge's error and the interval of the gap added to it."""
+    untrained, _ = find_best_untrained(cells, case)
+    ours, ridge = (cells[case, name]["value"] / untrained for name in ("error", "ridge_error"))
     ends = [value_of(cells, case, f"difference_ridge_{end}") for end in ("low", "high")]
     if None not in ends:
-        axis.plot([(ridge + end) / ladder for end in ends], [row, row], color=BLUE, lw=3, alpha=0.4)
-    axis.plot(ridge / ladder, row, "D", color=GREY, ms=7)
-    axis.plot(ours / ladder, row, "o", color=BLUE, ms=9)
-    least, is_ladder = find_best_untrained(cells, case)
-    if not is_ladder:
-        axis.plot(least / ladder, row, "s", mfc="white", mec="black", ms=6)
+        draw_bar(axis, row, [ridge + end / untrained for end in ends], BLUE)
+    axis.plot(ridge, row, "D", color=GREY, ms=7)
+    axis.plot(ours, row, "o", color=BLUE, ms=9)
+
+
+def draw_bar(axis: plt.Axes, row: int, ends: list[float], colour: str) -> None:
+    """An interval. Its ends are cut straight: round ones would make it look longer."""
+    axis.plot(ends, [row, row], color=colour, lw=4, alpha=0.45, solid_capstyle="butt")
 
 
 def label_worth(axis: plt.Axes, cells: Cells, market: str, masks: list[str]) -> None:
-    """Name the marks once, beside those of the first row and of a row with an open square."""
+    """Name the marks once, beside those of the first row."""
     top = f"{market}/{masks[-1]}/log_size"
-    ladder = cells[top, "ladder_error"]["value"]
+    untrained, _ = find_best_untrained(cells, top)
     style = {"textcoords": "offset points", "fontsize": 9, "va": "center"}
     height = len(masks) - 1
-    ours, ridge = (cells[top, name]["value"] / ladder for name in ("error", "ridge_error"))
-    axis.annotate("encoder", (ours, height), xytext=(-12, 0), ha="right", color=BLUE, **style)
+    ours, ridge = (cells[top, name]["value"] / untrained for name in ("error", "ridge_error"))
+    axis.annotate("encoder", (ours, height), xytext=(13, 0), color=BLUE, **style)
     axis.annotate("ridge", (ridge, height), xytext=(10, 0), color="#5b6770", **style)
-    axis.annotate("ladder", (1, height), xytext=(-6, 0), ha="right", **style)
-    for row, mask in reversed(list(enumerate(masks))):
-        case = f"{market}/{mask}/log_size"
-        least, is_ladder = find_best_untrained(cells, case)
-        if not is_ladder:
-            at = least / cells[case, "ladder_error"]["value"]
-            words = "best untrained"
-            axis.annotate(words, (at, row), xytext=(9, 0), **style)
-            break
+    axis.annotate("best untrained", (1, height + 0.5), xytext=(-6, 0), ha="right", **style)
 
 
 def draw_probes(cells: Cells) -> plt.Figure:
@@ -174,10 +168,10 @@ def draw_probes(cells: Cells) -> plt.Figure:
     for axis, market in zip(axes, markets, strict=True):
         for row, task in enumerate(tasks):
             case = f"{market}/probe/{task}"
-            low, high = (cells[case, f"over_hand_made_{end}"]["value"] for end in ("low", "high"))
+            ends = [cells[case, f"over_hand_made_{end}"]["value"] for end in ("low", "high")]
             middle = cells[case, "ours"]["value"] - cells[case, "hand_made"]["value"]
             colour = VERDICTS[judge_probe(cells, case)]
-            axis.plot([low, high], [row, row], color=colour, lw=3, alpha=0.45)
+            draw_bar(axis, row, ends, colour)
             axis.plot(middle, row, "o", color=colour, ms=8)
         axis.axvline(0, color="black", lw=1)
         axis.set(xlim=(-0.32, 0.32), ylim=(-0.5, len(tasks) + 0.2))
@@ -199,13 +193,14 @@ def draw_masks(book: Book) -> plt.Figure:
     scale = LogNorm(*np.quantile(sizes, [0.02, 0.995]))
     draw_window(figure.add_subplot(grid[0, 2]), sizes, scale, None)
     figure.axes[-1].set_title(f"one window: {STATES} states x {book.depth} levels")
+    figure.axes[-1].set_xlabel("states")
     for place, (mask, words) in enumerate(labels.MASKS.items()):
         axis = figure.add_subplot(grid[1 + place // 3, place % 3])
         keys = window_keys(7, 0, torch.tensor([end]))
         hidden = make_mask(keys, *sizes.shape, 0.25, mask)[0, :, :, 1].numpy()
         draw_window(axis, sizes, scale, hidden)
         axis.set_title(f"{mask}: {words.removeprefix('patches of ')}")
-        axis.set_xlabel(describe_share(mask))
+        axis.set_xlabel(f"states; {describe_share(mask)}")
     return figure
 
 
@@ -229,11 +224,13 @@ def draw_sample(axis: plt.Axes, book: Book, end: int) -> None:
     low, high = axis.get_ylim()
     axis.annotate(
         "the window",
-        ((minutes[1] + minutes[2]) / 2, low + 0.06 * (high - low)),
-        xytext=(-8, 0),
+        ((minutes[1] + minutes[2]) / 2, low + 0.1 * (high - low)),
+        xytext=(-45, 0),
         textcoords="offset points",
         ha="right",
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+        va="center",
+        bbox={"facecolor": "white", "edgecolor": "black", "pad": 3},
+        arrowprops={"arrowstyle": "simple", "facecolor": "white", "edgecolor": "black"},
     )
     axis.set_title("the shipped half hour: resting size (bright: much) by price; blue: the mid")
     axis.set(xlabel="minutes", ylabel="BTC/USD")

@@ -37,13 +37,13 @@ FIRST_COLUMN = {
 CASES = {  # (benchmark and) case -> words
     # training
     "limits": "what the GPU can do",
-    "deep_narrow_as_configured": "`deep_narrow`, FP8, 192 windows a step, as the reference",
-    "deep_narrow_best": "`deep_narrow`, bf16, 512 windows a step",
-    "deep_narrow_fp8_large": "`deep_narrow`, FP8, 512 windows a step",
-    "deep_narrow_streaming": "`deep_narrow`, bf16, 192 windows a step, read from files",
-    "wide_fp8": "`wide`, FP8, 192 windows a step",
-    "wide_bf16": "`wide`, bf16, 192 windows a step",
-    "default_recipe": "`cell`, the default, FP8, 64 windows a step",
+    "deep_narrow_as_configured": "`deep_narrow`, FP8, 192 windows per step, as the reference",
+    "deep_narrow_best": "`deep_narrow`, bf16, 512 windows per step",
+    "deep_narrow_fp8_large": "`deep_narrow`, FP8, 512 windows per step",
+    "deep_narrow_streaming": "`deep_narrow`, bf16, 192 windows per step, read from files",
+    "wide_fp8": "`wide`, FP8, 192 windows per step",
+    "wide_bf16": "`wide`, bf16, 192 windows per step",
+    "default_recipe": "`cell`, the default, FP8, 64 windows per step",
     "two_gpu_scaling": "two GPUs instead of one",
     # parser
     "kernel": "updates in memory",
@@ -102,7 +102,7 @@ METRICS: dict[str, tuple[str, float] | None] = {
     "anonymous_mb_1000000": ("MB", 1),
     "seconds_10000000": ("seconds for 10 million", 1),
     "anonymous_mb_10000000": ("MB", 1),
-    "seconds_per_million": ("seconds a further million", 1),
+    "seconds_per_million": ("seconds per further million", 1),
     "p50": ("median (ms)", 1),
     "p99": ("99th percentile (ms)", 1),
     "p50_ms": ("median (ms)", 1),
@@ -116,7 +116,7 @@ METRICS: dict[str, tuple[str, float] | None] = {
     "peak_memory_gb": ("GPU memory (GB)", 1),
     "share_of_bf16_matrix_rate": ("of the bf16 product rate (%)", 100),
     "train_loss": None,
-    "deep_narrow_best": ("`deep_narrow`, bf16, 512 windows a step", 1),
+    "deep_narrow_best": ("`deep_narrow`, bf16, 512 windows per step", 1),
     "wide_fp8": ("`wide`, FP8", 1),
 }
 
@@ -126,17 +126,17 @@ WITH_NOTES = ("ratio_to_limit",)  # what such a ratio is taken to differs by cas
 # A number is put in place of {benchmark|case|metric}.
 SPEED = (
     (
-        "training the default network, one H200, FP8",
+        "training the default network (width 384), one H200, FP8",
         "{training|default_recipe|windows_per_second} windows/s",
-        "",
+        "in bf16: no number yet",
     ),
     (
-        "training the published reference's network and step, one H200, FP8",
+        "training `deep_narrow` (width 192), 192 windows per step, one H200, FP8",
         "{training|deep_narrow_as_configured|windows_per_second} windows/s",
-        "the reference, on an H100: 231 windows/s",
+        "bf16: {training|deep_narrow_streaming|windows_per_second}, read from files",
     ),
     (
-        "training `wide_transformer`, one H200, FP8",
+        "training `wide_transformer` (width 2048), one H200, FP8",
         "{training|wide_fp8|model_tflops} TFLOP/s",
         "bf16: {training|wide_bf16|model_tflops} TFLOP/s",
     ),
@@ -149,6 +149,11 @@ SPEED = (
         "one window's embedding, `deep_narrow` in bf16, H200, CUDA graph",
         "{latency|latency/cuda/graphed|p50} ms",
         "eager layers: {latency|latency/cuda/eager|p50} ms",
+    ),
+    (
+        "order book, best prices read after each update, one core",
+        "{peers|ours|updates_per_second} million updates/s",
+        "hftbacktest: {peers|hftbacktest_ROIVectorMarketDepth|updates_per_second}",
     ),
     (
         "order book, 96 levels read after each update, one core",

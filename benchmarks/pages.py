@@ -87,7 +87,7 @@ def make_presets_table() -> list[str]:
 def make_disk_table() -> list[str]:
     """Bytes of a year of one instrument's states, by depth and by how often a state is kept."""
     rates = {
-        f"every message, at the sample's {SAMPLE_RATE:.0f} a second": SAMPLE_RATE,
+        f"message, at the sample's {SAMPLE_RATE:.0f} per second": SAMPLE_RATE,
         "100 ms (`--state_interval_ms=100`)": 10.0,
         "1 s (`--state_interval_ms=1000`)": 1.0,
     }
@@ -99,7 +99,7 @@ def make_disk_table() -> list[str]:
             size = states * (depth * BYTES_PER_LEVEL + BYTES_PER_STATE)
             row.append(f"{size / 1e9:,.0f} GB")
         rows.append(row)
-    return format_table(["a state", "states", "48 levels", "96 levels"], rows)
+    return format_table(["one state per", "states", "48 levels", "96 levels"], rows)
 
 
 KINDS = {

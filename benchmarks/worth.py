@@ -16,6 +16,7 @@ from benchmarks.tables import (
     say_missing,
     value_of,
 )
+from lob.model.masking import trained_on
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 LESS_IS_BETTER = {BETTER: WORSE, WORSE: BETTER, UNDECIDED: UNDECIDED}
@@ -68,7 +69,11 @@ def judge_probe(cells: Cells, case: str) -> str:
 
 
 def find_best_untrained(cells: Cells, case: str) -> tuple[float, bool]:
-    """Return the least error of a method without training, and whether it is the ladder's."""
+    """Return the least error of a method that learns nothing, and whether it is the ladder's.
+
+    It is the least of the ladder's, of linear interpolation's and of that of the method that was
+    best on validation windows: the encoder is never compared with the weaker one.
+    """
     ladder = cells[case, "ladder_error"]["value"]
     others = [value_of(cells, case, f"{name}_error") for name in ("linear_time", "best_untrained")]
     least = min([ladder, *(other for other in others if other is not None)])
@@ -87,7 +92,7 @@ def make_worth_table() -> list[str]:
         head += [f"{short}: encoder", "ridge", "untrained"]
     rows = []
     for mask, words in labels.MASKS.items():
-        row = [words]
+        row = [words if mask in trained_on("mix") else f"{words} (never trained on)"]
         for market in markets:
             row += compare_errors(cells, f"{market}/{mask}/log_size")
         rows.append(row)
@@ -100,9 +105,13 @@ def compare_errors(cells: Cells, case: str) -> list[str]:
         return ["", "", ""]
     ours, verdict = show(cells, case, "error"), judge_error(cells, case)
     marked = {BETTER: f"**{ours}**", UNDECIDED: f"{ours} (?)", WORSE: ours}[verdict]
+    return [marked, show(cells, case, "ridge_error"), show_best_untrained(cells, case)]
+
+
+def show_best_untrained(cells: Cells, case: str) -> str:
+    """The least error of a method that learns nothing; marked if it is not the ladder's."""
     least, is_ladder = find_best_untrained(cells, case)
-    untrained = format_value(least) + ("" if is_ladder else " †")
-    return [marked, show(cells, case, "ridge_error"), untrained]
+    return format_value(least) + ("" if is_ladder else " †")
 
 
 def make_verdicts() -> list[str]:
@@ -111,29 +120,53 @@ def make_verdicts() -> list[str]:
     if not cells:
         return say_missing("representation")
     sizes = [judge_error(cells, case) for case in find_cases(cells, "/log_size")]
-    prices = [judge_error(cells, case) for case in find_cases(cells, "/offset")]
-    probes = {case: judge_probe(cells, case) for case in find_cases(cells, "/probe/")}
+    prices = find_cases(cells, "/offset")
+    ridge_wins = [case for case in prices if read_pair(cells, case, "ridge_error", "error") < 0]
+    probes = [judge_probe(cells, case) for case in find_cases(cells, "/probe/")]
+    less = " and ".join(show_gain(cells, market) for market in name_markets(cells))
     return [
-        f"- **Hidden sizes**: of {len(sizes)} comparisons (six ways to hide, two markets) the "
-        f"encoder wins {sizes.count(BETTER)} and loses {sizes.count(WORSE)}; undecided: "
-        f"{sizes.count(UNDECIDED)}.",
-        f"- **Hidden prices**: it wins {prices.count(BETTER)} of {len(prices)}. It leaves prices "
-        "to the ladder, because learned prices were worse.",
-        f"- **Its vector**, beside 27 hand-made features in {len(probes)} linear probes of what "
-        f"comes next (seven questions, two markets): {list_probes(probes, BETTER)}, "
-        f"{list_probes(probes, WORSE)}, undecided in {list(probes.values()).count(UNDECIDED)}.",
+        f"- **Hidden sizes**: of {len(sizes)} comparisons (six ways to hide, two markets; they "
+        f"share windows, so they are not independent) the encoder wins {sizes.count(BETTER)} and "
+        f"loses {sizes.count(WORSE)}; undecided: {sizes.count(UNDECIDED)}. It makes {less} less "
+        "squared error than ridge regression.",
+        "- **Hidden prices**: the default network leaves them to a lookup, the *ladder* "
+        "(below), because learned prices were worse. So it has nothing to win there, and ridge "
+        f"regression has less error in {len(ridge_wins)} of {len(prices)} comparisons.",
+        "- **Its vector instead of 27 hand-made features**, in linear probes of what comes next "
+        f"(seven questions, two markets): better in {probes.count(BETTER)} of {len(probes)}, "
+        f"worse in {probes.count(WORSE)}; in {probes.count(UNDECIDED)} the data cannot tell.",
+        f"- **Direction**: whether the mid's next move is up, {describe_direction(cells)}.",
     ]
 
 
-def list_probes(probes: dict[str, str], verdict: str) -> str:
-    """How many probes have this verdict, and which."""
-    names = []
-    for case, found in probes.items():
-        if found == verdict:
-            market, _, task = case.split("/")
-            question = labels.PROBES.get(task, task).removesuffix(" (R2)")
-            names.append(f"{question}, {labels.SHORT_MARKETS.get(market, market)}")
-    return f"{verdict} in {len(names)} ({'; '.join(names)})" if names else f"{verdict} in none"
+def show_gain(cells: Cells, market: str) -> str:
+    """By how much less error than ridge regression, from the least to the most of all masks."""
+    cases = [f"{market}/{mask}/log_size" for mask in labels.MASKS]
+    found = [value_of(cells, case, "skill_ridge") for case in cases]
+    gains = [gain for gain in found if gain is not None]
+    name = labels.SHORT_MARKETS.get(market, market)
+    return f"{100 * min(gains):.1f} to {show_percent(max(gains))} ({name})"
+
+
+def describe_direction(cells: Cells) -> str:
+    """The scores of both kinds of features for the next move, and whether they differ."""
+    cases = find_cases(cells, "/probe/direction")
+    markets = [case.split("/")[0] for case in cases]
+    names = " and ".join(labels.SHORT_MARKETS.get(market, market) for market in markets)
+    ours, theirs = (
+        " and ".join(f"{cells[case, name]['value']:.2f}" for case in cases)
+        for name in ("ours", "hand_made")
+    )
+    verdicts = " and ".join(dict.fromkeys(judge_probe(cells, case) for case in cases))
+    return (
+        f"its vector tells with an area under the curve of {ours} ({names}), hand-made features "
+        f"with {theirs} (verdict: {verdicts})"
+    )
+
+
+def read_pair(cells: Cells, case: str, first: str, second: str) -> float:
+    """The first metric of a case less the second."""
+    return cells[case, first]["value"] - cells[case, second]["value"]
 
 
 def make_size_tables() -> list[str]:
@@ -155,11 +188,12 @@ def make_size_tables() -> list[str]:
 
 def make_size_row(cells: Cells, case: str) -> list[str]:
     ours, verdict = show(cells, case, "error"), judge_error(cells, case)
-    rivals = ("ridge", "ladder", "linear_time", "best_untrained")
+    rivals = ("ridge", "ladder", "linear_time")
     return [
         f"**{ours}**" if verdict == BETTER else ours,
         show_range(cells, case, "error_least", "error_most"),
         *(show(cells, case, f"{name}_error") for name in rivals),
+        show_best_untrained(cells, case),
         show_percent(value_of(cells, case, "skill_ridge")),
         show_range(cells, case, "difference_ridge_low", "difference_ridge_high", -1),
         verdict,

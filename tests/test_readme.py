@@ -132,17 +132,60 @@ def test_a_csv_as_the_readme_shows_it_becomes_states(tmp_path):
     assert "3 states of 2 levels" in done.stdout
 
 
+def read_text(node: ast.AST, known: dict[str, str]) -> str | None:
+    """The text that an expression makes; {} stands for a value. None: it makes no text.
+
+    known: texts by the name of the variable that holds them.
+    """
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if not isinstance(node, ast.JoinedStr):
+        return None
+    parts = []
+    for part in node.values:
+        inner = part.value if isinstance(part, ast.FormattedValue) else part
+        if isinstance(inner, ast.Name):
+            parts.append(known.get(inner.id, "{}"))
+        else:
+            parts.append(read_text(inner, known) or "{}")
+    return "".join(parts)
+
+
+def read_texts(function: ast.AST) -> list[str]:
+    """All texts that a function or module makes; those that it names first are put together."""
+    known = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            text = read_text(node.value, {})
+            if text is not None:
+                known[node.targets[0].id] = text
+    texts = [read_text(node, known) for node in ast.walk(function)]
+    return [text for text in texts if text is not None]
+
+
 def source_texts() -> str:
-    """All string literals of the code, one a line; the values put into them are left out."""
+    """All texts of the code, one a line, without the values that are put into them."""
     texts = [os.strerror(errno.ENOSPC)]
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                parts = [part.value for part in node.values if isinstance(part, ast.Constant)]
-                texts.append(" ".join(str(part) for part in parts))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                texts.append(node.value)
+        module = ast.parse(path.read_text())
+        functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
+        for node in (module, *functions):
+            texts += read_texts(node)
     return "\n".join(texts)
+
+
+def test_a_message_is_read_whole_from_the_code():
+    lines = [
+        "def check(file, made_by, key):",
+        '    remedy = f"run {made_by} again"',
+        "    raise InputError(",
+        '        f"{file} is old: "',
+        '        f"{remedy}, "',
+        '        f"or set --{key}"',
+        "    )",
+    ]
+    function = ast.parse("\n".join(lines)).body[0]
+    assert "{} is old: run {} again, or set --{}" in read_texts(function)
 
 
 def test_messages_that_troubleshooting_explains_are_the_programs():
