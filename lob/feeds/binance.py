@@ -53,7 +53,7 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
                 messages = stream.read_alike(found)
                 if messages is None:
                     block = Block()
-                    for line, text in found:
+                    for line, text in found:  # `line` is named below if the message is at fault
                         if DEPTH in text:
                             stream.add_depth(block, line, parse_json(text))
                         else:

@@ -1,9 +1,9 @@
 """Which windows are sampled: as far as possible, equally many of each kind of market condition.
 
-The kinds are called strata. Three statistics of a window count: its volatility, its spread and its
-direction (the change of the mid-price). Each of them is divided into cells of equal width, between
-the limits that `fit_scale` finds in the pair's training windows. A stratum is one cell of each, a
-*joint cell*.
+The kinds are called strata. They are made from three statistics of a window: its volatility, its
+spread and its direction (the change of the mid-price). Each of the three is divided into cells of
+equal width, between the limits that `fit_scale` finds in the pair's training windows. A stratum, or
+joint cell, is a combination of one cell of each.
 """
 
 import hashlib
