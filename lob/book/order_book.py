@@ -8,14 +8,15 @@ What each update does, with the counter of each exception in brackets (see `COUN
 
 | type | by level (no order id) | order by order |
 |---|---|---|
-| SNAPSHOT | sets a level; the first of a run empties the book first | adds an order, likewise |
+| SNAPSHOT | the first of a run empties the book; each sets a level | likewise; each adds an order |
 | ADD | the level grows by this size | a new order; a known id is replaced (duplicate_orders) |
-| SET | the level has this size; 0 removes it | the order has these; a new id is added (unknown) |
+| SET | the level has this size; 0 removes it | the order has this price and size |
 | SUB, MATCH | the level shrinks; below 0 it is removed (overdrawn) | the order shrinks, likewise |
 | DELETE | the level is removed | the order is removed |
 | GAP | the book is emptied, and the segment ends | the same |
 
-SUB, MATCH, DELETE, and by level a SET to 0, are ignored if there is nothing to change (unknown).
+SUB, MATCH and DELETE of what is not there are ignored, as is a SET of a level to 0 (unknown). A SET
+of an order that is not there adds it (unknown).
 
 A segment is a run of states without a gap. A GAP ends it, or too long a time without a state; a
 snapshot does not. A snapshot that differs from the book before it is counted (snapshots_differ).
