@@ -162,7 +162,8 @@ def open_table(
         used = meta["parameters"].get(key)
         if used != value:
             raise InputError(
-                f"{file} was made with {key} = {used!r}, not {value!r}: {remedy}, or set --{key}"
+                f"{file} was made with {key} = {used!r}, not {value!r}: "
+                f"run {made_by} again, or set --{key}"
             )
     return rows, meta
 
