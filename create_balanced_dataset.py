@@ -1,17 +1,19 @@
 """Draw a balanced sample of windows: rare market conditions are as frequent as common ones.
 
-A rare condition of which there are too few windows gives all that it has.
+A condition that is too rare for that gives all the windows that it has.
 
     python create_balanced_dataset.py
     python create_balanced_dataset.py --windows=50000 --min_stride=64 --cells="[5, 5, 5]"
 
 Reads `training_data/window_statistics/<PAIR>.npy` and writes
 `training_data/balanced_samples/<PAIR>.npy`, a structured array sorted by time (end_row int64,
-stratum int32, weight float64: how often the window is drawn an epoch; 20 bytes a window), its
-`.json`, and a picture of each statistic before and after. Training, validation and test are cut by
-one calendar for all pairs and sampled apart. Limits, scales and strata are fitted on a pair's
-training share alone, so that each pair is balanced over its own conditions. The sample that ships
-gives 2,626 windows.
+stratum int32, weight float64: how often the window is drawn per epoch; 20 bytes per window), its
+`.json`, and a picture of each statistic before and after. A stratum is a kind of market condition:
+one cell of volatility x spread x direction.
+
+Training, validation and test are cut by one calendar for all pairs, and each is sampled on its own.
+Limits, scales and strata are fitted on a pair's training share alone, so that each pair is balanced
+over its own conditions. The sample that ships gives 2,626 windows.
 """
 
 config = {
@@ -86,8 +88,8 @@ def main(config: dict) -> int:
     for pair, sample in zip(pairs, samples, strict=True):
         file = save_sample(pair, sample, cuts, config)
         print(
-            f"{pair.book.pair}: {len(sample.rows):,} windows, states shared by two splits: "
-            f"{sample.facts['shared_states']} -> {file}"
+            f"{pair.book.pair}: {len(sample.rows):,} windows, "
+            f"states shared by two splits: {sample.facts['shared_states']} -> {file}"
         )
         print(summarise(pair, sample, config["outlier_std"]))
         if config["plots"]:
@@ -100,7 +102,7 @@ def check_config(config: dict) -> None:
     cells = config["cells"]
     if len(cells) != 3 or np.prod(cells, dtype=float) > 32_000:
         raise InputError(
-            f"cells = {cells} must be 3 numbers, of volatility, spread, direction, "
+            f"cells = {cells} must be 3 numbers (of volatility, spread and direction), "
             "such as [8, 8, 9], whose product is at most 32,000"
         )
 
@@ -116,20 +118,19 @@ def save_sample(pair: Pair, sample: Sample, cuts: np.ndarray, config: dict) -> P
 
 
 def summarise(pair: Pair, sample: Sample, outlier_std: float) -> str:
-    """What a sample holds: its splits, its evenness, and each statistic before and after."""
+    """Return what a sample holds: its splits, its evenness, each statistic before and after."""
     splits = sample.facts["splits"]
     header = "".join(f"{column.replace('_', ' '):>18}" for column in SPLIT_COLUMNS)
     lines = [f"  {'':<12}{header}"]
     for name, split in splits.items():
-        lines.append(
-            f"  {name:<12}" + "".join(format_cell(split[column]) for column in SPLIT_COLUMNS)
-        )
+        cells = "".join(format_cell(split[column]) for column in SPLIT_COLUMNS)
+        lines.append(f"  {name:<12}{cells}")
     outliers = splits["train"]["outliers"]
     windows = outliers + splits["train"]["available"]
     if outliers > 0.1 * windows:
         lines.append(
             f"  warning: {100 * outliers / windows:.0f} % of the training windows are outliers, "
-            f"set aside: raise --outlier_std={outlier_std:g}"
+            f"and are left out: raise --outlier_std={outlier_std:g}"
         )
     lines.append(
         "  normalised entropy of conditions in training: "
@@ -154,7 +155,7 @@ def format_cell(value: Any) -> str:
 
 
 def compared_rows(pair: Pair, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """The statistics of at most 200,000 windows, evenly taken, and those of the sampled windows."""
+    """Return the statistics of at most 200,000 windows, evenly spaced, and of the sampled ones."""
     step = -(-len(pair.rows) // 200_000)
     return pair.rows[::step], pair.rows[sample.places]
 

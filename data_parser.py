@@ -6,13 +6,13 @@
 Reads `training_data/raw/<PAIR>/*` (formats: training_data/README.md) and writes
 `training_data/book_states/<PAIR>/`: price_ticks.npy int32 (N, depth), sizes.npy float32 (N, depth),
 timestamps.npy int64 (N,) ns UTC, segment_starts.npy int64 (S,), top_of_book.npy int32 (N, 2),
-traded.npy float32 (N,) if the feed has trades, and meta.json. That takes 8 bytes a level and state:
+traded.npy float32 (N,) if the feed has trades, and meta.json. Each state takes 8 bytes per level:
 the sample gives 168,119 states of 96 levels, 131 MB. A pair's old output stays until the new one is
 complete.
 
-A file that opens with a snapshot begins a new part of the pair's stream. Parts are parsed apart,
-side by side if there are several workers, and then joined: `lob/book/stream.py` says what happens
-where two of them join.
+A file that opens with a snapshot begins a new *part* of the pair's stream. Each part is parsed on
+its own, several at a time if there are several workers. Then the parts are joined;
+`lob/book/stream.py` says what happens where two of them meet.
 """
 
 config = {
@@ -63,6 +63,10 @@ from lob.jit import is_compiled
 from lob.storage import FORMAT_VERSION, final_name, find_pairs, format_bytes, new_folder
 from lob.windows.splits import segment_ranges
 
+# Keys of the config that the joiner of parts takes, and those that the order book takes.
+JOINER_KEYS = ("state_interval_ms", "max_gap_seconds", "max_clock_step_ms")
+BOOK_KEYS = ("subsample", "max_crossed_ms", *JOINER_KEYS)
+
 
 def main(config: dict) -> int:
     config = check_rules(config, __file__)
@@ -71,7 +75,7 @@ def main(config: dict) -> int:
     files = sum(len(list_files(Path(config["data_dir"]) / "raw" / pair)) for pair in pairs)
     workers = min(config["workers"] or os.cpu_count() or 1, files)
     if config["scheduler"] is None and not is_compiled(apply_rows):
-        print("compiling the parser: takes about a minute, the first time alone", flush=True)
+        print("compiling the parser, once: this takes about a minute", flush=True)
 
     if workers <= 1 and config["scheduler"] is None:
         do_each(lambda pair: print(parse_pair(config, pair)), pairs)
@@ -85,44 +89,42 @@ def main(config: dict) -> int:
 
 
 def check_config(config: dict) -> None:
-    if config["depth"] % 2:
+    """Raise InputError if the settings are wrong, whatever the recordings."""
+    depth, subsample = config["depth"], config["subsample"]
+    interval_ms = config["state_interval_ms"]
+    if depth % 2:
+        raise InputError(f"depth = {depth} must be even: it counts bids and asks together")
+    if subsample > 1 and interval_ms:
         raise InputError(
-            f"depth = {config['depth']} must be even: it counts bids and asks together"
-        )
-    if config["subsample"] > 1 and config["state_interval_ms"]:
-        raise InputError(
-            f"subsample = {config['subsample']} and state_interval_ms = "
-            f"{config['state_interval_ms']} "
-            "both thin the states: set one of them"
+            f"subsample = {subsample} and state_interval_ms = {interval_ms} both thin the states: "
+            "set one of them"
         )
     if config["feed"] is not None and config["feed"] not in FEEDS:
         raise InputError(f"unknown feed {config['feed']!r}; there are {', '.join(FEEDS)}")
 
 
 def make_executor(config: dict, workers: int) -> Executor:
-    """Return what runs the tasks: processes here, or a Dask cluster's workers."""
-    if config["scheduler"] is None:
+    """Return what runs the tasks: processes of this machine, or the workers of a Dask cluster."""
+    address = config["scheduler"]
+    if address is None:
         return ProcessPoolExecutor(workers, get_context("spawn"))  # threads do not survive a fork
     try:
         from dask.distributed import Client
     except ImportError:
-        raise InputError(
-            f"scheduler = {config['scheduler']!r} needs Dask: pip install distributed"
-        ) from None
+        raise InputError(f"scheduler = {address!r} needs Dask: pip install distributed") from None
     try:
-        return Client(config["scheduler"]).get_executor()
+        return Client(address).get_executor()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"scheduler = {config['scheduler']!r} does not answer ({error}): start it, or leave "
-            "scheduler None"
+            f"scheduler = {address!r} does not answer ({error}): start it, or leave scheduler None"
         ) from None
 
 
 def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str:
     """Parse one pair's files into `book_states/<pair>`; return the report that is printed.
 
-    The parts of its stream are tasks for the executor; None: they are parsed here, one after the
-    other.
+    The parts of its stream are tasks for the executor. If it is None, they are parsed here, one
+    after the other.
     """
     began = time.perf_counter()
     raw = Path(config["data_dir"]) / "raw" / pair
@@ -135,8 +137,8 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
     for file in files[1:]:
         if config["feed"] is None and (other := find_feed(file)) != feed:
             raise InputError(
-                f"{file} is of feed {other}, {files[0].name} of {feed}: one pair's files are one "
-                "feed"
+                f"{file} is of feed {other}, {files[0].name} is of {feed}: "
+                "one pair's files are one feed"
             )
     folder = Path(config["data_dir"]) / "book_states" / pair
     with new_folder(folder) as partial:
@@ -158,8 +160,9 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return the recorded files of a pair and its subfolders in path order, without notes and
-    hidden ones.
+    """Return a pair's recorded files in path order, without notes and hidden files.
+
+    Files of subfolders are among them.
     """
     found = []
     for file in folder.rglob("*"):
@@ -173,17 +176,18 @@ def list_files(folder: Path) -> list[Path]:
 def parse_parts(
     config: dict, feed: str, parts: list[list[Path]], partial: Path, executor: Executor | None
 ) -> Part:
-    """Parse the parts of a stream, each into a folder of its own, and join them in `partial`."""
+    """Parse the parts of a stream, each into a folder of its own, and join them in `partial`.
+
+    All parts share one tick size and one lot size, found in the first million rows of the stream.
+    """
     name = final_name(partial)
     files = list(itertools.chain.from_iterable(parts))
     units, said = look_ahead(config, feed, files, partial)
     print(f"{name}: {said}; {len(parts)} parts, each opens with a snapshot")
+    joiner = PartJoiner(partial, config["depth"], **{key: config[key] for key in JOINER_KEYS})
     folders = [partial / f"{name}.{index}" for index in range(len(parts))]
-    limits = ("state_interval_ms", "max_gap_seconds", "max_clock_step_ms")
-    joiner = PartJoiner(partial, config["depth"], **{name: config[name] for name in limits})
-    tasks = [
-        (config, feed, part, folder, units) for part, folder in zip(parts, folders, strict=True)
-    ]
+    parts_and_folders = zip(parts, folders, strict=True)
+    tasks = [(config, feed, part, folder, units) for part, folder in parts_and_folders]
     if executor is None:
         for task, folder in zip(tasks, folders, strict=True):
             joiner.append(parse_stream(*task), folder)
@@ -203,18 +207,21 @@ def parse_parts(
 def look_ahead(
     config: dict, feed: str, files: list[Path], partial: Path
 ) -> tuple[tuple[float, float], str]:
-    """Parse the first million rows, and keep no state; return tick size and lot size, and the
-    forecast.
+    """Return tick size and lot size, and the forecast, after the first million rows.
+
+    The rows are parsed, but their states are only counted: the parts are parsed from their start.
     """
-    first, *units = infer_units(read_ahead(FEEDS[feed].read(files)), config["tick_size"])
-    rows: list[int] = []
-    book = make_book(config, units[1], lambda states: rows.append(len(states[0])))
-    read_bytes = sum({batch.file: batch.file_bytes for batch in first}.values())
-    while first:
-        apply_batch(book, first.pop(0), units[0])
+    batches = read_ahead(FEEDS[feed].read(files))
+    first_batches, tick_size, lot_size = infer_units(batches, config["tick_size"])
+    state_counts: list[int] = []
+    book = make_book(config, lot_size, lambda states: state_counts.append(len(states[0])))
+    # A file's last batch says how much of the file has been read by then.
+    read_bytes = sum({batch.file: batch.file_bytes for batch in first_batches}.values())
+    while first_batches:
+        apply_batch(book, first_batches.pop(0), tick_size)  # and free its memory
     book.finish()
     share = read_bytes / sum(file.stat().st_size for file in files)
-    return (units[0], units[1]), forecast(sum(rows), config["depth"], share, partial)
+    return (tick_size, lot_size), forecast(sum(state_counts), config["depth"], share, partial)
 
 
 def parse_stream(
@@ -226,19 +233,20 @@ def parse_stream(
 ) -> Part:
     """Parse files as one stream into arrays in `folder`.
 
-    `units`: tick size and lot size; None: found in the first million rows, after which the forecast
-    is made.
+    `units` are tick size and lot size. If None, they are found in the first million rows, after
+    which the forecast is printed.
     """
     folder.mkdir(exist_ok=True)
     name = final_name(folder)
     batches: Iterator[Batch] = read_ahead(FEEDS[feed].read(files))
     first_batches: list[Batch] = []
     if units is None:
-        first_batches, *found_units = infer_units(batches, config["tick_size"])
-        units = found_units[0], found_units[1]
-    tick_size, lot_size = units
+        first_batches, tick_size, lot_size = infer_units(batches, config["tick_size"])
+    else:
+        tick_size, lot_size = units
     forecast_due = bool(first_batches)
-    states, updates, after_opening = StateWriter(folder, config["depth"]), 0, None
+    states = StateWriter(folder, config["depth"])
+    updates, after_opening = 0, None
     book = make_book(config, lot_size, states.append)
     total_bytes = sum(file.stat().st_size for file in files)
     with tqdm(total=total_bytes, unit="B", unit_scale=True, desc=name, disable=None) as progress:
@@ -252,7 +260,7 @@ def parse_stream(
             if forecast_due and not first_batches:
                 forecast_due = False
                 share = sum(done_bytes.values()) / total_bytes
-                found = states.rows + int(book.memory[ROWS])
+                found = states.rows + int(book.memory[ROWS])  # written, and still in memory
                 said = forecast(found, config["depth"], share, folder, states.rows)
                 if share < 1:
                     progress.write(f"{name}: {said}")
@@ -264,32 +272,26 @@ def parse_stream(
 def make_book(
     config: dict, lot_size: float, flush: Callable[[list[np.ndarray]], None]
 ) -> OrderBook:
-    limits = (
-        "subsample",
-        "state_interval_ms",
-        "max_crossed_ms",
-        "max_gap_seconds",
-        "max_clock_step_ms",
-    )
-    return OrderBook(config["depth"], lot_size, flush, **{name: config[name] for name in limits})
+    return OrderBook(config["depth"], lot_size, flush, **{key: config[key] for key in BOOK_KEYS})
 
 
 def chain_freeing(first: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the first batches, each of which is then forgotten, and the rest."""
+    """Yield the first batches and the rest; forget each of the first ones, to free its memory."""
     while first:
         yield first.pop(0)
     yield from rest
 
 
 def forecast(rows: int, depth: int, share_read: float, folder: Path, written: int = 0) -> str:
-    """Extrapolate rows and bytes from the input read so far; InputError if the disk cannot hold
-    them.
+    """Return how many states, and bytes of them, the whole input will give, as a line of text.
 
-    `written`: how many of the `rows` are on the disk already.
+    `rows` states came out of the share of the input that was read; `written` of them are on the
+    disk already. Raises InputError if the disk cannot hold all of them.
     """
     expected = int(rows / share_read)
-    size = expected * (8 * depth + 20)
-    free = shutil.disk_usage(folder.parent).free + written * (8 * depth + 20)
+    state_bytes = 8 * depth + 20
+    size = expected * state_bytes
+    free = shutil.disk_usage(folder.parent).free + written * state_bytes
     if size > free:
         raise InputError(
             f"about {expected:,} states of depth {depth} will take {format_bytes(size)} and "
@@ -302,10 +304,9 @@ def forecast(rows: int, depth: int, share_read: float, folder: Path, written: in
 def no_state_error(depth: int, raw: Path, whole: Part) -> InputError:
     thin, crossed = whole.counters["thin_states"], whole.counters["crossed_states"]
     return InputError(
-        f"{raw} holds no complete state of depth {depth} in {whole.updates:,} rows ({thin:,} "
-        "states "
-        f"with fewer than {depth // 2} levels on a side, {crossed:,} crossed): lower --depth or "
-        "mend the files"
+        f"{raw} holds no complete state of depth {depth} in {whole.updates:,} rows "
+        f"({thin:,} states with fewer than {depth // 2} levels on a side, {crossed:,} crossed): "
+        "lower --depth or mend the files"
     )
 
 
@@ -334,9 +335,7 @@ def describe_pair(
 
 
 def describe_source(file: Path, raw: Path) -> dict:
-    """Return what meta.json says of a file. Later scripts see by the digest if a file was
-    replaced.
-    """
+    """Return what meta.json says of a file. By its digest later scripts see a replaced file."""
     with open(file, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return {
@@ -347,27 +346,24 @@ def describe_source(file: Path, raw: Path) -> dict:
 
 
 def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    head = (
-        f"{pair}: {meta['rows']:,} states of {meta['depth']} levels from {meta['updates']:,} "
-        "updates of "
-        f"feed {meta['feed']} in {seconds:.1f} s; tick {meta['tick_size']:g}; {format_bytes(size)} "
-        f"in {folder}"
-    )
+    """Return the lines that are printed of a parsed pair."""
+    size = format_bytes(sum(file.stat().st_size for file in folder.iterdir()))
     lines = [
-        f"  {name.replace('_', ' '):<18} {count:>12,}"
-        for name, count in meta["counters"].items()
-        if count
+        f"{pair}: {meta['rows']:,} states of {meta['depth']} levels "
+        f"from {meta['updates']:,} updates of feed {meta['feed']} in {seconds:.1f} s; "
+        f"tick {meta['tick_size']:g}; {size} in {folder}"
     ]
+
+    def add(name: str, count: int, note: str = "") -> None:
+        lines.append(f"  {name:<18} {count:>12,}{note}")
+
+    for name, count in meta["counters"].items():
+        if count:
+            add(name.replace("_", " "), count)
     if not meta["counters"]["snapshots"]:
-        lines.append(
-            f"  {'snapshots':<18} {0:>12}: the book began empty, levels not yet updated are missing"
-        )
-    lines.append(
-        f"  {'segments':<18} {meta['segments']:>12,}, the longest of {meta['longest_segment']:,} "
-        "states"
-    )
-    return "\n".join([head, *lines])
+        add("snapshots", 0, ": the book began empty, levels not yet updated are missing")
+    add("segments", meta["segments"], f", the longest of {meta['longest_segment']:,} states")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
     python exploration_main.py --temporal_dim=512 --plots=False
 
 Reads `training_data/book_states/<PAIR>/` and writes `training_data/window_statistics/<PAIR>.npy`, a
-structured array with one row a window of `temporal_dim` states (all of them, one state apart, none
-across a segment border), 96 bytes each, its `.json`, and PNG pictures under `training_data/plots/`.
-The sample gives 167,864 windows.
+structured array with one row of 96 bytes for each window of `temporal_dim` states, its `.json`, and
+PNG pictures under `training_data/plots/`. A window ends at every state that has enough states
+before it in its segment (a run of states without a gap). The sample gives 167,864 windows.
 """
 
 config = {
@@ -43,9 +43,8 @@ def main(config: dict) -> int:
     config = check_rules(config, __file__)
     folder = Path(config["data_dir"])
     pairs = find_pairs(folder, "book_states", config["pairs"], "data_parser.py")
-    do_each(
-        lambda pair: describe_pair(pair, folder, config["temporal_dim"], config["plots"]), pairs
-    )
+    temporal_dim, plots = config["temporal_dim"], config["plots"]
+    do_each(lambda pair: describe_pair(pair, folder, temporal_dim, plots), pairs)
     return 0
 
 
@@ -67,7 +66,7 @@ def describe_pair(pair: str, folder: Path, temporal_dim: int, plots: bool) -> No
 
 
 def summarise(rows: np.ndarray) -> str:
-    """A table of each statistic over at most a million evenly taken windows."""
+    """Return a table of each statistic over at most a million windows, evenly spaced."""
     rows = rows[:: max(1, len(rows) // 1_000_000)]
     header = f"{'mean':>12}{'deviation':>12}{'1 %':>12}{'median':>12}{'99 %':>12}"
     lines = [f"  {'':<24}{header}"]

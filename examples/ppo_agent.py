@@ -5,22 +5,22 @@
     python examples/ppo_agent.py --seeds=1 --model_path=runs/sample/checkpoints/best.safetensors
 
 Replays a recording of `data_dir/book_states/`, cut in time as for the training of the checkpoint:
-agents learn on windows of the training period and are judged on windows of the test period, and no
-state is in both. Prints each policy's result over the same test episodes and writes them as
-`ppo_agent.json` and `ppo_agent.md` into the run of the checkpoint. Nothing is selected on the test
-period: the agent of the last training step is judged.
+agents learn on windows of the training period and are judged on windows of the test period. No
+state is in both. The results of all policies over the same test episodes are printed, and written
+as `ppo_agent.json` and `ppo_agent.md` into the folder of the checkpoint's run. Nothing is chosen on
+the test period: the agent is judged as it is after its last training step.
 
 The market of an episode, in states t of the recording:
 
-- Every `decision_stride` states the agent sees the embedding of the window that ends with state t,
-  its position, and the share of the episode that is left. It sells one unit (0), holds (1) or buys
-  one unit (2), as far as `position_limit` allows.
+- Every `decision_stride` states the agent makes a decision. It sees the embedding (a vector) of the
+  window that ends with state t, its position, and the share of the episode that is left. It sells
+  one unit (0), holds (1) or buys one unit (2), as far as `position_limit` allows.
 - A buy is filled at the best ask of state t + `latency_states`, a sale at its best bid. Both pay a
   fee of `fee_bps` of the price.
 - The reward is the change of cash + position x mid until the next decision, in bps of
   `position_limit` x mid at the first state of the episode. At the last state an open position is
   closed at the best price, with its fee. So the rewards sum to the cash that is left.
-- Orders are smaller than the best level and don't change the book; no order waits in a queue.
+- Each order is filled in full at the best price and doesn't change the book; none waits in a queue.
 """
 
 config = {
@@ -51,7 +51,7 @@ config = {
 import sys
 from pathlib import Path
 
-# run from the repository, which is not installed
+# The repository is not installed as a package, so `lob` is found by its path.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lob.config import InputError, check_rules, counted, load_config, run
@@ -83,14 +83,14 @@ from lob.storage import find_pairs, new_file
 from lob.windows.splits import SPLITS, gather_windows, split_of_windows, split_rows, window_ends
 
 HOLD = 1  # 0 sells, 2 buys
-ACCOUNTS = ("net_bps", "gross_bps", "spread_bps", "fee_bps", "trades")  # net = gross - spread - fee
+ACCOUNTS = ("net_bps", "gross_bps", "spread_bps", "fee_bps", "trades")  # net: gross - spread - fee
 LIMITS = (
-    "Policies: hold never trades; imbalance x follows the best sizes if their imbalance exceeds x;",
-    "random acts by chance; PPO frozen learns on the pre-trained encoder's embeddings; PPO scratch",
-    "trains the same network anew.",
+    "Policies: hold never trades; imbalance x buys (sells) if the imbalance of the best sizes is",
+    "above x (below -x); random acts by chance; PPO frozen learns on the pre-trained encoder's",
+    "embeddings; PPO scratch trains the same network from random weights.",
     "Results are in bps of the value of the position limit, summed over the test episodes.",
     "gross: before fees and spread; net: after both; spread: distance of the fills from the mid at",
-    "the decision, with the moves during latency; +-: deviation over seeds.",
+    "the decision, including the moves during latency; +-: standard deviation over seeds.",
     "That deviation is not the uncertainty of the market: all policies met the same short period",
     "of one recording.",
     "Not shown: queues, the effect of an order on the book, limit orders, other days, other fees,",
@@ -101,12 +101,13 @@ Policy = Callable[[dict[str, np.ndarray], dict[str, Any]], int]
 
 @dataclass(frozen=True)
 class Replay:
-    """What an environment needs of a book: an entry a decision, of all periods.
+    """What an environment needs of a book: one entry for each decision, of all periods.
 
     ends: int64 (n,), end rows of the windows; touch_ticks: int64 (n, 2), best bid and ask at the
     decision; fill_ticks: int64 (n, 2), best bid and ask that its order meets; imbalance: float64
-    (n,), (bid size - ask size) / (their sum) at the best prices; episodes: period -> int64 (k, 2),
-    the first entry and the last one, at which the position is closed and nothing is decided.
+    (n,), (bid size - ask size) / (their sum) at the best prices; episodes: for each period int64
+    (k, 2), the first and the last entry of each episode. At the last one the position is closed and
+    nothing is decided.
     """
 
     ends: np.ndarray
@@ -123,12 +124,11 @@ def make_replay(book: Book, temporal_dim: int, cuts_ns: np.ndarray, config: dict
     one segment and one period. Raises InputError if a period has no room for an episode.
     """
     every_end = window_ends(book.segment_starts, book.rows, temporal_dim)
-    split = split_of_windows(
-        every_end, temporal_dim, split_rows(book.timestamps, cuts_ns, temporal_dim)
-    )
+    rows_of_splits = split_rows(book.timestamps, cuts_ns, temporal_dim)
+    split = split_of_windows(every_end, temporal_dim, rows_of_splits)
     stride, steps = config["decision_stride"], config["episode_steps"]
     ends: list[np.ndarray] = []
-    decisions = 0  # of all runs so far
+    decisions = 0  # of all runs of consecutive windows so far
     episodes: dict[str, np.ndarray] = {}
     for period, apart in (("train", 1), (config["split"], steps)):
         mine = every_end[split == SPLITS.index(period)]
@@ -146,7 +146,7 @@ def make_replay(book: Book, temporal_dim: int, cuts_ns: np.ndarray, config: dict
         if len(episodes[period]) == 0:
             raise InputError(
                 f"{book.pair} has no two decisions in the {period} period of this checkpoint: "
-                f"set --pair, or a lower decision_stride than {stride}"
+                f"set --pair, or a --decision_stride below {stride}"
             )
     if decisions > 1 << 24:  # the number of a decision must be exact in float32
         raise InputError(f"decision_stride = {stride} gives {decisions:,} decisions: raise it")
@@ -165,10 +165,10 @@ def make_replay(book: Book, temporal_dim: int, cuts_ns: np.ndarray, config: dict
 class BookReplay(gymnasium.Env):
     """The market of the module's docstring over the episodes of one period.
 
-    Observations: `window`, float32, an embedding (D,) if `source` holds embeddings, else the number
-    of the decision (1,), by which a network that learns to encode finds the window; `account`,
-    float32 (2,), position / limit and the share of the episode that is left. Nothing else that the
-    agent did bears on the rewards ahead.
+    Observations: `window`, float32, is an embedding (D,) if `source` holds embeddings; else the
+    number of the decision (1,), by which a network that learns to encode finds its window.
+    `account`, float32 (2,), is position / limit, and the share of the episode that is left. Nothing
+    else that the agent has done affects its later rewards.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class BookReplay(gymnasium.Env):
             number = int(self.np_random.integers(len(self.episodes)))
         self.first, self.last = map(int, self.episodes[number])
         self.now, self.position = self.first, 0
-        self.bps = 1e4 / float(self.limit * self.mid[self.first])  # of a half tick of one unit
+        self.bps = 1e4 / float(self.limit * self.mid[self.first])  # half a tick of one unit in bps
         return self.observe(), self.describe()
 
     def step(self, action: int) -> tuple[dict, float, bool, bool, dict]:
@@ -205,7 +205,7 @@ class BookReplay(gymnasium.Env):
         orders = [(position - self.position, self.replay.fill_ticks[here], self.mid[here])]
         self.now, self.position = here + 1, position
         done = self.now == self.last
-        if done:  # the agent knows this moment from the start, so there is no latency
+        if done:  # known from the start, so that closing has no latency
             orders.append((-position, self.replay.touch_ticks[self.now], self.mid[self.now]))
         gross = position * float(self.mid[self.now] - self.mid[here]) * self.bps
         spread = fee = 0.0
@@ -248,7 +248,7 @@ def embed(encoder: BookEncoder, book: Book, ends: np.ndarray) -> Tensor:
 
 
 class WindowEncoder(BaseFeaturesExtractor):
-    """The encoder as a part of the policy: number of a decision, account -> float32 (B, D + 2)."""
+    """The encoder as a part of the policy: decision numbers, accounts -> float32 (B, D + 2)."""
 
     def __init__(
         self, observation_space: Dict, encoder: EncoderConfig, book: Book, ends: np.ndarray
@@ -265,7 +265,7 @@ class WindowEncoder(BaseFeaturesExtractor):
 def train(
     replay: Replay, book: Book, config: dict, seed: int, source: np.ndarray | EncoderConfig
 ) -> PPO:
-    """Train PPO on embeddings (n, D), or with a new encoder of this kind that reads the windows."""
+    """Train PPO on embeddings (n, D), or with a new encoder of this config that reads windows."""
     market = {"replay": replay, "period": "train", "config": config, "source": source}
     markets = make_vec_env(BookReplay, n_envs=config["environments"], seed=seed, env_kwargs=market)
     policy: dict[str, Any] = {}
@@ -285,7 +285,7 @@ def train(
         gamma=config["gamma"],
     )
     if isinstance(agent.policy.features_extractor, WindowEncoder):
-        # PPO has set orthogonal weights, with which a transformer does not start.
+        # PPO has given it orthogonal weights, but a transformer starts with its own ones.
         agent.policy.features_extractor.encoder.initialise()
     return agent.learn(config["train_steps"])
 
@@ -323,7 +323,7 @@ def learned_policy(agent: PPO) -> Policy:
 
 
 def judge(replay: Replay, book: Book, config: dict, encoder: BookEncoder) -> list[dict]:
-    """Train and play every policy; return a row a policy and seed."""
+    """Train and play every policy; return a row for each policy and seed."""
     market = BookReplay(replay, config["split"], config)
     episodes = range(len(market.episodes))
     rows = []
@@ -378,7 +378,7 @@ def embed_all(replay: Replay, book: Book, encoder: BookEncoder) -> np.ndarray:
 
 
 def describe_test(replay: Replay, book: Book, config: dict) -> str:
-    """Say how long the test episodes are, and what a trade must earn."""
+    """Return in words how long the test episodes are, and what a trade must earn."""
     episodes = replay.episodes[config["split"]]
     duration_s = np.diff(book.timestamps[replay.ends[episodes] - 1]).sum() / 1e9
     decisions = np.concatenate([np.arange(first, last) for first, last in episodes])
@@ -396,12 +396,12 @@ def describe_test(replay: Replay, book: Book, config: dict) -> str:
         f"{counted(len(episodes), 'episode')}, {duration_s:.0f} s in all. "
         f"A round trip costs {round_trip_bps:.2f} bps; the mid moves "
         f"{mean_move_bps(decisions, decisions + 1):.2f} bps from one decision to the next and "
-        f"{mean_move_bps(first, last):.2f} bps an episode (means of absolute values)."
+        f"{mean_move_bps(first, last):.2f} bps per episode (means of absolute values)."
     )
 
 
 def tabulate(rows: list[dict]) -> list[str]:
-    """Lines of a Markdown table: means over the seeds, and the deviation of the net result."""
+    """Return a Markdown table: means over the seeds, and the deviation of the net result."""
     columns = ("policy", "seeds", "net bps", "+-", "gross bps", "spread bps", "fee bps", "trades")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in dict.fromkeys(row["policy"] for row in rows):

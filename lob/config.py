@@ -1,4 +1,4 @@
-"""One flat `config` dict a script: its comments hold the rules, the shell changes values.
+"""One flat `config` dict per script: its comments hold the rules, the shell changes values.
 
 A script defines `config` right under its docstring. The comment of a key is `# <rule>: <meaning>`:
 
@@ -17,18 +17,18 @@ A rule reads like a Python type:
   never fits;
 - `mse | mae` are texts, one of which is chosen. `|` separates whatever is allowed;
 - `list[str]` and `list[int >= 1]` are lists whose items follow the rule inside;
-- `list[cpu | cuda]` is some of these texts, at least one; `list[cpu | cuda] | []` may be none.
+- `list[cpu | cuda]` is a list of one or more of these texts; `list[cpu | cuda] | []` may be empty.
 
 The rule alone decides, whether a value was edited in the dict or given in the shell. If a comment
 has no rule, the default's type is the rule. A comment goes on in the next line if that line holds
 nothing else and begins with `#` and three spaces.
 
-Before its heavy imports a script says
+Before its heavy imports a script has
 
     if __name__ == "__main__":
         config = load_config(config, __file__)
 
-so that `--help` and a wrong key are answered before torch or numba load. It ends with
+so that it answers `--help` or a wrong key before torch or numba are imported. It ends with
 `run(main, config)`, which turns `InputError` into one line on stderr and exit status 2.
 `check_rules` checks a dict that did not come through `load_config`.
 """
@@ -58,21 +58,24 @@ CONTINUATION = b"#   "  # begins a line that goes on with the comment of the key
 
 
 class InputError(Exception):
-    """The user's config or input is wrong: one line with the value and the remedy; status 2."""
+    """The user's config or input is wrong.
+
+    The text is one line with the value and the remedy; `run` exits with status 2.
+    """
 
 
 class CheckFailed(Exception):
-    """A program's check of its own work failed: one line; status 1."""
+    """A program's check of its own work failed: one line of text; `run` exits with status 1."""
 
 
 class Rule(NamedTuple):
     """What a value may be: of one of `kinds`, and what the other fields ask of that kind."""
 
     kinds: tuple[type, ...]
-    bounds: str = ""  # of a number, such as "> 0 and <= 1"; "": none
-    choices: tuple[str, ...] = ()  # of a text; (): any
-    items: "Rule | None" = None  # of a list; None: anything
-    may_be_empty: bool = False  # a list whose items are choices; others always may
+    bounds: str = ""  # of a number, such as "> 0 and <= 1"; "": any number
+    choices: tuple[str, ...] = ()  # the texts that are allowed; (): any text
+    items: "Rule | None" = None  # rule of a list's items; None: any items
+    may_be_empty: bool = False  # of a list whose items are choices; other lists always may
 
 
 class Comment(NamedTuple):
@@ -95,8 +98,9 @@ def load_config(
 ) -> dict[str, Any]:
     """Return `defaults`, changed by the `--key=value` words of `argv` (default: the command line).
 
-    A value is a Python literal, or else text. Each value, also a default, must follow its rule.
-    Prints the keys and exits 0 on `--help`; prints one line and exits 2 if anything is wrong.
+    A value is a Python literal, or else text. Each value, even a default, must follow its rule. On
+    `--help` the keys are printed and the program exits with status 0. If anything is wrong, one
+    line is printed and the program exits with status 2.
     """
     words = sys.argv[1:] if argv is None else argv
     config = dict(defaults)
@@ -109,7 +113,7 @@ def load_config(
             key, text = split_word(word, defaults)
             config[key] = read_value(text, rules[key])
         return check_rules(config, script)
-    except BrokenPipeError:  # --help | head
+    except BrokenPipeError:  # as by `--help | head`; a normal exit would try to print again
         os._exit(1)
     except InputError as error:
         fail(script, error)
@@ -118,8 +122,8 @@ def load_config(
 def check_rules(config: Mapping[str, Any], script: str | Path) -> dict[str, Any]:
     """Return a script's config once it has passed the rules in the script's comments.
 
-    Ints become floats if the rule asks for floats. Raises InputError if a key is unknown or
-    missing, or if a value breaks its rule. The script's file is read once a process.
+    Ints become floats if the rule asks for floats. The script's file is read once per process.
+    Raises InputError if a key is unknown or missing, or if a value breaks its rule.
     """
     rules = read_rules(str(script))
     for key in config:
@@ -138,7 +142,7 @@ def check_rules(config: Mapping[str, Any], script: str | Path) -> dict[str, Any]
 
 
 def split_word(word: str, known: Iterable[str]) -> tuple[str, str]:
-    """Split `--key=value`. Raises InputError for another form and for an unknown key."""
+    """Split `--key=value`. Raises InputError if it has another form or the key is unknown."""
     if not word.startswith("--") or "=" not in word:
         raise InputError(f"{word!r} is not of the form --key=value (--help lists the keys)")
     key, text = word[2:].split("=", 1)
@@ -149,7 +153,7 @@ def split_word(word: str, known: Iterable[str]) -> tuple[str, str]:
 
 
 def read_value(text: str, rule: Rule | None) -> Any:
-    """Return `text` as a Python literal; as it is if it is none, or if the rule wants text."""
+    """Return the value of a Python literal; the text itself if it is none or text is asked for."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -170,12 +174,12 @@ def as_float(value: Any, rule: Rule | None) -> Any:
 
 
 def find_fault(key: str, value: Any, rule: Rule | None) -> str:
-    """Say what is wrong with a value, in words that follow "key = value"; "" if nothing is."""
+    """Return what is wrong with a value, in words that follow "key = value"; "" if nothing is."""
     if rule is None:
         return ""
     may_be_none = type(None) in rule.kinds
     fits = isinstance(value, rule.kinds)
-    if isinstance(value, bool):  # which Python takes for an int
+    if isinstance(value, bool):  # a bool is an int to isinstance
         fits = bool in rule.kinds
     if rule.choices and (isinstance(value, str) or not fits):
         if value in rule.choices:
@@ -195,7 +199,7 @@ def find_fault(key: str, value: Any, rule: Rule | None) -> str:
 
 
 def find_fault_of_items(values: list, rule: Rule) -> str:
-    """Say what is wrong with the first item that breaks the items' rule; "" if none does."""
+    """Return what is wrong with the first item that breaks the items' rule; "" if none does."""
     for item in values:
         fault = find_fault("", as_float(item, rule), rule)
         if fault and rule.choices:
@@ -208,7 +212,7 @@ def find_fault_of_items(values: list, rule: Rule) -> str:
 
 
 def example(key: str, value: Any, rule: Rule) -> str:
-    """Return how a bool or a list is written, if that is what the rule asks for."""
+    """Return how a bool or a list is written in the shell, if that is what the rule asks for."""
     if bool in rule.kinds:
         return f": write --{key}=True or --{key}=False"
     if list in rule.kinds and isinstance(value, str):
@@ -229,19 +233,19 @@ def is_within(value: float, bounds: str) -> bool:
 
 
 def nearest(name: Any, known: Any) -> str:
-    """Return ', did you mean ...?' for the closest of `known`, or nothing."""
+    """Return ", did you mean ...?" with the closest of `known`; "" if none is close."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
 def counted(number: int, noun: str) -> str:
-    """Return '1 window', '2 windows'."""
+    """Return a number with its noun, such as "1 window" or "2 windows"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @functools.cache
 def read_rules(script: str) -> dict[str, Rule | None]:
-    """Map each key of the script's `config` dict to its rule; None: any value will do."""
+    """Return the rule of each key of the script's `config` dict; None: any value is allowed."""
     rules = {}
     for key, found in read_comments(script).items():
         rules[key] = parse_rule(found.rule) or rule_of_default(found.default)
@@ -249,7 +253,7 @@ def read_rules(script: str) -> dict[str, Rule | None]:
 
 
 def parse_rule(text: str) -> Rule | None:
-    """Return the rule that `text` states; None if it states none and is words for the reader."""
+    """Return the rule that `text` states; None if it is no rule but words for the reader."""
     kinds: list[type] = []
     choices: list[str] = []
     bounds, items, may_be_empty = "", None, False
@@ -270,9 +274,9 @@ def parse_rule(text: str) -> Rule | None:
             choices.append(part)
         else:
             return None
-    if kinds == [type(None)] and not choices:  # "None: all pairs"
+    if kinds == [type(None)] and not choices:  # words, as in "None: all pairs"
         return None
-    if len(choices) == 1 and not kinds:  # "note: ..."
+    if len(choices) == 1 and not kinds:  # words, as in "note: ..."
         return None
     if may_be_empty and list not in kinds:
         return None
@@ -289,7 +293,7 @@ def rule_of_default(source: str) -> Rule | None:
 
 
 def read_comments(script: str | Path) -> dict[str, Comment]:
-    """Map each key of the script's `config` dict to its default, its rule and its meaning."""
+    """Return default, rule and meaning of each key of the script's `config` dict."""
     source = read_source(script)
     node = find_dict(source, script)
     lines = source.encode().splitlines()  # the positions of a node count bytes
@@ -302,7 +306,7 @@ def read_comments(script: str | Path) -> dict[str, Comment]:
 
 
 def read_source(script: str | Path) -> str:
-    """Return the text of a script. Raises InputError if there is none, as in a frozen program."""
+    """Return a script's source. Raises InputError if there is none, as in a frozen program."""
     try:
         return Path(script).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -323,7 +327,10 @@ def find_dict(source: str, script: str | Path) -> ast.Dict:
 
 
 def find_source(lines: Sequence[bytes], node: ast.expr) -> str:
-    """Return a node's source text; `ast.get_source_segment` splits the whole file for each node."""
+    """Return a node's source text.
+
+    `ast.get_source_segment` would do, but splits the whole file for each node.
+    """
     rows = list(lines[node.lineno - 1 : node.end_lineno])
     rows[-1] = rows[-1][: node.end_col_offset]
     rows[0] = rows[0][node.col_offset :]
@@ -350,7 +357,7 @@ def split_comment(comment: str) -> tuple[str, str]:
 
 
 def describe(script: str | Path) -> str:
-    """Return the script's docstring and a line a key: name, default, rule and meaning."""
+    """Return the script's docstring and a line for each key: name, default, rule, meaning."""
     doc = ast.get_docstring(ast.parse(read_source(script))) or ""
     comments = read_comments(script)
     words = {key: f"--{key}={found.default}" for key, found in comments.items()}
@@ -375,11 +382,8 @@ def do_each(work: Callable[[str], None], pairs: Sequence[str], over: Callable = 
         except (InputError, CheckFailed, OSError) as error:
             failed.append(error)
             if len(pairs) > 1:
-                print(
-                    f"{Path(sys.argv[0]).name}: {pair}: {reason(error)}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                script = Path(sys.argv[0]).name
+                print(f"{script}: {pair}: {reason(error)}", file=sys.stderr, flush=True)
 
     list(over(attempt, pairs))
     if failed:
@@ -390,14 +394,14 @@ def do_each(work: Callable[[str], None], pairs: Sequence[str], over: Callable = 
 
 
 def reason(error: Exception) -> str:
-    """Return an error's text; for a failed system call without its number."""
+    """Return an error's text, without the number that a failed system call has."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error)
 
 
 def fail(script: str | Path, error: BaseException, status: int = 2) -> NoReturn:
-    """Print one line and exit."""
+    """Print one line on stderr and exit."""
     print(f"{Path(script).name}: {error}", file=sys.stderr)
     sys.exit(status)
 
@@ -417,7 +421,7 @@ def run(main: Callable[[dict[str, Any]], int | None], config: dict[str, Any]) ->
     except BrokenPipeError:
         os._exit(1)
     except OSError as error:
-        if error.filename is None and error.strerror is None:
+        if error.filename is None and error.strerror is None:  # raised by Python code
             raise
         fail(sys.argv[0], RuntimeError(reason(error)), 1)
     except KeyboardInterrupt:

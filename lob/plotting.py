@@ -1,4 +1,4 @@
-"""One style for all pictures, and the depth map. Imported late: matplotlib takes a second."""
+"""One style for all pictures, and the depth map. Import it late: matplotlib takes a second."""
 
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,11 @@ plt.rcParams.update(
     }
 )
 BLUE, RED, GREEN, VIOLET, GREY = "#2a6f97", "#c1443c", "#3a7d44", "#6d4c91", "#8d99ae"
-PALETTE = (
-    BLUE,
-    RED,
-    GREEN,
-    "#e09f3e",
-    "#6d597a",
-    "#2a9d8f",
-    "#b56576",
-    "#00b4d8",
-    "#8ab17d",
-    "#bc6c25",
-    "#355070",
-    GREY,
-)
-# Colours of a depth map: a price at which no order rests, a price outside of the recorded levels,
-# and the line of the mid.
+ORANGE, PLUM, TEAL, PINK = "#e09f3e", "#6d597a", "#2a9d8f", "#b56576"
+CYAN, SAGE, BROWN, NAVY = "#00b4d8", "#8ab17d", "#bc6c25", "#355070"
+PALETTE = (BLUE, RED, GREEN, ORANGE, PLUM, TEAL, PINK, CYAN, SAGE, BROWN, NAVY, GREY)
+# Colours of a depth map: of a price at which no order rests, of a price outside of the recorded
+# levels, and of the line that is the mid.
 EMPTY, UNSEEN, MID = "#14121f", "#e5e7eb", "#4cc9f0"
 
 
@@ -56,7 +45,7 @@ def save(figure: plt.Figure, file: Path) -> Path:
 
 
 def scale_axis(axis: plt.Axes) -> None:
-    """Make a loss axis logarithmic if values span more than a factor of 5; use plain numbers."""
+    """Make a loss axis logarithmic if its values span more than a factor of 5; plain numbers."""
     if axis.dataLim.minposy * 5 < axis.dataLim.ymax:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -75,17 +64,19 @@ def show_depth(
 ) -> AxesImage:
     """Draw a depth map: resting size (colour, log scale) by price and time, and the mid.
 
-    price_ticks, sizes: float64 (N, L), evenly spaced between the times `begin` and `end`; a state
-    of NaN is left blank. Rows of the picture are whole ticks high, so that no pattern of the grid
-    shows, and hold every mid and the middle 94 % of the prices. scale: the sizes of the faintest
-    and of the strongest colour; None: taken from these sizes.
+    price_ticks, sizes: float64 (N, L), the states, evenly spaced between the times `begin` and
+    `end`; a state of NaN is left blank. scale: the sizes that the faintest and the strongest colour
+    stand for; None: quantiles of the sizes drawn.
+
+    The picture holds every mid and the middle 94 % of the prices. Its rows are whole ticks high:
+    rows that hold now one tick, now two would show as stripes.
     """
     half = price_ticks.shape[1] // 2
     mid = (price_ticks[:, half - 1] + price_ticks[:, half]) / 2
     low, high = np.nanquantile(price_ticks, [0.03, 0.97])
     low = np.floor(min(low, np.nanmin(mid)))
     high = np.ceil(max(high, np.nanmax(mid)))
-    step = max(1, -(-int(high - low) // 150))
+    step = max(1, -(-int(high - low) // 150))  # ticks per row: some 150 rows at most
     bins = int(high - low) // step + 1
 
     seen = np.isfinite(mid)
@@ -102,6 +93,7 @@ def show_depth(
         faint, strong = scale
     every_row = np.arange(bins)[:, None]
     unseen = (every_row < row[:, 0]) | (every_row > row[:, -1]) | ~seen
+    # Below the scale, for a price without orders: its colour is EMPTY.
     image = np.where(image > 0, np.maximum(image, faint), faint / 10)
     bottom = (low - 0.5) * tick
     top = (low - 0.5 + bins * step) * tick
@@ -121,7 +113,7 @@ def show_depth(
 
 
 def add_size_bar(mesh: AxesImage, axes: plt.Axes | np.ndarray, label: str, **options: Any) -> None:
-    """Put the colour bar of a depth map beside `axes`, with plain numbers."""
+    """Put the colour bar of a depth map, with plain numbers, beside `axes`."""
     faint, strong = mesh.get_clim()
     ticks = LogLocator(subs=(1, 2, 5) if strong < 300 * faint else (1,))
     bar = mesh.figure.colorbar(

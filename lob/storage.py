@@ -1,9 +1,9 @@
 """The files that the scripts hand to each other: written whole or not at all, then memory mapped.
 
 training_data/book_states/<PAIR>/                     arrays of N states, and meta.json
-training_data/window_statistics/<PAIR>.npy, .json     a row a window
-training_data/balanced_samples/<PAIR>.npy, .json      a row a sampled window
-training_data/embeddings/<PAIR>.npy, .json            a row a window, D wide
+training_data/window_statistics/<PAIR>.npy, .json     a row for each window
+training_data/balanced_samples/<PAIR>.npy, .json      a row for each sampled window
+training_data/embeddings/<PAIR>.npy, .json            a row of D numbers for each window
 
 The last three are tables: an array of rows and a `.json` that says what it was made from. A book is
 opened by lob/book/states.py.
@@ -27,9 +27,9 @@ FORMAT_VERSION = 1
 def find_pairs(
     data_dir: str | Path, stage: str, pairs: Sequence[str] | None, made_by: str
 ) -> list[str]:
-    """Return the named pairs under `data_dir/stage`, or all of them (None), sorted.
+    """Return `pairs`, or all pairs under `data_dir/stage` in sorted order if `pairs` is None.
 
-    `made_by` is the script that makes them, '' for recordings. Raises InputError if there are none,
+    `made_by` is the script that makes them, "" for recordings. Raises InputError if there are none,
     or if a named one is missing.
     """
     folder = Path(data_dir) / stage
@@ -57,10 +57,9 @@ def find_pairs(
 
 
 def check_writable(folder: str | Path, key: str) -> None:
-    """Raise InputError if a folder, or else the nearest one above it, can't be written to."""
+    """Raise InputError if a folder can't be written to, or can't be made where it should be."""
     folder = Path(folder).absolute()
-    above = (folder, *folder.parents)
-    there = next(path for path in above if path.exists())
+    there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"{key} = {folder} can't be written: {there} is not a writable folder")
 
@@ -77,24 +76,23 @@ def read_meta(file: Path, made_by: str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not JSON ({error}): run {made_by} again") from None
     version = meta.get("format_version") if isinstance(meta, dict) else None
-    remedy = f"run {made_by} again"
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{file} has format version {version!r}, this program reads {FORMAT_VERSION}: {remedy}"
+            f"{file} has format version {version!r}, this program reads {FORMAT_VERSION}: "
+            f"run {made_by} again"
         )
     return meta
 
 
 def load_array(file: Path) -> np.ndarray:
-    """Memory map a `.npy` file; raises InputError if it is missing or damaged."""
+    """Memory map a `.npy` file. Raises InputError if it is missing or damaged."""
+    remedy = "run the script that makes it again"
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise InputError(f"there is no {file}: run the script that makes it again") from None
+        raise InputError(f"there is no {file}: {remedy}") from None
     except (ValueError, EOFError) as error:
-        raise InputError(
-            f"{file} is damaged ({error}): run the script that makes it again"
-        ) from None
+        raise InputError(f"{file} is damaged ({error}): {remedy}") from None
 
 
 @contextlib.contextmanager
@@ -105,10 +103,10 @@ def new_table(
     made_from: Any,
     row_shape: tuple[int, ...] = (),
 ) -> Iterator["ArrayWriter"]:
-    """Stream an array of rows to `file`, with a `.json` beside it; a `with` block.
+    """Open a table, which is an array of rows in `file` with a `.json` beside it, to write it.
 
-    Both take their places when the block ends without an error. The `.json` holds `parameters`,
-    `made_from` and the `extra` of the writer that the block gets.
+    The `with` block gets an `ArrayWriter`. Both files take their places when the block ends without
+    an error. The `.json` holds `parameters`, `made_from` and the writer's `extra`.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial, about = file.with_name(f".{file.name}.partial"), file.with_suffix(".json")
@@ -123,8 +121,8 @@ def new_table(
             "made_from": made_from,
             **writer.extra,
         }
-        # The old `.json` goes before the array is replaced, and the new one comes after it: a kill
-        # in between leaves no array beside another array's `.json`.
+        # The old `.json` is removed before the array is replaced, and the new one comes after: a
+        # kill at any moment leaves no array beside another array's `.json`.
         with new_file(about) as handle:
             handle.write(json.dumps(meta, indent=1).encode())
             about.unlink(missing_ok=True)
@@ -139,7 +137,7 @@ def new_table(
 def save_table(
     file: Path, rows: np.ndarray, parameters: Mapping[str, Any], made_from: Any, **extra: Any
 ) -> None:
-    """Write a whole structured array and its `.json` (see `new_table`)."""
+    """Write a table that is in memory: a structured array, and its `.json` with `extra` in it."""
     with new_table(file, rows.dtype, parameters, made_from) as table:
         table.append(rows)
         table.extra.update(extra)
@@ -148,10 +146,10 @@ def save_table(
 def open_table(
     file: Path, made_by: str, made_from: Any, **parameters: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Memory map a table and read its `.json`.
+    """Memory map a table and read its `.json`; return both.
 
     Raises InputError if it was made from something else than `made_from` (None: not checked), or
-    with other values of the `parameters` given. `made_by` is the script to run again.
+    with other values of the given `parameters`. The message names `made_by` as the script to run.
     """
     meta = read_meta(file.with_suffix(".json"), made_by)
     rows = load_array(file)
@@ -164,14 +162,15 @@ def open_table(
         used = meta["parameters"].get(key)
         if used != value:
             raise InputError(
-                f"{file} was made with {key} = {used!r}, not {value!r}: {remedy}, or set --{key}"
+                f"{file} was made with {key} = {used!r}, not {value!r}: "
+                f"run {made_by} again, or set --{key}"
             )
     return rows, meta
 
 
 @contextlib.contextmanager
 def new_file(file: Path) -> Iterator[Any]:
-    """Open a binary file that replaces `file` if the `with` block ends without an error."""
+    """Open a new binary file, which replaces `file` if the `with` block ends without an error."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     try:
@@ -187,7 +186,7 @@ def new_file(file: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder that replaces `folder` if the `with` block ends without an error."""
+    """Make a new folder, which replaces `folder` if the `with` block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
@@ -211,7 +210,7 @@ def final_name(partial: Path) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Return a number of bytes in GB, MB or kB."""
+    """Return a number of bytes as text, in GB, MB or kB."""
     if size >= 1e9:
         return f"{size / 1e9:,.1f} GB"
     if size >= 1e6:
@@ -230,11 +229,11 @@ class ArrayWriter:
         self.dtype = np.dtype(dtype)
         self.row_shape = row_shape
         self.extra: dict[str, Any] = {}
-        self.handle = open(file, "wb")  # noqa: SIM115 - closed by close()
+        self.handle = open(file, "wb")  # noqa: SIM115 - `close` closes it
         self.write_header()
 
     def write_header(self) -> None:
-        """Write the header; numpy pads it so that the number of rows can grow."""
+        """Write the header. numpy pads it, so that it keeps its length when the rows grow."""
         descr = np.lib.format.dtype_to_descr(self.dtype)
         header = {"descr": descr, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
         self.handle.seek(0)

@@ -1,6 +1,4 @@
-"""Shared fixtures: a small synthetic book in the files' format, and the recorded data where it
-exists.
-"""
+"""Shared fixtures: a small synthetic book in the files' format, and the recorded data, if any."""
 
 import contextlib
 import io
@@ -19,8 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from lob.model.encoder import EncoderConfig
 
-# Two test processes share two cores: more threads in each only wait for one another. Before torch
-# is imported.
+# Two test processes share two cores: more threads in each only wait for one another. This must be
+# set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT.parent / "shared" / "real"
@@ -36,14 +34,12 @@ def write_book(
     start_ns: int = 1_777_689_383_201_000_000,
     step_ns: int = 10_000_000,
 ) -> Path:
-    """Write `data_dir/book_states/<pair>`: a random-walk book of `rows` states; return its
-    folder.
-    """
+    """Write a random-walk book of `rows` states to `data_dir/book_states/<pair>`; return this."""
     rng = np.random.default_rng(seed)
     half = depth // 2
     steps = rng.choice([-1, 0, 1], size=rows, p=[0.1, 0.8, 0.1])
     best_bid = 7_831_800 + np.cumsum(steps)
-    # the ladder's shape changes slowly, as a real one does
+    # Distances and sizes of the levels change slowly, as in a real book.
     gaps = 1 + rng.integers(0, 3, size=depth)
     price = np.empty((rows, depth), dtype=np.int32)
     sizes = np.empty((rows, depth), dtype=np.float32)
@@ -84,16 +80,14 @@ def write_book(
 
 
 def metadata(encoder: "EncoderConfig", **changes: Any) -> dict[str, Any]:
-    """What a checkpoint of this encoder says of itself."""
+    """Return what a checkpoint of this encoder says about itself."""
     from lob.model.checkpoint import METADATA
 
     return METADATA | {"encoder": asdict(encoder)} | changes
 
 
 def refusal(script: str, *words: str) -> str:
-    """Return the one line with which a script refuses words of its command line before it loads
-    anything heavy.
-    """
+    """Return the one line with which a script refuses its command line, before heavy imports."""
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stderr(io.StringIO()) as err,
@@ -132,9 +126,7 @@ def recorded() -> Path:
 
 @pytest.fixture(scope="session")
 def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder, not to be written to: a small book (depth 16) and its balanced sample of
-    windows of 32 states.
-    """
+    """A data folder with a book of depth 16 and a sample of windows of 32 states: do not write."""
     folder = tmp_path_factory.mktemp("sampled")
     write_book(folder, rows=6000, depth=16)
     for script in ("exploration_main.py", "create_balanced_dataset.py"):

@@ -1,9 +1,11 @@
-"""A slow order book of dictionaries, written from the documented meaning of each update, to hold
-the kernel against.
+"""A slow order book of dictionaries, against which the kernel is tested.
+
+It is written from the documented meaning of each update alone.
 """
 
 from bisect import bisect_left, insort
 from collections import Counter
+from itertools import islice
 
 from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
 
@@ -11,7 +13,7 @@ BID, ASK = 0, 1
 
 
 class ReferenceBook:
-    """Takes whole messages and lists the states they leave.
+    """Takes whole messages and lists the states that they leave.
 
     `levels[side]` maps ticks to lots, `prices[side]` holds the ticks in order, `orders` maps ids to
     orders.
@@ -31,16 +33,13 @@ class ReferenceBook:
         self.states = []
 
     def best(self, side):
-        """The best half-depth levels of a side, best first."""
-        prices = (
-            self.prices[BID][: -self.half - 1 : -1]
-            if side == BID
-            else self.prices[ASK][: self.half]
-        )
+        """Return the best half-depth levels of a side, best first."""
+        best_first = reversed(self.prices[BID]) if side == BID else self.prices[ASK]
+        prices = islice(best_first, self.half)
         return [(price, self.levels[side][price]) for price in prices]
 
     def change(self, side, price, lots):
-        """Set a level's lots; none at or below 0."""
+        """Set a level's lots; remove it if they are 0 or less."""
         if lots > 0:
             if price not in self.levels[side]:
                 insort(self.prices[side], price)
@@ -50,8 +49,9 @@ class ReferenceBook:
             self.prices[side].pop(bisect_left(self.prices[side], price))
 
     def take_message(self, time, rows):
-        """Apply rows (type, is_buy, price, size, order id) of one message; return whether it leaves
-        a state.
+        """Apply one message's rows (type, is_buy, price, size, order id).
+
+        Return whether it leaves a state.
         """
         if self.time is not None and time < self.time:
             self.counters["clock_steps_back"] += rows[0][0] != SNAPSHOT
@@ -136,8 +136,9 @@ class ReferenceBook:
         )
 
     def evict_ghost(self):
-        """A book crossed for too long loses, of its two best levels, the one updated longer ago
-        (the ask in a tie).
+        """Remove one of the best two levels if the book has been crossed for too long.
+
+        It is the one that was updated longer ago, or the ask if both were at the same time.
         """
         if not self.is_crossed():
             self.crossed_since = None
@@ -145,13 +146,12 @@ class ReferenceBook:
             self.crossed_since = self.time
         elif self.time - self.crossed_since > self.max_crossed_ns:
             bid, ask = self.prices[BID][-1], self.prices[ASK][0]
-            side, price = (
-                (BID, bid) if self.touched[BID][bid] < self.touched[ASK][ask] else (ASK, ask)
-            )
+            bid_is_older = self.touched[BID][bid] < self.touched[ASK][ask]
+            side, price = (BID, bid) if bid_is_older else (ASK, ask)
             self.change(side, price, 0)
-            self.orders = {
-                id_: order for id_, order in self.orders.items() if order[:2] != (side, price)
-            }
+            for id_, order in list(self.orders.items()):
+                if order[:2] == (side, price):
+                    del self.orders[id_]
             self.counters["ghosts_evicted"] += 1
             self.crossed_since = self.time if self.is_crossed() else None
 
@@ -167,9 +167,8 @@ class ReferenceBook:
             self.counters["crossed_states"] += 1
         else:
             self.counters["states"] += 1
-            self.new_segment |= (
-                self.last_valid is not None and self.time - self.last_valid > self.max_gap_ns
-            )
+            if self.last_valid is not None and self.time - self.last_valid > self.max_gap_ns:
+                self.new_segment = True
             self.last_valid = self.time
             levels = bids[::-1] + asks
             ticks, lots = [price for price, _ in levels], [size for _, size in levels]
@@ -178,8 +177,9 @@ class ReferenceBook:
 
 
 def thin_states(states, subsample=1, interval_ns=0):
-    """Keep every n-th state of a segment, or the last of each interval in it; traded that since the
-    row before.
+    """Keep every n-th state of a segment, or the last of each interval in it.
+
+    What was traded is counted from the row before.
     """
     segments = []
     for state in states:

@@ -1,6 +1,4 @@
-"""create_balanced_dataset.py: purity, overlap, equal strata, and that nothing is learnt from
-validation or test.
-"""
+"""create_balanced_dataset.py: purity, overlap, equal strata, nothing fitted on what is judged."""
 
 import hashlib
 import json
@@ -36,9 +34,7 @@ STATISTICS = {**exploration_main.config, "temporal_dim": T, "plots": False}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two pairs: one with segments that are short, or end near the cuts; one that ends before the
-    test share.
-    """
+    """Two pairs: one has segments that are short or end near a cut, one ends before the test."""
     path = tmp_path_factory.mktemp("data")
     write_book(
         path,
@@ -82,8 +78,8 @@ def test_samples_are_pure_apart_and_of_the_size_asked_for(folder, cells, min_str
         assert (np.diff(ends) >= min_stride).all()
         segment = np.searchsorted(book.segment_starts, ends - T, side="right")
         assert (segment == np.searchsorted(book.segment_starts, ends - 1, side="right")).all()
-        # Row by row, without the functions under test: no state serves two splits, T states lie
-        # between them.
+        # Row by row, without the functions under test: no state is in two splits, and T states lie
+        # between two splits.
         owner = np.full(book.rows, -1)
         for index, (first, end) in enumerate(limits_of(folder, pair)):
             mine = ends[(ends - T >= first) & (ends <= end)]
@@ -113,9 +109,7 @@ def test_strata_that_gave_all_they_had_are_among_those_counted(folder):
 
 
 def test_strata_are_those_of_a_plain_calculation(folder):
-    """Limits from the training windows; equal-width cells of volatility, spread and direction
-    between them.
-    """
+    """Cells of equal width lie between limits from the training windows."""
     sample, meta = draw(folder)["AAA"]
     rows = np.load(folder / "window_statistics" / "AAA.npy")
     limits = limits_of(folder, "AAA")
@@ -159,9 +153,7 @@ def test_joint_cells_even_out_the_conditions(folder):
 
 
 def water_level(counts: np.ndarray, wanted: int) -> np.ndarray:
-    """Raise all strata one window at a time, those that have any left, until the sample is full:
-    the slow way.
-    """
+    """Take one window of each stratum that has any left, in turn, until there are enough."""
     taken = np.zeros_like(counts)
     while taken.sum() < wanted:
         open_ones = np.flatnonzero(taken < counts)
@@ -242,9 +234,7 @@ def copy_of(folder: Path, tmp_path: Path) -> Path:
 
 
 def test_nothing_is_fitted_on_validation_or_test(folder, tmp_path):
-    """Other conditions after the cut change neither scale nor strata nor sample of the training
-    share.
-    """
+    """Other conditions after the cut change nothing of the training share."""
     copy = copy_of(folder, tmp_path)
     border = limits_of(folder, "AAA")[0, 1]
 
@@ -264,9 +254,7 @@ def test_nothing_is_fitted_on_validation_or_test(folder, tmp_path):
 
 
 def test_a_market_that_moves_on_is_still_judged_by_all_of_it(folder, tmp_path):
-    """A spread of one tick changes in bps with the price alone: later windows are no outliers for
-    that.
-    """
+    """A spread of one tick changes in bps if the price moves: that makes no later outliers."""
     copy = copy_of(folder, tmp_path)
     border = limits_of(folder, "AAA")[0, 1]
 
@@ -308,9 +296,7 @@ def test_the_sample_depends_on_seed_and_pair_alone(folder):
 
 
 def test_the_draw_is_the_same_on_every_machine():
-    """The picks of a fixed table, written down: a change of generator or order breaks everybody's
-    samples.
-    """
+    """The picks of a fixed table are written down: another generator would change all samples."""
     stratum = ((np.arange(5000) * 7919) % 4999 % 11 - 1).astype(np.int16)
     rng = np.random.Generator(np.random.PCG64([0, 1, 2]))
     places, _, _ = draw_split(np.arange(64, 5064), stratum, 200, 8, False, rng)
@@ -367,7 +353,7 @@ def test_measures_by_hand():
         ),
         (
             {"windows": 3000, "min_stride": 16},
-            "2,100|windows asked for, .* can be had 16 states apart: lower --windows",
+            "2,100|windows are wanted, .* can be drawn 16 states apart: lower --windows",
         ),
         ({"cells": [3, 3]}, "cells = .* must be 3 numbers"),
         ({"cells": [3, 0, 3]}, "cells"),

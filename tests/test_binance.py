@@ -28,8 +28,8 @@ ODD_NUMBERS = (
     " 1",
     "007.50",
 )
-# A member that a line may have besides, and what may become of its text: about half of it stays a
-# valid message.
+# Members that are added to some lines, and ways to change a line's text. About half of the changed
+# lines are still valid messages.
 EXTRA = (
     '"ps":"BTCUSD"',
     '"x":1.5',
@@ -108,8 +108,9 @@ def write_number(rng: random.Random, oddities: bool) -> str:
 
 
 def write_recording(rng: random.Random, oddities: bool) -> list[str]:
-    """Lines of one spot or futures stream from update 1 on, keys in any order, some with something
-    unusual.
+    """Return lines of one spot or futures stream from update 1 on, with keys in any order.
+
+    With `oddities` some lines hold something unusual.
     """
     spot, nested, shuffled, last = rng.random() < 0.5, rng.random() < 0.5, rng.random() < 0.5, 0
     lines = [SNAPSHOT]

@@ -1,6 +1,4 @@
-"""One story of a book, told by Binance's messages and snapshots, must come out as the states of the
-reference book.
-"""
+"""Binance's messages and snapshots of one book must give the states of the reference book."""
 
 import json
 import re
@@ -25,8 +23,9 @@ from lob.feeds.batch import SET, find_feed
 def write_depth(
     message: int, story: list[Message], spot: bool, bare: bool = False, symbol: str = "BTCUSDT"
 ) -> str:
-    """One depthUpdate line; message n holds the updates 100 n - 50 (futures) or 100 n - 99 (spot)
-    to 100 n.
+    """Return a depthUpdate line.
+
+    Message n holds the updates from 100 n - 50 (futures) or 100 n - 99 (spot) to 100 n.
     """
     time_ms, _, levels = story[message]
     data = {
@@ -46,8 +45,9 @@ def write_depth(
 
 
 def write_snapshot(message: int, story: list[Message], part: int = 0, most: int = 1000) -> str:
-    """A REST snapshot after `message` and the first `part` updates of the next one (which hold half
-    its levels).
+    """Return a REST snapshot of the book after `message`, with the best `most` levels of a side.
+
+    If `part` is not 0, it comes that many updates later: half of the next message is in it.
     """
     reference = ReferenceBook(2)
     for time_ms, kind, levels in story[: message + 1]:
@@ -64,7 +64,7 @@ def write_snapshot(message: int, story: list[Message], part: int = 0, most: int 
 
 
 def compact(line: str) -> str:
-    """A line without spaces in its JSON, as Binance sends it: read by the faster way."""
+    """Return a line without spaces in its JSON, as Binance sends it."""
     return line.replace(", ", ",").replace(": ", ":")
 
 
@@ -77,9 +77,7 @@ TRADE += '"data":{"e":"trade","E":1,"s":"BTCUSDT","t":1,"p":"1.0","q":"2.0","m":
 @pytest.mark.parametrize("spot", [False, True])
 @pytest.mark.parametrize("part", [0, 30])
 def test_binance_messages_before_their_snapshot_are_bridged(tmp_path, spot, part) -> None:
-    """The snapshot of update 300 stands after message 9: states begin with the message that bridges
-    it.
-    """
+    """The snapshot after message 3 stands after message 9 in the file."""
     story = tell_story()
     depth = [write_depth(message, story, spot, bare=message % 5 == 0) for message in range(1, 400)]
     lines = [
@@ -92,7 +90,7 @@ def test_binance_messages_before_their_snapshot_are_bridged(tmp_path, spot, part
     file = write_lines(tmp_path, lines[:300])
     write_lines(tmp_path, lines[300:], "2.gz")
     assert find_feed(file) == "binance"
-    # on futures message 3 itself, with u = lastUpdateId, is applied again
+    # On futures message 3 itself, whose u is lastUpdateId, bridges the snapshot.
     first = 4 if spot or part else 3
     assert parse(tmp_path) == tell_states(story, first=first)
     assert (count(tmp_path, "gaps"), count(tmp_path, "snapshots")) == (0, 1)
@@ -110,7 +108,7 @@ def test_binance_snapshot_ahead_of_the_stream_waits_for_it(tmp_path, spot) -> No
 def test_binance_sequence_gap_ends_the_segment_until_the_next_snapshot(tmp_path, spot) -> None:
     story = tell_story(200)
     depth = [write_depth(message, story, spot) for message in range(1, 200)]
-    # than the gap: of no use, though the messages up to it were there
+    # The snapshot is older than the gap, so that it is of no use after it.
     older = write_snapshot(45, story, 1)
     lost = [
         *depth[:50],
@@ -136,8 +134,9 @@ def test_binance_messages_delivered_twice_change_nothing(tmp_path, spot) -> None
 
 @pytest.mark.parametrize("spot", [False, True])
 def test_binance_snapshot_in_a_running_stream_brings_levels_it_did_not_know(tmp_path, spot) -> None:
-    """The first snapshot holds 2 levels a side, the second, 8 messages late, all: no state is told
-    twice or lost.
+    """The first snapshot holds 2 levels of each side. The second, 8 messages late, holds all.
+
+    No state is written twice, and none is lost.
     """
     story = [
         tell_story(1)[0],
@@ -151,7 +150,7 @@ def test_binance_snapshot_in_a_running_stream_brings_levels_it_did_not_know(tmp_
         *depth[30:],
     ]
     write_lines(tmp_path, lines)
-    # depth 4: the 2 levels a side that it knew are the book
+    # States of depth 4 hold no more than the 2 levels of a side that were known from the start.
     assert parse(tmp_path) == tell_states(story, first=1)
     assert parse(tmp_path, depth=8) == tell_states(story, depth=8, first=30)
     assert (count(tmp_path, "gaps"), count(tmp_path, "snapshots")) == (0, 2)
@@ -165,7 +164,7 @@ def test_binance_stream_without_its_snapshot_is_counted_or_refused(tmp_path) -> 
     write_lines(tmp_path, [*depth[:1100], write_snapshot(1090, story), *depth[1100:]])
     assert parse(tmp_path) == tell_states(story, first=1091)
     assert count(tmp_path, "gaps") == 1
-    # older than all that is kept
+    # The snapshot is older than all messages that are kept.
     write_lines(tmp_path, [*depth[:1100], write_snapshot(50, story), *depth[1100:]])
     (tmp_path / "book_states" / "A_B").rename(tmp_path / "old")
     assert "holds no REST depth snapshot" in refuse(tmp_path)
@@ -183,7 +182,7 @@ def test_binance_faults_name_file_and_line(tmp_path) -> None:
         ),
         (
             write_depth(40, story, False, symbol="ETHUSDT"),
-            "(ValueError('of ETHUSDT among those of BTCUSDT",
+            "(ValueError('it is of ETHUSDT, those before it of BTCUSDT",
         ),
         (good[40].replace(".", "x"), "line 41: price nan and size nan must be numbers"),
         (good[40].replace('"a": ', '"a": [["1.0"]], "z": '), "line 41: no whole Binance message"),
@@ -193,7 +192,7 @@ def test_binance_faults_name_file_and_line(tmp_path) -> None:
         ),
         (
             compact(good[40]).replace('"a":[[', '"a":[["1.0"],['),
-            "message (ValueError('a level is no pair')): drop the",
+            "message (ValueError('a level is no pair of price and size')): drop the",
         ),
         (
             compact(good[40]).replace('"a":[[', '"a":[["1.0",],['),

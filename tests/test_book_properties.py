@@ -1,6 +1,4 @@
-"""The numba kernel against the book of dictionaries, on random updates with duplicates and unknown
-ids.
-"""
+"""The numba kernel against the book of dictionaries, on random updates with every exception."""
 
 import itertools
 
@@ -18,8 +16,9 @@ LOT = 0.5  # a power of two, so that lots times LOT are exact in float32
 
 
 def make_updates(rng, rows, by_order, price_range, message_rows, step_ms, ids, wide_ids, crossing):
-    """Random rows of several messages: bids around price 0, asks above, `crossing` of them on the
-    wrong side.
+    """Return random rows of several messages: bids around price 0, asks above.
+
+    A share `crossing` of them lies on the wrong side.
     """
     message = np.cumsum(rng.random(rows) < 1 / message_rows)
     first = np.flatnonzero(np.diff(message, prepend=-1))
@@ -53,8 +52,9 @@ def make_updates(rng, rows, by_order, price_range, message_rows, step_ms, ids, w
 
 
 def run_kernel(rng, updates, depth, subsample, interval_ms, max_crossed_ms):
-    """Feed rows in batches cut anywhere, through an output of few rows; return its rows, counters
-    and the book.
+    """Feed rows in batches cut anywhere; return the rows written, the counters and the book.
+
+    The output has room for few rows, so that it is often full.
     """
     out = []
     book = OrderBook(
@@ -88,9 +88,7 @@ def run_reference(updates, depth, max_crossed_ms):
 
 
 def compare(seed, rows, by_order, depth, thinning, **market):
-    """Run both on the same updates and compare every row written, the counters and what is left in
-    the book.
-    """
+    """Run both on the same updates; compare all rows written, the counters and the final book."""
     subsample, interval_ms = thinning
     max_crossed_ms = market["step_ms"] * 5
     updates = make_updates(np.random.default_rng(seed), rows, by_order, **market)

@@ -1,5 +1,6 @@
-"""The kernels' tests again with numba's bounds check, which compiles anew only into a cache of its
-own.
+"""The kernels' tests again with numba's bounds check.
+
+numba compiles with the check only into an empty cache, so the tests get one of their own.
 """
 
 import os
@@ -33,8 +34,9 @@ def run_checked(cache, *words: str) -> subprocess.CompletedProcess:
 
 
 def test_the_kernels_read_and_write_inside_their_arrays(tmp_path) -> None:
-    """One process: each kernel compiles once. The planted read out of bounds proves that the check
-    is on.
+    """A planted read out of bounds proves that the check is on.
+
+    All tests run in one process, so that each kernel is compiled once.
     """
     tests = ["tests/test_book.py", "tests/test_book_properties.py", "-k", "not whole_sample"]
     done = run_checked(tmp_path, "-m", "pytest", "-p", "no:cacheprovider", *tests)

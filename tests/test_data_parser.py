@@ -362,7 +362,7 @@ def test_a_disk_that_fills_keeps_the_old_output_and_the_other_pairs(tmp_path, wo
         f"--workers={workers}",
         "--depth=4",
     ]
-    # its file grows too
+    # Coverage would write a file that grows beyond the limit too.
     uncovered = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
     done = subprocess.run(
         command,

@@ -1,6 +1,4 @@
-"""training_data/download_tardis.py against a server on this machine that lays its files out as
-tardis.dev does.
-"""
+"""training_data/download_tardis.py against a server on this machine, laid out as tardis.dev."""
 
 import gzip
 import importlib.util

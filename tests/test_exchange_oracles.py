@@ -1,5 +1,4 @@
-"""The kernel on recorded exchange data against what the exchange itself says of the book after a
-message.
+"""The kernel on recorded exchange data against what the exchange itself says about the book.
 
 Binance: `bookTicker`. Kraken and OKX: a CRC32 in every message. Shanghai: snapshots of ten levels a
 side.
@@ -25,8 +24,8 @@ from lob.feeds.batch import ADD, DELETE, FEEDS, MATCH, SET, SNAPSHOT, find_feed
 
 pytestmark = pytest.mark.recorded
 FOREVER_MS = 10**12
-# files of one stream: depth messages that leave a state, and how many of them differ from
-# bookTicker
+# Files of one stream: depth messages that leave a state, and how many of them differ from
+# bookTicker.
 BINANCE = {
     "cm/btcusd_perp_2024080[89].gz": (44_772, 0),
     "spot/btcusdt_2024080[89].gz": (6_493, 2),
@@ -47,9 +46,7 @@ def count_exceptions(book):
 
 @pytest.mark.parametrize("pattern", BINANCE)
 def test_binance_best_levels_equal_book_ticker(recorded, pattern: str) -> None:
-    """Best bid and ask, price and size, after update u equal the last bookTicker whose u is at or
-    below it.
-    """
+    """Best bid and ask after update u are those of the last bookTicker whose u is not above it."""
     files = sorted((recorded / "binance").glob(pattern))
     assert {find_feed(file) for file in files} == {"binance"}
     written = []
@@ -98,8 +95,9 @@ def count_digits(text: str) -> int:
 
 
 class LevelBook:
-    """One instrument on the kernel, fed with levels as text; `digits` of price and size give ticks
-    and lots.
+    """One instrument's book in the kernel, fed with levels as text.
+
+    Prices and sizes have fixed numbers of digits after the point, which give tick and lot size.
     """
 
     def __init__(self, price_digits: int, size_digits: int):
@@ -110,8 +108,9 @@ class LevelBook:
         self.message = 0
 
     def take(self, bids, asks, kind=SET, most_levels: int | None = None) -> None:
-        """Apply one message; then delete the levels past `most_levels` a side, as its reader is
-        told to.
+        """Apply one message; then delete the levels of a side past the best `most_levels`.
+
+        The exchange tells its clients to do so.
         """
         self.message += 1
         levels = [*bids, *asks]
@@ -148,8 +147,7 @@ def test_kraken_checksums_match_after_every_message(recorded) -> None:
         book = books[pair]
         book.take(parts.get("b", []), parts.get("a", []), most_levels=1000)
         levels = [*book.best(ASK, 10), *book.best(BID, 10)]
-        # The dot removed and leading zeros stripped, a number as sent is its count of ticks or
-        # lots.
+        # The checksum is over the numbers as sent, without the dot and leading zeros: ticks, lots.
         text = "".join(f"{ticks}{lots}" for ticks, lots in levels)
         messages += 1
         right += zlib.crc32(text.encode()) == int(parts["c"])
@@ -185,8 +183,9 @@ def test_okx_checksums_match_after_every_message(recorded) -> None:
 
 
 def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:
-    """In continuous trading each snapshot is a state of the kernel at its traded volume, in the
-    snapshots' order.
+    """In continuous trading each snapshot is a state of the kernel at its traded volume.
+
+    These states come in the order of the snapshots.
     """
     events, snapshots = [], []
     with zipfile.ZipFile(recorded / "sse" / "AX_sbe_sse_600519.zip") as archive:
@@ -230,7 +229,7 @@ def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:
     number, kind, is_buy, ticks, lots, order_id = (
         np.array(column) for column in zip(*rows, strict=True)
     )
-    # its number for time
+    # Each message has its number for its time.
     book.apply(number, number, kind.astype(np.uint8), is_buy.astype(bool), ticks, lots, order_id)
     book.finish()
     assert (
@@ -240,7 +239,7 @@ def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:
         == 0
     )
 
-    # traded volume, levels -> numbers of the messages that leave this state
+    # (traded volume, levels) -> numbers of the messages that leave this state.
     states = defaultdict(list)
     for out in written:
         for prices, sizes, number in zip(

@@ -1,6 +1,4 @@
-"""One story of a book, written in each feed's format, must come out as the states of the reference
-book.
-"""
+"""One history of a book, written in each feed's format, gives the states of the reference book."""
 
 import gzip
 import json
@@ -22,13 +20,14 @@ from lob.feeds.recordings import read_csv
 
 START_MS = 1_723_161_256_298
 COMPRESS = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstandard.compress}
-# time in ms, SNAPSHOT or SET, levels (is_buy, ticks, lots)
+# Time in ms, SNAPSHOT or SET, levels (is_buy, ticks, lots).
 Message = tuple[int, int, list[tuple[bool, int, int]]]
 
 
 def tell_story(messages: int = 400, seed: int = 0) -> list[Message]:
-    """An opening snapshot, then changes of bids below and asks above 1000 ticks: never crossed,
-    seldom thin.
+    """Return an opening snapshot, then changes of bids below and asks above 1000 ticks.
+
+    The book is never crossed, and rarely thin.
     """
     rng = np.random.default_rng(seed)
     story: list[Message] = [
@@ -58,8 +57,9 @@ def tell_story(messages: int = 400, seed: int = 0) -> list[Message]:
 
 
 def tell_states(story: list[Message], depth: int = 4, first: int = 0) -> list[tuple]:
-    """The reference's states (ticks, lots, time in ms, whether a segment begins) from message
-    `first` on.
+    """Return the reference book's states from message `first` on.
+
+    A state is ticks, lots, time in ms, and whether a segment begins.
     """
     reference = ReferenceBook(depth)
     for index, (time_ms, kind, levels) in enumerate(story):
@@ -71,9 +71,7 @@ def tell_states(story: list[Message], depth: int = 4, first: int = 0) -> list[tu
 
 
 def parse(folder: Path, **settings) -> list[tuple]:
-    """Parse `folder`/raw/A_B in ticks of 0.1 and lots of 0.001; return states as `tell_states`
-    does.
-    """
+    """Parse `folder`/raw/A_B in ticks of 0.1, lots of 0.001; return states as in `tell_states`."""
     data_parser.parse_pair(
         {**data_parser.config, "data_dir": str(folder), "depth": 4, **settings}, "A_B"
     )
@@ -278,7 +276,7 @@ def test_npy_faults_are_named(tmp_path) -> None:
     assert f"ends before row {len(array)}" in refuse(tmp_path)
 
 
-# the README's example
+# The example of training_data/README.md.
 
 
 def price_level(ticks: int, lots: int) -> list[str]:

@@ -192,8 +192,8 @@ def test_an_error_while_writing_leaves_the_old_files(tmp_path):
 
 @pytest.mark.parametrize("step", range(8))
 def test_a_kill_at_any_step_leaves_no_json_beside_another_array(tmp_path, monkeypatch, step):
-    """Every change of the folder is stopped in turn, as by SIGKILL: nothing after it runs, no
-    clean-up either.
+    """Writing is stopped before each change of the folder in turn, as by SIGKILL: nothing after
+    it runs, not even a clean-up.
     """
 
     class Killed(BaseException):

@@ -69,5 +69,5 @@ def test_it_says_that_it_compiles_only_where_it_has_to(tmp_path, capsys, monkeyp
     monkeypatch.setattr(data_parser, "is_compiled", lambda function: False)
     parse(tmp_path, "")
     assert capsys.readouterr().out.startswith(
-        "compiling the parser: takes about a minute, the first time alone\n"
+        "compiling the parser, once: this takes about a minute\n"
     )

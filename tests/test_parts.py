@@ -1,5 +1,4 @@
-"""Parts of one pair's stream, which open with a snapshot: how they join, by one worker and by
-several.
+"""Parts of one pair's stream, which open with a snapshot: how one or several workers join them.
 
 By threads here for speed; by worker processes and by Dask workers through the script itself.
 """
@@ -34,8 +33,9 @@ Row = tuple[int, int, bool, int, int]  # time in ms, type, is_buy, ticks, lots
 
 
 def tell_days(rng: np.random.Generator, days: int, messages: int, trades: bool) -> list[list[Row]]:
-    """Days of a book around 1000 ticks. Each opens with a snapshot: mostly the book as it is,
-    stamped near its end.
+    """Return days of a book around 1000 ticks, each of which opens with a snapshot.
+
+    Mostly it is the book as the day before left it, stamped near the end of that day.
     """
     reference = ReferenceBook(4)
     time, told = START_MS, []
@@ -147,11 +147,11 @@ def test_a_day_that_opens_at_the_local_time_of_the_row_before_it_begins_a_messag
     assert json.loads(apart["meta.json"])["rows"] == 4
 
 
-# a join, rule by rule
+# A join, rule by rule.
 
 OPENING = [(SNAPSHOT, True, 999, 5), (SNAPSHOT, False, 1001, 6)]
 OTHER = [(SNAPSHOT, True, 998, 5), (SNAPSHOT, False, 1001, 6)]
-# time in ms, rows of type, is_buy, ticks, lots
+# Time in ms, and rows of type, is_buy, ticks, lots.
 Message = tuple[int, list[tuple[int, bool, int, int]]]
 
 
@@ -213,7 +213,7 @@ def test_what_is_stamped_before_the_end_of_the_part_before_gets_its_time(tmp_pat
     early = [(970, OPENING), (1001, [(SET, True, 999, 8)])]
     arrays, whole = join(tmp_path / "snapshot", [first, early])
     assert (arrays["timestamps"] // 10**6).tolist() == [0, 1000, 1000, 1001]
-    # a snapshot is taken a little earlier than it comes
+    # A snapshot alone may be older: it is taken a little earlier than it comes.
     assert whole.counters["clock_steps_back"] == 0
     early = [
         (970, OPENING),
@@ -281,12 +281,13 @@ def test_files_that_open_with_no_snapshot_belong_to_the_part_before(tmp_path) ->
     assert find_parts("npy", files) == [files]
 
 
-# stream, cut anywhere
+# A stream, cut anywhere.
 
 
 def tell_messages(rng: np.random.Generator, count: int) -> list[Message]:
-    """A snapshot, then changes and trades around 1000 ticks: never crossed, now and then thin or
-    silent.
+    """Return a snapshot, then changes and trades around 1000 ticks.
+
+    The book is never crossed, but sometimes thin or silent.
     """
     levels = [
         (SNAPSHOT, side, 1000 + (-i if side else i), 5)
@@ -335,9 +336,7 @@ def cut(messages: list[Message], places: list[int]) -> tuple[list[list[Message]]
 
 
 def test_a_stream_cut_anywhere_gives_its_states(tmp_path) -> None:
-    """Parts that open with the running book give the states of the uncut stream: none is lost where
-    they join.
-    """
+    """Parts that open with the running book give the states of the uncut stream."""
     folders = iter(tmp_path / str(number) for number in range(1000))
     parts_joined = 0
 
@@ -380,7 +379,7 @@ def test_a_stream_cut_anywhere_gives_its_states(tmp_path) -> None:
     assert parts_joined > 100
 
 
-# through the script
+# Through the script.
 
 
 def run_parser(folder: Path, *words: str) -> subprocess.CompletedProcess:

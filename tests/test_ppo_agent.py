@@ -1,6 +1,4 @@
-"""examples/ppo_agent.py: its accounts against exact ledgers, its observations against a changed
-future, its splits.
-"""
+"""examples/ppo_agent.py: accounts against exact ledgers, no look ahead, and no shared states."""
 
 import json
 import subprocess
@@ -46,9 +44,7 @@ SMALL = config | {
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> Book:
-    """2500 states of depth 16 in three segments; one border lies in the training, one in the test
-    period.
-    """
+    """2500 states of depth 16; a segment begins in the training and one in the test period."""
     return open_book(
         write_book(
             tmp_path_factory.mktemp("agent"), rows=2500, depth=16, segment_starts=(0, 700, 2200)
@@ -79,18 +75,18 @@ def by_hand(touch: list, fill: list, **choices) -> BookReplay:
 
 
 def test_a_round_trip_costs_spread_and_fees_as_computed_by_hand():
-    # mids 100, 101, 103; bought at 101 (mid 100), closed by the last state at its bid 102; fees 10
-    # bps of each price
+    # The mids are 100, 101 and 103. One unit is bought at 101 and sold at the last state's bid,
+    # 102. The fee of each is 10 bps of its price.
     market = by_hand(
         [[99, 101], [100, 102], [102, 104]], [[99, 101], [100, 102], [102, 104]], fee_bps=10.0
     )
     market.reset(options={"episode": 0})
     _, reward, done, _, facts = market.step(2)
     assert not done and facts["trades"] == 1
-    # inventory at mid 101, paid 101 and the fee
+    # One unit is worth 101, the mid. It cost 101 and the fee.
     assert reward == pytest.approx((101 - 101 - 0.101) / 100 * 1e4)
     assert (facts["gross_bps"], facts["spread_bps"]) == pytest.approx((100.0, 100.0))
-    # the limit of one unit holds: no second purchase
+    # Nothing more is bought beyond the limit of one unit.
     observation, reward, done, _, facts = market.step(2)
     assert done and facts["trades"] == 1
     assert reward == pytest.approx((102 - 101 - 0.102) / 100 * 1e4)
@@ -101,11 +97,11 @@ def test_a_late_order_pays_for_the_move_it_missed():
     market = by_hand([[99, 101], [99, 101]], [[104, 106], [99, 101]], fee_bps=0.0)
     market.reset(options={"episode": 0})
     _, reward, _, _, facts = market.step(2)
-    # bought at 106, mid 100; sold at 99
+    # Bought at 106, sold at 99; the mid at both decisions is 100.
     assert facts["spread_bps"] == pytest.approx((6 + 1) / 100 * 1e4)
     assert reward == pytest.approx(-facts["spread_bps"])
     market.reset(options={"episode": 0})
-    # sold at 104, bought back at 101
+    # Sold at 104, bought back at 101.
     assert market.step(0)[1] == pytest.approx((104 - 101) / 100 * 1e4)
     market.reset(options={"episode": 0})
     assert market.step(1)[1] == 0
@@ -148,9 +144,7 @@ def test_rewards_are_those_of_a_ledger_in_exact_fractions(book, latency, limit):
 
 @pytest.mark.parametrize(("latency", "later"), [(0, 0), (1, 0), (1, 1)])
 def test_a_changed_future_changes_neither_what_is_seen_nor_the_fill(book, latency, later):
-    """All states after the decision's are changed, or (later = latency) all after the one that its
-    order meets.
-    """
+    """All states after the decision's are changed; if later = latency, all after the order's."""
     choices = SMALL | {"latency_states": latency}
     replay = make_replay(book, STATES, cuts_of(book), choices)
     encoder = network()
@@ -337,7 +331,7 @@ def test_the_script_judges_every_policy_on_the_same_episodes(book, tmp_path):
         assert row["net_bps"] == pytest.approx(
             row["gross_bps"] - row["spread_bps"] - row["fee_bps"], abs=1e-9
         )
-        # a fill costs 1 bps
+        # Each fill costs 1 bps.
         assert row["fee_bps"] == pytest.approx(row["trades"] * 1.0, rel=1e-2, abs=1e-9)
     table = [
         line

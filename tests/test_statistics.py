@@ -1,6 +1,4 @@
-"""exploration_main.py against two-pass float64 values and exact fractions of each window on its
-own.
-"""
+"""Window statistics against two-pass float64 values, and fractions, of each window on its own."""
 
 import json
 import subprocess
@@ -50,9 +48,7 @@ def make_book(
 
 
 def two_pass(book: Book, temporal_dim: int) -> dict[str, np.ndarray]:
-    """Each statistic of each window of a book of one segment, by its definition, window by
-    window.
-    """
+    """Return each statistic of each window of a one-segment book, by its definition."""
     half = book.depth // 2
     bid, ask = book.price_ticks[:, half - 1].astype(float), book.price_ticks[:, half].astype(float)
     sizes = book.sizes.astype(float)
@@ -99,8 +95,9 @@ def random_walk(rows: int) -> np.ndarray:
 
 
 def crash(rows: int) -> np.ndarray:
-    """A calm walk with a fall of 40 % and back in its middle: plain running sums never forget such
-    returns.
+    """Return a calm walk with a fall of 40 % and back in its middle.
+
+    Such returns leave an error in plain running sums that never goes away.
     """
     mids = random_walk(rows)
     mids[rows // 2] = 6_000_000
@@ -148,9 +145,7 @@ def test_statistics_agree_with_exact_fractions(series):
 
 
 def test_a_window_worked_by_hand():
-    """Four states, mids 100, 101, 101, 99 ticks of 0.5; spreads 2, 2, 4, 2 ticks; 0.25 s from first
-    to last.
-    """
+    """Four states in 0.25 s; a tick is 0.5, the mids are 100, 101, 101, 99 ticks."""
     traded = np.array([3.0, 0, -1.0, 0], np.float32)
     book = make_book(
         np.array([100, 101, 101, 99]), spreads=[2, 2, 4, 2], tick_size=0.5, traded=traded
@@ -296,9 +291,7 @@ def test_the_pictures_of_a_single_window_are_drawn(tmp_path):
 
 
 def test_the_pictures_are_drawn_for_books_of_any_kind(tmp_path):
-    """One of two days, two segments and trades, one whose price never moves: each picture is a
-    readable PNG.
-    """
+    """One book has two days, two segments and trades; the price of the other never moves."""
     import matplotlib.image
 
     folder = write_book(

@@ -30,8 +30,9 @@ def states_of(ends, temporal_dim):
 
 @st.composite
 def books(draw):
-    """(timestamps, segment_starts) of a short book: bursts of equal stamps, long gaps, segments of
-    any length.
+    """Return timestamps and segment_starts of a short book.
+
+    It has bursts of equal stamps, long gaps and segments of any length.
     """
     rows = draw(st.integers(1, 120))
     steps = draw(

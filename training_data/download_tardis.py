@@ -3,8 +3,8 @@
     python training_data/download_tardis.py --symbol=BTCUSDT --date=2024-08-01
 
 Writes `training_data/raw/<SYMBOL>/<date>.csv.gz` (`incremental_book_L2`), which data_parser.py
-reads; later days go beside it. Needs the package tardis-dev; other days than the first of a month
-need a key in TARDIS_API_KEY.
+reads; later days go beside it. It needs the package tardis-dev, and for other days than the first
+of a month a key in the environment variable TARDIS_API_KEY.
 """
 
 import sys
@@ -51,30 +51,27 @@ def main(config: dict) -> None:
     if file.exists():
         print(f"{file} is already there")
         return
-    print(
-        f"fetching {config['exchange']} {config['symbol']} of {day} from {config['endpoint']}",
-        flush=True,
-    )
-    reach(config["endpoint"])
+    exchange, symbol, endpoint = config["exchange"], config["symbol"], config["endpoint"]
+    print(f"fetching {exchange} {symbol} of {day} from {endpoint}", flush=True)
+    check_reachable(endpoint)
     try:
         download_datasets(
-            config["exchange"],
+            exchange,
             ["incremental_book_L2"],
-            [config["symbol"]],
+            [symbol],
             str(day),
             str(day + timedelta(days=1)),
             api_key=os.environ.get("TARDIS_API_KEY", ""),
             download_dir=str(folder),
-            endpoint=config["endpoint"],
+            endpoint=endpoint,
             get_filename=lambda *_: file.name,
             timeout=TIMEOUT_SECONDS,
         )
     except urllib.error.HTTPError as error:
         reason = str(error.msg).strip()[:200]
         raise InputError(
-            f"tardis.dev has no {config['exchange']} {config['symbol']} of {day} for you "
-            f"({error.code}: {reason}): without a key in TARDIS_API_KEY only the first day "
-            "of a month is served"
+            f"tardis.dev has no {exchange} {symbol} of {day} for you ({error.code}: {reason}): "
+            "without a key in TARDIS_API_KEY only the first day of a month is served"
         ) from None
     megabytes = file.stat().st_size / 1e6
     print(
@@ -83,12 +80,12 @@ def main(config: dict) -> None:
     )
 
 
-def reach(endpoint: str) -> None:
+def check_reachable(endpoint: str) -> None:
     """Raise InputError if the server does not answer: tardis-dev would try again for an hour."""
     try:
         urllib.request.urlopen(endpoint, timeout=TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError:
-        pass  # an answer
+        pass  # also an answer
     except (OSError, ValueError) as error:
         raise InputError(
             f"endpoint = {endpoint!r} does not answer ({error}): check the network and try again"

@@ -2,13 +2,13 @@
 
     python training_data/make_sample.py
 
-Downloads the wheel of ob-analytics 0.1.0 with pip, takes its recording and writes
-`training_data/raw/BTC_USD/20260502.csv.gz`, in the layout of CoinAPI's `limitbook_full` (the same
-bytes every time). Prints row counts and SHA-256.
+Downloads the wheel of ob-analytics 0.1.0 with pip, takes the recording in it and writes
+`training_data/raw/BTC_USD/20260502.csv.gz`, in the layout of CoinAPI's `limitbook_full`. The file
+has the same bytes every time. Prints row counts and SHA-256.
 
-The opening book (6,512 orders) becomes SNAPSHOT rows; created, changed and deleted become ADD, SET
-(the size that is left) and DELETE. At the end of its capture the recorder invented deletes, which
-are left out.
+The orders of the opening book (6,512) become SNAPSHOT rows. The actions created, changed and
+deleted become ADD, SET (to the size that is left) and DELETE. At the end of its capture the
+recorder made up deletes; these rows are left out.
 """
 
 import gzip
@@ -58,18 +58,8 @@ def format_number(value: float) -> str:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            folder,
-            PACKAGE,
-        ]
-        subprocess.run(pip, check=True)
+        options = ["--quiet", "--no-deps", "--dest", folder]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, PACKAGE], check=True)
         wheel = next(Path(folder).glob("*.whl"))
         with zipfile.ZipFile(wheel) as archive, gzip.open(archive.open(MEMBER)) as handle:
             rows = convert(pd.read_csv(handle))

@@ -2,10 +2,10 @@
 //
 //   policy actor_critic.pt price_ticks.npy sizes.npy [cuda]
 //
-// price_ticks: int32 or int64 (N, T, L); sizes: float32 (N, T, L): windows in time order, N >= 2.
-// Prints the embedding of the last window and the policy there (sell, hold, buy), then the loss of
-// each step. `collect` makes states, actions and rewards from the recording: replace it by a real
-// environment.
+// price_ticks: int32 or int64 (N, T, L); sizes: float32 (N, T, L). They hold N >= 2 windows in time
+// order. Prints the embedding of the last window and the policy there (probabilities of sell, hold
+// and buy), then the loss of each step. `collect` makes states, actions and rewards from the
+// recording: replace it by a real environment.
 
 #include <torch/optim/adam.h>
 #include <torch/script.h>
@@ -55,8 +55,8 @@ struct Rollout {
   Tensor price_ticks, sizes, states, actions, rewards_bps;
 };
 
-// Takes sell, hold and buy in turn, each from a flat position. The reward is the position times the
-// move of the mid to the last state of the next window, in bps.
+// Takes sell, hold and buy in turn, each without a position before it. The reward is the new
+// position times the move of the mid until the last state of the next window, in bps.
 Rollout collect(const Tensor& price_ticks, const Tensor& sizes, int64_t state_features) {
   const int64_t steps = price_ticks.size(0) - 1, half = price_ticks.size(2) / 2;
   const Tensor now = price_ticks.select(1, -1).to(torch::kFloat64);

@@ -1,22 +1,25 @@
-"""The order book: update rows in, a complete state a message out. One numba kernel for all feeds.
+"""The order book: update rows in, a state after each message out. One numba kernel for all feeds.
 
 Prices are ticks and sizes are lots, both int64 and exact. The two sides are sorted arrays
 (`lob/book/price_levels.py`). Order-by-order feeds also have a table of their orders
 (`lob/book/order_table.py`). The whole book is kept, however far from the mid an order rests.
 
-What each update means (every exception is counted, see `COUNTERS`):
+What each update does, with the counter of each exception in brackets (see `COUNTERS`):
 
 | type | by level (no order id) | order by order |
 |---|---|---|
-| SNAPSHOT | the first row of a run replaces the book, the others add to it | the same |
-| ADD | the level grows | a new order; a known id is replaced (duplicate_orders) |
-| SET | the level has this size, 0 removes it | the order has these; unknown: added (unknown) |
-| SUB, MATCH | shrinks, below 0 it is removed (overdrawn); unknown: ignored (unknown) | the same |
-| DELETE | removed; unknown: ignored (unknown) | the same |
+| SNAPSHOT | the first of a run empties the book; each sets a level | likewise; each adds an order |
+| ADD | the level grows by this size | a new order; a known id is replaced (duplicate_orders) |
+| SET | the level has this size; 0 removes it | the order has this price and size |
+| SUB, MATCH | the level shrinks; below 0 it is removed (overdrawn) | the order shrinks, likewise |
+| DELETE | the level is removed | the order is removed |
 | GAP | the book is emptied, and the segment ends | the same |
 
-A snapshot ends no segment: time alone does, and a GAP. A snapshot that is not the book as it was
-before is counted (snapshots_differ).
+SUB, MATCH and DELETE of what is not there are ignored, as is a SET of a level to 0 (unknown). A SET
+of an order that is not there adds it (unknown).
+
+A segment is a run of states without a gap. A GAP ends it, or too long a time without a state; a
+snapshot does not. A snapshot that differs from the book before it is counted (snapshots_differ).
 """
 
 import numpy as np
@@ -47,18 +50,17 @@ from lob.jit import borrow, compiled, inlined
 
 COUNTERS = (
     "messages",  # completed messages; each leaves the book in a state
-    "states",  # of these, complete and uncrossed: candidates for a row
-    "crossed_states",
-    "thin_states",  # fewer than depth / 2 levels on a side
+    "states",  # messages that left a complete and uncrossed book: a row, unless it is thinned out
+    "crossed_states",  # messages that left a crossed book
+    "thin_states",  # messages that left fewer than depth / 2 levels on a side
     "ghosts_evicted",  # levels that kept the book crossed for longer than max_crossed_ms
-    "unknown",  # SUB, MATCH, DELETE or zero SET of what is not there; SET of an unknown order
-    "duplicate_orders",
-    "overdrawn",
+    "unknown",  # updates of a level or an order that is not there
+    "duplicate_orders",  # ADD or SNAPSHOT rows with the id of an order that is there
+    "overdrawn",  # SUB or MATCH rows with more than was there
     "snapshots",
-    # of these: their best depth / 2 levels a side are not those of the book before
-    "snapshots_differ",
+    "snapshots_differ",  # in the best depth / 2 levels of a side from the book before them
     "gaps",
-    "clock_steps_back",  # messages stamped before the one before them: they get its time
+    "clock_steps_back",  # messages stamped earlier than the one before them: they get its time
 )
 (
     MESSAGES,
@@ -75,32 +77,32 @@ COUNTERS = (
     CLOCK,
 ) = range(len(COUNTERS))
 
-# What the kernel has to remember between two calls. numba hands arrays over by reference, but
-# numbers by value, so all of it lies in the cells of one int64 array, `OrderBook.memory`: times in
-# ns, counts, and flags that are 0 or 1.
-CELLS = 17
+# What the kernel has to remember between two calls. numba passes arrays by reference, but numbers
+# by value. So all of it lies in one int64 array, `OrderBook.memory`, at these places: times in ns,
+# counts, and flags that are 0 or 1.
+PLACES = 17
 (
     MESSAGE,  # number of the message that the last row belongs to
-    OPEN,  # flag: this message may still go on
+    OPEN,  # flag: more rows of this message may follow
     TIME,  # the message's time
     IN_SNAPSHOT,  # flag: the last row was a SNAPSHOT row of this message
     COMPARE,  # flag: this message holds a snapshot, to be compared with the book before it
     NEW_SEGMENT,  # flag: the next state begins a segment
-    FIRST_VALID,  # time of the first state, or NEVER
-    LAST_VALID,  # time of the last state, or NEVER
-    CROSSED_SINCE,  # time since when the book has been crossed, or NEVER: it is not
+    FIRST_VALID,  # time of the first state; NEVER before it
+    LAST_VALID,  # time of the last state; NEVER before the first
+    CROSSED_SINCE,  # time since when the book has been crossed; NEVER if it is not
     CROSSED_NS,  # how long the book was crossed, in all
     ORDERS,  # number of orders in the table
-    SEEN,  # states of this segment, those that subsampling leaves out included
+    SEEN,  # states of this segment, also those that subsampling leaves out
     PENDING,  # flag: the row after the finished ones holds a state that a later one may replace
-    INTERVAL,  # number of the time interval that the pending state lies in
-    TRADED,  # signed lots traded since the last finished row
+    INTERVAL,  # number of the state interval (state_interval_ms) that the pending state lies in
+    TRADED,  # signed lots traded since the last finished row: bought minus sold
     TRADED_WRITTEN,  # of these, what the pending row holds
     ROWS,  # finished rows of the output
-) = range(CELLS)
+) = range(PLACES)
 NEVER = np.iinfo(np.int64).min
-# Places in `OrderBook.kept`: the best levels before a snapshot, after it, and after the first
-# message.
+
+# Places in `OrderBook.kept`: best levels before a snapshot, after it, and after the first message.
 BEFORE, AFTER, OPENING = range(3)
 
 # Why a call of the kernel ends.
@@ -108,10 +110,9 @@ DONE, OUTPUT_FULL, GROW_LEVELS, GROW_ORDERS, CLOCK_BACK, NOT_INT32 = range(6)
 
 
 @compiled
-def apply_order(
-    kind, side, price, size, order_id, time, lot_size, orders, memory, counters, levels
-):
+def apply_order(row, lot_size, orders, memory, counters, levels):
     """Apply one row of an order-by-order feed to the table of orders and to the levels."""
+    kind, side, price, size, order_id, time = row
     slot = find_order(orders, order_id)
     known = orders[slot, SIDE_PLUS_ONE] != 0
     old_side = orders[slot, SIDE_PLUS_ONE] - 1
@@ -143,8 +144,9 @@ def apply_order(
 
 
 @inlined
-def apply_level(kind, side, price, size, time, lot_size, counters, levels):
-    """Apply one row of a by-level feed."""
+def apply_level(row, lot_size, counters, levels):
+    """Apply one row of a by-level feed to the levels."""
+    kind, side, price, size, time = row
     if kind == ADD:
         change_level(side, price, size, False, time, lot_size, levels)
     elif kind in (SET, SNAPSHOT, DELETE):
@@ -166,13 +168,13 @@ def clear_book(bounds, ticks, orders, memory):
     for side in range(2):
         bounds[side, 0] = bounds[side, 1] = ticks.shape[1] // 2
     if memory[ORDERS] > 0:
-        orders[:, 3] = 0
+        orders[:, SIDE_PLUS_ONE] = 0
         memory[ORDERS] = 0
 
 
 @inlined
 def is_crossed(levels):
-    """Whether the best bid is at or above the best ask."""
+    """Return whether the best bid is at or above the best ask."""
     bounds, ticks = levels[:2]
     if bounds[BID, 0] == bounds[BID, 1] or bounds[ASK, 0] == bounds[ASK, 1]:
         return False
@@ -181,10 +183,10 @@ def is_crossed(levels):
 
 @inlined
 def evict_ghost(memory, counters, orders, max_crossed_ns, levels):
-    """Track how long the book has been crossed, and past the limit evict a ghost.
+    """Track how long the book has been crossed; after `max_crossed_ns` evict a ghost.
 
-    A ghost is a level whose delete was lost. Of the two crossing levels it is the one whose last
-    change is older.
+    A ghost is a level that should be gone, but whose delete was lost. Of the two levels that cross,
+    the one whose last change is older is taken for it.
     """
     bounds, ticks, _, changed = levels[:4]
     if not is_crossed(levels):
@@ -197,6 +199,7 @@ def evict_ghost(memory, counters, orders, max_crossed_ns, levels):
         memory[ORDERS] -= remove_orders_at(orders, side, ticks[side, index])
         remove_level(side, index, levels)
         counters[GHOSTS] += 1
+        # If the next level crosses too, it has the whole limit again.
         memory[CROSSED_SINCE] = memory[TIME] if is_crossed(levels) else NEVER
 
 
@@ -204,9 +207,9 @@ def evict_ghost(memory, counters, orders, max_crossed_ns, levels):
 def end_message(limits, orders, memory, counters, levels, kept, out):
     """Judge the book after a whole message, and write it if it is a state that was asked for.
 
-    Return False if a visible price does not fit int32. Of a state interval the row is written again
-    with every state, and is finished (counted in ROWS) when a state of another interval or segment
-    comes.
+    Return False if a visible price does not fit int32. With a state interval each of its states is
+    written to the same row, over the one before it. A state of another interval or segment finishes
+    that row (`ROWS` counts the finished ones).
     """
     half, subsample, interval_ns, max_crossed_ns, max_gap_ns, _, lot_size = limits
     bounds = levels[0]
@@ -288,12 +291,12 @@ def apply_rows(
     kept,
     out,
 ):
-    """Apply rows to the book, from `start` on; return the row that it stopped before, and why.
+    """Apply rows to the book from `start` on; return the row that it stopped before, and why.
 
     times, messages, prices (ticks), sizes (lots), order_ids: int64 (n,), order_ids empty for a
     by-level feed; kinds: uint8 (n,); is_buy: bool (n,). A message ends when a row of the next one
-    comes, or by `OrderBook.finish`. If an array is full, the caller makes room and calls again with
-    that row.
+    comes, or by `OrderBook.finish`. If an array is full, the kernel stops before the row that needs
+    room; the caller makes room and calls again from that row.
     """
     orders, memory, counters, levels, kept, out = borrow(
         (orders, memory, counters, levels, kept, out)
@@ -313,7 +316,7 @@ def apply_rows(
                 memory[OPEN] = 0
             time = times[i]
             if time < memory[TIME]:
-                if kind != SNAPSHOT:
+                if kind != SNAPSHOT:  # a snapshot may be older than the updates received before it
                     if memory[TIME] - time > max_clock_step_ns:
                         return i, CLOCK_BACK
                     counters[CLOCK] += 1
@@ -337,7 +340,7 @@ def apply_rows(
             clear_book(bounds, ticks, orders, memory)
             memory[NEW_SEGMENT] = 1
             memory[COMPARE] = 0
-            memory[OPEN] = 0  # a gap is no state
+            memory[OPEN] = 0  # the book after a gap is no state
             memory[CROSSED_SINCE] = NEVER
             continue
         else:
@@ -348,22 +351,12 @@ def apply_rows(
         if by_order:
             if 2 * memory[ORDERS] >= orders.shape[0]:
                 return i, GROW_ORDERS
-            apply_order(
-                kind,
-                side,
-                prices[i],
-                sizes[i],
-                order_ids[i],
-                memory[TIME],
-                lot_size,
-                orders,
-                memory,
-                counters,
-                levels,
-            )
+            order_row = kind, side, prices[i], sizes[i], order_ids[i], memory[TIME]
+            apply_order(order_row, lot_size, orders, memory, counters, levels)
         else:
-            apply_level(kind, side, prices[i], sizes[i], memory[TIME], lot_size, counters, levels)
-        if kind == MATCH:
+            level_row = kind, side, prices[i], sizes[i], memory[TIME]
+            apply_level(level_row, lot_size, counters, levels)
+        if kind == MATCH:  # of a resting bid: somebody sold
             memory[TRADED] += -sizes[i] if is_buy[i] else sizes[i]
     return len(times), DONE
 
@@ -372,10 +365,12 @@ class OrderBook:
     """One pair's book and the output rows that its messages fill.
 
     depth: levels of a written state, both sides together; lot_size: size of a lot. The other
-    settings are those of `data_parser.py`. `apply` takes rows, and calls `flush(states)` whenever
-    the output of `capacity` rows is full. `finish` ends the last message. `states` is a list of
-    arrays of n rows: price_ticks int32 (n, depth), sizes float32 (n, depth), timestamps int64 (n,),
-    traded float32 (n,), and starts uint8 (n,), 1 if the row begins a segment.
+    settings are those of `data_parser.py`.
+
+    `apply` takes rows, and calls `flush(states)` whenever the output of `capacity` rows is full.
+    `finish` ends the last message. `states` is a list of arrays of n rows: price_ticks int32
+    (n, depth), sizes float32 (n, depth), timestamps int64 (n,), traded float32 (n,), and starts
+    uint8 (n,), which is 1 if the row begins a segment.
     """
 
     def __init__(
@@ -402,7 +397,7 @@ class OrderBook:
             int(max_clock_step_ms * 10**6),
             self.lot_size,
         )
-        self.memory = np.zeros(CELLS, dtype=np.int64)
+        self.memory = np.zeros(PLACES, dtype=np.int64)
         self.memory[[TIME, CROSSED_SINCE, FIRST_VALID, LAST_VALID]] = NEVER
         self.memory[NEW_SEGMENT] = 1
         self.counters = np.zeros(len(COUNTERS), dtype=np.int64)
@@ -418,14 +413,14 @@ class OrderBook:
         )
 
     def arrays(self):
-        """Return what the kernel works on besides the rows."""
+        """Return the arrays that the kernel changes, in the order of its arguments."""
         return self.orders, self.memory, self.counters, self.side_arrays, self.kept, self.out
 
     def apply(self, times, messages, kinds, is_buy, prices, sizes, order_ids=None):
         """Apply rows, arrays as in `apply_rows`.
 
-        Raises ValueError(row, reason) at a row that can't be applied: CLOCK_BACK, or NOT_INT32 if a
-        price of the state before it is too large.
+        Raises ValueError(row, reason) at a row that can't be applied. The reason is CLOCK_BACK, or
+        NOT_INT32 if a price of the state before that row is too large.
         """
         columns = times, messages, kinds, is_buy, prices, sizes
         ids = np.empty(0, np.int64) if order_ids is None else order_ids
@@ -454,7 +449,7 @@ class OrderBook:
         self.write_out()
 
     def write_out(self):
-        """Hand the finished rows to `flush` and keep the pending one."""
+        """Hand the finished rows to `flush`; the pending row becomes the first of the output."""
         rows = int(self.memory[ROWS])
         if rows:
             self.flush([array[:rows] for array in self.out])
@@ -464,21 +459,21 @@ class OrderBook:
             self.memory[ROWS] = 0
 
     def levels(self, side, count):
-        """Best `count` levels (or fewer) of BID or ASK, best first: int64 ticks and lots."""
-        bounds, *arrays = self.side_arrays[:3]
+        """Return int64 ticks and lots of a side's best `count` levels (or fewer), best first."""
+        bounds, ticks, lots = self.side_arrays[:3]
         begin, end = bounds[side]
-        return tuple(
-            array[side, begin:end][:: -1 if side == BID else 1][:count].copy() for array in arrays
-        )
+        best_first = slice(None, None, -1) if side == BID else slice(None)
+        return tuple(array[side, begin:end][best_first][:count].copy() for array in (ticks, lots))
 
     def opening(self):
-        """Best depth / 2 levels a side after the first message: int64 (ticks and lots, side,
-        level).
+        """Return the best depth / 2 levels of each side after the first message.
+
+        int64 (2, 2, depth / 2): ticks and lots, BID and ASK, level.
         """
         return self.kept[OPENING].copy()
 
     def closing(self):
-        """The same of the book as it is now."""
+        """Return the same levels of the book as it is now."""
         best = np.empty_like(self.kept[OPENING])
         keep_best(self.half, self.side_arrays, best)
         return best

@@ -1,8 +1,9 @@
 """The orders of an order-by-order feed, as numba functions on one array that the book holds.
 
-`orders` is a hash table, int64 (slots, 4): order id, price in ticks, size in lots, and side + 1 (0:
-a free slot). An order stands in the slot that its id hashes to, or in the next free one after it.
-The number of slots is a power of two and at least twice the number of orders.
+`orders` is a hash table, int64 (slots, 4): order id, price in ticks, size in lots, and side + 1,
+which is 0 in a free slot. An order stands in the slot that its id hashes to (its home), or in the
+next free one after it. The number of slots is a power of two, so that `& last_slot` is a remainder,
+and at least twice the number of orders.
 """
 
 import numpy as np
@@ -40,10 +41,10 @@ def find_order(orders, order_id):
 
 @compiled
 def remove_order(orders, slot):
-    """Free a slot.
+    """Free a slot, without leaving a mark that would slow down later searches.
 
-    A search ends at a free slot, so an order behind it that could no longer be found moves into it,
-    and so on. There are no marks of removed orders that would slow down later searches.
+    A search ends at a free slot. So an order behind the hole that could no longer be found moves
+    into it. That leaves another hole, and so on.
     """
     last_slot = orders.shape[0] - 1
     hole = slot
@@ -51,6 +52,7 @@ def remove_order(orders, slot):
     probe = (hole + 1) & last_slot
     while orders[probe, SIDE_PLUS_ONE] != 0:
         home = home_slot(orders[probe, ID], last_slot)
+        # The hole lies on the way from the order's home to its slot.
         if ((probe - home) & last_slot) >= ((probe - hole) & last_slot):
             orders[hole] = orders[probe]
             orders[probe, SIDE_PLUS_ONE] = 0
@@ -60,7 +62,7 @@ def remove_order(orders, slot):
 
 @compiled
 def remove_orders_at(orders, side, price):
-    """Remove every order that rests at an evicted level; return how many there were."""
+    """Remove every order that rests at a side's `price`; return how many there were."""
     slot = removed = 0
     while slot < orders.shape[0]:
         if orders[slot, SIDE_PLUS_ONE] == side + 1 and orders[slot, PRICE] == price:

@@ -1,15 +1,15 @@
 """The two sorted sides of an order book, as numba functions on arrays that the book holds.
 
 `levels` is a tuple of arrays. The first one is bounds, int64 (2, 2): where each side's levels begin
-and end in the other arrays, which are (2, capacity) with a row a side, ascending in price:
+and end in the other arrays. These are (2, capacity): a row for BID and a row for ASK, both
+ascending in price:
 
-- ticks, int64, and lots, int64
+- ticks and lots, int64: price and size of the level
 - changed, int64: time of the level's last change, in ns
-- ticks32, int32 (clamped), and sizes32, float32: what is written of the level
+- ticks32, int32 (clamped), and sizes32, float32: price and size as they are written
 
 The levels of a side lie somewhere inside their row, with free places before and after them. So a
-change near the best price moves few elements, and the visible levels of a state are four straight
-copies.
+new level near the best price moves few others, and a state is written by four plain copies.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from lob.jit import compiled, inlined
 
 BID, ASK = 0, 1
-NEAR = 64  # best levels of a side, which are searched first: nearly all updates are there
+NEAR = 64  # this many best levels of a side are searched first: nearly all updates are there
 
 
 def empty_sides(capacity):
@@ -51,7 +51,7 @@ def find_level(ticks, begin, end, price, side):
     elif high < end and ticks[high - 1] < price:
         low, high = high, end
     count = high - low
-    while count > 1:  # a bisection without branches: half of them would be mispredicted
+    while count > 1:  # bisection without a branch, of which half would be mispredicted
         half = count >> 1
         low += half * (ticks[low + half - 1] < price)
         count -= half
@@ -62,7 +62,8 @@ def find_level(ticks, begin, end, price, side):
 def shift_row(row, begin, end, up):
     """Move row[begin:end] by one place, up or down.
 
-    numba checks signed indices for negative ones. Unsigned ones make this loop a plain copy.
+    A signed index may be negative, which numba checks each time. An unsigned one can't be, so that
+    the loop becomes a plain copy.
     """
     one = np.uint64(1)
     if up:
@@ -111,9 +112,9 @@ def insert_level(side, index, levels):
 
 @inlined
 def change_level(side, price, size, absolute, time, lot_size, levels):
-    """Set a level's lots (`absolute`) or add to them, which may be negative.
+    """Set a level's size to `size` lots if `absolute`, else add `size` lots, which may be negative.
 
-    Return False if a level that should shrink or go is not there.
+    A level without lots is removed. Return False if a level that should shrink or go is not there.
     """
     bounds, ticks, lots, changed, ticks32, sizes32 = levels
     index = find_level(ticks[side], bounds[side, 0], bounds[side, 1], price, side)
@@ -143,9 +144,9 @@ def level_lots(side, price, levels):
 
 @compiled
 def keep_best(half, levels, kept):
-    """Copy ticks and lots of the best `half` levels a side into `kept`, int64 (2, 2, half).
+    """Copy ticks and lots of the best `half` levels of each side into `kept`, int64 (2, 2, half).
 
-    Where a side has fewer levels, zeros follow.
+    If a side has fewer levels, zeros follow them.
     """
     bounds, ticks, lots = levels[:3]
     kept[:] = 0
@@ -164,7 +165,7 @@ def copy_run(target, at, source, begin, count):
 
 @inlined
 def write_state(row, half, levels, out_ticks, out_sizes):
-    """Copy the best `half` levels a side into an output row.
+    """Copy the best `half` levels of each side into an output row.
 
     Return False if a price does not fit int32.
     """

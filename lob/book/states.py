@@ -1,6 +1,4 @@
-"""A pair's order book states on disk: `training_data/book_states/<PAIR>/`, written as a stream,
-memory mapped.
-"""
+"""A pair's order book states on disk, in `training_data/book_states/<PAIR>/`."""
 
 import hashlib
 from collections.abc import Sequence
@@ -27,10 +25,11 @@ BOOK_ARRAYS = {  # name -> dtype, dimensions, whether a book may lack it
 class Book:
     """A pair's order book states, memory mapped.
 
-    price_ticks: int32 (N, L), ascending along a row; sizes: float32 (N, L), > 0; timestamps: int64
-    (N,), ns since the epoch, UTC, non-decreasing; segment_starts: int64 (S,), first row of each run
-    without a gap; top_of_book: int32 (N, 2) or None, best bid and ask in ticks; traded: float32
-    (N,) or None, signed traded size a state.
+    price_ticks: int32 (N, L), ascending along a row (bids, then asks); sizes: float32 (N, L), > 0;
+    timestamps: int64 (N,), ns since the epoch, UTC, non-decreasing; segment_starts: int64 (S,),
+    first row of each segment, a run of states without a gap; top_of_book: int32 (N, 2) or None,
+    best bid and ask in ticks; traded: float32 (N,) or None, size bought minus size sold since the
+    state before.
     """
 
     path: Path
@@ -60,9 +59,9 @@ class Book:
 
 
 def open_book(path: str | Path) -> Book:
-    """Open `book_states/<PAIR>`.
+    """Open the book in `book_states/<PAIR>`.
 
-    Raises InputError if it is missing, of another version, or if its arrays do not fit together.
+    Raises InputError if it is missing or of another version, or if its arrays don't fit together.
     """
     path = Path(path)
     meta = read_meta(path / "meta.json", "data_parser.py")
@@ -73,11 +72,8 @@ def open_book(path: str | Path) -> Book:
             arrays[name] = None
             continue
         arrays[name] = array = load_array(file)
-        if (
-            array.dtype != dtype
-            or array.ndim != ndim
-            or (name != "segment_starts" and len(array) != meta["rows"])
-        ):
+        is_of_kind = array.dtype == dtype and array.ndim == ndim
+        if not is_of_kind or (name != "segment_starts" and len(array) != meta["rows"]):
             raise InputError(
                 f"{file} holds {array.dtype} {array.shape}, meta.json says {meta['rows']} rows of "
                 f"{np.dtype(dtype)}: run data_parser.py again"
@@ -85,8 +81,8 @@ def open_book(path: str | Path) -> Book:
     shape = (meta["rows"], meta["depth"])
     if not arrays["price_ticks"].shape == arrays["sizes"].shape == shape:
         raise InputError(
-            f"{path}: the arrays are not of meta.json's depth {meta['depth']}: run data_parser.py "
-            "again"
+            f"{path}: the arrays are not of meta.json's depth {meta['depth']}: "
+            "run data_parser.py again"
         )
     return Book(path, meta, **arrays)
 
@@ -94,13 +90,11 @@ def open_book(path: str | Path) -> Book:
 def open_books(data_dir: str | Path, pairs: Sequence[str] | None, depth: int) -> list[Book]:
     """Open the books of these pairs (None: of all).
 
-    Raises InputError if one does not have the `depth` of a checkpoint.
+    Raises InputError if one has not `depth` levels, which are those of a checkpoint.
     """
     folder = Path(data_dir) / "book_states"
-    books = [
-        open_book(folder / name)
-        for name in find_pairs(data_dir, "book_states", pairs, "data_parser.py")
-    ]
+    names = find_pairs(data_dir, "book_states", pairs, "data_parser.py")
+    books = [open_book(folder / name) for name in names]
     for book in books:
         if book.depth != depth:
             raise InputError(
@@ -111,7 +105,7 @@ def open_books(data_dir: str | Path, pairs: Sequence[str] | None, depth: int) ->
 
 
 def identity(book: Book) -> dict[str, Any]:
-    """Return what distinguishes a parsed book: pair, rows, size in bytes and hash of meta.json."""
+    """Return what tells a parsed book from others: pair, rows, size and hash of its meta.json."""
     raw = (book.path / "meta.json").read_bytes()
     return {
         "pair": book.pair,
@@ -122,7 +116,7 @@ def identity(book: Book) -> dict[str, Any]:
 
 
 class StateWriter:
-    """Streams states to a book's files in `folder`."""
+    """Appends states to a book's files in `folder`."""
 
     def __init__(self, folder: Path, depth: int):
         self.half = depth // 2
@@ -151,19 +145,20 @@ class StateWriter:
 
 
 def check_states(folder: Path, rows: int) -> None:
-    """Read the first and last states again.
+    """Read the first and last 10,000 states again, as a check of the files just written.
 
-    Raises CheckFailed if prices do not ascend, a size is not positive, time goes back, or if there
-    are not `rows` states.
+    Raises CheckFailed if there are not `rows` states, prices don't ascend, a size is not positive,
+    or time goes back.
     """
     names = ("price_ticks", "sizes", "timestamps")
     price_ticks, sizes, timestamps = (load_array(folder / f"{name}.npy") for name in names)
-    for part in (slice(0, 10_000), slice(-10_000, None)):
-        ascending = (np.diff(price_ticks[part].astype(np.int64), axis=1) > 0).all()
-        if not (ascending and (np.diff(timestamps[part]) >= 0).all() and (sizes[part] > 0).all()):
+    for some in (slice(0, 10_000), slice(-10_000, None)):
+        ascending = (np.diff(price_ticks[some].astype(np.int64), axis=1) > 0).all()
+        in_order = (np.diff(timestamps[some]) >= 0).all()
+        if not (ascending and in_order and (sizes[some] > 0).all()):
             raise CheckFailed(
-                f"self-check failed: {folder.name} holds an impossible state; its old output is "
-                "kept"
+                f"self-check failed: {folder.name} holds an impossible state; "
+                "its old output is kept"
             )
     if not len(price_ticks) == len(sizes) == len(timestamps) == rows:
         raise CheckFailed(

@@ -1,18 +1,20 @@
-"""A recorded stream applied to a book, and the parts of a stream joined to one.
+"""A recorded stream applied to a book, and the parts of a stream joined into one.
 
 A file that opens with a whole book (a snapshot) needs nothing of the files before it. It begins a
-*part* of the stream, and parts can be parsed side by side. Each is parsed from an empty book. What
-happens where two parts join depends on them alone, so the joined files are the same however many
-processes have parsed the parts:
+*part* of the stream. Each part is parsed from an empty book, so several can be parsed at the same
+time. What happens where two parts join depends on these two alone: the joined files are the same,
+however many processes have parsed the parts. The rules of a join:
 
-- The segment goes on if the first state of the later part comes at most `max_gap_seconds` after the
-  last state of the former one.
-- If the opening book differs from the one that the former part left, in its best depth / 2 levels a
-  side, that is counted (snapshots_differ).
-- Time never goes back: what is stamped before the last message of the former part gets that
-  message's time. If it was so after the opening snapshot too, that is counted (clock_steps_back),
-  once a join; by more than `max_clock_step_ms` it is an error. Within a part its own clock decides.
-- Of the states of one state interval and one segment, over both parts, the last is kept.
+- The segment (a run of states without a gap) goes on if the first state of the later part comes at
+  most `max_gap_seconds` after the last state of the former part.
+- If the book that the later part opens with differs from the book that the former part left, in the
+  best depth / 2 levels of a side, the difference is counted (snapshots_differ).
+- Time never goes back: states that are stamped before the last message of the former part get that
+  message's time. If the first row after the opening snapshot is stamped before it too, that is
+  counted (clock_steps_back), once per join. If it is so by more than `max_clock_step_ms`, it is an
+  error. The later rows of a part are compared with rows of that part only.
+- If both parts have states of the same state interval (`state_interval_ms`) and segment, only the
+  last of these states is kept.
 - What was traded after the last state of the former part counts for the next state.
 - A book that was crossed at the end of the former part was crossed until its last message.
   `max_crossed_ms` and `subsample` count anew in each part.
@@ -39,8 +41,8 @@ BLOCK_ROWS = 1 << 14  # rows that are joined at once
 def apply_batch(book: OrderBook, batch: Batch, tick_size: float) -> None:
     """Turn a batch's prices into ticks and its sizes into lots, exactly, and apply it to the book.
 
-    Raises InputError, with file and row, if a value is no multiple, if time goes back too far, or
-    if a price is too large.
+    Raises InputError, with file and row, if a value is no multiple of its unit, if time goes back
+    too far, or if a price is too large.
     """
     ticks, lots = to_ticks(batch, tick_size), to_lots(batch, book.lot_size)
     columns = batch.time_ns, batch.message, batch.update_type, batch.is_buy, ticks, lots
@@ -65,23 +67,22 @@ def clock_error(place: str, time_ns: int) -> InputError:
 
 
 class Part(NamedTuple):
-    """What is known of a stream, or of a part of one, besides its states. Times are in ns."""
+    """What is known of a stream, or of a part of one, besides its states. Times are int, in ns."""
 
     rows: int  # states written
     updates: int  # update rows read
     counters: dict[str, int]
-    crossed_ns: int
-    any_trade: bool
+    crossed_ns: int  # how long the book was crossed, in all
+    any_trade: bool  # whether the feed has trades
     tick_size: float
     lot_size: float
     first_state: int  # time of the first state, written or not
-    last_state: int
-    last_message: int  # its time
+    last_state: int  # time of the last state, written or not
+    last_message: int  # time of the last message
     after_opening: tuple[int, str] | None  # time and place of the first row that is no SNAPSHOT
-    traded_since: int  # signed lots traded after the last state that was written
-    # best depth / 2 levels a side after the first message (`OrderBook.opening`)
-    opening: np.ndarray
-    closing: np.ndarray  # after the last message
+    traded_since: int  # lots bought minus lots sold after the last state that was written
+    opening: np.ndarray  # best levels after the first message (see `OrderBook.opening`)
+    closing: np.ndarray  # best levels after the last message
 
 
 def describe_part(
@@ -118,7 +119,7 @@ def find_after_opening(batch: Batch) -> tuple[int, str] | None:
 
 
 class PartJoiner:
-    """Appends the states of part after part to the arrays in `folder`: the module says how."""
+    """Appends the states of part after part to the arrays in `folder`, by the rules above."""
 
     def __init__(
         self,
@@ -132,13 +133,13 @@ class PartJoiner:
         self.interval_ns = int(state_interval_ms * 10**6)
         self.max_gap_ns = int(max_gap_seconds * 10**9)
         self.max_clock_step_ns = int(max_clock_step_ms * 10**6)
-        self.joined: Part | None = None  # what has been joined so far
-        self.last_row: list[np.ndarray] | None = None  # may still be replaced
+        self.joined: Part | None = None  # of all that has been joined so far
+        self.last_row: list[np.ndarray] | None = None  # not yet written: the next may replace it
 
     def append(self, part: Part, folder: Path) -> None:
         """Append a part and delete its folder.
 
-        Raises InputError, with file and row, if its clock is too far behind.
+        Raises InputError, with file and row, if its clock is too far behind the part before it.
         """
         before, counters = self.joined, Counter(part.counters)
         if before is None:
@@ -166,11 +167,14 @@ class PartJoiner:
         shutil.rmtree(folder)
 
     def differs(self, before: Part, part: Part) -> bool:
-        """Whether a part opens with another book than the one left before it, if there was one."""
+        """Return whether a part opens with another book than the one that was left before it.
+
+        After a GAP no book is left to compare with.
+        """
         return bool(before.closing.any() and (before.closing != part.opening).any())
 
     def steps_back(self, before: Part, part: Part) -> bool:
-        """Whether the clock steps back at a join; InputError if it does so by too much."""
+        """Return whether time goes back at a join. Raises InputError if it does by too much."""
         if part.after_opening is None:
             return False
         time, place = part.after_opening
@@ -184,8 +188,9 @@ class PartJoiner:
     ) -> None:
         """Append a part's rows.
 
-        clock: no row is stamped before it; traded: signed size that was traded before the first
-        row; begins: whether this row begins a segment.
+        clock: time of the last message so far, before which no row may be stamped; traded: size
+        traded (bought minus sold) since the last row; begins: whether the part's first row begins a
+        segment.
         """
         names = ("price_ticks", "sizes", "timestamps", "traded")
         starts = np.zeros(part.rows, np.uint8)
@@ -209,14 +214,17 @@ class PartJoiner:
             traded = 0.0
 
     def count_shared(self, timestamps: np.ndarray, clock: int) -> int:
-        """Count a part's first rows that lie in the state interval of `clock`, or before it."""
+        """Return how many of a part's rows lie in the state interval of `clock`, or before it."""
         if not self.interval_ns or clock == kernel.NEVER:
             return 0
         end = (clock // self.interval_ns + 1) * self.interval_ns
         return int(np.searchsorted(timestamps, end))
 
     def thin_head(self, arrays: list[np.ndarray], rows: int) -> list[np.ndarray]:
-        """Of the first rows, which share an interval, keep the last of each segment."""
+        """Return the last row of each segment among the first rows, which share an interval.
+
+        It stands for all rows of its segment: it has the sum of what they traded.
+        """
         *states, traded, starts = (array[:rows] for array in arrays)
         firsts = np.flatnonzero(np.append(True, starts[1:]))
         lasts = np.append(firsts[1:], rows) - 1
@@ -227,7 +235,10 @@ class PartJoiner:
         ]
 
     def put(self, rows: list[np.ndarray], clock: int, traded: float) -> None:
-        """Write rows, the last of which waits; `traded`: size traded before them, not yet told."""
+        """Write rows, but keep the last one back, since the next part may replace it.
+
+        `traded` is added to what the first of them traded.
+        """
         rows = list(rows)
         rows[2] = np.maximum(rows[2], clock)
         if traded:
@@ -239,7 +250,7 @@ class PartJoiner:
         self.last_row = [np.array(array[-1:]) for array in rows]
 
     def close(self) -> Part:
-        """Write the last row; return what is known of the whole stream."""
+        """Write the last row; return the description of the whole stream."""
         if self.last_row is not None:
             self.states.append(self.last_row)
         self.states.close()

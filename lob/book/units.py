@@ -14,11 +14,12 @@ ROWS_TO_INFER_UNITS = 1_000_000
 def infer_units(
     batches: Iterator[Batch], tick_size: float | None
 ) -> tuple[list[Batch], float, float]:
-    """Read the first million rows; return them with the tick size and the lot size.
+    """Read the first million rows; return their batches, the tick size and the lot size.
 
-    A tick is `tick_size`, or the largest power of ten that divides every price in these rows. A lot
-    is as fine as their sizes need. It is even finer, down to 1e-8, as long as float64 still counts
-    sizes a thousand times as large exactly.
+    The tick size is `tick_size`, or if it is None the largest power of ten that divides every price
+    in these rows. The lot size is the largest power of ten that divides every size in them. It is
+    made finer, down to 1e-8, as long as float64 can still count exactly a size a thousand times the
+    largest: later sizes may have more digits.
     """
     first: list[Batch] = []
     rows = 0
@@ -35,14 +36,14 @@ def infer_units(
 
 
 def finest_lot(size: float) -> float:
-    """Return the smallest power of ten of which float64 counts up to `size` exactly."""
+    """Return the smallest power of ten in which float64 can count up to `size` exactly."""
     return 10.0 ** -int(np.floor(np.log10(MAX_EXACT / max(size, 1e-9))))
 
 
 def largest_power_of_ten(arrays: list[np.ndarray], name: str, remedy: str) -> float:
     """Return the largest power of ten, from 1e6 down to 1e-12, that divides every value.
 
-    Raises InputError, with the `name` of the values and the `remedy`, if there is none.
+    Raises InputError, which names the values by `name` and ends with `remedy`, if there is none.
     """
     values = np.unique(np.concatenate([np.unique(array) for array in arrays]))
     for digits in range(-6, 13):
@@ -54,13 +55,13 @@ def largest_power_of_ten(arrays: list[np.ndarray], name: str, remedy: str) -> fl
 
 
 def to_ticks(batch: Batch, tick_size: float) -> np.ndarray:
-    """Return a batch's prices as int64 ticks; InputError, naming the row, if one is no multiple."""
+    """Return prices as int64 ticks. Raises InputError, with the row, if one is no multiple."""
     remedy = "the tick size: set a finer --tick_size"
     return to_units(batch.price, tick_size, batch, "price", remedy)
 
 
 def to_lots(batch: Batch, lot_size: float) -> np.ndarray:
-    """Return a batch's sizes as int64 lots; InputError, naming the row, if one is no multiple."""
+    """Return sizes as int64 lots. Raises InputError, with the row, if one is no multiple."""
     remedy = "the finest that the first million rows need: round the sizes"
     return to_units(batch.size, lot_size, batch, "size", remedy)
 
@@ -71,7 +72,7 @@ def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: s
     Raises InputError, with file, row and `remedy`, if a value is no multiple.
     """
     per_one = round(1 / unit)
-    if abs(per_one * unit - 1) >= 1e-9:
+    if abs(per_one * unit - 1) >= 1e-9:  # such as a tick of 0.3
         per_one = 0
     units, row = count_units(values, per_one, unit)
     if row >= 0:
@@ -84,22 +85,21 @@ def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: s
 
 @inlined
 def is_whole(scaled):
-    """Whether a float64 (or each of an array) is an integer, apart from its rounding errors.
+    """Return whether a float64 (or each of an array) is an integer, apart from rounding errors.
 
-    It may be off by 1e-9 of itself, at most by 1e-4, or by an ulp.
+    It may be off by 1e-9 of itself, but at most by 1e-4, or by some ulps if that is more.
     """
     size = np.abs(scaled)
-    return np.abs(scaled - np.rint(scaled)) <= np.maximum(
-        np.minimum(size * 1e-9, 1e-4), size * 1e-15
-    )
+    tolerance = np.maximum(np.minimum(size * 1e-9, 1e-4), size * 1e-15)
+    return np.abs(scaled - np.rint(scaled)) <= tolerance
 
 
 @compiled
 def count_units(values, per_one, unit):
-    """Return int64 (n,), float64 values in units, and the first row that is no multiple, or -1.
+    """Return float64 values in units, int64 (n,), and the first row that is no multiple, or -1.
 
-    `per_one` is the number of units in 1, or 0 if that is no whole number. To multiply by it is
-    more exact than to divide by the unit.
+    `per_one` is the number of units in 1, or 0 if that is no whole number. Multiplication by it is
+    exact up to one rounding; a unit such as 0.1 is rounded itself, so that a division by it is not.
     """
     units, bad = np.empty(len(values), np.int64), -1
     for row in range(len(values)):

@@ -1,5 +1,6 @@
-"""Recorded exchange files in, batches of update rows out: a file a feed. Importing a reader makes
-its feed known.
+"""Recorded exchange files in, batches of update rows out: one module per feed.
+
+Importing a reader's module makes its feed known.
 """
 
 from lob.feeds import binance, coinapi, npy, tardis

@@ -1,8 +1,8 @@
 """What a reader of recorded exchange files yields, and how it becomes known.
 
-Adding an exchange takes one file with one function in it, decorated with `@feed(recognise)`. It is
-called with a pair's files in path order, and yields `Batch`es in file order. Everything after it
-(ticks, lots, book, states) is the same for all feeds.
+Adding an exchange takes one file with one function in it, decorated with `@feed(recognise)`. The
+function is called with a pair's files in path order, and yields `Batch`es in file order. Everything
+after it (ticks, lots, book, states) is the same for all feeds.
 """
 
 import functools
@@ -16,7 +16,7 @@ import pyarrow as pa
 from lob.config import InputError
 from lob.feeds.recordings import read_head
 
-# update types; GAP (a row of its own): continuity was lost
+# Update types: `lob/book/order_book.py` says what each does to the book.
 ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)
 
 
@@ -25,7 +25,8 @@ class Batch(NamedTuple):
 
     A *message* is a run of rows with one `message` number: after its last row the book is a state.
     A message may go on in the next batch. A SNAPSHOT row replaces the book if it follows a row of
-    another type or of another message. A GAP row ends the segment and empties the book.
+    another type or of another message. A GAP row, a message of its own, says that updates are
+    missing: it empties the book and ends the segment (a run of states without a gap).
     """
 
     time_ns: np.ndarray  # int64, ns since the epoch, exchange time where the feed has it
@@ -33,16 +34,15 @@ class Batch(NamedTuple):
     update_type: np.ndarray  # uint8
     is_buy: np.ndarray  # bool
     price: np.ndarray  # float64, in the quote currency, correctly rounded from the text
-    # float64, in the base currency; of a SET or SNAPSHOT the new size, else the change
-    size: np.ndarray
+    size: np.ndarray  # float64, in the base currency; SET, SNAPSHOT: the new size, else the change
     order_id: np.ndarray | None  # int64 where the feed is order by order, else None
     file: str  # for error messages
-    first_row: int  # of the batch, in the file, for error messages
+    first_row: int  # number of the batch's first row in the file, for error messages
     file_bytes: int  # how much of the (compressed) file has been read, for progress and forecast
-    lines: np.ndarray | None = None  # int64, the file's line of each row, if lines are not rows
+    lines: np.ndarray | None = None  # int64, each row's line in the file, if a line is not one row
 
     def locate(self, row: int) -> str:
-        """Return in which file and where a row of the batch stands, for error messages."""
+        """Return the file and the row or line in it of a row of the batch, for error messages."""
         if self.lines is not None:
             return f"{self.file}, line {self.lines[row]}"
         return f"{self.file}, row {self.first_row + row}"
@@ -52,9 +52,11 @@ Reader = Callable[[list[Path]], Iterator[Batch]]
 
 
 class Feed(NamedTuple):
-    recognise: Callable[[bytes], bool]  # whether a file is of this feed, by its head
+    """How to read the files of a feed, and what can be seen from a file's first bytes."""
+
+    recognise: Callable[[bytes], bool]  # whether a file is of this feed
     read: Reader
-    opens_whole: Callable[[bytes], bool]  # whether a file opens with a whole book, by its head
+    opens_whole: Callable[[bytes], bool]  # whether a file opens with a whole book
 
 
 FEEDS: dict[str, Feed] = {}
@@ -66,10 +68,10 @@ def feed(
 ) -> Callable[[Reader], Reader]:
     """Make the function `read_<name>` known as the reader of feed <name>.
 
-    Both arguments are given a file's head, which is its first 64 KiB, decompressed. A file that
-    opens with a whole book (a snapshot) may be parsed apart from the files before it; a feed that
-    sends GAP rows has no such files. The reader's batches are checked: InputError, with file and
-    row, if a price or size is missing or not finite, or a size is negative.
+    Both arguments are called with a file's head: its first 64 KiB, decompressed. A file that opens
+    with a whole book (a snapshot) may be parsed apart from the files before it; a feed that sends
+    GAP rows has no such files. The reader then checks each batch: it raises InputError, with file
+    and row, if a price or size is missing or not finite, or if a size is negative.
     """
 
     def register(reader: Reader) -> Reader:
@@ -96,7 +98,7 @@ def check_numbers(batch: Batch) -> None:
 
 
 def find_parts(feed_name: str, files: list[Path]) -> list[list[Path]]:
-    """Divide a pair's files, in path order, before each file that opens with a whole book."""
+    """Divide a pair's files into parts: each file that opens with a whole book begins a new one."""
     opens_whole = FEEDS[feed_name].opens_whole
     parts = [files[:1]]
     for file in files[1:]:
@@ -108,7 +110,7 @@ def find_parts(feed_name: str, files: list[Path]) -> list[list[Path]]:
 
 
 def first_row(head: bytes) -> tuple[str, dict[str, str]]:
-    """Return the header of a CSV file's head, and its first row as texts by column."""
+    """Return the header line of a CSV file, and its first row as a dict of texts by column."""
     lines = f"{head.decode(errors='replace')}\n\n".split("\n")
     header, row = (line.strip().replace('"', "") for line in lines[:2])
     delimiter = ";" if ";" in header else ","
@@ -116,7 +118,7 @@ def first_row(head: bytes) -> tuple[str, dict[str, str]]:
 
 
 def find_feed(file: Path) -> str:
-    """Return the name of a file's feed; InputError if no reader recognises the file."""
+    """Return the name of a file's feed. Raises InputError if no reader recognises the file."""
     head = read_head(file)
     if not head:
         raise InputError(f"{file} is empty: remove it or fetch it again")
@@ -131,18 +133,18 @@ def find_feed(file: Path) -> str:
 
 
 def find_changes(keys: np.ndarray, before: Any) -> np.ndarray:
-    """Return bool (n,): whether a key differs from the one before it.
+    """Return bool (n,): whether each key differs from the one before it.
 
-    `before` is the key before the first one; None: there is none, and the first one counts.
+    `before` is the key before the first one. If there is none (None), the first one differs.
     """
     return np.append(before is None or keys[0] != before, keys[1:] != keys[:-1])
 
 
 def to_ns(times: np.ndarray) -> np.ndarray:
-    """Return times since the epoch as int64 ns; the size of the first one says if in s, ms, us or
-    ns.
+    """Return times since the epoch as int64 ns.
 
-    Fractions are rounded to a microsecond: float64 holds no more of a present-day time.
+    They may be in s, ms, us or ns: the magnitude of the first one tells. Fractions are rounded to a
+    microsecond, because float64 holds no more of a present-day time.
     """
     for limit, per_us in ((1e11, 10**6), (1e14, 10**3), (1e17, 1)):
         if abs(times[0]) < limit:
@@ -153,7 +155,7 @@ def to_ns(times: np.ndarray) -> np.ndarray:
 def map_words(
     column: pa.DictionaryArray, words: dict[str, int], name: str, file: Path, first_row: int
 ) -> np.ndarray:
-    """Return uint8 (n,), the number that `words` gives each text of a dictionary column.
+    """Return uint8 (n,): the number that `words` gives for each text of a dictionary column.
 
     Raises InputError, with file and row, if a text is not in `words`.
     """

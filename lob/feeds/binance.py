@@ -1,4 +1,9 @@
-"""Binance's messages as received: raw recordings of spot, USD-M and COIN-M."""
+"""Binance's messages as received: raw recordings of spot, USD-M and COIN-M futures.
+
+A block of lines is read in one of two ways, with the same result. If all its messages have the form
+that Binance usually sends, Arrow reads them at once (`BinanceStream.read_alike`). If not, orjson
+reads them one by one (`Block`), which is slower, but finds the line at fault.
+"""
 
 import io
 import itertools
@@ -20,8 +25,8 @@ from lob.feeds.batch import GAP, SET, SNAPSHOT, Batch, feed, to_ns
 from lob.feeds.recordings import read_line_blocks
 
 MOST_RECENT = 1000  # messages kept for a snapshot that is still to come
-DEPTH, UPDATE_ID = b'"depthUpdate"', b'"lastUpdateId"'
-NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+DEPTH, UPDATE_ID = b'"depthUpdate"', b'"lastUpdateId"'  # in each depthUpdate; in each snapshot
+NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # of a damaged line
 
 LEVELS = pa.list_(pa.list_(pa.string()))
 NUMBERS = [(name, pa.int64()) for name in ("E", "T", "U", "u", "pu")]
@@ -33,10 +38,10 @@ SCHEMA = pa.schema([("data", pa.struct(FIELDS)), *FIELDS])
 def read_binance(files: list[Path]) -> Iterator[Batch]:
     """Read Binance's messages of one symbol (spot, USD-M or COIN-M): local time, a space, JSON.
 
-    It uses the `depthUpdate` messages (bare or in a combined stream) and the REST depth snapshots.
-    A message has the transaction time T or, on spot, the event time E. Sizes are absolute, and 0
-    removes a level. A snapshot is no state of its own: its rows belong to the message that
-    bridges it. The files are one stream.
+    The reader uses the `depthUpdate` messages (bare or in a combined stream) and the REST depth
+    snapshots. A message's time is the transaction time T or, on spot, the event time E. Sizes are
+    absolute, and 0 removes a level. A snapshot makes no state of its own: its rows belong to the
+    message that bridges it (see `BinanceStream`). The files are one stream.
     """
     stream = BinanceStream()
     for file in files:
@@ -48,7 +53,7 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
                 messages = stream.read_alike(found)
                 if messages is None:
                     block = Block()
-                    for line, text in found:
+                    for line, text in found:  # `line` is named below if the message is at fault
                         if DEPTH in text:
                             stream.add_depth(block, line, parse_json(text))
                         else:
@@ -76,14 +81,14 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
 
 
 def find_messages(lines: bytes, line: int) -> list[tuple[int, bytes]]:
-    """Return number and text of each line that holds DEPTH or UPDATE_ID; `line`: the first one's
-    number.
+    """Return number and text of each line that holds DEPTH or UPDATE_ID.
 
-    Most lines are trades and best prices. To search all of them at once is faster than one by one.
+    `line` is the number of the first line. Most lines are trades and best prices: one search
+    through all of them is faster than a search in each.
     """
     found, end = [], 0
     for place in sorted([*find_all(lines, DEPTH), *find_all(lines, UPDATE_ID)]):
-        if place >= end:  # else the line was found already
+        if place >= end:  # else this line was found already
             begin = lines.rfind(b"\n", end, place) + 1 or end
             line += lines.count(b"\n", end, begin)
             end = lines.index(b"\n", place)
@@ -104,35 +109,36 @@ def parse_json(text: bytes) -> dict[str, Any]:
 
 
 class Depth(NamedTuple):
-    """A depthUpdate (SET) or a REST snapshot (SNAPSHOT)."""
+    """A depthUpdate or a REST snapshot."""
 
-    kind: int  # update type of its rows
-    line: int  # of the file
-    time: int  # as sent
-    last: int  # update id of the last update in it
-    previous: int  # update id of the update before its first one
+    kind: int  # update type of its rows: SET of a depthUpdate, SNAPSHOT of a snapshot
+    line: int  # its line in the file
+    time: int  # as sent: in ms, or us
+    last: int  # id of the last update in it
+    previous: int  # id of the update before its first one
     bids: np.ndarray  # float64 (levels, 2): price and size
     asks: np.ndarray
 
 
 class Block:
-    """Messages that are read one by one, by orjson. One cast of all of them makes numbers of
-    texts.
+    """Messages that are read one by one, by orjson.
+
+    Their prices and sizes become numbers all at once, in `make_messages`.
     """
 
     def __init__(self) -> None:
         self.heads: list[tuple[int, int, int, int, int]] = []  # kind, line, time, last, previous
-        self.level_counts: list[tuple[int, int]] = []  # bids and asks of each message
-        self.texts: list[str] = []  # prices and sizes of all
+        self.level_counts: list[tuple[int, int]] = []  # number of bids and asks of each message
+        self.texts: list[str] = []  # price, size, price, size... of all messages
 
     def add(
         self, kind: int, line: int, time: int, last: int, previous: int, bids: list, asks: list
     ) -> None:
-        """Add a message; TypeError, OverflowError or ValueError if it is no whole one."""
+        """Add a message. Raises TypeError, OverflowError or ValueError if it is not a whole one."""
         array("q", (time, last, previous))  # refuses all but integers of 64 bits
         levels = bids + asks
         if not (set(map(type, levels)) <= {list} and set(map(len, levels)) <= {2}):
-            raise ValueError("a level is no pair")
+            raise ValueError("a level is no pair of price and size")
         self.heads.append((kind, line, time, last, previous))
         self.level_counts.append((len(bids), len(asks)))
         self.texts += itertools.chain.from_iterable(levels)
@@ -148,8 +154,9 @@ class Block:
 
 
 def read_columns(text: bytes) -> dict[str, pa.Array]:
-    """Read lines of JSON of one form, bare or under "data"; ArrowInvalid or ValueError if they are
-    not.
+    """Return the columns of JSON lines whose messages are all bare, or all under "data".
+
+    Raises ArrowInvalid or ValueError if the lines are of another form.
     """
     options = pj.ReadOptions(use_threads=False, block_size=len(text) + 1)
     parse_options = pj.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore")
@@ -163,19 +170,20 @@ def read_columns(text: bytes) -> dict[str, pa.Array]:
 
 
 def read_levels(column: pa.ListArray) -> list[np.ndarray]:
-    """Return each message's prices and sizes, float64 (levels, 2); ValueError if a level is no
-    pair.
+    """Return each message's prices and sizes, float64 (levels, 2).
+
+    Raises ValueError if a level is no pair of them.
     """
     pairs = column.flatten()
     if column.null_count or pairs.null_count or (np.diff(pairs.offsets) != 2).any():
-        raise ValueError("a level is no pair")
+        raise ValueError("a level is no pair of price and size")
     numbers = pairs.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(-1, 2)
     stops = column.offsets.to_numpy()
     return [numbers[begin:end] for begin, end in itertools.pairwise(stops.tolist())]
 
 
 def to_numbers(texts: list[str]) -> np.ndarray:
-    """Return the nearest float64 of each decimal; NaN for what is no number."""
+    """Return the nearest float64 of each decimal text; NaN if the text is no number."""
     try:
         return pa.array(texts, pa.string()).cast(pa.float64()).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -191,9 +199,10 @@ def add_snapshot(block: Block, line: int, data: dict[str, Any]) -> None:
 class BinanceStream:
     """Follows one symbol by Binance's rules ("How to manage a local order book correctly").
 
-    A depth message follows another one if its `pu` is the other's `u` (futures), or if its `U` is
-    the other's u + 1 (spot). A snapshot of update L is bridged by the first message with u >= L
-    (spot: u > L), provided that this message follows L or holds it.
+    A depthUpdate holds the updates with ids from `U` to `u`. It follows another one if its `pu` is
+    the other's `u` (futures), or if its `U` is the other's u + 1 (spot). A snapshot shows the book
+    after update L. The first message with u >= L (spot: u > L) bridges it to the stream, provided
+    that no update is missing between L and this message.
     """
 
     def __init__(self) -> None:
@@ -201,21 +210,21 @@ class BinanceStream:
         self.spot = False
         self.message = 0  # number of the last message
         self.last: int | None = None  # update id that the stream has reached
-        self.begun = False  # the book was known once
-        self.known = False  # the book is known now
-        self.loss_told = False  # a GAP row has told that messages are missing
+        self.begun = False  # whether the book was ever known
+        self.known = False  # whether the book is known now
+        self.loss_told = False  # whether a GAP row has told that messages are missing
         self.snapshot: Depth | None = None  # waits for the message that bridges it
         # A snapshot stands in the file up to some seconds after its time. The messages since then
         # have to be applied to it.
         self.recent: deque[Depth] = deque(maxlen=MOST_RECENT)
-        self.rows: list[tuple[int, Depth]] = []  # number of message, its levels
+        self.rows: list[tuple[int, Depth]] = []  # for the next batch: message number, its levels
 
     def add_depth(self, block: Block, line: int, data: dict[str, Any]) -> None:
-        """Add a depthUpdate to a block; the stream's first one says which market it is."""
+        """Add a depthUpdate to a block; the stream's first one tells symbol and market."""
         if self.symbol is None:
             self.symbol, self.spot = data["s"], "pu" not in data
         if data["s"] != self.symbol:
-            raise ValueError(f"of {data['s']} among those of {self.symbol}")
+            raise ValueError(f"it is of {data['s']}, those before it of {self.symbol}")
         previous = data["U"] - 1 if self.spot else data["pu"]
         time = data["T"] if "T" in data else data["E"]
         block.add(SET, line, time, data["u"], previous, data["b"], data["a"])
@@ -223,8 +232,8 @@ class BinanceStream:
     def read_alike(self, found: list[tuple[int, bytes]]) -> list[Depth] | None:
         """Read a block's messages at once if they are depthUpdates as Binance usually sends them.
 
-        None if they are not, or if a snapshot is among them: they have to be read one by one, which
-        takes twice the time and finds the line that is at fault.
+        Return None if they are not, or if a snapshot is among them: they have to be read one by
+        one, which takes twice the time.
         """
         text = b"\n".join(line.partition(b" ")[2] for _, line in found)
         if self.symbol is None or UPDATE_ID in text:
@@ -235,7 +244,7 @@ class BinanceStream:
                 return None
             link, time = ("U", "E") if self.spot else ("pu", "T")
             if self.spot and columns["T"].null_count < len(found):
-                return None
+                return None  # a T on spot, which would be the message's time
             times, lasts, links = (columns[name].to_pylist() for name in (time, "u", link))
             bids, asks = (read_levels(columns[name]) for name in "ba")
         except (pa.ArrowInvalid, ValueError):
@@ -248,7 +257,7 @@ class BinanceStream:
         ]
 
     def take(self, message: Depth) -> None:
-        """Take the next message of the file."""
+        """Take the next message of the stream, and put the rows that it brings."""
         if message.kind == SNAPSHOT:
             self.snapshot = message
         else:
@@ -269,10 +278,10 @@ class BinanceStream:
             self.put_rows(self.message + 1, depth)
 
     def use_snapshot(self, line: int) -> None:
-        """Once the stream has reached the waiting snapshot, put its rows and the later messages'.
+        """Put the waiting snapshot's rows and the later messages', once the stream has reached it.
 
-        If the book is known already, these rows end the last message. Its state stays as it was
-        but for levels that the first snapshot was too short to hold.
+        If the book is known already, these rows become the end of the last message. The state after
+        it stays as it was, but for levels that lay too deep for the first snapshot.
         """
         snapshot = self.snapshot
         if snapshot is None or self.last is None or self.last < snapshot.last + self.spot:
@@ -292,7 +301,7 @@ class BinanceStream:
         self.begun, self.known, self.loss_told = True, True, False
 
     def lose_book(self, depth: Depth) -> None:
-        """Tell once, by a GAP row, that messages are missing until the next snapshot."""
+        """Put a GAP row, unless the last loss is still open: the book is unknown from here on."""
         if not self.loss_told:
             gap = depth._replace(kind=GAP, bids=np.zeros((1, 2)), asks=np.zeros((0, 2)))
             self.put_rows(self.message + 1, gap)
@@ -306,14 +315,14 @@ class BinanceStream:
         return any(len(message.bids) or len(message.asks) for _, message in self.rows)
 
     def make_batch(self, file: Path, file_bytes: int) -> Batch:
-        """Turn the messages gathered since the last batch into a batch: a row a level."""
+        """Turn the messages gathered since the last batch into a batch, with a row per level."""
         numbers, messages = zip(*self.rows, strict=True)
         self.rows = []
         kinds, lines, times, _, _, bids, asks = zip(*messages, strict=True)
-        levels = list(itertools.chain.from_iterable(zip(bids, asks, strict=True)))
-        level_counts = np.array([len(side) for side in levels])
-        rows = level_counts.reshape(-1, 2).sum(axis=1)
-        price, size = np.concatenate(levels).T
+        sides = list(itertools.chain.from_iterable(zip(bids, asks, strict=True)))
+        level_counts = np.array([len(side) for side in sides])
+        rows = level_counts.reshape(-1, 2).sum(axis=1)  # of each message
+        price, size = np.concatenate(sides).T
         return Batch(
             time_ns=np.repeat(to_ns(np.array(times)), rows),
             message=np.repeat(numbers, rows),

@@ -53,23 +53,22 @@ def opens_with_snapshot(head: bytes) -> bool:
 
 @feed(is_coinapi, opens_with_snapshot)
 def read_coinapi(files: list[Path]) -> Iterator[Batch]:
-    """Read CoinAPI's flat files `limitbook_full`: `;` or `,` between columns named in the header.
+    """Read CoinAPI's flat files `limitbook_full`: CSV with `;` or `,` between the columns.
 
-    The columns come in any order. With order ids the feed is order by order. Without a column
-    order_id, or if it is empty in a file's first row, it is by level. Files of both kinds are
-    refused. `time_exchange` is a full date-time, or a time of day with the date (YYYYMMDD or
-    YYYY-MM-DD) in the file's path. An opening snapshot that is stamped later in the day than the
-    row after it belongs to the day before. All consecutive rows of one time_exchange are one
-    message.
+    The header names the columns, which come in any order. With order ids the feed is order by
+    order. Without a column order_id, or if it is empty in a file's first row, the feed is by level;
+    one pair's files are of one kind. `time_exchange` is a full date-time, or a time of day if the
+    file's path holds the date (YYYYMMDD or YYYY-MM-DD). An opening snapshot that is stamped later
+    in the day than the row after it belongs to the day before. All consecutive rows of one
+    time_exchange are one message.
     """
     message, last_time = 0, None
     layouts = [coinapi_layout(file) for file in files]
     by_order = ["order_id" in options.column_types for _, options, _ in layouts]
     if len(set(by_order)) > 1:
+        having, lacking = files[by_order.index(True)], files[by_order.index(False)]
         raise InputError(
-            f"{files[by_order.index(True)]} has order ids, {files[by_order.index(False)]} has "
-            "none: "
-            "a pair's files are of one kind"
+            f"{having} has order ids, {lacking} has none: a pair's files are of one kind"
         )
     for file, (delimiter, options, date_ns) in zip(files, layouts, strict=True):
         for row, column, file_bytes in read_csv(file, delimiter, options):
@@ -97,7 +96,7 @@ def read_coinapi(files: list[Path]) -> Iterator[Batch]:
 def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
     """Return a file's delimiter, how its columns are converted, and the date (ns) of its times.
 
-    The date is 0 if the times hold it.
+    The date is 0 if the times are full date-times. Raises InputError if a column is missing.
     """
     head = read_head(file)
     if b"\n" not in head:
@@ -108,9 +107,8 @@ def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
     missing = [name for name in COINAPI_COLUMNS if name not in names]
     if missing:
         raise InputError(
-            f"{file}: the header lacks {', '.join(missing)}; it is {header!r}: name the columns "
-            "so, "
-            "with ; or , between them"
+            f"{file}: the header lacks {', '.join(missing)}; it is {header!r}: "
+            "name the columns so, with ; or , between them"
         )
     time_of_day = ":" in first.get("time_exchange", "")[:3]
     types: dict[str, pa.DataType] = {"entry_px": pa.float64(), "entry_sx": pa.float64()}
@@ -125,15 +123,16 @@ def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
 
 
 def to_order_ids(column: pa.Array) -> np.ndarray:
-    """Return order ids as int64: numbers as they are, texts (UUIDs) by a 64-bit hash."""
+    """Return order ids as int64: numbers as they are, of texts (UUIDs) a 64-bit hash."""
     if column.type == pa.int64():
         return column.to_numpy(zero_copy_only=False)
     return pd.util.hash_array(column.to_numpy(zero_copy_only=False)).view(np.int64)
 
 
 def stamp_opening(time_ns: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """Move an opening snapshot that is stamped later in the day than the row after it to the day
-    before.
+    """Return the times with an opening snapshot moved to the day before, if it is of that day.
+
+    It is if it is stamped later in the day than the row after it.
     """
     others = np.flatnonzero(kinds != SNAPSHOT)
     opening = int(others[0]) if len(others) else len(kinds)
@@ -144,12 +143,12 @@ def stamp_opening(time_ns: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 
 def path_date_ns(file: Path) -> int:
-    """Return the date in a file's path, in ns since the epoch; InputError if there is none."""
+    """Return the date in a file's path, in ns since the epoch. Raises InputError without one."""
     for part in reversed(file.parts):
         found = re.search(r"(?<!\d)(20\d\d)-?(\d\d)-?(\d\d)(?!\d)", part)
         if found:
             return int(np.datetime64("-".join(found.groups()), "ns").astype(np.int64))
     raise InputError(
-        f"{file}: time_exchange is a time of day and the path holds no date: put YYYYMMDD in its "
-        "name"
+        f"{file}: time_exchange is a time of day and the path holds no date: "
+        "put YYYYMMDD in its name"
     )

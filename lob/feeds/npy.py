@@ -1,4 +1,4 @@
-"""NumPy arrays (N, 5) of updates."""
+"""Updates in NumPy arrays (N, 5), a row for each update."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Recorded files in blocks: gzip, zstd or plain, as CSV columns, lines or NumPy rows. Memory is
-that of a block.
+"""Recorded files (gzip, zstd or plain) read in blocks, as CSV columns, lines or NumPy rows.
 
-Every fault is an InputError with the file, the row and the remedy.
+Memory holds a few blocks, whatever the size of a file. A file that can't be read raises InputError
+with the file, the row and the remedy.
 """
 
 import contextlib
@@ -21,15 +21,14 @@ from pyarrow import csv
 from lob.config import InputError
 
 Item = TypeVar("Item")
-# what pyarrow calls them
-KINDS = {"double": "number", "int64": "whole number", "bool": "true or false"}
+KINDS = {"double": "number", "int64": "whole number", "bool": "true or false"}  # by pyarrow's name
 
 
 @contextlib.contextmanager
 def open_decompressed(file: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile]]:
-    """Open a gzip, zstd or plain file, told apart by its first bytes.
+    """Open a file that is gzip, zstd or plain, which its first bytes tell.
 
-    Yields the decompressed stream, and the file itself, whose position is what has been read of it.
+    Yields the decompressed stream, and the file itself, whose position tells how much was read.
     """
     with pa.OSFile(str(file)) as raw:
         magic = raw.read(4)
@@ -43,7 +42,7 @@ def open_decompressed(file: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile
 
 
 def read_head(file: Path, size: int = 1 << 16) -> bytes:
-    """Return the first bytes of a file, decompressed and without Excel's UTF-8 mark.
+    """Return the first bytes of a file, decompressed and without the UTF-8 mark that Excel writes.
 
     Raises InputError if it can't be decompressed.
     """
@@ -59,7 +58,7 @@ def read_csv(
 ) -> Iterator[tuple[int, dict[str, Any], int]]:
     """Yield a CSV file in blocks: number of the first row, columns by name, file bytes read.
 
-    The header is row 0. Raises InputError, with the row, if one can't be read.
+    The header is row 0. Raises InputError, with the row, if a row can't be read.
     """
     row = 1
     try:
@@ -87,10 +86,9 @@ def read_csv(
 
 
 def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
-    """Find the row, from `first_row` on, of the value in pyarrow's error; return what is wrong with
-    it.
+    """Return which row from `first_row` on is the cause of pyarrow's `error`, and what is wrong.
 
-    If there is no such row, return the error itself.
+    Return the error itself if no such row is found.
     """
     bad = re.search(r"column #(\d+):.* to (\w+).*: invalid value '(.*)'", error)
     with contextlib.suppress(OSError, EOFError), open_decompressed(file) as (handle, _):
@@ -109,52 +107,61 @@ def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
 
 
 def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield an (N, 5) array in chunks, with the file bytes read.
+    """Yield an (N, 5) array in chunks of rows, with the file bytes read.
 
-    It is memory mapped, or streamed if it is compressed. Raises InputError if it is no such array.
+    A plain file is memory mapped, a compressed one is streamed. Raises InputError if the file holds
+    no such array.
     """
     try:
         with open_decompressed(file) as (handle, raw):
-            if handle is raw:
-                array = np.load(file, mmap_mode="r")
-                shape, dtype, in_rows = array.shape, array.dtype, True
+            compressed = handle is not raw
+            if compressed:
+                shape, column_order, dtype = read_npy_header(handle)
             else:
-                version = np.lib.format.read_magic(handle)
-                read = (
-                    np.lib.format.read_array_header_1_0
-                    if version == (1, 0)
-                    else np.lib.format.read_array_header_2_0
-                )
-                shape, fortran, dtype = read(handle)
-                in_rows = not fortran
-            if len(shape) != 2 or shape[1] != 5 or shape[0] == 0 or not in_rows:
-                order = "" if in_rows else " in column order"
-                raise InputError(
-                    f"{file} holds an array {shape}{order}: it must be (N, 5), and in row order if "
-                    "it is compressed"
-                )
-            if not (dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize >= 8)):
-                raise InputError(
-                    f"{file} holds {dtype}: it must be whole numbers or float64, to hold a time"
-                )
+                array = np.load(file, mmap_mode="r")
+                shape, column_order, dtype = array.shape, False, array.dtype
+            check_npy(file, shape, column_order, dtype)
+            row_bytes = 5 * dtype.itemsize
             for row in range(0, shape[0], rows):
                 stop = min(row + rows, shape[0])
-                if handle is raw:
-                    yield array[row:stop], stop * 5 * dtype.itemsize
-                else:
-                    data = handle.read((stop - row) * 5 * dtype.itemsize)
-                    if len(data) < (stop - row) * 5 * dtype.itemsize:
+                if compressed:
+                    data = handle.read((stop - row) * row_bytes)
+                    if len(data) < (stop - row) * row_bytes:
                         raise ValueError(f"it ends before row {stop}")
                     yield np.frombuffer(data, dtype).reshape(-1, 5), raw.tell()
+                else:
+                    yield array[row:stop], stop * row_bytes
     except (ValueError, OSError) as error:
         raise InputError(
             f"{file} is no whole NumPy array ({error}): write it again with numpy.save"
         ) from None
 
 
+def read_npy_header(handle: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return shape, whether the array is in column order, and dtype of an open `.npy` file."""
+    if np.lib.format.read_magic(handle) == (1, 0):
+        return np.lib.format.read_array_header_1_0(handle)
+    return np.lib.format.read_array_header_2_0(handle)
+
+
+def check_npy(file: Path, shape: tuple[int, ...], column_order: bool, dtype: np.dtype) -> None:
+    """Raise InputError if an array can't hold updates, or not in an order that can be streamed."""
+    if len(shape) != 2 or shape[1] != 5 or shape[0] == 0 or column_order:
+        order = " in column order" if column_order else ""
+        raise InputError(
+            f"{file} holds an array {shape}{order}: it must be (N, 5), and in row order if it is "
+            "compressed"
+        )
+    if not (dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize >= 8)):
+        raise InputError(
+            f"{file} holds {dtype}: it must be whole numbers or float64, to hold a time"
+        )
+
+
 def read_ahead(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
-    """Run a generator in a thread of its own, at most `depth` items ahead; its error is raised
-    here.
+    """Yield a generator's items while a thread runs it, at most `depth` items ahead.
+
+    An error of the generator is raised here.
     """
     thread = ThreadPoolExecutor(1)
     try:
@@ -173,8 +180,9 @@ def read_lines(file: Path) -> Iterator[tuple[list[bytes], int]]:
 
 
 def read_line_blocks(file: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield whole lines in blocks of about 1 MiB, with the file bytes read; each line ends with a
-    newline.
+    """Yield whole lines in blocks of about 1 MiB, with the file bytes read.
+
+    Each line, the last one too, ends with a newline.
     """
     rest, file_bytes = b"", 0
     for block, file_bytes in read_ahead(read_blocks(file)):

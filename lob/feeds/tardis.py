@@ -37,13 +37,13 @@ def opens_with_snapshot(head: bytes) -> bool:
 def read_tardis(files: list[Path]) -> Iterator[Batch]:
     """Read Tardis.dev's CSV files `incremental_book_L2` of one symbol.
 
-    (https://docs.tardis.dev, "CSV data types".) Rows of one `local_timestamp` are one message;
-    `timestamp`, in microseconds, is the exchange's time. Amounts are absolute, and 0 removes the
-    level. A run of is_snapshot rows, whatever their times, is one message and replaces the book.
+    The columns are described at https://docs.tardis.dev, "CSV data types". Rows of one
+    `local_timestamp` are one message; `timestamp`, in microseconds, is the exchange's time. Amounts
+    are absolute, and 0 removes the level. A run of is_snapshot rows, whatever their times, is one
+    message and replaces the book.
     """
-    options = csv.ConvertOptions(
-        column_types=TARDIS_TYPES, include_columns=list(TARDIS_TYPES), null_values=[]
-    )
+    columns = list(TARDIS_TYPES)
+    options = csv.ConvertOptions(column_types=TARDIS_TYPES, include_columns=columns, null_values=[])
     message, last_time, last_snapshot = 0, None, False
     symbols = {first_row(read_head(file))[1].get("symbol", "") for file in files} - {""}
     for file in files:
@@ -56,10 +56,9 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
                 )
             snapshot = column["is_snapshot"].to_numpy(zero_copy_only=False)
             local = column["local_timestamp"].to_numpy()
-            begins = snapshot > np.append(last_snapshot, snapshot[:-1])
-            messages = message + np.cumsum(
-                np.where(snapshot, begins, find_changes(local, last_time))
-            )
+            opens_snapshot = snapshot > np.append(last_snapshot, snapshot[:-1])
+            begins = np.where(snapshot, opens_snapshot, find_changes(local, last_time))
+            messages = message + np.cumsum(begins)
             message, last_time, last_snapshot = int(messages[-1]), local[-1], bool(snapshot[-1])
             yield Batch(
                 time_ns=column["timestamp"].to_numpy() * 1000,

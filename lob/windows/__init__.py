@@ -1,1 +1,1 @@
-"""Windows of states: which there are, what the market was like in them, and which are drawn."""
+"""Windows of states: which there are, what the market was like in them, which ones are sampled."""

@@ -1,8 +1,9 @@
-"""Which windows are drawn: as nearly as can be the same number of each kind of market condition.
+"""Which windows are sampled: as far as possible, equally many of each kind of market condition.
 
-The kinds are called strata. A stratum is a joint cell of three statistics of a window: its
-volatility, its spread and its direction (the change of the mid-price), each divided into cells of
-equal width between the limits that `fit_scale` finds in the pair's training windows.
+The kinds are called strata. They are made from three statistics of a window: its volatility, its
+spread and its direction (the change of the mid-price). Each of the three is divided into cells of
+equal width, between the limits that `fit_scale` finds in the pair's training windows. A stratum, or
+joint cell, is a combination of one cell of each.
 """
 
 import hashlib
@@ -28,7 +29,8 @@ SCORED = (
     "std_tick_returns_bps",
     "mean_tick_returns_bps",
 )
-CHUNK = 8192  # windows that one thread sums; fixed, so that sums don't depend on the threads
+# Windows that one thread sums up. It is fixed, so that sums don't depend on the number of threads.
+CHUNK = 8192
 LARGEST = float(np.finfo(np.float64).max)
 
 
@@ -38,16 +40,16 @@ class Pair:
 
     book: Book
     rows: np.ndarray  # STATISTICS (see statistics.py), read-only; end_row ascending
-    splits: list[slice]  # of `rows`, train, validation, test: the windows wholly in the split
+    splits: list[slice]  # of `rows`: the windows that lie wholly in train, validation and test
 
 
 @dataclass
 class Sample:
-    """The windows drawn of one pair, ascending in time."""
+    """The windows sampled of one pair, ascending in time."""
 
     rows: np.ndarray  # SAMPLE (n,)
     places: np.ndarray  # int64 (n,): where each window stands in the pair's statistics
-    facts: dict[str, Any]  # what the sample's `.json` says of it
+    facts: dict[str, Any]  # what the sample's `.json` says about it
 
 
 def open_pairs(
@@ -55,7 +57,7 @@ def open_pairs(
 ) -> tuple[list[Pair], np.ndarray]:
     """Open each pair's book and statistics and cut them into splits.
 
-    Returns the pairs and the cuts, int64 (2,), in ns. Raises InputError if the statistics were made
+    Return the pairs and the cuts, int64 (2,), in ns. Raises InputError if the statistics were made
     with another `temporal_dim` or from another book, or if a pair has no window in the training
     share.
     """
@@ -90,16 +92,16 @@ def share_windows(
 ) -> np.ndarray:
     """Return int64 (pairs, 3): how many windows to draw of each pair in each split.
 
-    `windows` is their sum; None: one for every 64 states of the books. A split's share of it is its
-    share in `split_ratios` (with two dates: its share of all windows), divided among the pairs that
-    have windows in it, by `pair_weights` (None: by number of states). Raises InputError if a weight
-    is missing or not above 0, or if `windows` is given and no pair has a window in a split that
-    should have some.
+    `windows` is their sum; None: one for every 64 states of the books. Each split gets its share in
+    `split_ratios` of them; if these are two dates, its share of all windows there are. A split's
+    windows are divided among the pairs that have any in it, in proportion to `pair_weights` (None:
+    to their number of states). Raises InputError if a weight is missing or not above 0, or if
+    `windows` is given and no pair has a window in a split that should have some.
     """
     states = {pair.book.pair: pair.book.rows for pair in pairs}
     weights = states if pair_weights is None else pair_weights
-    fit = [type(weight) in (int, float) and 0 < weight <= 1e9 for weight in weights.values()]
-    if set(weights) != set(states) or not all(fit):
+    valid = [type(weight) in (int, float) and 0 < weight <= 1e9 for weight in weights.values()]
+    if set(weights) != set(states) or not all(valid):
         raise InputError(
             f"pair_weights = {weights}: give a share in (0, 1e9] to each of {', '.join(states)}"
         )
@@ -135,10 +137,10 @@ def draw_pair(
 ) -> Sample:
     """Draw `wanted` windows, int (3,), of a pair's training, validation and test windows.
 
-    `cells` are the numbers of cells of volatility, spread and direction; training windows beyond
-    `outlier_std` deviations are left out; two windows of a split end at least `min_stride` states
-    apart. Raises InputError if no window is wanted, or, with `exact`, if a split has fewer windows
-    to give than are wanted.
+    `cells` are the numbers of cells of volatility, spread and direction. Training windows beyond
+    `outlier_std` standard deviations in a statistic are left out. Two windows of a split end at
+    least `min_stride` states apart. Raises InputError if no window can be drawn, or, with `exact`,
+    if a split has fewer windows to give than are wanted.
     """
     scale = fit_scale(pair, outlier_std)
     strata = find_strata(pair, scale, cells, outlier_std)
@@ -151,9 +153,9 @@ def draw_pair(
         )
         if exact and weights.sum() < wanted[index] - 0.5:
             raise InputError(
-                f"{pair.book.pair}: {wanted[index]:,} {name} windows asked for, {len(picked):,} of "
-                f"{len(ends):,} can be had {min_stride} states apart: lower --windows (None: what "
-                "there is) or --min_stride"
+                f"{pair.book.pair}: {wanted[index]:,} {name} windows are wanted, but only "
+                f"{len(picked):,} of {len(ends):,} can be drawn {min_stride} states apart: "
+                "lower --windows (None: what there is) or --min_stride"
             )
         part = np.empty(len(picked), dtype=SAMPLE)
         part["end_row"] = ends[picked]
@@ -170,12 +172,11 @@ def draw_pair(
     training = strata[0]
     before = np.bincount(training[training >= 0])
     after = np.bincount(parts[0]["stratum"], parts[0]["weight"], len(before))
+    end_rows = [part["end_row"] for part in parts]
     facts = {
         "splits": splits,
         "scale": scale.tolist(),
-        "shared_states": count_shared_states(
-            [part["end_row"] for part in parts], temporal_dim, pair.book.rows
-        ),
+        "shared_states": count_shared_states(end_rows, temporal_dim, pair.book.rows),
         "entropy_before": normalised_entropy(before, before),
         "entropy_after": normalised_entropy(after, before),
     }
@@ -183,7 +184,7 @@ def draw_pair(
 
 
 def make_generator(seed: int, pair: str, split: int) -> np.random.Generator:
-    """A generator for one split of one pair, so that a draw does not depend on the other pairs."""
+    """Return a generator for one split of one pair: a draw does not depend on other pairs."""
     digest = hashlib.sha256(pair.encode()).digest()
     return np.random.Generator(np.random.PCG64([seed, int.from_bytes(digest[:8], "little"), split]))
 
@@ -191,7 +192,7 @@ def make_generator(seed: int, pair: str, split: int) -> np.random.Generator:
 def describe_split(
     drawn_ends: np.ndarray, stratum: np.ndarray, exhausted: int, temporal_dim: int
 ) -> dict[str, Any]:
-    """What the sample's `.json` says of one split."""
+    """Return what the sample's `.json` says about one split."""
     outliers = int(np.count_nonzero(stratum < 0))
     overlap, distinct = measure_overlap(drawn_ends, temporal_dim)
     return {
@@ -206,11 +207,11 @@ def describe_split(
 
 
 def fit_scale(pair: Pair, outlier_std: float) -> np.ndarray:
-    """Fit mean, deviation, lower and upper limit of the SCORED statistics to the training windows.
+    """Return mean, deviation, lower and upper limit of the SCORED statistics of training windows.
 
-    Returns float64 (4, 4): a row for each of these, the statistics along the columns. The limits
-    are the outlier limits, or the extremes where those are nearer. Raises InputError if a statistic
-    is not finite, or is the same in all training windows.
+    float64 (4, 4): a row for each of the four, with the statistics along the columns. The limits
+    lie `outlier_std` deviations from the mean, or at the smallest and largest value if these are
+    nearer. Raises InputError if a statistic is not finite, or the same in all training windows.
     """
     rows = pair.rows[pair.splits[0]]
     mean, squares, lowest, highest = sum_statistics(rows)
@@ -233,7 +234,11 @@ def fit_scale(pair: Pair, outlier_std: float) -> np.ndarray:
 
 @njit(cache=True, parallel=True)
 def sum_statistics(rows):
-    """Mean, sum of squared deviations, smallest and largest of the SCORED statistics, (4, 4)."""
+    """Return float64 (4, 4): mean, sum of squared deviations, smallest and largest of SCORED.
+
+    Each chunk keeps its mean and squared deviations as by Welford (1962), so that no large sums
+    cancel. The chunks are joined in their order, whichever thread was done first.
+    """
     chunks = (len(rows) + CHUNK - 1) // CHUNK
     parts = np.zeros((chunks, 4, 4))
     for chunk in prange(chunks):
@@ -273,24 +278,25 @@ def find_strata(
 ) -> list[np.ndarray]:
     """Return, for each split, the stratum of each of its windows, int16 (w,), -1 for an outlier.
 
-    Only training windows can be outliers. Those of validation and test are placed in the outermost
-    cells: a market that has moved on is no reason to leave it out. Raises InputError if all
-    training windows are outliers, or if a statistic is not finite.
+    Only training windows can be outliers. Windows of validation and test beyond the limits are
+    placed in the outermost cells: a market that has changed must still be judged. Raises InputError
+    if all training windows are outliers, or if a statistic is not finite.
     """
-    found: list[np.ndarray] = []
-    for split, limit in zip(pair.splits, (outlier_std, LARGEST, LARGEST), strict=True):
-        stratum = place(pair.rows[split], scale, cells, limit)
-        if not found and (stratum < 0).all():
-            raise InputError(
-                f"{pair.book.pair}: all {len(stratum):,} training windows are outliers: raise "
-                f"--outlier_std={outlier_std:g}"
-            )
-        if found and (stratum < 0).any():
+    training, *others = (pair.rows[split] for split in pair.splits)
+    strata = [place(training, scale, cells, outlier_std)]
+    if (strata[0] < 0).all():
+        raise InputError(
+            f"{pair.book.pair}: all {len(training):,} training windows are outliers: "
+            f"raise --outlier_std={outlier_std:g}"
+        )
+    for rows in others:
+        stratum = place(rows, scale, cells, LARGEST)  # only NaN and infinity lie beyond it
+        if (stratum < 0).any():
             raise InputError(
                 f"{pair.book.pair}: a statistic is NaN or infinite: run exploration_main.py again"
             )
-        found.append(stratum)
-    return found
+        strata.append(stratum)
+    return strata
 
 
 def place(
@@ -317,6 +323,7 @@ def place_windows(rows, scale, outlier_std, cells, cell_of):
         if outlier:
             cell_of[i] = -1
             continue
+        # The number of the joint cell has a digit for each axis, volatility first, direction last.
         cell = 0
         for axis, (k, value) in enumerate(((2, volatility), (1, spread), (0, change))):
             position = cells[axis] * (value - scale[2, k]) / (scale[3, k] - scale[2, k])
@@ -332,23 +339,23 @@ def draw_split(
     oversample: bool,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Pick `wanted` windows, as nearly as can be the same number of each stratum.
+    """Pick `wanted` windows, as far as possible equally many of each stratum.
 
     No two of them end less than `min_stride` states apart.
 
-    Rare strata choose first, and what one of them lacks is shared by those after it. With
-    `oversample` the weights of its own windows grow instead. Windows lost to `min_stride` are made
-    up for in further rounds, until one finds none.
+    The rarest stratum chooses first. If it has too few windows, those after it share what is
+    missing; with `oversample` its own windows get larger weights instead. `min_stride` may leave a
+    stratum short of its quota: further rounds make up for that, until one finds no window.
 
     ends: int64 (w,), ascending; stratum: int (w,), negative for windows that are never picked.
-    Returns the places of the picked windows, int64 (n,), ascending; their weights, float64 (n,);
-    and how many strata gave all they had.
+    Return the places of the picked windows, int64 (n,), ascending; their weights, float64 (n,); and
+    how many strata gave all they had.
     """
     members, bounds = sort_by_stratum(stratum)
     counts = np.diff(bounds)
     rare_first = np.argsort(counts, kind="stable")
     rare_first = rare_first[counts[rare_first] > 0]
-    unused = bounds.copy()  # where the members that were not yet looked at begin
+    unused = bounds.copy()  # where each stratum's members that were not yet looked at begin
     blocked = np.zeros(len(ends), dtype=np.bool_)
     place_parts, weight_parts = [np.empty(0, dtype=np.int64)], [np.empty(0)]
     missing = wanted
@@ -376,9 +383,9 @@ def draw_split(
 
 @njit(cache=True)
 def sort_by_stratum(stratum):
-    """Sort the windows by stratum, those of negative ones left out.
+    """Sort the windows by stratum; leave out those of a negative one.
 
-    Returns their places, uint32 (n,), and where each stratum begins, int64 (strata + 1,).
+    Return their places, uint32 (n,), and where each stratum begins among them, int64 (strata + 1,).
     """
     bounds = np.zeros(max(0, stratum.max()) + 2 if len(stratum) else 1, dtype=np.int64)
     for name in stratum:
@@ -398,9 +405,10 @@ def sort_by_stratum(stratum):
 def take_apart(members, begin, end, quota, stride, ends, blocked, rng):
     """Pick up to `quota` of members[begin:end] at random.
 
-    None ends within `stride` states of a window that was picked before. `blocked` marks the windows
-    that are too near to a picked one, of any stratum. `members` is shuffled as far as it is used
-    (Fisher and Yates). Returns the places, int64, and where the unused members begin.
+    None of them ends less than `stride` states from a window that was picked before. `blocked`
+    marks the windows that are too near to a picked one, of any stratum. `members` is shuffled only
+    as far as it is used (Fisher and Yates). Return the places, int64, and where the unused members
+    begin.
     """
     picked = np.empty(min(quota, end - begin), dtype=np.int64)
     count = 0
@@ -422,16 +430,19 @@ def take_apart(members, begin, end, quota, stride, ends, blocked, rng):
 
 
 def normalised_entropy(counts: np.ndarray, natural: np.ndarray) -> float:
-    """Entropy of `counts` / the largest possible over the cells that `natural` occupies."""
+    """Return the entropy of `counts`, divided by the largest possible over the cells in `natural`.
+
+    A cell without windows in `natural` can't get any.
+    """
     share = counts[counts > 0] / max(counts.sum(), 1)
     occupied = int(np.count_nonzero(natural))
     return -float((share * np.log(share)).sum()) / math.log(max(2, occupied))
 
 
 def measure_overlap(ends: np.ndarray, temporal_dim: int) -> tuple[float, float]:
-    """How far windows overlap, and how many windows without overlap would cover as many states.
+    """Return how far windows overlap, and how many windows side by side would cover as many states.
 
-    The overlap is the mean share of a window's states that the window before it holds.
+    The overlap is the mean share of a window's states that the window before it holds too.
     ends: int64 (n,), ascending.
     """
     if len(ends) == 0:

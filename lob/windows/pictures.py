@@ -14,7 +14,7 @@ from lob.book.states import Book
 from lob.plotting import BLUE, GREEN, GREY, RED, VIOLET, add_size_bar, save, show_depth
 
 DAY_NS = 86_400e9  # matplotlib's dates are days since the epoch
-MOST_WINDOWS = 200_000  # drawn in a picture, evenly taken
+MOST_WINDOWS = 200_000  # counted in a picture: of more windows every n-th one
 LABELS = {
     "mid_price_change_bps": "mid-price change (bps)",
     "average_spread_bps": "average spread (bps)",
@@ -41,7 +41,7 @@ EXTREMES = {  # title -> statistic, its sign; 0: either sign
 def draw_pair(book: Book, rows: np.ndarray, joint: Sequence[str], folder: Path) -> list[Path]:
     """Draw a pair's five pictures into `folder`; return their files.
 
-    rows: STATISTICS (W,), ascending in time; joint: the statistics of the joint picture.
+    rows: STATISTICS (W,), ascending in time; joint: names of the statistics in the joint picture.
     """
     sample = np.array(rows[:: -(-len(rows) // MOST_WINDOWS)])
     figures = {
@@ -74,7 +74,7 @@ def central_range(values: np.ndarray, share: float = 0.998) -> tuple[float, floa
 def bands(
     values: np.ndarray, bin_of: np.ndarray, bins: int, quantiles: Sequence[float]
 ) -> np.ndarray:
-    """Quantiles of the values of each bin, float64 (Q, bins), NaN for a bin without values."""
+    """Return quantiles of the values in each bin, float64 (Q, bins); NaN for a bin without any."""
     found = np.full((len(quantiles), bins), np.nan)
     order = np.argsort(bin_of, kind="stable")
     names, first = np.unique(bin_of[order], return_index=True)
@@ -85,7 +85,7 @@ def bands(
 
 
 def draw_book(book: Book) -> plt.Figure:
-    """Draw mid and spread over time, lowest to highest of each moment, above the depth map."""
+    """Draw mid and spread over time, from lowest to highest of each moment, and the depth map."""
     figure, axes = plt.subplots(
         3, 1, figsize=(10, 8.5), sharex=True, height_ratios=[2, 1, 3], layout="constrained"
     )
@@ -98,7 +98,7 @@ def draw_book(book: Book) -> plt.Figure:
 
 
 def draw_touch(mid_axis: plt.Axes, spread_axis: plt.Axes, book: Book, grid: np.ndarray) -> None:
-    """Draw mid and spread, the range and the median of each interval of the time grid (ns)."""
+    """Draw mid and spread: range and median in each interval of the time grid (ns)."""
     half = book.depth // 2
     some = np.arange(0, book.rows, -(-book.rows // 400_000))
     top = book.top_of_book
@@ -122,7 +122,7 @@ def draw_touch(mid_axis: plt.Axes, spread_axis: plt.Axes, book: Book, grid: np.n
 
 
 def draw_depth(axis: plt.Axes, book: Book, grid: np.ndarray) -> AxesImage:
-    """Draw the depth map of the states at the moments of the time grid (ns)."""
+    """Draw the depth map of the states at the moments of the time grid (ns), blank in gaps."""
     rows = np.searchsorted(book.timestamps, grid, side="right") - 1
     last_of_segment = np.isin(rows + 1, book.segment_starts)
     between_segments = last_of_segment & (book.timestamps[rows] < grid)
@@ -139,9 +139,9 @@ def draw_depth(axis: plt.Axes, book: Book, grid: np.ndarray) -> AxesImage:
 
 
 def draw_distributions(rows: np.ndarray, pair: str) -> plt.Figure:
-    """Draw the share of windows by each statistic.
+    """Draw a histogram of the windows for each statistic.
 
-    The scale is logarithmic, since most windows are calm and the others matter.
+    The scale is logarithmic, because most windows are calm and the others matter.
     """
     names = [name for name in LABELS if np.isfinite(rows[name]).any()]
     figure, axes = plt.subplots(-(-len(names) // 3), 3, figsize=(10, 8), layout="constrained")
@@ -163,7 +163,7 @@ def draw_distributions(rows: np.ndarray, pair: str) -> plt.Figure:
 
 
 def draw_joint(rows: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
-    """Draw each statistic's distribution on the diagonal, and the windows by each two below it."""
+    """Draw a histogram of each statistic on the diagonal, and of each two of them below it."""
     names = [name for name in names if np.isfinite(rows[name]).any()]
     limits = {name: central_range(rows[name]) for name in names}
     norm = LogNorm(1, max(2, len(rows) / 10))
@@ -180,13 +180,13 @@ def draw_joint(rows: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
             axis.yaxis.tick_right()
             axis.yaxis.set_major_locator(LogLocator(numticks=4))
             axis.yaxis.set_minor_locator(NullLocator())
-            axis.set_title("windows drawn", loc="right", fontsize=7, fontweight="normal", pad=2)
+            axis.set_title("windows counted", loc="right", fontsize=7, fontweight="normal", pad=2)
         else:
             counts, x, y = np.histogram2d(
                 rows[across], rows[up], bins=50, range=(limits[across], limits[up])
             )
-            drawn = np.ma.masked_equal(counts, 0).T
-            mesh = axis.pcolormesh(x, y, drawn, cmap="magma_r", norm=norm, rasterized=True)
+            occupied = np.ma.masked_equal(counts, 0).T
+            mesh = axis.pcolormesh(x, y, occupied, cmap="magma_r", norm=norm, rasterized=True)
         axis.grid(False)
         axis.tick_params(labelsize=7)
         if i == len(names) - 1:
@@ -195,7 +195,7 @@ def draw_joint(rows: np.ndarray, names: Sequence[str], pair: str) -> plt.Figure:
             axis.set_ylabel(TWO_LINE_LABELS[up], fontsize=8)
         elif j > 0 and i != j:
             axis.tick_params(labelleft=False)
-    figure.colorbar(mesh, ax=axes[:2, -2:], label="windows drawn", location="top", shrink=0.9)
+    figure.colorbar(mesh, ax=axes[:2, -2:], label="windows counted", location="top", shrink=0.9)
     figure.suptitle(f"{pair}: joint distribution of window statistics", fontsize=11)
     return figure
 
@@ -236,7 +236,7 @@ def draw_day(book: Book, rows: np.ndarray) -> plt.Figure:
 def find_extremes(rows: np.ndarray) -> dict[str, int]:
     """Return the row of the most extreme window by each of EXTREMES.
 
-    Takes one pass in blocks, since the rows may be more than memory holds.
+    It takes one pass in blocks, because the rows may be more than memory holds.
     """
     best = dict.fromkeys(EXTREMES, (-np.inf, 0))
     for begin in range(0, len(rows), 4096):
@@ -250,6 +250,7 @@ def find_extremes(rows: np.ndarray) -> dict[str, int]:
 
 def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
     """Draw the depth maps of the most extreme windows."""
+    # The first window begins where its segment begins, which tells the length of all windows.
     first_end = rows["end_row"][0]
     first_segment = np.searchsorted(book.segment_starts, first_end) - 1
     length = int(first_end - book.segment_starts[first_segment])
@@ -284,27 +285,14 @@ def draw_balance(
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
     for axis, name in zip(axes.flat, names, strict=False):
         every = np.asarray(before[name][:: max(1, len(before) // MOST_WINDOWS)])
-        drawn = after[name]
+        sampled = after[name]
         low, high = central_range(every)
-        span = min(low, drawn.min()), max(high, drawn.max())
-        curves = (
-            (every, GREY, "all windows, outliers included"),
-            (drawn, BLUE, "balanced sample"),
-        )
-        for values, colour, label in curves:
-            axis.hist(
-                values,
-                bins=60,
-                range=span,
-                density=True,
-                histtype="step",
-                color=colour,
-                label=label,
-                lw=1.4,
-            )
+        limits = min(low, sampled.min()), max(high, sampled.max())
+        style = {"bins": 60, "range": limits, "density": True, "histtype": "step", "lw": 1.4}
+        axis.hist(every, color=GREY, label="all windows, outliers included", **style)
+        axis.hist(sampled, color=BLUE, label="balanced sample", **style)
         axis.set(xlabel=LABELS[name], yscale="log", ylabel="probability density")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle(
-        f"{pair}: market conditions of the windows before and after balancing", fontsize=10
-    )
+    title = f"{pair}: market conditions of the windows before and after balancing"
+    figure.suptitle(title, fontsize=10)
     return figure

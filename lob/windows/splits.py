@@ -1,7 +1,8 @@
 """What a window is, and which windows belong to training, validation and test.
 
 A window of `temporal_dim` = T states is named by `end_row`, one past its last state: it covers the
-states [end_row - T, end_row). It lies in one segment of its book and in one split.
+states [end_row - T, end_row). It lies in one split, and in one segment of its book (a run of states
+without a gap).
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def segment_ranges(segment_starts: np.ndarray, rows: int) -> np.ndarray:
 
 
 def window_ends(segment_starts: np.ndarray, rows: int, temporal_dim: int) -> np.ndarray:
-    """Return int64 (W,): `end_row` of every window that lies in one segment, ascending."""
+    """Return int64 (W,): `end_row` of every window that lies within a segment, ascending."""
     segments = segment_ranges(segment_starts, rows)
     ends = [np.arange(first + temporal_dim, end + 1) for first, end in segments]
     return np.concatenate([np.empty(0, dtype=np.int64), *ends])
@@ -35,10 +36,10 @@ def calendar_cuts(
 ) -> np.ndarray:
     """Return int64 (2,): the instants (ns) at which validation and test begin, for all pairs.
 
-    `timestamps` and `segment_starts` are one array a pair. `split_ratios` is either three shares
+    `timestamps` and `segment_starts` hold one array per pair. `split_ratios` is either three shares
     (train, validation, test) or the two cuts themselves as ISO dates (UTC). Shares divide the time
-    that the segments of at least one pair cover; time without a recording does not count. Raises
-    InputError if `split_ratios` is neither.
+    that is covered by a segment of at least one pair; time without a recording does not count.
+    Raises InputError if `split_ratios` is neither.
     """
     if len(split_ratios) == 2 and all(isinstance(date, str) for date in split_ratios):
         return parse_dates(split_ratios)
@@ -66,13 +67,13 @@ def calendar_cuts(
 def covered_spans(
     timestamps: Sequence[np.ndarray], segment_starts: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return begins and ends, int64 (S,) in ns, of the spans of time that some segment covers.
+    """Return begins and ends, int64 (S,) in ns, of the spans of time that any segment covers.
 
     Spans that overlap are joined into one. Raises InputError if the books hold no states.
     """
     parts = []
     for times, starts in zip(timestamps, segment_starts, strict=True):
-        first_and_last = segment_ranges(starts, len(times)) - [0, 1]
+        first_and_last = segment_ranges(starts, len(times)) - [0, 1]  # rows (S, 2)
         parts.append(times[first_and_last])
     spans = np.concatenate(parts)
     if not len(spans):
@@ -87,8 +88,8 @@ def covered_spans(
 def parse_dates(dates: Sequence[float | str], key: str = "split_ratios") -> np.ndarray:
     """Return int64 (2,): two ISO dates in ns since the epoch.
 
-    A date without an offset is UTC. Raises InputError, with the name of the key that holds them, if
-    they are no dates, if they descend, or if int64 can't hold them.
+    A date without an offset is in UTC. Raises InputError if they are no dates, if the first is the
+    later one, or if int64 can't hold them; the message names the `key` that holds them.
     """
     try:
         moments = [datetime.fromisoformat(str(date)) for date in dates]
@@ -109,8 +110,8 @@ def parse_dates(dates: Sequence[float | str], key: str = "split_ratios") -> np.n
 def split_rows(timestamps: np.ndarray, cuts: np.ndarray, embargo: int) -> np.ndarray:
     """Return int64 (3, 2): the rows [first, end) of a pair that train, validation and test may use.
 
-    timestamps: int64 (N,), ns; cuts: int64 (2,), ns. The first `embargo` states from a cut on
-    belong to no split.
+    timestamps: int64 (N,), ns; cuts: int64 (2,), ns. The first `embargo` states after a cut belong
+    to no split, so that windows on both sides of it are not neighbours.
     """
     rows = len(timestamps)
     validation, test = np.searchsorted(timestamps, cuts, side="left").tolist()
@@ -133,10 +134,11 @@ def split_of_windows(
 
 
 def count_shared_states(end_rows: Sequence[np.ndarray], temporal_dim: int, rows: int) -> int:
-    """Count the states of one pair that windows of two or more of the given sets cover.
+    """Return how many states of a pair lie in windows of two or more of the given sets.
 
-    end_rows: a set of windows each, int64 (n,); rows: the states of the pair. Memory grows with the
-    windows, not with `rows`. Raises InputError if a window lies outside of [0, rows).
+    end_rows: for each set of windows (a split) their end rows, int64 (n,); rows: number of the
+    pair's states. Memory grows with the windows, not with `rows`. Raises InputError if a window
+    lies outside of [0, rows).
     """
     # Each set covers runs of states: +1 where a run begins, -1 where it ends.
     edges, steps = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]

@@ -1,4 +1,4 @@
-"""Statistics of every window of a book, in one pass over its states, whatever their number.
+"""Statistics of every window of a book, in one pass over its states, in little memory.
 
 A window of `temporal_dim` = T states is named by `end_row`, one past its last state.
 """
@@ -20,8 +20,8 @@ STATISTICS = np.dtype(
     [
         ("mid_price_change_bps", np.float64),  # (last mid / first mid - 1) x 10^4
         ("average_spread_bps", np.float64),  # mean of (ask - bid) / mid x 10^4
-        ("std_tick_returns_bps", np.float64),  # population deviation of the returns
-        ("mean_tick_returns_bps", np.float64),
+        ("std_tick_returns_bps", np.float64),  # population standard deviation of the returns
+        ("mean_tick_returns_bps", np.float64),  # mean of the returns
         ("start_mid", np.float64),  # first mid, in the quote currency
         ("end_row", np.int64),
         ("realised_volatility_bps", np.float64),  # root of the sum of squared returns
@@ -29,7 +29,7 @@ STATISTICS = np.dtype(
         ("imbalance_depth", np.float64),  # mean imbalance of the sizes of all levels
         ("update_rate_hz", np.float64),  # (T - 1) / max(duration, 1 ms)
         ("duration_s", np.float64),
-        ("traded_direction", np.float64),  # signed / unsigned traded size; NaN without trades
+        ("traded_direction", np.float64),  # (bought - sold) / (bought + sold); NaN without trades
     ]
 )
 CHUNK_ROWS = 1 << 17  # memory holds one chunk of states and its windows: about 30 MB
@@ -65,7 +65,7 @@ def write_statistics(book: Book, temporal_dim: int, file: Path) -> int:
 def chunk_statistics(book: Book, first: int, last: int, temporal_dim: int) -> np.ndarray:
     """Return the statistics of all windows inside the states [first, last).
 
-    They are STATISTICS (last - first - T + 1,); `end_row` counts from the book's first state.
+    STATISTICS (last - first - T + 1,); `end_row` counts from the book's first state.
     """
     if book.top_of_book is not None:
         top = np.asarray(book.top_of_book[first:last])
@@ -86,9 +86,9 @@ def chunk_statistics(book: Book, first: int, last: int, temporal_dim: int) -> np
 def state_series(top_ticks, sizes, traded):
     """Return the quantities of each state that the statistics average or add up, float64 (N, 6).
 
-    Columns: return into the state (bps), spread (bps), imbalance at the best prices, imbalance of
-    all levels, signed traded size, traded size. The first return is 0; without trades the last two
-    columns are 0.
+    Columns: return from the state before (bps), spread (bps), imbalance at the best prices,
+    imbalance of all levels, signed traded size, traded size. The first return is 0; without trades
+    the last two columns are 0.
 
     top_ticks: int32 (N, 2), best bid and ask; sizes: float32 (N, L); traded: float32 (N,) or empty.
     """
@@ -121,11 +121,12 @@ def roll_windows(series, top_ticks, timestamps, tick_size, length, rows):
     rows: STATISTICS (N - length + 1,), whose `end_row` counts from the first state given; series:
     see `state_series`; top_ticks: int32 (N, 2); timestamps: int64 (N,), ns.
 
-    The states are cut into blocks of `length`, so that a window is the tail of one block and the
-    head of the next (van Herk 1992). Each of its sums is joined of two that only ever grew: the
-    cost does not depend on `length`, and nothing is subtracted. Returns keep their mean and squared
-    deviations about it (Welford 1962), joined as by Chan et al. (1979): no large sums cancel, and
-    equal returns give a deviation of exactly 0.
+    The states are cut into blocks of `length`. So a window is the tail of one block and the head of
+    the next (van Herk 1992), and each of its sums is the sum of a tail plus that of a head. Tails
+    and heads grow by one state at a time: the cost per window does not depend on `length`, and
+    nothing is ever subtracted, which would leave rounding errors behind. Of the returns, tails and
+    heads keep the mean and the squared deviations from it (Welford 1962), joined as by Chan et al.
+    (1979): no large sums cancel, and equal returns give a deviation of exactly 0.
     """
     reciprocal = np.ones(length + 1)
     for i in range(1, length + 1):
@@ -133,18 +134,18 @@ def roll_windows(series, top_ticks, timestamps, tick_size, length, rows):
     returns = length - 1
     for block in prange((len(rows) + length - 1) // length):
         begin = block * length
-        # tails[i] is of the states from i to the end of the block: the mean return, the squared
-        # deviations of the returns, and five sums.
+        # tails[i] describes the states from i to the end of the block: the mean return, the squared
+        # deviations of the returns, and the sums of the other five columns of `series`.
         tails = np.zeros((length + 1, 7))
         for i in range(length - 1, -1, -1):
             state = series[begin + i]
             for k in range(5):
                 tails[i, 2 + k] = tails[i + 1, 2 + k] + state[1 + k]
-            if i < returns:  # a window has no return into its first state
+            if i < returns:  # the return into a window's first state is not the window's
                 step = series[begin + i + 1, 0] - tails[i + 1, 0]
                 tails[i, 0] = tails[i + 1, 0] + step * reciprocal[returns - i]
                 tails[i, 1] = tails[i + 1, 1] + step * (series[begin + i + 1, 0] - tails[i, 0])
-        # The same of the head of the next block, which grows by one state a window.
+        # The same of the head of the next block, which grows by one state with each window.
         mean, deviations = 0.0, 0.0
         spread, best, depth = 0.0, 0.0, 0.0
         signed, traded = 0.0, 0.0
