@@ -357,7 +357,7 @@ def test_users_mistakes_get_one_line(sampled, tmp_path, capsys):
         ({"formats": ["onnx", "tflite"]}, "must be some of torchscript, onnx"),
         ({"precisions": []}, "must be some of fp32, bf16"),
         ({"devices": ["tpu"]}, "must be some of cpu, cuda"),
-        ({"pooling": "all"}, "is of the encoder alone"),
+        ({"pooling": "all"}, "is possible for the part encoder alone"),
         ({"pooling": "all", "parts": ["encoder"]}, "contain their future"),
         ({"policy_widths": [64, 0]}, "policy_widths = [64, 0] holds 0, which must be >= 1"),
         ({"formats": []}, "nothing to do"),
