@@ -117,7 +117,7 @@ def main(config: dict) -> int:
 
 
 def check_config(config: dict) -> None:
-    """Raise InputError if `dates` are not two."""
+    """Raise InputError if `dates` does not hold two dates."""
     dates = config["dates"]
     if dates is not None and len(dates) != 2:
         example = "such as ['2024-08-01', '2024-09-01']"

@@ -181,8 +181,8 @@ def train_all(
     gpus = [str(gpu) for gpu in range(torch.cuda.device_count())] * config["runs_a_gpu"]
     for gpu in gpus or [""]:
         free.put(gpu)
-    # With as many threads as cores in each, processes wait for one another: scoring took
-    # minutes instead of 40 s.
+    # Runs share the cores. With a thread for every core in each, they would wait for one another:
+    # scoring took minutes instead of 40 s.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // free.qsize())))
     every_run = runs | for_loss
 

@@ -39,7 +39,7 @@ class ActorCritic(nn.Module):
         self.window = WindowEncoder(encoder, pooling).requires_grad_(trainable)
         if not trainable:
             for layer in encoder.layers:
-                setattr(layer, "dropout", 0.0)  # noqa: B010 - the kinds of layers share no class
+                setattr(layer, "dropout", 0.0)  # noqa: B010 - no common class that has it, for mypy
         widths = [state_features, *state_widths]
         joint = encoder.config.width + widths[-1]
         with torch.random.fork_rng():
