@@ -4,12 +4,18 @@
     python inference_testing.py --model_path=runs/sample/checkpoints/best.safetensors
     python inference_testing.py --benchmark=True
 
-Reads the best checkpoint of the newest run and `book_states/`; writes `report.json` (benchmark
-`representation`), `report.md` and pictures into the checkpoint's run. The naive methods are in
-lob/evaluation/fills.py and ridge.py and lob/model/ladder.py, the masks in lob/model/masking.py, the
-probes in lob/evaluation/probes.py. All that is fitted is fitted on training windows and chosen on
-validation windows, by the checkpoint's calendar cut, which holds for pairs that it has never seen
-too. `benchmark` times the encoder alone instead and writes `latency.json`.
+The script reads a checkpoint (by default the best one of the newest run) and `book_states/`. It
+hides values of recorded windows and compares how well the encoder and naive methods fill them. Then
+it fits linear probes: linear models that predict the next states from the frozen embedding of a
+window. It writes `report.json` (benchmark `representation`), `report.md` and pictures into the
+checkpoint's run. With `benchmark` it only times the encoder, and writes `latency.json`.
+
+Naive methods and probes are fitted on training windows, and the best of them are chosen on
+validation windows. The checkpoint's calendar cut decides which windows these are, also for pairs
+that it has never seen.
+
+The naive methods are in lob/evaluation/fills.py and ridge.py and in lob/model/ladder.py, the masks
+in lob/model/masking.py, the probes in lob/evaluation/probes.py.
 """
 
 config = {
@@ -28,13 +34,13 @@ config = {
     "fit_windows": 24,  # int >= 1: training windows of the ridge, and as many validation windows
     "probe_windows": 400,  # int >= 0: training windows of the probes, half as many for
     #   validation and for test; 0: no probes
-    "block_states": 1024,  # int >= 1: states of a block in the bootstrap
+    "block_states": 1024,  # int >= 1: states of a block of time in the bootstrap
     "pictures": True,  # bool: draw a reconstructed window, and errors by level and distance
     "batch_size": 16,  # int >= 1: windows that are filled and scored at a time
     "benchmark": False,  # bool: time eager, compiled, TorchScript and CUDA-graphed encoders instead
     "latency_runs": 100,  # int >= 1: single-window forward passes that are timed
     "device": "auto",  # auto | cpu | cuda: auto: cuda if there is one
-    "seed": 0,  # int >= 0: of the bootstrap, the random encoder and the probes' labels
+    "seed": 0,  # int >= 0: seed of the bootstrap, the random encoder and the probes' labels
 }
 
 from lob.config import InputError, check_rules, counted, load_config, run
@@ -54,13 +60,7 @@ from lob.evaluation import latency, probes, report
 from lob.evaluation.probe_tasks import HORIZON, TASKS
 from lob.evaluation.report import PairReport
 from lob.evaluation.ridge import Ridges, fit_ridges
-from lob.evaluation.scoring import (
-    Masking,
-    MaskScores,
-    compare,
-    score,
-    take_windows,
-)
+from lob.evaluation.scoring import Masking, MaskScores, compare, score, take_windows
 from lob.evaluation.selection import Selection, balanced_ends, evenly_spaced
 from lob.model.checkpoint import describe_step, find_checkpoint, load_model, run_folder
 from lob.model.embedding import WindowEncoder
@@ -92,7 +92,7 @@ def main(config: dict) -> int:
     selection = select_windows(config, model, meta, books)
     maskings = make_maskings(config, model, device)
     known_masks = trained_on(meta["config"]["mask_mode"])
-    fitted: dict[tuple, Ridges | None] = {}  # shared by pairs that are fitted on the same windows
+    fitted: dict[tuple, Ridges | None] = {}  # pairs that are fitted on the same windows share them
     found = []
     for book in books:
         ridges = fit_masks(config, selection, maskings, book, fitted)
@@ -117,11 +117,11 @@ def main(config: dict) -> int:
 
 
 def check_config(config: dict) -> None:
-    if config["dates"] is not None and len(config["dates"]) != 2:
-        raise InputError(
-            f"dates = {config['dates']!r} must be two ISO dates, such as ['2024-08-01', "
-            "'2024-09-01']"
-        )
+    """Raise InputError if `dates` does not hold two dates."""
+    dates = config["dates"]
+    if dates is not None and len(dates) != 2:
+        example = "such as ['2024-08-01', '2024-09-01']"
+        raise InputError(f"dates = {dates!r} must be two ISO dates, {example}")
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -133,7 +133,10 @@ def pick_device(wanted: str) -> torch.device:
 def select_windows(
     config: dict, model: BookEncoder, meta: dict[str, Any], books: Sequence[Book]
 ) -> Selection:
-    """Say which windows are tested and fitted on. Raises InputError if a book has none to test."""
+    """Return which windows are tested, and which the naive methods and probes are fitted on.
+
+    Raises InputError if a book has no window to test.
+    """
     if config["fit_data_dir"] is not None:
         fit_books = open_books(config["fit_data_dir"], None, model.config.depth)
     else:
@@ -161,7 +164,10 @@ def fit_masks(
     book: Book,
     fitted: dict[tuple, Ridges | None],
 ) -> dict[str, Ridges | None]:
-    """Return the ridge regressions for a book by mask; None if there are no training windows."""
+    """Return a book's ridge regressions by mask; None if there are no training windows.
+
+    fitted: all regressions so far, by mask and by the books that they were fitted on.
+    """
     training = selection.to_fit(book, "train", config["fit_windows"])
     validation = selection.to_fit(book, "validation", config["fit_windows"])
     if not training and not fitted:
@@ -184,7 +190,10 @@ def score_masks(
     book: Book,
     known_masks: set[str],
 ) -> list[MaskScores]:
-    """Score every mask on evenly spaced windows and, if there is one, on the balanced sample."""
+    """Score every mask on evenly spaced windows and, if there is one, on the balanced sample.
+
+    Windows of both are filled once.
+    """
     natural = evenly_spaced(selection.tested(book), config["windows"])
     balanced = balanced_ends(selection, book, config["data_dir"], config["windows"])
     both = np.unique(np.concatenate([natural, balanced]))
@@ -222,9 +231,9 @@ def probe_embedding(
     device: torch.device,
     book: Book,
 ) -> dict[str, probes.ProbeResult | None]:
-    """Fit linear probes on frozen features and score them on the tested windows, a task at a time.
+    """Return what linear probes score on the tested windows, by task.
 
-    Return nothing if no probes are wanted, or if a split has no windows for them.
+    Return an empty dict if no probes are wanted, or if a split has no windows for them.
     """
     count = config["probe_windows"]
     if not count:
@@ -237,23 +246,23 @@ def probe_embedding(
     ]
     if not all(splits):
         return {}
-    batch_size, block_states, seed = (config[key] for key in ("batch_size", "block_states", "seed"))
-    sets = probes.make_sets(model, splits, batch_size, block_states, device, seed)
+    sets = probes.make_sets(
+        model, splits, config["batch_size"], config["block_states"], device, config["seed"]
+    )
     print(report.head_of_probes(book.pair))
     found = {}
     for task in TASKS:
-        found[task] = probes.probe_task(task, sets, seed)
+        found[task] = probes.probe_task(task, sets, config["seed"])
         print(report.show_probe(task, found[task]), flush=True)
     return found
 
 
 def find_notes(config: dict, selection: Selection, book: Book, probed: bool) -> list[str]:
-    """Return what a reader of a pair's numbers must know of how they were made."""
+    """Return what a reader must know about how a pair's numbers were made."""
     notes = []
     if not selection.to_fit(book, "validation", config["fit_windows"]):
-        notes.append(
-            "(no validation windows: the best naive methods were chosen on the tested windows)"
-        )
+        chosen = "the best naive methods were chosen on the tested windows"
+        notes.append(f"(no validation windows: {chosen})")
     if config["split"] == "validation":
         notes.append("(split = 'validation': methods and penalties were chosen on these windows)")
     if config["probe_windows"] and not probed:
@@ -271,19 +280,23 @@ def draw(
     book: Book,
     folder: Path,
 ) -> None:
-    """Draw one window as it was, masked and filled, and errors by level and by distance."""
-    from lob.evaluation.pictures import draw_pair
+    """Draw one window as it was, masked and filled, and errors by level and by distance.
+
+    The distance of a hidden value is the number of states to the nearest one that shows its level.
+    """
+    from lob.evaluation.pictures import draw_pair  # loads matplotlib
     from lob.plotting import save
 
     ends = selection.tested(book)
-    middle, some = ends[len(ends) // 2], evenly_spaced(ends, config["batch_size"])
+    middle = ends[len(ends) // 2]
+    some = evenly_spaced(ends, config["batch_size"])
     figures = draw_pair(model, meta, maskings, ridges, book, middle, some)
     for name, figure in figures.items():
         print(f"picture    {save(figure, folder / f'{book.pair}_{name}.png')}")
 
 
 def time_variants(config: dict, model: BookEncoder, book: Book) -> list[dict]:
-    """Time the encoder in each way in which it can run; return the rows."""
+    """Return rows of the encoder's latency, eager, compiled, as TorchScript and as CUDA graphs."""
     devices = [config["device"]]
     if config["device"] == "auto":
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -298,6 +311,7 @@ def time_variants(config: dict, model: BookEncoder, book: Book) -> list[dict]:
 def time_embedding(
     config: dict, model: BookEncoder, device: torch.device, book: Book
 ) -> list[dict]:
+    """Return rows of the eager encoder's latency on the device of the test."""
     windows = latency.example_windows(book, model.config.temporal_dim, config["batch_size"])
     encode = latency.through(device, WindowEncoder(model, "last"))
     return latency.time_encoder(f"latency/{device.type}", encode, windows, config["latency_runs"])

@@ -4,44 +4,46 @@
     python model_exporter.py --parts="['actor_critic']" --trainable=True --training_mode=True
     python model_exporter.py --formats=[] --embeddings=True      only training_data/embeddings/
 
-Each part takes windows that end now, price_ticks int64 (B, T, L) and sizes float32 (B, T, L), of
-any batch size. The normalisation is inside:
+A part is the encoder, or the encoder with what is needed for one use of it. Each takes windows of
+any batch size B, with T states and L levels: price_ticks int64 (B, T, L), sizes float32 (B, T, L).
+The normalisation is inside:
 
 - encoder -> embedding float32 (B, D);
 - reconstruction, with a mask bool (B, T, L, 2), True where hidden
   -> price in ticks float64 (B, T, L), size float32 (B, T, L);
-- actor_critic, with the agent's own state float32 (B, S)
+- actor_critic, with S numbers of the agent's own state, float32 (B, S)
   -> logits float32 (B, 3) of sell, hold, buy; value float32 (B,).
   As TorchScript it also has the methods `embed(price_ticks, sizes)` and `heads(embedding, state)`.
 
-Files are `exports/<run>/<part>[_bf16][_cuda].pt` (TorchScript) and `.onnx`. Each holds metadata:
-inputs, outputs, units, checkpoint; the `.json` beside it holds the same. The layers of a bf16 file
-multiply in bf16 and add in fp32. In ONNX only the weights are stored in bf16, since its CPU kernels
-have no bf16 products. A file whose outputs on recorded windows differ from the checkpoint's by more
-than the tolerance is deleted, with exit status 1.
+Files are `exports/<run>/<part>[_bf16][_cuda].pt` (TorchScript) and `.onnx`. Each holds metadata
+(inputs, outputs, units, checkpoint), and the `.json` beside it holds the same. The layers of a bf16
+file multiply in bf16 and add in fp32. An ONNX file only stores its weights in bf16, since ONNX's
+CPU kernels have no bf16 products. If a file's outputs on recorded windows differ from the
+checkpoint's by more than the tolerance, the file is deleted and the exit status is 1.
 """
 
 config = {
     "data_dir": "training_data",  # str: folder whose book_states/ give the windows of the check
-    "pairs": None,  # list[str] | None: for the check and embeddings; None: all under book_states/
+    "pairs": None,  # list[str] | None: pairs to check and embed with; None: all under book_states/
     "runs_dir": "runs",  # str: folder of all runs
     "model_path": None,  # str | None: checkpoint; None: the best one of the newest run
     "exports_dir": "exports",  # str: folder of the exported files
     "parts": ["encoder", "reconstruction", "actor_critic"],  # list[encoder |
     #   reconstruction | actor_critic]: what is exported
     "formats": ["torchscript", "onnx"],  # list[torchscript | onnx] | []: file formats; []: no files
-    "precisions": ["fp32"],  # list[fp32 | bf16]: precisions of the layers, a file each
-    "devices": None,  # list[cpu | cuda] | None: of TorchScript files; None: all of this machine
-    "pooling": "last",  # last | mean | all: a window's vector: of its last state, the mean of all,
-    #   or one of each state (for encoders trained with causal=True)
+    "precisions": ["fp32"],  # list[fp32 | bf16]: precisions of the layers, a file for each
+    "devices": None,  # list[cpu | cuda] | None: devices of TorchScript files, a file for each;
+    #   None: all of this machine
+    "pooling": "last",  # last | mean | all: what embeds a window: its last state's vector, the mean
+    #   over states, or the vector of each state (for encoders trained with causal=True)
     "trainable": False,  # bool: actor_critic's encoder goes on learning
     "training_mode": False,  # bool: actor_critic is saved in training mode, with dropout
-    "state_features": 4,  # int >= 1: numbers that actor_critic gets of the agent, as its position
+    "state_features": 4,  # int >= 1: numbers of an agent's state, such as its position
     "state_widths": [32],  # list[int >= 1]: layers of actor_critic's head for these numbers
     "policy_widths": [64],  # list[int >= 1]: hidden layers of actor_critic's policy head
     "value_widths": [64],  # list[int >= 1]: hidden layers of actor_critic's value head
-    "seed": 0,  # int >= 0: of actor_critic's first weights
-    "embeddings": False,  # bool: write training_data/embeddings/<PAIR>.npy, a row a window
+    "seed": 0,  # int >= 0: seed of actor_critic's first weights
+    "embeddings": False,  # bool: write training_data/embeddings/<PAIR>.npy, a row for each window
     "embedding_stride": 1,  # int >= 1: states from one embedded window to the next
     "batch_size": None,  # int >= 1 | None: windows embedded at a time;
     #   None: 16 on a CPU, so that they fit into its cache, and 256 on a GPU
@@ -87,7 +89,9 @@ def main(config: dict) -> int:
     encoder, meta = load_model(checkpoint)
     check_encoder(config, encoder.config)
     folder = Path(config["exports_dir"]) / run_folder(checkpoint.resolve()).name
-    inputs, books = {}, []
+    # All that can be refused is looked at before any file is written.
+    inputs = {}
+    books = []
     if config["formats"]:
         inputs = find_inputs(config, encoder.config)
         check_writable(config["exports_dir"], "exports_dir")
@@ -124,8 +128,8 @@ def check_config(config: dict) -> None:
         )
     if config["pooling"] == "all" and (config["embeddings"] or "actor_critic" in config["parts"]):
         raise InputError(
-            "pooling = 'all' is of the encoder alone: set --parts=\"['encoder']\" "
-            "and --embeddings=False, or --pooling=last"
+            "pooling = 'all' is possible for the part encoder alone: "
+            "set --parts=\"['encoder']\" and --embeddings=False, or --pooling=last"
         )
     if not config["formats"] and not config["embeddings"]:
         raise InputError("formats = [] and embeddings = False leave nothing to do: set one of them")
@@ -148,10 +152,10 @@ def check_encoder(config: dict, encoder: EncoderConfig) -> None:
 
 
 def find_inputs(config: dict, encoder: EncoderConfig) -> dict[str, tuple[Tensor, ...]]:
-    """Return each part's inputs for the check: recorded windows, a mask, a state.
+    """Return each part's inputs for the check: recorded windows, a mask, an agent's state.
 
-    The windows are spread over the first pair that has enough of them at the encoder's depth.
-    Raises InputError if there is none.
+    The windows are spread over the first pair that has the encoder's depth and enough windows.
+    Raises InputError if no pair does.
     """
     folder = Path(config["data_dir"])
     count, states = config["check_windows"], encoder.temporal_dim
@@ -187,9 +191,9 @@ def export_part(
     origin: dict[str, Any],
     config: dict,
 ) -> None:
-    """Write a part in every format, precision and for every device, and check each file.
+    """Write a part in each format, in each precision and for each device, and check each file.
 
-    A file whose outputs differ by more than the tolerance is deleted, and CheckFailed is raised.
+    Deletes a file and raises CheckFailed if its outputs differ by more than the tolerance.
     """
     expected = outputs_of(make_part(part, encoder, config, "fp32", "cpu"), inputs)
     for format_, precision, device in variants(config):
@@ -201,7 +205,7 @@ def export_part(
         write_program(file, module, inputs, facts)
         found, milliseconds = compare(file, expected, inputs, device)
         tolerance = config["tolerance" if precision == "fp32" else "tolerance_bf16"]
-        if not found <= tolerance:  # also if it is NaN
+        if not found <= tolerance:  # `found > tolerance` would let NaN pass
             file.unlink()
             about(file).unlink()
             excess = f"{found:.1e}, more than {tolerance:g}"
@@ -211,13 +215,12 @@ def export_part(
 
 
 def variants(config: dict) -> Iterator[tuple[str, str, str]]:
-    """Yield format, precision and device of every file of a part."""
+    """Yield format, precision and device of each file of a part; one ONNX file fits all devices."""
     here = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    devices = config["devices"] or here
+    devices = {"torchscript": config["devices"] or here, "onnx": ("cpu",)}
     for format_ in config["formats"]:
         for precision in config["precisions"]:
-            # An ONNX file serves all devices.
-            for device in devices if format_ == "torchscript" else ("cpu",):
+            for device in devices[format_]:
                 yield format_, precision, device
 
 
@@ -247,23 +250,22 @@ def make_part(
 def describe(
     part: str, encoder: EncoderConfig, config: dict, precision: str, device: str
 ) -> dict[str, Any]:
-    """Return what a caller must know: it goes into the file and into the `.json` beside it."""
-    half, width = encoder.depth // 2, encoder.width
+    """Return what a caller must know. It goes into the file and into the `.json` beside it."""
+    half = encoder.depth // 2
+    width = encoder.width
     window = ["B", encoder.temporal_dim, encoder.depth]
 
     def field(dtype: str, shape: list, meaning: str) -> dict[str, Any]:
         return {"dtype": dtype, "shape": shape, "meaning": meaning}
 
+    prices = (
+        "price in ticks; states in time order, the last is now; along the last axis "
+        f"{half} bids, deepest to best, then asks, best to deepest"
+    )
+    sizes = "resting size at each price in the base currency, above 0"
     inputs = {
-        "price_ticks": field(
-            "int64",
-            window,
-            "price in ticks; states in time order, the last is now; along the last axis "
-            f"{half} bids, deepest to best, then asks, best to deepest",
-        ),
-        "sizes": field(
-            "float32", window, "resting size at each price in the base currency, above 0"
-        ),
+        "price_ticks": field("int64", window, prices),
+        "sizes": field("float32", window, sizes),
     }
     if part == "reconstruction":
         inputs["mask"] = field("bool", [*window, 2], "True where price (0) or size (1) is hidden")
@@ -272,18 +274,15 @@ def describe(
             "predicted_sizes": field("float32", window, "size"),
         }
     elif part == "actor_critic":
-        features = config["state_features"]
-        inputs["state"] = field(
-            "float32", ["B", features], "the agent's own state, scaled to about 1"
-        )
+        own = ["B", config["state_features"]]
+        inputs["state"] = field("float32", own, "the agent's own state, scaled to about 1")
         outputs = {
             "logits": field("float32", ["B", len(ACTIONS)], f"of {', '.join(ACTIONS)}"),
             "value": field("float32", ["B"], "of the window and state"),
         }
     elif config["pooling"] == "all":
-        outputs = {
-            "embedding": field("float32", ["B", encoder.temporal_dim, width], "of each state")
-        }
+        shape = ["B", encoder.temporal_dim, width]
+        outputs = {"embedding": field("float32", shape, "of each state")}
     else:
         meaning = f"{config['pooling']} of the window that ends now"
         outputs = {"embedding": field("float32", ["B", width], meaning)}
@@ -303,10 +302,12 @@ def write_embeddings(
 ) -> None:
     """Write `embeddings/<PAIR>.npy`, float32 (W, D), and its `.json`.
 
-    Rows are the windows that end at the `end_row_ranges` [first, stop, stride] of the `.json`, one
-    range after the other. Agents with a frozen encoder memory map them.
+    There is a row for each window. Their end rows are the `end_row_ranges` of the `.json`, each a
+    range [first, stop, stride], one range after the other. Agents with a frozen encoder memory-map
+    the file. Raises InputError if the book has no window or the disk has no room.
     """
-    states, width = encoder.config.temporal_dim, encoder.config.width
+    states = encoder.config.temporal_dim
+    width = encoder.config.width
     stride = config["embedding_stride"]
     ranges = [
         range(first + states, end + 1, stride)
@@ -316,7 +317,8 @@ def write_embeddings(
     windows = sum(len(ends) for ends in ranges)
     if not windows:
         raise InputError(f"{book.path} has no run of {states} states without a gap: set --pairs")
-    size, free = 4 * width * windows, shutil.disk_usage(config["data_dir"]).free
+    size = 4 * width * windows
+    free = shutil.disk_usage(config["data_dir"]).free
     if size > free:
         raise InputError(
             f"embeddings of {book.pair} will take {format_bytes(size)}, free are "
@@ -324,7 +326,7 @@ def write_embeddings(
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch_size = config["batch_size"] or (256 if device == "cuda" else 16)
-    batches = (
+    starts = (
         np.asarray(ends[first : first + batch_size]) - states
         for ends in ranges
         for first in range(0, len(ends), batch_size)
@@ -339,7 +341,7 @@ def write_embeddings(
         tqdm(total=windows, desc=book.pair, unit=" windows", disable=None) as progress,
         torch.inference_mode(),
     ):
-        for price_ticks, sizes in store.batches(batches):
+        for price_ticks, sizes in store.batches(starts):
             table.append(module(price_ticks, sizes).cpu().numpy())
             progress.update(len(sizes))
         table.extra["end_row_ranges"] = [[ends.start, ends.stop, ends.step] for ends in ranges]

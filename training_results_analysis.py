@@ -3,11 +3,15 @@
     python training_results_analysis.py
     python training_results_analysis.py --sort_by=windows_per_second --more_runs="['../old/runs']"
 
-Reads of every `runs/<name>/` config.json, env.json, metrics.csv and, if the run was tested,
-report.json. Damaged runs are named and left out. Prints the main columns and writes into
-`runs/analysis/`: runs.csv (all columns, a row a run), curves.png and, if there is something to
-show, accuracy.csv (all rows of the reports), effects.png (one key changed) and precision.png (FP8
-beside bf16).
+The script reads config.json, env.json, metrics.csv and, if the run was tested, report.json of every
+`runs/<name>/`. It names damaged runs and leaves them out. It prints the main columns and writes
+into `runs/analysis/`:
+
+- runs.csv: all columns, a row for each run;
+- curves.png: losses, learning rate and gradient norm;
+- accuracy.csv: the rows of all reports, if a run was tested;
+- effects.png: runs that differ in one key alone, if there are any;
+- precision.png: FP8 beside bf16, if two runs differ in nothing else.
 """
 
 config = {
@@ -81,7 +85,7 @@ def main(config: dict[str, Any]) -> None:
     if not runs:
         raise InputError(
             f"no run of pairs = {config['pairs']} in {config['runs_dir']}: train one with "
-            f"fp8_ddp_trainer.py or set --runs_dir"
+            "fp8_ddp_trainer.py, or set --runs_dir"
         )
 
     table = make_table(runs)
@@ -107,7 +111,11 @@ def main(config: dict[str, Any]) -> None:
 
 
 def find_runs(runs_dir: str, more: Sequence[str]) -> list[Path]:
-    """Return the folders with a config.json or metrics.csv, in or right under the folders given."""
+    """Return the folders that hold a run: those given, and those right under them.
+
+    A run's folder holds a config.json or a metrics.csv. Raises InputError if a given folder is
+    missing.
+    """
     found = {}
     for folder in [Path(runs_dir), *map(Path, more)]:
         if not folder.is_dir():
@@ -122,7 +130,10 @@ def find_runs(runs_dir: str, more: Sequence[str]) -> list[Path]:
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs, and for each damaged one its folder and what is wrong with it."""
+    """Return the runs, and a text for each damaged one: its folder and what is wrong with it.
+
+    Runs whose folders have one name are named by their paths.
+    """
     runs, damaged = [], []
     names = [folder.name for folder in folders]
     for folder in tqdm(folders, unit="run", desc="reading", disable=None, leave=False):
@@ -140,8 +151,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 def read_run(folder: Path) -> Run:
     """Read a run. Raises OSError, KeyError or ValueError if a file is missing or damaged."""
     config = read_object(folder / "config.json")
-    has_env, is_tested = ((folder / name).exists() for name in ("env.json", "report.json"))
-    env = read_object(folder / "env.json") if has_env else {}
+    env = read_object(folder / "env.json") if (folder / "env.json").exists() else {}
+    is_tested = (folder / "report.json").exists()
     rows = read_metrics(folder)
     return Run(
         name=folder.name,
@@ -163,7 +174,11 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def sort_table(table: pd.DataFrame, runs: Sequence[Run], sort_by: str) -> np.ndarray:
-    """Return the order of the rows by a column or a config key, NaN last."""
+    """Return the order of the rows by a column or a config key, int64 (runs,), NaN last.
+
+    A name that begins with "-" sorts in descending order. Raises InputError if no column and no key
+    has the name.
+    """
     name = sort_by.removeprefix("-")
     keys = sorted({key for r in runs for key in r.config})
     if name not in table and name not in keys:
@@ -220,26 +235,28 @@ def find_warnings(r: Run, config: dict[str, Any]) -> Iterator[str]:
     yield from find_plateau(r, config["plateau_epochs"], config["plateau_gain"])
     yield from find_failure(r)
     for file in sorted((Path(config["data_dir"]) / "balanced_samples").glob("*.json")):
-        is_its = not r.pairs or file.stem in r.pairs
-        if is_its and file.stat().st_mtime > r.changed:
-            yield (
-                f"trained before {file} was last written: newer runs may have been scored on other "
-                "windows"
-            )
+        was_used = not r.pairs or file.stem in r.pairs
+        if was_used and file.stat().st_mtime > r.changed:
+            unlike = "newer runs may have been scored on other windows"
+            yield f"trained before {file} was last written: {unlike}"
 
 
 def describe_reports(runs: Sequence[Run]) -> str:
-    """Return what the accuracy reports say of sizes: a line a run and pair, a column a mask."""
+    """Return a table of the skill in hidden sizes: a line per run and pair, a column per mask.
+
+    It is taken from the rows `<pair>/<mask>/log_size` of the runs' reports.
+    """
     cells, untrained = {}, set()
     for r in runs:
         for row in r.report:
-            pair, *rest = row["case"].split("/")
-            if rest[1:] != ["log_size"]:
+            case = row["case"].split("/")
+            if len(case) != 3 or case[2] != "log_size":
                 continue
+            pair, mask, _ = case
             if row["metric"] == "skill_untrained":
-                cells[r.name, pair, rest[0]] = row["value"]
+                cells[r.name, pair, mask] = row["value"]
             if row["metric"] == "trained_on" and row["value"] == 0:
-                untrained.add((r.name, pair, rest[0]))
+                untrained.add((r.name, pair, mask))
     masks = dict.fromkeys(mask for *_, mask in cells)
     lines = [
         "accuracy on held-out windows (inference_testing.py): "
@@ -252,13 +269,14 @@ def describe_reports(runs: Sequence[Run]) -> str:
         for mask in masks:
             cell = name, pair, mask
             value = f"{cells[cell]:+.3f}" if cell in cells else "-"
-            line += f"{value + ('*' if cell in untrained else ' '):>10}"
+            star = "*" if cell in untrained else " "
+            line += f"{value + star:>10}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 
 
 def save_table(table: pd.DataFrame, file: Path) -> list[Path]:
-    """Write a table and return its file; remove an older analysis's if the table is empty."""
+    """Write a table and return its file; if it is empty, remove the file of an older analysis."""
     if not len(table):
         file.unlink(missing_ok=True)
         return []
@@ -270,7 +288,10 @@ def save_table(table: pd.DataFrame, file: Path) -> list[Path]:
 def save_pictures(
     runs: Sequence[Run], different: Sequence[str], smoothing: int, output: Path
 ) -> list[Path]:
-    """Draw what there is to show and return the files. Older pictures that are not drawn go."""
+    """Draw what there is to show and return the files.
+
+    Pictures of an older analysis that are not drawn again are removed.
+    """
     shown = runs[: len(PALETTE)]
     title = counted(len(runs), "run")
     if len(shown) < len(runs):

@@ -1,24 +1,21 @@
-"""Latency and throughput of exported encoders, each format, precision and device by itself.
+"""Latency and throughput of exported encoders, for each format, precision and device.
 
     python -m benchmarks.bench_export --write=True
 
-Weights and windows are random: time does not depend on their values. On the CPU a single window has
-one thread, as in a program that trades, and a batch has all cores; TorchScript also runs on the GPU
-if there is one.
+Weights and windows are random, since their values do not change the time. On a CPU a single window
+is encoded by one thread, as in a program that trades, and a batch by all cores. Files for a GPU are
+TorchScript.
 """
 
 config = {
-    "presets": [
-        "tiny_transformer",
-        "deep_narrow_transformer",
-    ],  # list[str]: model sizes
+    "presets": ["tiny_transformer", "deep_narrow_transformer"],  # list[str]: model sizes
     "formats": ["torchscript", "onnx"],  # list[torchscript | onnx]: one of these or both
     "devices": ["cpu"],  # list[cpu | cuda]: where files run (ONNX files run on the CPU)
     "depth": 96,  # int >= 2: levels of a state
     "temporal_dim": 256,  # int >= 4: states of a window
     "runs": 200,  # int >= 1: single windows that are timed
     "batch_size": 256,  # int >= 1: windows of a batch whose throughput is measured
-    "batches": 1,  # int >= 1: number of these batches, after a small one
+    "batches": 1,  # int >= 1: number of these batches, after a small one that warms up
     "write": False,  # bool: keep the result in benchmarks/results/export.json,
     #   or in export_cuda.json if devices is ["cuda"]
 }
@@ -44,6 +41,7 @@ from benchmarks.report import report
 from lob.export.program import ENDINGS, write_program
 from lob.model.embedding import WindowEncoder, in_bf16
 from lob.model.encoder import BookEncoder, encoder_config
+from lob.results import make_row
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WARM_UP = 10  # single windows before those that are timed
@@ -80,16 +78,13 @@ def write_encoder(
 ) -> None:
     encoder = copy.deepcopy(encoder) if precision == "fp32" else in_bf16(encoder)
     module = WindowEncoder(encoder.requires_grad_(False), "last").eval().to(device)
-    facts = {
-        "inputs": ["price_ticks", "sizes"],
-        "outputs": ["embedding"],
-        "precision": precision,
-    }
+    names = {"inputs": ["price_ticks", "sizes"], "outputs": ["embedding"]}
+    facts = {**names, "precision": precision}
     write_program(file, module, windows, facts)
 
 
 def random_windows(count: int, states: int, depth: int) -> tuple[Tensor, Tensor]:
-    """Return price_ticks int64 and sizes float32, (count, states, depth) each."""
+    """Return random-walk price_ticks int64 and sizes float32, (count, states, depth) each."""
     rng = np.random.default_rng(0)
     path = 7_800_000 + rng.integers(-1, 2, (count, states, 1)).cumsum(1)
     price_ticks = path + rng.integers(1, 40, (count, 1, depth)).cumsum(2)
@@ -98,7 +93,7 @@ def random_windows(count: int, states: int, depth: int) -> tuple[Tensor, Tensor]
 
 
 def load(file: Path, device: str, threads: int) -> Callable[[tuple[Tensor, Tensor]], object]:
-    """Return a call of the file on windows in main memory that ends with its embeddings there."""
+    """Return the file as a function of windows in main memory that returns embeddings there."""
     if file.suffix == ".onnx":
         import onnxruntime
 
@@ -135,24 +130,23 @@ def measure(
     two = windows[0][:2], windows[1][:2]
     for _ in range(3):
         call(two)
-    if device == "cuda":
+    if device == "cuda":  # a first batch takes the GPU's memory
         call(windows)
     began = time.perf_counter()
     for _ in range(config["batches"]):
         call(windows)
     rate = config["batches"] * len(windows[0]) / (time.perf_counter() - began)
-    for_one, for_batches = " on one thread", f" on {CORES} cores"
-    if device == "cuda":
-        for_one, for_batches = ", copied to the GPU and back", ""
+    for_one = ", copied to the GPU and back" if device == "cuda" else " on one thread"
+    for_batches = "" if device == "cuda" else f" on {CORES} cores"
     note = (
         f"random weights, {config['depth']} levels, {config['temporal_dim']} states; "
         f"p50 and p99 of one window{for_one}; "
         f"windows per second in batches of {config['batch_size']}{for_batches}"
     )
-    measured = (("p50_ms", p50, "ms"), ("p99_ms", p99, "ms"), ("windows_per_second", rate, "1/s"))
     return [
-        {"case": case, "metric": metric, "value": value, "unit": unit, "note": note}
-        for metric, value, unit in measured
+        make_row(case, "p50_ms", p50, "ms", note),
+        make_row(case, "p99_ms", p99, "ms", note),
+        make_row(case, "windows_per_second", rate, "1/s", note),
     ]
 
 

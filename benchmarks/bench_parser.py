@@ -1,14 +1,17 @@
-"""Speed and memory of the parser beside what bounds it, on a synthetic stream and on recordings
-where they are.
+"""Speed and memory of the parser, beside limits that are measured in the same run.
 
     python -m benchmarks.bench_parser
     python -m benchmarks.bench_parser --write=True --work_dir=/data
 
-Each rate is compared with a limit that is measured in the same run: np.copyto of as many states for
-the kernel, pyarrow's read into arrays for CoinAPI (to disk also a plain write of the same bytes),
-and hftbacktest's own converter for Binance, which reads USD-M and COIN-M and is skipped by name if
-it is not installed. Needs 4 GB of disk under `work_dir`, all removed at the end. Prints a table and
-one JSON line.
+The input is a synthetic stream and, if they are there, recordings of Binance. The limits are
+
+- of the kernel: np.copyto of as many states;
+- of CoinAPI files: pyarrow's read of the same file into arrays, and to disk also a plain write of
+  as many bytes;
+- of Binance files: hftbacktest's converter, which reads the USD-M and COIN-M markets. It is named
+  and skipped if it is not installed.
+
+Needs 4 GB of disk under `work_dir`, and removes what it writes. Prints a table and one JSON line.
 """
 
 config = {
@@ -48,21 +51,21 @@ from lob.feeds.batch import FEEDS, SET, SNAPSHOT
 from lob.feeds.recordings import open_decompressed, read_ahead
 
 DEPTH = 96
-LEVELS = 500  # a side in the opening snapshot
+LEVELS = 500  # of each side in the opening snapshot
 START_NS = 1_700_000_000 * 10**9
 BLOCK = 1 << 20
-Columns = tuple[np.ndarray, ...]
+Columns = tuple[np.ndarray, ...]  # of update rows, in the order in which `make_updates` names them
 
 
 def main(config: dict) -> None:
     columns = make_updates(config["updates"])
     rows = measure_kernel(columns)
-    with tempfile.TemporaryDirectory(dir=config["work_dir"]) as folder:
-        rows += measure_coinapi(Path(folder), columns)
-        rows += measure_disk(
-            Path(folder), tuple(column[: config["disk_updates"]] for column in columns)
-        )
-        stream = Path(folder) / "stream.gz"
+    first_columns = tuple(column[: config["disk_updates"]] for column in columns)
+    with tempfile.TemporaryDirectory(dir=config["work_dir"]) as name:
+        folder = Path(name)
+        rows += measure_coinapi(folder, columns)
+        rows += measure_disk(folder, first_columns)
+        stream = folder / "stream.gz"
         write_binance(stream, columns)
         rows += measure_binance("binance_json", [stream], "synthetic, 40 levels a message")
     rows += measure_recordings(ROOT / config["recordings"])
@@ -70,34 +73,38 @@ def main(config: dict) -> None:
 
 
 def make_updates(rows: int, seed: int = 0) -> Columns:
-    """Return time_ns, message, update type, is_buy, price in ticks, size in lots of a by-level
-    stream, a row a message.
+    """Return the columns of a by-level stream: each row sets or removes one price level.
 
-    An opening snapshot of 500 levels a side, then changes at a geometric distance (mean 25 ticks;
-    one in ten uniform) from a mid that walks a tick every 20 messages; 3 in 10 remove a level.
+    They are time_ns, message number, update type, is_buy, price in ticks and size in lots. The
+    first message is a snapshot of 500 levels on each side. Each row after it is a message of its
+    own. Its distance from the mid is geometric (mean 25 ticks), or uniform in one row of ten; three
+    in ten remove a level. The mid moves by a tick in one row of twenty, which clears the price that
+    it comes to.
     """
     rng = np.random.default_rng(seed)
-    opening = np.arange(rows) < 2 * LEVELS
+    number = np.arange(rows)
+    opening = number < 2 * LEVELS
     step = np.where(rng.random(rows) < 0.05, rng.choice([-1, 1], rows), 0) * ~opening
-    distance = np.where(
-        rng.random(rows) < 0.1, rng.integers(1, LEVELS, rows), rng.geometric(1 / 25, rows)
-    )
+    is_far = rng.random(rows) < 0.1
+    distance = np.where(is_far, rng.integers(1, LEVELS, rows), rng.geometric(1 / 25, rows))
     distance[: 2 * LEVELS] = np.arange(2 * LEVELS) % LEVELS
-    is_buy = np.where(opening, np.arange(rows) < LEVELS, rng.random(rows) < 0.5)
+    is_buy = np.where(opening, number < LEVELS, rng.random(rows) < 0.5)
     mid = 6_000_000 + np.cumsum(step)
     price = np.where(is_buy, mid - 1 - distance, mid + 1 + distance)
     size = np.where(opening | (rng.random(rows) > 0.3), rng.integers(1, 10**6, rows), 0)
-    price, is_buy, size = (
-        np.where(step != 0, *pair) for pair in ((mid, price), (step < 0, is_buy), (0, size))
-    )
+    moves = step != 0
+    price = np.where(moves, mid, price)
+    is_buy = np.where(moves, step < 0, is_buy)
+    size = np.where(moves, 0, size)
     message = np.maximum(np.arange(rows) - 2 * LEVELS + 1, 0)
     kind = np.where(opening, SNAPSHOT, SET).astype(np.uint8)
     return START_NS + message * 1_000_000, message, kind, is_buy, price, size
 
 
 def best_of(repeats: int, *tasks: Callable[[], object]) -> list[float]:
-    """Return the least seconds of each task. They take turns, so that a busy machine slows them all
-    alike.
+    """Return the least seconds of each task.
+
+    The tasks take turns, so that a busy machine slows all of them alike.
     """
     best = [np.inf] * len(tasks)
     for _ in range(repeats):
@@ -109,18 +116,18 @@ def best_of(repeats: int, *tasks: Callable[[], object]) -> list[float]:
 
 
 def measure_kernel(columns: Columns) -> list[tuple]:
-    """One core: updates in, a state a message out, beside np.copyto of as many states between
-    arrays of that size.
+    """Time the kernel on one core, with a state for each message.
+
+    The limit is np.copyto of as many states, prices and sizes, between blocks of them.
     """
     block = 8192
     touched = OrderBook(DEPTH, 1e-8, lambda out: None, capacity=block).out
-    source, target = (
-        [np.ones((block, DEPTH), dtype) for dtype in (np.int32, np.float32)] for _ in range(2)
-    )
+    source = [np.ones((block, DEPTH), dtype) for dtype in (np.int32, np.float32)]
+    target = [array.copy() for array in source]
 
     def apply_all() -> OrderBook:
         book = OrderBook(DEPTH, 1e-8, lambda out: None, capacity=block)
-        book.out = touched
+        book.out = touched  # as of a running book: the system does not hand out its pages anew
         book.apply(*columns)
         return book
 
@@ -131,21 +138,15 @@ def measure_kernel(columns: Columns) -> list[tuple]:
 
     book = apply_all()
     seconds, limit = best_of(5, apply_all, copy_states)
+    updates = len(columns[0])
     unknown = book.counters[UNKNOWN] / book.counters[MESSAGES]
-    note = (
-        f"{len(columns[0]):,} updates, a {DEPTH}-level state each; {unknown:.0%} remove what is "
-        "not there"
-    )
+    not_there = f"{unknown:.0%} remove what is not there"
+    note = f"{updates:,} updates, a {DEPTH}-level state each; {not_there}"
+    limit_note = "of np.copyto into an array already touched"
     return [
-        ("kernel", "updates_per_second", len(columns[0]) / seconds, "1/s", note),
-        ("kernel", "copyto_states_per_second", len(columns[0]) / limit, "1/s", "768 bytes a state"),
-        (
-            "kernel",
-            "ratio_to_limit",
-            limit / seconds,
-            "",
-            "of np.copyto into an array already touched",
-        ),
+        ("kernel", "updates_per_second", updates / seconds, "1/s", note),
+        ("kernel", "copyto_states_per_second", updates / limit, "1/s", "768 bytes per state"),
+        ("kernel", "ratio_to_limit", limit / seconds, "", limit_note),
     ]
 
 
@@ -154,9 +155,8 @@ def write_coinapi(file: Path, columns: Columns) -> None:
     kinds = np.array(["ADD", "SUB", "MATCH", "SET", "DELETE", "SNAPSHOT"])
     with gzip.open(file, "wb", compresslevel=6) as handle:
         for begin in range(0, len(columns[0]), BLOCK):
-            time_ns, _, kind, is_buy, price, size = (
-                column[begin : begin + BLOCK] for column in columns
-            )
+            block = (column[begin : begin + BLOCK] for column in columns)
+            time_ns, _, kind, is_buy, price, size = block
             clock = np.datetime_as_string(time_ns.view("datetime64[ns]")).astype("U27")
             columns_of_file = {
                 "time_exchange": clock,
@@ -166,11 +166,9 @@ def write_coinapi(file: Path, columns: Columns) -> None:
                 "entry_px": price / 100,
                 "entry_sx": size / 10**5,
             }
-            table = pa.table(columns_of_file)
-            options = csv.WriteOptions(
-                include_header=begin == 0, delimiter=";", quoting_style="none"
-            )
-            csv.write_csv(table, handle, options)
+            head = begin == 0
+            options = csv.WriteOptions(include_header=head, delimiter=";", quoting_style="none")
+            csv.write_csv(pa.table(columns_of_file), handle, options)
 
 
 def discard(states: list[np.ndarray]) -> None:
@@ -193,9 +191,7 @@ def parse(
 
 
 def read_by_pyarrow(file: Path) -> list[np.ndarray]:
-    """Do what a reader must at least do: the parser's columns and types into arrays, in pyarrow's
-    own threads.
-    """
+    """Return the parser's columns as pyarrow reads them: the least that a reader must do."""
     text = pa.dictionary(pa.int32(), pa.string())
     types = {
         "time_exchange": pa.timestamp("ns"),
@@ -204,100 +200,84 @@ def read_by_pyarrow(file: Path) -> list[np.ndarray]:
         "entry_px": pa.float64(),
         "entry_sx": pa.float64(),
     }
-    options = csv.ConvertOptions(column_types=types, include_columns=list(types))
+    reading = csv.ReadOptions(block_size=1 << 23)
+    parsing = csv.ParseOptions(delimiter=";")
+    converting = csv.ConvertOptions(column_types=types, include_columns=list(types))
     with open_decompressed(file) as (handle, _):
-        table = csv.read_csv(
-            handle, csv.ReadOptions(block_size=1 << 23), csv.ParseOptions(delimiter=";"), options
-        )
-    parts = [table.column(name).combine_chunks() for name in types]
-    return [
-        (part.indices if part.type == text else part).to_numpy(zero_copy_only=False)
-        for part in parts
-    ]
+        table = csv.read_csv(handle, reading, parsing, converting)
+    columns = [table.column(name).combine_chunks() for name in types]
+    numbers = [column.indices if column.type == text else column for column in columns]
+    return [column.to_numpy(zero_copy_only=False) for column in numbers]
 
 
 def measure_coinapi(folder: Path, columns: Columns) -> list[tuple]:
-    """A gzip file to discarded states on two cores, beside pyarrow reading it into arrays."""
+    """Time a gzip file to states that are discarded, beside pyarrow's read of it into arrays."""
     file = folder / "20231114.csv.gz"
     write_coinapi(file, columns)
     seconds, limit = best_of(3, lambda: parse("coinapi", [file]), lambda: read_by_pyarrow(file))
-    rows, size = len(columns[0]), file.stat().st_size
-    note = (
-        f"{rows:,} rows, {size / 1e6:,.0f} MB gzip, states discarded, 2 threads of "
-        f"{os.cpu_count()} cores"
-    )
+    rows = len(columns[0])
+    megabytes = file.stat().st_size / 1e6
+    threads = f"2 threads of {os.cpu_count()} cores"
+    note = f"{rows:,} rows, {megabytes:,.0f} MB gzip, states discarded, {threads}"
+    limit_note = "of pyarrow's read of the same file"
     found = [
         ("coinapi_gzip", "updates_per_second", rows / seconds, "1/s", note),
         ("coinapi_gzip", "pyarrow_rows_per_second", rows / limit, "1/s", "read into arrays"),
-        (
-            "coinapi_gzip",
-            "ratio_to_limit",
-            limit / seconds,
-            "",
-            "of pyarrow's read of the same file",
-        ),
+        ("coinapi_gzip", "ratio_to_limit", limit / seconds, "", limit_note),
     ]
     return found + measure_days(folder, rows // 2) + measure_memory(folder, file)
 
 
 def measure_days(folder: Path, rows: int) -> list[tuple]:
-    """Two days of one pair that open with a snapshot, side by side, and the hours that 60 GB of
-    such gzip take.
+    """Time data_parser.py on two days of one pair side by side; also in hours for 60 GB of gzip.
+
+    Both files open with a snapshot, so that they can be parsed at the same time.
     """
-    raw = folder / "days" / "raw" / "SYN"
+    data = folder / "days"
+    raw = data / "raw" / "SYN"
     raw.mkdir(parents=True)
     for day in range(2):
         time_ns, *columns = make_updates(rows, seed=day)
         write_coinapi(raw / f"{20231114 + day}.csv.gz", (time_ns + day * 86_400 * 10**9, *columns))
     size = sum(file.stat().st_size for file in raw.iterdir())
-    seconds, _ = watch(
-        "data_parser.py", f"--data_dir={folder / 'days'}", "--state_interval_ms=1000", "--workers=2"
-    )
-    shutil.rmtree(folder / "days")
+    words = (f"--data_dir={data}", "--state_interval_ms=1000", "--workers=2")
+    seconds, _ = watch("data_parser.py", *words)
+    shutil.rmtree(data)
     rate = size / seconds / 1e6
-    note = f"{rate:.1f} MB/s of gzip on 2 cores, a state a second; start of Python included"
+    hours = 60e3 / rate / 3600
+    files = f"2 files of one pair side by side, {2 * rows:,} rows"
+    note = f"{rate:.1f} MB/s of gzip on 2 cores, a state per second; start of Python included"
+    computed = "computed: 8 times that rate"
     return [
-        (
-            "coinapi_days",
-            "gzip_mb_per_second",
-            rate,
-            "MB/s",
-            f"2 files of one pair side by side, {2 * rows:,} rows",
-        ),
-        ("coinapi_days", "hours_for_60_gb_2_cores", 60e3 / rate / 3600, "h", note),
-        (
-            "coinapi_days",
-            "hours_for_60_gb_16_cores",
-            60e3 / rate / 3600 / 8,
-            "h",
-            "computed: 8 times that rate",
-        ),
+        ("coinapi_days", "gzip_mb_per_second", rate, "MB/s", files),
+        ("coinapi_days", "hours_for_60_gb_2_cores", hours, "h", note),
+        ("coinapi_days", "hours_for_60_gb_16_cores", hours / 8, "h", computed),
     ]
 
 
 def measure_memory(folder: Path, file: Path) -> list[tuple]:
-    """Anonymous memory (RssAnon) of data_parser.py, on the stream and on four times the stream."""
+    """Measure the anonymous memory of data_parser.py, on the stream and on four times the stream.
+
+    If memory is bounded, both take the same.
+    """
     found = []
+    data = folder / "memory"
     for times in (1, 4):
-        raw = folder / "memory" / "raw" / "SYN"
+        raw = data / "raw" / "SYN"
         raw.mkdir(parents=True)
         for index in range(times):
             os.link(file, raw / f"{20231114 + index}.csv.gz")
-        words = (
-            f"--data_dir={folder / 'memory'}",
-            "--workers=1",
-            "--subsample=100",
-            "--max_clock_step_ms=1000000000",
-        )
+        words = [f"--data_dir={data}", "--workers=1", "--subsample=100"]
+        words.append("--max_clock_step_ms=1000000000")  # one file again: its clock goes back
         _, memory = watch("data_parser.py", *words)
-        shutil.rmtree(folder / "memory")
+        shutil.rmtree(data)
         note = f"RssAnon peak, {times} x the stream, Python and numba included"
         found.append(("memory", f"anonymous_mb_{times}", memory, "MB", note))
     return found
 
 
 def measure_disk(folder: Path, columns: Columns) -> list[tuple]:
-    """A gzip file to states on disk, beside pyarrow's read and a plain write of the same bytes."""
+    """Time a gzip file to states on disk, beside pyarrow's read and a plain write of as much."""
     file = folder / "20231114.csv.gz"
     write_coinapi(file, columns)
     states = folder / "states"
@@ -332,32 +312,34 @@ def measure_disk(folder: Path, columns: Columns) -> list[tuple]:
 
 
 def write_binance(file: Path, columns: Columns) -> None:
-    """Write the stream as Binance's USD-M: a REST snapshot, then depthUpdate messages."""
-    levels = 40  # a message; recorded: 15 to 68
+    """Write the stream as recorded from Binance's USD-M market.
+
+    It begins with a REST snapshot, and depthUpdate messages follow.
+    """
+    levels = 40  # of a message; recordings have 15 to 68
     _, _, _, is_buy, price, size = (column.tolist() for column in columns)
-    texts = [
-        f'["{ticks / 100:.2f}","{lots / 10**5:.5f}"]'
-        for ticks, lots in zip(price, size, strict=True)
-    ]
+    rows = zip(price, size, strict=True)
+    texts = [f'["{ticks / 100:.2f}","{lots / 10**5:.5f}"]' for ticks, lots in rows]
+    start_ms = START_NS // 10**6
     with gzip.open(file, "wb", compresslevel=6) as handle:
         bids, asks = (",".join(texts[begin : begin + LEVELS]) for begin in (0, LEVELS))
-        head = f'"lastUpdateId":0,"E":{START_NS // 10**6},"T":{START_NS // 10**6}'
+        head = f'"lastUpdateId":0,"E":{start_ms},"T":{start_ms}'
         handle.write(f'{START_NS} {{{head},"bids":[{bids}],"asks":[{asks}]}}\n'.encode())
         for update, begin in enumerate(range(2 * LEVELS, len(texts), levels), 1):
             sides: tuple[list[str], list[str]] = ([], [])
             for index in range(begin, min(begin + levels, len(texts))):
                 sides[not is_buy[index]].append(texts[index])
-            time_ms = START_NS // 10**6 + 10 * update
+            time_ms = start_ms + 10 * update
             ids = f'"U":{update},"u":{update},"pu":{update - 1}'
             head = f'"e":"depthUpdate","E":{time_ms},"T":{time_ms},"s":"BTCUSDT",{ids}'
             bids, asks = (",".join(side) for side in sides)
             data = f'{{{head},"b":[{bids}],"a":[{asks}]}}'
-            handle.write(
-                f'{time_ms}000000 {{"stream":"btcusdt@depth@100ms","data":{data}}}\n'.encode()
-            )
+            message = f'{{"stream":"btcusdt@depth@100ms","data":{data}}}'
+            handle.write(f"{time_ms}000000 {message}\n".encode())
 
 
 def convert_by_hftbacktest(files: list[Path]) -> None:
+    """Convert files to arrays of updates. Raises ImportError if hftbacktest is not installed."""
     module = importlib.import_module("hftbacktest.data.utils.binancefutures")
     for file in files:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -365,9 +347,7 @@ def convert_by_hftbacktest(files: list[Path]) -> None:
 
 
 def measure_binance(case: str, files: list[Path], note: str) -> list[tuple]:
-    """JSON lines to discarded states; and to arrays of updates, which is what hftbacktest's
-    converter does too.
-    """
+    """Time files to states that are discarded, and to arrays of updates beside hftbacktest."""
 
     def read() -> int:
         return sum(len(batch.time_ns) for batch in FEEDS["binance"].read(files))
@@ -375,44 +355,36 @@ def measure_binance(case: str, files: list[Path], note: str) -> list[tuple]:
     rows, messages = read(), int(parse("binance", files).counters[MESSAGES])
     tasks: list[Callable[[], object]] = [lambda: parse("binance", files), read]
     try:
-        convert_by_hftbacktest(files[:1])  # compiles
+        convert_by_hftbacktest(files[:1])  # the first call compiles
         tasks.append(lambda: convert_by_hftbacktest(files))
     except ImportError:
         print(f"{case}: hftbacktest is not installed, ratio_to_limit is skipped")
     except (KeyError, ValueError) as error:
-        print(
-            f"{case}: hftbacktest does not read this recording ({error!r}), ratio_to_limit is "
-            "skipped"
-        )
+        reason = f"hftbacktest does not read this recording ({error!r})"
+        print(f"{case}: {reason}, ratio_to_limit is skipped")
     seconds, reading, *limits = best_of(5, *tasks)
-    limit_note = (
-        "JSON to arrays of updates, beside hftbacktest's converter (binancefutures.convert) on the "
-        "same files"
-    )
+    updates_note = f"{rows:,} updates in {messages:,} messages; {note}"
+    converter = "hftbacktest's converter (binancefutures.convert) on the same files"
+    limit_note = f"JSON to arrays of updates, beside {converter}"
     return [
-        (
-            case,
-            "updates_per_second",
-            rows / seconds,
-            "1/s",
-            f"{rows:,} updates in {messages:,} messages; {note}",
-        ),
+        (case, "updates_per_second", rows / seconds, "1/s", updates_note),
         (case, "messages_per_second", messages / seconds, "1/s", "states discarded, 2 threads"),
         *((case, "ratio_to_limit", limit / reading, "", limit_note) for limit in limits),
     ]
 
 
 def measure_recordings(folder: Path) -> list[tuple]:
-    """The same on recorded streams, each of one symbol on consecutive days, if they are there."""
+    """Time recorded Binance streams, if there are any, each of one symbol and month."""
     streams: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*/*.gz")):
         symbol, _, date = file.name.split(".")[0].rpartition("_")
         streams.setdefault(f"{file.parent.name}_{symbol}_{date[:6]}", []).append(file)
     if not streams:
         print(f"no recordings in {folder}: their cases are skipped")
-    return [
-        row for name, files in streams.items() for row in measure_binance(name, files, "recorded")
-    ]
+    rows = []
+    for name, files in streams.items():
+        rows += measure_binance(name, files, "recorded")
+    return rows
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@
 
 All get the same input:
 
-- order-book (a C extension): its sorted sides, changed from Python; a state is its `to_dict` of the
+- order-book (a C extension): Python code changes its sorted sides; a state is its `to_dict` of the
   best levels.
-- hftbacktest: its two market depths in Rust, driven from numba by its backtest; a state is read
-  level by level (hash map) or copied from the array of the prices around (ROI vector).
+- hftbacktest: its backtest, called from numba, drives its two market depths in Rust (a hash map,
+  and an array of the prices of a region, "ROI vector"); a state is read tick by tick.
 - pandas: rolling means and deviations of five statistics.
 
-Packages that are not installed are skipped by name. Prints a table and one JSON line.
+Packages that are not installed are named and skipped. Prints a table and one JSON line.
 """
 
 config = {
@@ -51,10 +51,8 @@ def main(config: dict) -> None:
         try:
             package = importlib.import_module(name)
         except ImportError:
-            print(
-                f"{name} is not installed, its cases are skipped: pip install -r "
-                "requirements-dev.txt"
-            )
+            remedy = "pip install -r requirements-dev.txt"
+            print(f"{name} is not installed, its cases are skipped: {remedy}")
             continue
         rows += measure(package, columns, best)
     rows += measure_pandas(config["rows"], config["temporal_dim"])
@@ -64,6 +62,10 @@ def main(config: dict) -> None:
 def rate_rows(
     case: str, columns: Columns, seconds: list[float], notes: tuple[str, str]
 ) -> list[tuple]:
+    """Return the rates of a book: with what a cheap read gives, and with a whole state each.
+
+    seconds, notes: of the two, in this order.
+    """
     metrics = ("updates_per_second", "updates_with_state_per_second")
     updates = len(columns[0])
     return [
@@ -73,9 +75,9 @@ def rate_rows(
 
 
 def measure_ours(columns: Columns) -> tuple[list[tuple], tuple[int, int]]:
-    """Time the kernel with states of 2 and of 96 levels; return the last best prices too.
+    """Time the kernel with states of 2 and of 96 levels; also return the last best prices.
 
-    Peers must end with the same.
+    Every peer must end with the same prices.
     """
 
     def apply_all(depth: int) -> OrderBook:
@@ -86,12 +88,12 @@ def measure_ours(columns: Columns) -> tuple[list[tuple], tuple[int, int]]:
     book = apply_all(2)
     seconds = best_of(3, lambda: apply_all(2), lambda: apply_all(DEPTH))
     best = int(book.levels(BID, 1)[0][0]), int(book.levels(ASK, 1)[0][0])
-    return rate_rows(
-        "ours", columns, seconds, ("best levels after each", f"{DEPTH} levels after each")
-    ), best
+    notes = ("best levels after each", f"{DEPTH} levels after each")
+    return rate_rows("ours", columns, seconds, notes), best
 
 
 def measure_order_book(package: ModuleType, columns: Columns, best: tuple[int, int]) -> list[tuple]:
+    """Time order-book; its states are timed on a twentieth of the updates."""
     rows = list(zip(*(column.tolist() for column in columns[3:]), strict=True))
     books: list = []
 
@@ -107,7 +109,7 @@ def measure_order_book(package: ModuleType, columns: Columns, best: tuple[int, i
             if with_states and row >= 2 * LEVELS:
                 books[0].to_dict()
 
-    few = len(rows) // 20  # reading a state takes long
+    few = len(rows) // 20  # a state takes it so long that more would take minutes
     state_seconds = best_of(2, lambda: apply_rows(few, True))[0] * len(rows) / few
     seconds = best_of(2, lambda: apply_rows(len(rows), False))[0]
     found = books[0].bids.index(0)[0], books[0].asks.index(0)[0]
@@ -119,13 +121,11 @@ def measure_order_book(package: ModuleType, columns: Columns, best: tuple[int, i
 def measure_hftbacktest(
     package: ModuleType, columns: Columns, best: tuple[int, int]
 ) -> list[tuple]:
+    """Time hftbacktest's two market depths, each in a backtest without orders."""
     time_ns, _, _, is_buy, price, size = columns
     events = np.zeros(len(price), package.types.event_dtype)
-    events["ev"] = (
-        np.where(is_buy, package.BUY_EVENT, package.SELL_EVENT)
-        | package.LOCAL_EVENT
-        | package.DEPTH_EVENT
-    )
+    side = np.where(is_buy, package.BUY_EVENT, package.SELL_EVENT)
+    events["ev"] = side | package.LOCAL_EVENT | package.DEPTH_EVENT
     events["exch_ts"] = events["local_ts"] = time_ns
     events["px"], events["qty"] = price / 100, size / 10**5
     low, high = float(price.min() - 100) / 100, float(price.max() + 100) / 100
@@ -136,18 +136,11 @@ def measure_hftbacktest(
             found = np.zeros(2, np.int64)
 
             def replay(name: str = name, levels: int = levels, found: np.ndarray = found) -> None:
-                asset = (
-                    package.BacktestAsset()
-                    .data(events)
-                    .linear_asset(1.0)
-                    .constant_order_latency(0, 0)
-                )
-                asset = (
-                    asset.risk_adverse_queue_model()
-                    .no_partial_fill_exchange()
-                    .trading_value_fee_model(0.0, 0.0)
-                )
-                asset = asset.tick_size(0.01).lot_size(1e-5)
+                asset = package.BacktestAsset().data(events).tick_size(0.01).lot_size(1e-5)
+                # What concerns orders has no effect, but it must be set.
+                asset = asset.linear_asset(1.0).constant_order_latency(0, 0)
+                asset = asset.risk_adverse_queue_model().no_partial_fill_exchange()
+                asset = asset.trading_value_fee_model(0.0, 0.0)
                 if name.startswith("ROI"):
                     asset = asset.roi_lb(low).roi_ub(high)
                 backtest = getattr(package, f"{name}Backtest")([asset])
@@ -164,13 +157,16 @@ def measure_hftbacktest(
 
 @njit
 def follow(backtest, levels, sizes, found):
-    """Step through the feed and read the best `levels` a side after each event."""
-    while backtest.wait_next_feed(False, 10**15) == 2:
+    """Step through the feed and read the best `levels` of each side after each event.
+
+    They go into `sizes`, float64 (2, levels), and the best prices in ticks into `found`, (2,).
+    """
+    while backtest.wait_next_feed(False, 10**15) == 2:  # 2: an event of the feed came
         depth = backtest.depth(0)
         found[0], found[1] = depth.best_bid_tick, depth.best_ask_tick
         for side in range(2):
             tick, count, step = found[side], 0, -1 if side == 0 else 1
-            for _ in range(100_000):
+            for _ in range(100_000):  # ticks to look at: a side may have fewer levels
                 size = depth.bid_qty_at_tick(tick) if side == 0 else depth.ask_qty_at_tick(tick)
                 if size > 0:
                     sizes[side, count] = size
@@ -224,22 +220,12 @@ def measure_pandas(rows: int, length: int) -> list[tuple]:
     deviation = np.concatenate([part["std_tick_returns_bps"] for part in ours]) / 1e4
     difference = float(np.abs(theirs[2].to_numpy()[length - 1 :] / deviation - 1).max())
     windows, note = rows - length + 1, f"temporal_dim {length}, {rows:,} states"
+    metric = "windows_per_second"
+    compared = "of the deviation of tick returns from ours"
     return [
-        ("ours", "windows_per_second", windows / seconds, "1/s", f"11 statistics, {note}"),
-        (
-            "pandas",
-            "windows_per_second",
-            windows / pandas_seconds,
-            "1/s",
-            f"5 statistics by rolling, {note}",
-        ),
-        (
-            "pandas",
-            "largest_relative_difference",
-            difference,
-            "",
-            "of the deviation of tick returns from ours",
-        ),
+        ("ours", metric, windows / seconds, "1/s", f"11 statistics, {note}"),
+        ("pandas", metric, windows / pandas_seconds, "1/s", f"5 statistics by rolling, {note}"),
+        ("pandas", "largest_relative_difference", difference, "", compared),
     ]
 
 

@@ -1,17 +1,17 @@
-"""Training speed of the trainer's own loop on real windows, beside the chip's limits.
+"""Training speed of the trainer's own steps on real windows, beside the GPU's limits.
 
     python -m benchmarks.bench_training --write=True    one GPU; with two also their ratio (minutes)
     python -m benchmarks.bench_training --quick=True    any machine: a tiny model, a few steps
 
-Needs the books and samples of the first three scripts. A case builds a Trainer and takes its steps:
-windows are gathered, hidden and normalised, the optimizer included, no validation. Prints a table
-and one JSON line.
+Needs the books and samples of the first three scripts. Each case builds a Trainer and takes its
+steps: windows are gathered, masked and normalised, and the optimizer steps. Validation is left out.
+Prints a table and one JSON line.
 """
 
 config = {
     "data_dir": "training_data",  # str: folder that holds book_states/ and balanced_samples/
     "cases": None,  # list[str] | None: names of the cases to run; None: all that this machine can
-    "seconds": 6.0,  # >= 0: time for which a case is measured, at least
+    "seconds": 6.0,  # >= 0: least time for which a case is measured
     "quick": False,  # bool: a tiny model on whatever machine this is
     "write": False,  # bool: keep the result in benchmarks/results/training.json
 }
@@ -40,17 +40,18 @@ import lob.model.window_store
 from benchmarks.reference import REFERENCE
 from benchmarks.report import report
 from lob.model.encoder import flops_per_window
+from lob.results import make_row
 from lob.training.distributed import free_port, join_team, wait_for_ranks
 
-# The published reference's settings, with our inputs: the book's normalisation, and the line in
-# time as first guess.
+# The published reference's settings with our inputs: the book's normalisation, and a line in time
+# as the first guess of hidden values.
 DEEP = {**REFERENCE, "normalization": "book", "fill": "linear"}
 WIDE = {**DEEP, "model_size": "wide_transformer"}
 LARGE = {"batch_size": 512, "accumulation_steps": 1}
 WIDE_LARGE = {"batch_size": 192, "accumulation_steps": 1}
 QUICK = {**DEEP, "model_size": "tiny_transformer", "batch_size": 8, "accumulation_steps": 2}
-# Case -> what differs from the trainer's defaults; `streaming`: windows come from files, not the
-# GPU.
+# Case -> keys that differ from the trainer's defaults. With `streaming` windows come from files,
+# not from the GPU's memory.
 CASES: dict[str, dict[str, Any]] = {
     "deep_narrow_as_configured": {**DEEP, "precision": "fp8"},
     "deep_narrow_best": {**DEEP, **LARGE, "precision": "bf16"},
@@ -72,50 +73,44 @@ def main(config: dict) -> None:
             raise InputError(f"cases: {name!r} is none of {', '.join(CASES)}")
     if "quick" in cases and (config["write"] or config["cases"] is not None):
         raise InputError(
-            "there is nothing to keep or choose of the quick case: leave out --write and --cases"
+            "the quick case is the only one, and its result is not kept: "
+            "leave out --write and --cases"
         )
     chosen = [name for name in cases if config["cases"] is None or name in config["cases"]]
-    rows, rates = measure_limits() if gpus else [], {}
+    rows = measure_limits() if gpus else []
+    rates = {}
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder:
             found = measure_case(0, 1, None, config, cases[name], Path(folder) / "result.json")
         rates[name] = found["windows_per_second"]
         rows += to_rows(name, found, rows)
-        print(
-            f"{name}: {found['windows_per_second']:,.0f} windows/s, {found['model_tflops']:,.0f} "
-            "TFLOP/s",
-            flush=True,
-        )
-    for name in SCALED if gpus > 1 else ():
-        if name in chosen:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "result.json"
-                arguments = 2, free_port(), config, cases[name], file
-                wait_for_ranks(mp.spawn(measure_case, arguments, nprocs=2, join=False))
-                ratio = json.loads(file.read_text())["windows_per_second"] / rates[name]
-            rows.append(
-                {
-                    "case": "two_gpu_scaling",
-                    "metric": name,
-                    "value": ratio,
-                    "unit": "",
-                    "note": "two over one",
-                }
-            )
+        flops = f"{found['model_tflops']:,.0f} TFLOP/s"
+        print(f"{name}: {rates[name]:,.0f} windows/s, {flops}", flush=True)
+    if gpus > 1:
+        for name in [name for name in SCALED if name in chosen]:
+            ratio = measure_on_two(config, cases[name]) / rates[name]
+            rows.append(make_row("two_gpu_scaling", name, ratio, note="two over one"))
     report("training", rows, config["write"])
 
 
+def measure_on_two(config: dict, case: dict[str, Any]) -> float:
+    """Return the windows per second of a case on two GPUs."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "result.json"
+        arguments = 2, free_port(), config, case, file
+        wait_for_ranks(mp.spawn(measure_case, arguments, nprocs=2, join=False))
+        return json.loads(file.read_text())["windows_per_second"]
+
+
 def trainer_config(config: dict, case: dict[str, Any]) -> dict[str, Any]:
-    """The trainer's config of a case: its defaults, with a learning rate cycle so long that it
-    hardly moves.
-    """
+    """Return the trainer's config of a case: 1000 epochs, so the learning rate hardly moves."""
     changes = {key: value for key, value in case.items() if key != "streaming"}
     changes |= {"data_dir": config["data_dir"], "epochs": 1000}
     return check_rules(fp8_ddp_trainer.config | changes, fp8_ddp_trainer.__file__)
 
 
 def endless(trainer: fp8_ddp_trainer.Trainer) -> Iterator[tuple[Tensor, ...]]:
-    """The trainer's windows, epoch after epoch."""
+    """Return the trainer's batches of windows, epoch after epoch."""
     sampler, team = trainer.sampler, trainer.team
     epochs = (
         sampler.training(epoch, 0, team.rank, team.world, trainer.passes_a_step)
@@ -127,23 +122,24 @@ def endless(trainer: fp8_ddp_trainer.Trainer) -> Iterator[tuple[Tensor, ...]]:
 def measure_case(
     rank: int, world: int, port: int | None, config: dict, case: dict[str, Any], file: Path
 ) -> dict:
-    """Time a case's steps on this rank; the first one writes what it found to `file` and returns
-    it.
-    """
+    """Time a case's steps on this rank. Rank 0 writes what it found to `file` and returns it."""
     share = lob.model.window_store.RESIDENT_SHARE
     lob.model.window_store.RESIDENT_SHARE = 0.0 if case.get("streaming") else share
     with join_team(rank, world, "nccl", port) as team:
-        if team.device.type == "cuda":
-            # the memory of a CUDA graph is taken at its capture
+        on_gpu = team.device.type == "cuda"
+        if on_gpu:  # before the trainer is made: a CUDA graph takes its memory at its capture
             torch.cuda.reset_peak_memory_stats()
         trainer = fp8_ddp_trainer.Trainer(trainer_config(config, case), team, file.parent)
-        windows, store, on_gpu = endless(trainer), trainer.passes.store, team.device.type == "cuda"
-        for _ in range(3):
+        windows = endless(trainer)
+        store = trainer.passes.store
+        for _ in range(3):  # warm-up
             trainer.step(windows)
         if on_gpu:
             torch.cuda.synchronize()
-        steps, began, waited = 0, time.perf_counter(), store.wait_seconds
-        while True:  # the ranks must take the same number of steps
+        steps = 0
+        waited = store.wait_seconds
+        began = time.perf_counter()
+        while True:  # the ranks agree on when to end, since they must take equally many steps
             for _ in range(4):
                 trainer.prepare_step()
                 loss, *_ = trainer.step(windows)
@@ -162,13 +158,12 @@ def measure_case(
             "train_loss": float(loss),
         }
         note = (
-            f"{trainer.sampler.windows_a_step} windows a step in {trainer.passes_a_step} pass(es) "
-            f"on {world} rank(s)"
+            f"{trainer.sampler.windows_a_step} windows per step in {trainer.passes_a_step} "
+            f"pass(es) on {world} rank(s), {trainer.precision.name}, {steps} steps"
         )
         if rank == 0:
-            file.write_text(
-                json.dumps({**found, "note": f"{note}, {trainer.precision.name}, {steps} steps"})
-            )
+            file.write_text(json.dumps({**found, "note": note}))
+    # The next case needs this one's memory, and compiles anew.
     del trainer, windows, store
     gc.collect()
     torch.compiler.reset()
@@ -179,59 +174,37 @@ def measure_case(
 
 
 def to_rows(name: str, found: dict[str, Any], limits: list[dict]) -> list[dict]:
-    """Rows of a case; the matrix rate measured in the same run gives its utilisation."""
+    """Return the rows of a case; with `limits` also the share of the GPU's bf16 matrix rate."""
     units = {"windows_per_second": "1/s", "model_tflops": "TFLOP/s", "peak_memory_gb": "GB"}
+    values = {key: value for key, value in found.items() if key != "note"}
     rows = [
-        {
-            "case": name,
-            "metric": key,
-            "value": value,
-            "unit": units.get(key, ""),
-            "note": found["note"],
-        }
-        for key, value in found.items()
-        if key != "note"
+        make_row(name, key, value, units.get(key, ""), found["note"])
+        for key, value in values.items()
     ]
     rate = next((row["value"] for row in limits if row["metric"] == "bf16_tflops"), None)
     if rate:
         share = found["model_tflops"] / rate
         note = "model FLOPs, no recomputation counted"
-        rows.append(
-            {
-                "case": name,
-                "metric": "share_of_bf16_matrix_rate",
-                "value": share,
-                "unit": "",
-                "note": note,
-            }
-        )
+        rows.append(make_row(name, "share_of_bf16_matrix_rate", share, note=note))
     return rows
 
 
 def measure_limits() -> list[dict]:
-    """The GPU's matrix rates (8192 cubed) and the rate of a device copy, read and written bytes
-    counted.
-    """
+    """Return the GPU's matrix rates (8192 cubed) and its copying rate, read and written bytes."""
+    flops = 2 * 8192**3 / 1e12
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     half = torch.randn(2**30, device="cuda", dtype=torch.bfloat16)
-    into, one = torch.empty_like(half), torch.ones((), device="cuda")
+    into = torch.empty_like(half)
     work = {
-        "bf16_tflops": (lambda: a @ a, 2 * 8192**3 / 1e12, "TFLOP/s"),
+        "bf16_tflops": (lambda: a @ a, flops, "TFLOP/s"),
         "copy_gb_per_second": (lambda: into.copy_(half), 4 * 2**30 / 1e9, "GB/s"),
     }
-    if torch.cuda.get_device_capability() >= (8, 9):
+    if torch.cuda.get_device_capability() >= (8, 9):  # the first GPUs with FP8
         b = a.to(torch.float8_e4m3fn)
-        scaled = {
-            "scale_a": one,
-            "scale_b": one,
-            "out_dtype": torch.bfloat16,
-            "use_fast_accum": True,
-        }
-        work["fp8_tflops"] = (
-            lambda: torch._scaled_mm(b, b.T, **scaled),
-            2 * 8192**3 / 1e12,
-            "TFLOP/s",
-        )
+        one = torch.ones((), device="cuda")
+        options = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16}
+        options["use_fast_accum"] = True
+        work["fp8_tflops"] = (lambda: torch._scaled_mm(b, b.T, **options), flops, "TFLOP/s")
     rows = []
     for metric, (call, amount, unit) in work.items():
         times = []
@@ -241,14 +214,7 @@ def measure_limits() -> list[dict]:
             call()
             torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
-        rows.append(
-            {
-                "case": "limits",
-                "metric": metric,
-                "value": amount / float(np.median(times)),
-                "unit": unit,
-            }
-        )
+        rows.append(make_row("limits", metric, amount / float(np.median(times)), unit))
     return rows
 
 

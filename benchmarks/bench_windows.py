@@ -3,13 +3,13 @@
     python -m benchmarks.bench_windows
     python -m benchmarks.bench_windows --write=True --sampler_rows="[1000000, 10000000, 100000000]"
 
-Needs about 100 bytes of disk a row under `work_dir`, all removed at the end. Prints a table and one
-JSON line.
+Needs about 100 bytes of disk per row under `work_dir`, and removes what it writes. Prints a table
+and one JSON line.
 """
 
 config = {
     "rows": 4_000_000,  # int >= 1: states in memory for the kernel, 96 levels each (3 GB)
-    "file_rows": 20_000_000,  # int >= 1: states of 8 levels, file to file, beside a tenth of them
+    "file_rows": 20_000_000,  # int >= 1: states of 8 levels, file to file; a tenth of them as well
     "sampler_rows": [1_000_000, 10_000_000],  # list[int >= 1]: rows of statistics to sample from
     "work_dir": None,  # str | None: folder on the disk to measure; None: the system's temporary one
     "write": False,  # bool: keep the result in benchmarks/results/windows.json
@@ -46,7 +46,10 @@ def main(config: dict) -> None:
 
 
 def measure_kernel(rows: int) -> list[tuple]:
-    """Statistics of all windows of a book in memory: best of five, the two lengths in turn."""
+    """Time the statistics of all windows of a book in memory, of two lengths: the best of five.
+
+    The lengths take turns, so that a busy machine slows both alike.
+    """
     rng = np.random.default_rng(0)
     mid = 7_800_000 + np.cumsum(rng.integers(-1, 2, rows))
     top = np.stack([mid, mid + rng.integers(1, 4, rows)], axis=1).astype(np.int32)
@@ -69,22 +72,17 @@ def measure_kernel(rows: int) -> list[tuple]:
             chunk_statistics(book, first, last, length)
         best[length] = min(best[length], time.perf_counter() - began)
     note = f"{rows:,} states of 96 levels in memory, temporal_dim 256, {os.cpu_count()} cores"
+    note_of_ratio = "time at temporal_dim 1024 / at 256"
     return [
         ("kernel", "windows_per_second", (rows - 255) / best[256], "1/s", note),
-        (
-            "kernel",
-            "ratio_1024_to_256",
-            best[1024] / best[256],
-            "",
-            "time at temporal_dim 1024 / at 256",
-        ),
+        ("kernel", "ratio_1024_to_256", best[1024] / best[256], "", note_of_ratio),
     ]
 
 
 def write_book(folder: Path, rows: int, depth: int) -> Book:
     """Write a book to disk, a block at a time.
 
-    Its prices are a hole in the file, since `top_of_book` is read instead.
+    The file of its prices is sparse, since `top_of_book` is read instead.
     """
     folder.mkdir(parents=True)
     sizes = ArrayWriter(folder / "sizes.npy", np.float32, (depth,))
@@ -119,21 +117,13 @@ def measure_files(folder: Path, rows: int) -> list[tuple]:
     disk = (rows // BLOCK + 1) * len(block) / (time.perf_counter() - began)
     (folder / "raw").unlink()
     found = []
-    for count in (rows // 10, rows):
-        write_book(folder / "files" / "book_states" / "SYN", count, 8)
-        seconds, memory = watch(
-            "exploration_main.py", f"--data_dir={folder / 'files'}", "--plots=False"
-        )
-        shutil.rmtree(folder / "files")
-        found.append(
-            (
-                "file_to_file",
-                f"anonymous_mb_{count}",
-                memory,
-                "MB",
-                "8 levels, Python and numba included",
-            )
-        )
+    data = folder / "files"
+    for count in (rows // 10, rows):  # if memory is bounded, ten times the rows take no more
+        write_book(data / "book_states" / "SYN", count, 8)
+        seconds, memory = watch("exploration_main.py", f"--data_dir={data}", "--plots=False")
+        shutil.rmtree(data)
+        note = "8 levels, Python and numba included"
+        found.append(("file_to_file", f"anonymous_mb_{count}", memory, "MB", note))
     rate = rows * STATISTICS.itemsize / seconds / 1e6
     note = f"{rows:,} windows in {seconds:.1f} s; the disk takes {disk / 1e6:,.0f} MB/s"
     return [*found, ("file_to_file", "written_mb_per_second", rate, "MB/s", note)]
@@ -145,12 +135,13 @@ def measure_sampler(folder: Path, sizes: list[int]) -> list[tuple]:
     block = np.zeros(BLOCK, dtype=STATISTICS)
     for name in STATISTICS.names or ():
         block[name] = rng.standard_t(4, BLOCK)
-    found, taken, data = [], [], folder / "sampler"
+    found = []
+    taken = []
+    data = folder / "sampler"
     for rows in (sizes[0], *sizes):  # the first run compiles and is dropped
         about = identity(write_book(data / "book_states" / "SYN", rows + 255, 2))
-        with new_table(
-            data / "window_statistics" / "SYN.npy", STATISTICS, {"temporal_dim": 256}, about
-        ) as table:
+        file = data / "window_statistics" / "SYN.npy"
+        with new_table(file, STATISTICS, {"temporal_dim": 256}, about) as table:
             for begin in range(0, rows, BLOCK):
                 block["end_row"] = np.arange(begin + 256, begin + 256 + BLOCK)
                 table.append(block[: rows - begin])

@@ -3,13 +3,17 @@
     python -m benchmarks.prove --pairs="['USDM_BTC', 'USDM_ETH']" --unseen="['CM_BTC']" \
       --split_ratios="['2024-07-18T23:58', '2024-08-01']"
 
-Needs parsed books and a balanced sample made with these `split_ratios`. Trains with the trainer's
-defaults and `recipe`, scores every seed with inference_testing.py, takes medians over seeds and
-with `write` keeps them in benchmarks/results/representation.json. If a GPU has FP8, some seeds are
-trained in bf16 as well, and the losses are compared in pairs. Each of `ablations` is trained and
-scored once and kept in benchmarks/results/ablation.json. All GPUs work at the same time. What a run
-prints is in `runs_dir`/<name>.log. What is trained or scored there (fp8_0, bf16_0, ...) is not done
-again, and a run that was interrupted goes on.
+Needs parsed books and a balanced sample made with these `split_ratios`.
+
+- The recipe is the trainer's defaults changed by `recipe`. It is trained with several seeds, and
+  inference_testing.py scores each run. With `write` the medians over seeds are kept in
+  benchmarks/results/representation.json.
+- If a GPU has FP8, some seeds are trained in bf16 as well, and the losses are compared in pairs.
+- Each of `ablations` is trained and scored once, and kept in benchmarks/results/ablation.json.
+
+All GPUs work at the same time. The output of a run is in `runs_dir`/<name>.log, with a name such as
+fp8_0 or bf16_0. Runs that are already trained or scored there are not done again, and an
+interrupted one goes on.
 """
 
 config = {
@@ -21,9 +25,10 @@ config = {
     "recipe": {},  # dict: keys of fp8_ddp_trainer.py that differ from its defaults
     "scoring": {},  # dict: keys of inference_testing.py that differ from its defaults
     "seeds": 5,  # int >= 1: training runs
-    "bf16_seeds": 3,  # int >= 0: of these, trained in bf16 as well
+    "bf16_seeds": 3,  # int >= 0: number of these seeds that are trained in bf16 as well
     "ablations": {},  # dict: name of a variant -> keys of the trainer that differ from the recipe
-    "runs_a_gpu": 2,  # int >= 1: runs at a time: one compiles or is scored while the other computes
+    "runs_a_gpu": 2,  # int >= 1: runs at a time on a GPU: one compiles or is scored while the other
+    #   computes
     "headline": None,  # str | None: pair of the summary line; None: the first one that is scored
     "runs_dir": "runs/prove",  # str: folder of the runs
     "write": False,  # bool: keep the result in benchmarks/results/representation.json
@@ -34,6 +39,7 @@ from lob.config import InputError, counted, load_config, run
 if __name__ == "__main__":
     config = load_config(config, __file__)
 
+import itertools
 import json
 import os
 import queue
@@ -88,14 +94,11 @@ def main(config: dict) -> int:
     trained = [book.pair for book in data.books]
     scored = [*(config["scored"] or trained), *(config["unseen"] or [])]
     precision = pick_precision(config)
-    runs = {
-        f"{precision}_{seed}": {"seed": seed, "precision": precision}
-        for seed in range(config["seeds"])
-    }
-    runs |= {
-        name: {"seed": 0, "precision": precision, **keys}
-        for name, keys in config["ablations"].items()
-    }
+    runs = {}
+    for seed in range(config["seeds"]):
+        runs[f"{precision}_{seed}"] = {"seed": seed, "precision": precision}
+    for name, keys in config["ablations"].items():
+        runs[name] = {"seed": 0, "precision": precision, **keys}
     paired = range(min(config["seeds"], config["bf16_seeds"])) if precision == "fp8" else ()
     for_loss = {f"bf16_{seed}": {"seed": seed, "precision": "bf16"} for seed in paired}
     folders = train_all(config, runs, for_loss, trained, scored)
@@ -111,9 +114,8 @@ def main(config: dict) -> int:
     result = report("representation", rows, config["write"], device)
     cells = {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
     headline = config["headline"] or scored[0]
-    print(
-        summarise(headline, cells, replay_checksums(), data.shared_states, *compare_losses(losses))
-    )
+    checksums = replay_checksums()
+    print(summarise(headline, cells, checksums, data.shared_states, *compare_losses(losses)))
 
     rows = []
     for name, change in config["ablations"].items():
@@ -126,14 +128,16 @@ def main(config: dict) -> int:
 
 def pick_precision(config: dict) -> str:
     """Return fp8 if the GPU has it, or if the runs were trained in it elsewhere; else auto."""
-    fp8 = torch.cuda.is_available() and not fp8_obstacle(
-        "delayed", torch.cuda.get_device_capability()
-    )
-    return "fp8" if fp8 or (Path(config["runs_dir"]) / "fp8_0").exists() else "auto"
+    if (Path(config["runs_dir"]) / "fp8_0").exists():
+        return "fp8"
+    if not torch.cuda.is_available():
+        return "auto"
+    obstacle = fp8_obstacle("delayed", torch.cuda.get_device_capability())
+    return "auto" if obstacle else "fp8"
 
 
 def median_rows(reports: list[list[dict]], trained: list[str]) -> list[dict[str, Any]]:
-    """Return the medians over seeds, and of the encoder's own scores the least and the most."""
+    """Return medians over seeds, and also the least and the most of the encoder's own scores."""
     rows = []
     for (case, metric), values in collect(reports).items():
         known = "trained on earlier dates" if case.split("/")[0] in trained else "never trained on"
@@ -146,21 +150,18 @@ def median_rows(reports: list[list[dict]], trained: list[str]) -> list[dict[str,
 
 
 def loss_rows(losses: list[tuple[float | None, float | None]]) -> list[dict[str, Any]]:
-    """Return what paired (FP8, bf16) test losses say, and how much seeds differ in bf16."""
+    """Return rows that compare paired test losses (FP8, bf16), and the spread of bf16 by seed."""
     difference, half = compare_losses(losses)
     if not np.isfinite(half):
         return []
-    note = f"test losses of {len(losses)} paired seeds; half of the 90 % interval"
     bf16 = np.array([loss for _, loss in losses if loss])
+    deviation = bf16.std(ddof=1) / bf16.mean()
+    note = f"test losses of {len(losses)} paired seeds; half of the 90 % interval"
+    note_of_seeds = "standard deviation of the test loss over its mean"
     return [
         make_row("FP8 over bf16", "difference", difference, note=note),
         make_row("FP8 over bf16", "interval", half, note=note),
-        make_row(
-            "bf16 over seeds",
-            "relative_deviation",
-            bf16.std(ddof=1) / bf16.mean(),
-            note="standard deviation of the test loss over its mean",
-        ),
+        make_row("bf16 over seeds", "relative_deviation", deviation, note=note_of_seeds),
     ]
 
 
@@ -171,30 +172,33 @@ def train_all(
     trained: list[str],
     scored: list[str],
 ) -> dict[str, Path]:
-    """Train and score `runs`, and train those `for_loss`; return the folders by name."""
+    """Train and score `runs`, and train those `for_loss`; return the folders by name.
+
+    Both hold the keys of the trainer by the run's name.
+    """
     Path(config["runs_dir"]).mkdir(parents=True, exist_ok=True)
-    gpus: queue.Queue[str] = queue.Queue()
-    for gpu in [str(gpu) for gpu in range(torch.cuda.device_count())] * config["runs_a_gpu"] or [
-        ""
-    ]:
-        gpus.put(gpu)
-    # With as many threads as cores in each, processes wait for one another: scoring took
-    # minutes instead of 40 s.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // gpus.qsize())))
+    free: queue.Queue[str] = queue.Queue()  # values of CUDA_VISIBLE_DEVICES
+    gpus = [str(gpu) for gpu in range(torch.cuda.device_count())] * config["runs_a_gpu"]
+    for gpu in gpus or [""]:
+        free.put(gpu)
+    # Runs share the cores. With a thread for every core in each, they would wait for one another:
+    # scoring took minutes instead of 40 s.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // free.qsize())))
+    every_run = runs | for_loss
 
     def work(name: str) -> Path:
-        gpu = gpus.get()
+        gpu = free.get()
         try:
-            folder = train(config, name, (runs | for_loss)[name], trained, gpu)
+            folder = train(config, name, every_run[name], trained, gpu)
             if name in runs:
                 score(config, folder, scored, gpu)
             print(f"{name}: test loss {read_test_loss(folder)}", flush=True)
             return folder
         finally:
-            gpus.put(gpu)
+            free.put(gpu)
 
-    with ThreadPoolExecutor(gpus.qsize()) as pool:
-        return dict(zip(runs | for_loss, pool.map(work, runs | for_loss), strict=True))
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        return dict(zip(every_run, pool.map(work, every_run), strict=True))
 
 
 def call(script: str, keys: dict, log: Path, gpu: str) -> None:
@@ -209,7 +213,7 @@ def call(script: str, keys: dict, log: Path, gpu: str) -> None:
 
 
 def read_device(folder: Path) -> str:
-    """Return what a run was trained on and with."""
+    """Return the device that a run was trained on, with its commit and versions."""
     there = json.loads((folder / "env.json").read_text())
     names = [name for name in ("torch", "transformer-engine") if name in there["versions"]]
     versions = ", ".join(f"{name} {there['versions'][name]}" for name in names)
@@ -218,7 +222,10 @@ def read_device(folder: Path) -> str:
 
 
 def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Path:
-    """Train a run, or resume it, if it has not ended; return its folder."""
+    """Train or resume a run that has not ended; return its folder.
+
+    Raises InputError if the run has ended with other keys.
+    """
     folder = Path(config["runs_dir"]) / name
     keys = {"pairs": pairs, "split_ratios": config["split_ratios"], **config["recipe"], **keys}
     if (folder / "metrics.csv").exists() and read_test_loss(folder) is not None:
@@ -237,7 +244,10 @@ def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Pa
 
 
 def read_test_loss(folder: Path) -> float | None:
-    """Return an ended run's loss on the test split, or if empty on validation; else None."""
+    """Return an ended run's test loss, or None if it has not ended.
+
+    If the test split is empty, it is the last validation loss.
+    """
     try:
         rows = read_metrics(folder)
     except ValueError:  # interrupted before its first entry
@@ -249,7 +259,7 @@ def read_test_loss(folder: Path) -> float | None:
 
 
 def score(config: dict, folder: Path, pairs: list[str], gpu: str) -> None:
-    """Score a run's best checkpoint if that was not done."""
+    """Score a run's best checkpoint, unless it has a report."""
     if (folder / "report.json").exists():
         return
     keys = {
@@ -269,40 +279,29 @@ def read_report(folder: Path) -> list[dict]:
 
 
 def collect(reports: list[list[dict]]) -> dict[tuple[str, str], list[float]]:
-    """Return the values over seeds of the cases and metrics that are shown in tables."""
+    """Return the values over seeds, by case and metric, of those that are shown in tables."""
     found: dict[tuple[str, str], list[float]] = {}
-    for rows in reports:
-        for row in rows:
-            case = row["case"].split("/")
-            if len(case) == 3 and row["metric"] in (
-                PROBE_METRICS if case[1] == "probe" else METRICS
-            ):
-                found.setdefault((row["case"], row["metric"]), []).append(row["value"])
+    for row in itertools.chain.from_iterable(reports):
+        case = row["case"].split("/")
+        metrics = PROBE_METRICS if case[1:2] == ["probe"] else METRICS
+        if len(case) == 3 and row["metric"] in metrics:
+            found.setdefault((row["case"], row["metric"]), []).append(row["value"])
     return found
 
 
 def replay_checksums() -> str:
     """Replay the recordings that have a checksum in every message; return pytest's last line."""
-    words = [
-        "-m",
-        "pytest",
-        "tests/test_exchange_oracles.py",
-        "-k",
-        "checksums",
-        "-p",
-        "no:cacheprovider",
-    ]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    command = [*pytest, "tests/test_exchange_oracles.py", "-k", "checksums"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return (done.stdout or done.stderr).strip().splitlines()[-1]
 
 
 def compare_losses(losses: list[tuple[float | None, float | None]]) -> tuple[float, float]:
     """Return the mean relative difference of paired losses and half of its 90 % interval.
 
-    losses: (FP8, bf16). Two one-sided tests at 5 % take the 90 % interval. Both are NaN if there
-    are fewer than two pairs.
+    losses: pairs (FP8, bf16). The interval is that of two one-sided tests at 5 %. Both numbers are
+    NaN if there are fewer than two pairs.
     """
     from scipy import stats
 
@@ -318,17 +317,10 @@ def summarise(
 ) -> str:
     """Return the one line: checksums, shared states, errors of log size, FP8 against bf16."""
     case = f"{pair}/patch/log_size"
-    names = {
-        "linear": "linear_time_error",
-        "ladder": "ladder_error",
-        "ridge": "ridge_error",
-        "ours": "error",
-    }
-    errors = [
-        f"{name} {cells[case, metric]:.4g}"
-        for name, metric in names.items()
-        if (case, metric) in cells
-    ]
+    names = {"linear_time_error": "linear", "ladder_error": "ladder"}
+    names |= {"ridge_error": "ridge", "error": "ours"}
+    there = [metric for metric in names if (case, metric) in cells]
+    errors = [f"{names[metric]} {cells[case, metric]:.4g}" for metric in there]
     blocks = cells.get((case, "blocks"), 0)
     parts = [
         f"exchange checksums {checksums}",

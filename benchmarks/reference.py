@@ -1,6 +1,4 @@
-"""The settings of the published reference, as keys of fp8_ddp_trainer.py: the one place where they
-stand.
-"""
+"""The settings of the published reference, as keys of fp8_ddp_trainer.py."""
 
 REFERENCE = {
     "model_size": "deep_narrow_transformer",

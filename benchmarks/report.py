@@ -1,11 +1,11 @@
-"""How every benchmark ends: a table, one JSON line, and with `write` a file of results.
+"""The output of every benchmark: a table, one JSON line and, with `write`, a file of results.
 
     from benchmarks.report import report
     row = {"case": "kernel", "metric": "updates_per_second", "value": 1e7, "unit": "1/s"}
     report("parser", [row], write=True)
 
-Benchmarks run from the repository root as modules: `python -m benchmarks.bench_parser`. What a row
-and the JSON hold is said in lob/results.py.
+Benchmarks run from the repository root as modules: `python -m benchmarks.bench_parser`.
+lob/results.py says what a row and the JSON hold.
 """
 
 import json
@@ -27,10 +27,9 @@ def report(
 ) -> dict[str, Any]:
     """Print `rows` as a table and then as one JSON line; return what the line holds.
 
-    Values are rounded to six digits. `write` also stores the JSON as
-    benchmarks/results/<benchmark>.json. `device` replaces the name of this process's device, for
-    work that other processes did. Raises ValueError if a row is no result
-    (`lob.results.make_report`).
+    Values are rounded to six digits. write: also store the JSON as
+    benchmarks/results/<benchmark>.json. device: what did the work, if it was not this process.
+    Raises ValueError if a row is no result (`lob.results.make_report`).
     """
     result = make_report(benchmark, rows, device)
     for row in result["rows"]:
@@ -43,16 +42,19 @@ def report(
 
 
 def watch(*command: str) -> tuple[float, float]:
-    """Run a script; return its seconds and the most anonymous memory that it held, in MB."""
-    began, most = time.perf_counter(), 0
-    with subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL
-    ) as process:
+    """Run a script; return its seconds and the most anonymous memory that it held, in MB.
+
+    Anonymous memory is that of the program itself, without the pages of files that it maps.
+    """
+    most = 0
+    began = time.perf_counter()
+    words = [sys.executable, *command]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            held = [
-                int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")
-            ]
+            lines = status.read_text().splitlines()
+            # A process that has just ended has no such line.
+            held = [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
             most = max([most, *held])
             time.sleep(0.01)
     assert process.returncode == 0, f"{command} failed"
@@ -60,10 +62,8 @@ def watch(*command: str) -> tuple[float, float]:
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    cells = [
-        ROW,
-        *((r["case"], r["metric"], format_value(r["value"]), r["unit"], r["note"]) for r in rows),
-    ]
+    shown = [{**row, "value": format_value(row["value"])} for row in rows]
+    cells = [ROW, *(tuple(row[name] for name in ROW) for row in shown)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(ROW))]
     sides = "<<><<"  # values are aligned at the right
     lines = []

@@ -1,9 +1,9 @@
-"""A result: its row, what it was measured with, and the JSON file of a report.
+"""Result rows, and the report files that say what the rows were measured with.
 
-A row has five entries (`ROW`): what was measured (`case`, such as a network, and `metric`), the
-finite number `value`, its `unit`, and a `note` on the conditions, which may be empty. A report is a
-dict that holds rows, the command, the commit, the date, the device and the versions of the packages
-that matter.
+A row is a dict with the five entries of `ROW`: what was measured (`case`, such as a network, and
+`metric`), the finite number `value`, its `unit`, and a `note` on the conditions, which may be
+empty. A report is a dict of rows, the command, the commit, the date, the device and the versions of
+the packages that matter. It is stored as JSON.
 """
 
 import json
@@ -48,11 +48,11 @@ def make_row(
 def make_report(
     benchmark: str, rows: Sequence[dict[str, Any]], device: str | None = None, **more: Any
 ) -> dict[str, Any]:
-    """Put rows together with what they were measured with.
+    """Return a report: rows, and what they were measured with.
 
-    `device` replaces the name of this process's device, for work that other processes did. `more`
-    are further entries. Raises ValueError if a row lacks an entry other than the note, has another
-    one, or its value is not finite.
+    device: what did the work, if it was not this process. more: further entries of the report.
+    Raises ValueError if a row lacks an entry other than the note, has an unknown one, or has a
+    value that is not finite.
     """
     words = [word.replace(f"{ROOT}/", "") for word in sys.orig_argv[1:]]
     return {
@@ -68,13 +68,12 @@ def make_report(
 
 
 def complete_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the row with an empty note if it has none."""
+    """Return the row, with an empty note if it has none. Raises ValueError if it is no result."""
     if not {*ROW} - {"note"} <= set(row) <= {*ROW}:
-        raise ValueError(
-            f"a result row needs {', '.join(ROW)} (note may be left out), not {', '.join(row)}"
-        )
+        needed = f"{', '.join(ROW)} (note may be left out)"
+        raise ValueError(f"a result row needs {needed}, not {', '.join(row)}")
     if not math.isfinite(row["value"]):
-        raise ValueError(f"{row['case']}, {row['metric']}: {row['value']} is no result")
+        raise ValueError(f"{row['case']}, {row['metric']}: the value {row['value']} is not finite")
     return {"note": "", **row}
 
 
@@ -84,19 +83,21 @@ def write_report(file: Path, report: dict[str, Any]) -> None:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of a report. Raises ValueError if the file is not JSON, or is no report."""
+    """Return the rows of a report. Raises ValueError if the file is not JSON or not a report."""
     report = json.loads(file.read_text())
     rows = report.get("rows") if isinstance(report, dict) else None
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and set(row) >= {*ROW} for row in rows
-    ):
+    if not isinstance(rows, list) or not all(is_row(row) for row in rows):
         raise ValueError(f"{file.name} holds no rows of {', '.join(ROW)}")
     return rows
 
 
+def is_row(found: Any) -> bool:
+    return isinstance(found, dict) and set(found) >= {*ROW}
+
+
 def describe_environment() -> dict[str, Any]:
     """Return commit, versions, machine and GPU of this process."""
-    torch = sys.modules.get("torch")
+    torch = sys.modules.get("torch")  # not imported here, so that scripts without torch start fast
     gpus = torch.cuda.device_count() if torch is not None else 0
     return {
         "commit": describe_commit(),
@@ -109,7 +110,10 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_commit() -> str:
-    """Return the short commit, with '-dirty' if tracked files but results and docs differ."""
+    """Return the short commit; '-dirty' follows if tracked files differ from it.
+
+    Files that the benchmarks themselves write (results, README.md, docs) may differ.
+    """
 
     def git(*words: str) -> str:
         done = subprocess.run(
@@ -126,12 +130,9 @@ def describe_device() -> str:
     """Return the GPU's name if this process has used CUDA, else the processor's and its cores."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
+        name = torch.cuda.get_device_name()
         count = torch.cuda.device_count()
-        return (
-            f"{count} x {torch.cuda.get_device_name()}"
-            if count > 1
-            else torch.cuda.get_device_name()
-        )
+        return f"{count} x {name}" if count > 1 else name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{describe_processor()}, {cores} cores"
 

@@ -1,4 +1,4 @@
-"""The analyser on runs written by hand: what it tables, warns of, leaves out and draws."""
+"""The analyser on runs that the tests write: its table, warnings, damaged runs and pictures."""
 
 import json
 import os
@@ -39,7 +39,10 @@ HEADER = (
 def write_run(
     folder: Path, validation: list[float], steps: list[float] | None = None, **config: Any
 ) -> Path:
-    """A run with a validation before training and an epoch; 100 steps of 8 windows, 2 s each."""
+    """Write a run with a validation before training and after each epoch; return its folder.
+
+    An epoch has 100 steps of 8 windows, takes 2 s and logs ten train losses, `steps`.
+    """
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | {"model_name": folder.name} | config))
     (folder / "env.json").write_text(json.dumps({"commit": "abc1234", "gpu": None}))
@@ -49,25 +52,19 @@ def write_run(
     for epoch in range(1, epochs + 1):
         for entry in range(10 * (epoch - 1), 10 * epoch):
             step = 10 * (entry + 1)
-            lines.append(
-                f"step,{epoch - 1},{step},{8 * step},0.0,{losses[entry]},,1e-4,0.5,400.0,0.25\n"
-            )
+            at = f"{epoch - 1},{step},{8 * step},0.0"
+            lines.append(f"step,{at},{losses[entry]},,1e-4,0.5,400.0,0.25\n")
         at = f"{epoch},{100 * epoch},{800 * epoch},{2.0 * epoch}"
-        lines.append(f"validation,{at},,{validation[epoch]},,,,\n")
-        lines.append(
-            f"epoch,{at},{0.9 * validation[epoch]},{validation[epoch]},1e-4,,{400 + epoch},\n"
-        )
+        loss = validation[epoch]
+        lines.append(f"validation,{at},,{loss},,,,\n")
+        lines.append(f"epoch,{at},{0.9 * loss},{loss},1e-4,,{400 + epoch},\n")
     (folder / "metrics.csv").write_text(HEADER + "".join(lines))
     return folder
 
 
 def settings(tmp_path: Path, **changed: Any) -> dict[str, Any]:
-    return {
-        **analysis.config,
-        "runs_dir": str(tmp_path / "runs"),
-        "data_dir": str(tmp_path / "data"),
-        **changed,
-    }
+    folders = {"runs_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data")}
+    return {**analysis.config, **folders, **changed}
 
 
 def analyse(
@@ -92,20 +89,12 @@ def test_table_holds_the_runs_numbers(tmp_path, capsys):
     _, table = analyse(tmp_path, capsys)
     assert list(table["run"]) == ["better", "good"]
     better = table.iloc[0]
-    assert better[["epochs", "steps", "windows_seen", "best_epoch"]].tolist() == [
-        "4/4",
-        400,
-        3200,
-        2,
-    ]
-    assert (
-        better["best_validation"] == 0.2
-        and better["test"] == 0.25
-        and better["before_training"] == 1.0
-    )
-    assert better["train_loss"] == pytest.approx(0.27) and better["minutes"] == pytest.approx(
-        8 / 60
-    )
+    counts = better[["epochs", "steps", "windows_seen", "best_epoch"]]
+    assert counts.tolist() == ["4/4", 400, 3200, 2]
+    losses = better[["before_training", "best_validation", "test"]]
+    assert losses.tolist() == [1.0, 0.2, 0.25]
+    assert better["train_loss"] == pytest.approx(0.27)
+    assert better["minutes"] == pytest.approx(8 / 60)
     assert better["windows_per_second"] == 402.5 and better["data_wait_share"] == 0.25
     assert np.isnan(table.iloc[1]["test"])
     assert (tmp_path / "runs" / "analysis" / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -143,10 +132,8 @@ def test_differing_keys_are_printed_and_losses_that_do_not_compare_pointed_out(
     printed, _ = analyse(tmp_path, capsys)
     line = next(line for line in printed.splitlines() if line.startswith("  max_lr"))
     assert "0.01 (r0)" in line and "0.001 (r1, r2, r3, r4 and 1 more)" in line
-    assert (
-        "optimizer" not in printed.split("the runs differ in:")[1]
-        and "do not compare" not in printed
-    )
+    assert "optimizer" not in printed.split("the runs differ in:")[1]
+    assert "do not compare" not in printed
     write_run(tmp_path / "runs" / "other_mask", [1.0, 0.1], mask_perc=0.5)
     printed, _ = analyse(tmp_path, capsys)
     assert "losses of runs that differ in mask_perc are taken over different values" in printed
@@ -169,25 +156,16 @@ def test_divergence_is_dated(tmp_path, capsys, no_pictures):
     write_run(tmp_path / "runs" / "diverging", [1, 0.8, 0.6, 2.5, 2.9], list(diverging))
     recovered = [*diverging[:30], *np.full(10, 0.001)]
     write_run(tmp_path / "runs" / "recovered", [1, 0.8, 0.6, 2.5, 0.1], recovered)
-    # one entry's luck
+    # A first entry that was low by luck is no level that later ones diverge from.
     write_run(tmp_path / "runs" / "unfalling", [1, 0.8, 0.6, 0.4, 0.2], [0.01, *np.full(39, 1.0)])
-    write_run(
-        tmp_path / "runs" / "broken",
-        [1, 0.8, 0.6, 0.5, 0.4],
-        [*falling[:15], float("nan"), *falling[16:]],
-    )
+    broken = [*falling[:15], float("nan"), *falling[16:]]
+    write_run(tmp_path / "runs" / "broken", [1, 0.8, 0.6, 0.5, 0.4], broken)
     printed, _ = analyse(tmp_path, capsys, smoothing=5)
     warnings = [line for line in printed.splitlines() if line.startswith("warning: ")]
-    assert not [
-        line
-        for line in warnings
-        if "falling: " in line and ("diverged" in line or "train loss" in line)
-    ]
-    assert [
-        line
-        for line in warnings
-        if line.startswith("warning: diverging: diverged in epoch 3, step 2")
-    ]
+    of_falling = [line for line in warnings if "falling: " in line]  # unfalling's too
+    assert not [line for line in of_falling if "diverged" in line or "train loss" in line]
+    dated = "warning: diverging: diverged in epoch 3, step 2"
+    assert [line for line in warnings if line.startswith(dated)]
     (line,) = (line for line in warnings if line.startswith("warning: recovered: diverged"))
     assert float(line.rsplit(" ", 1)[1]) == pytest.approx(np.mean(falling[15:20]), rel=0.2)
     assert "warning: broken: train loss nan at step 160, epoch 2" in warnings
@@ -218,20 +196,8 @@ def test_a_run_that_training_made_no_better_is_pointed_out(tmp_path, capsys, no_
 def test_damaged_runs_are_named_in_one_line_and_the_others_analysed(tmp_path, capsys, no_pictures):
     runs = tmp_path / "runs"
     write_run(runs / "whole", [1.0, 0.5])
-    for name in (
-        "no_config",
-        "cut_config",
-        "wrong_header",
-        "text",
-        "too_wide",
-        "empty",
-        "no_rows",
-        "binary",
-        "kind",
-        "list_env",
-        "list_report",
-        "odd_report",
-    ):
+    names = "no_config cut_config wrong_header text too_wide empty no_rows binary kind"
+    for name in (*names.split(), "list_env", "list_report", "odd_report"):
         write_run(runs / name, [1.0, 0.5])
     (runs / "no_config" / "config.json").unlink()
     (runs / "cut_config" / "config.json").write_text('{"epochs": 4, "max')
@@ -246,7 +212,7 @@ def test_damaged_runs_are_named_in_one_line_and_the_others_analysed(tmp_path, ca
     (runs / "list_env" / "env.json").write_text("[]")
     (runs / "list_report" / "report.json").write_text("[1]")
     (runs / "odd_report" / "report.json").write_text('{"rows": [{"case": "BTC/patch/log_size"}]}')
-    (runs / "notes").mkdir()  # no run at all: not worth a word
+    (runs / "notes").mkdir()  # it is no run, so it is not named
     printed, table = analyse(tmp_path, capsys)
     assert list(table["run"]) == ["whole"]
     (line,) = [line for line in printed.splitlines() if line.startswith("left out, damaged: ")]
@@ -297,11 +263,8 @@ def test_fp8_is_drawn_against_bf16_and_the_picture_goes_with_the_runs(
 
 def test_the_difference_of_fp8_is_in_percent_of_bf16(tmp_path):
     losses = {"fp8": [1.0, 0.6, 0.44], "bf16": [1.0, 0.5, 0.4]}
-    runs = [
-        analysis.read_run(write_run(tmp_path / name, x, precision=name))
-        for name, x in losses.items()
-    ]
-    figure = analysis.draw_precision(runs)
+    folders = [write_run(tmp_path / name, x, precision=name) for name, x in losses.items()]
+    figure = analysis.draw_precision([analysis.read_run(folder) for folder in folders])
     assert figure is not None
     assert figure.axes[1].lines[0].get_ydata() == pytest.approx([0.0, 20.0, 10.0])
 
@@ -321,22 +284,20 @@ def test_accuracy_reports_are_tabled(tmp_path, capsys, no_pictures):
     printed, _ = analyse(tmp_path, capsys)
     (line,) = [line for line in printed.splitlines() if "BTC_USD" in line]
     assert line.split() == ["a", "BTC_USD", "+0.100", "-0.250*"]
-    assert pd.read_csv(tmp_path / "runs" / "analysis" / "accuracy.csv")["value"].tolist() == list(
-        values.values()
-    )
+    written = pd.read_csv(tmp_path / "runs" / "analysis" / "accuracy.csv")
+    assert written["value"].tolist() == list(values.values())
 
 
 def test_more_runs_and_pairs_choose_runs(tmp_path, capsys, no_pictures):
     write_run(tmp_path / "runs" / "all", [1.0, 0.5])
     write_run(tmp_path / "elsewhere" / "eth", [1.0, 0.4], pairs=["ETH_USD"])
     single = write_run(tmp_path / "one" / "btc", [1.0, 0.3], pairs=["BTC_USD"])
-    _, table = analyse(
-        tmp_path, capsys, more_runs=[str(tmp_path / "elsewhere"), str(single)], output_dir=None
-    )
+    folder = str(tmp_path / "elsewhere")
+    _, table = analyse(tmp_path, capsys, more_runs=[folder, str(single)], output_dir=None)
     assert list(table["run"]) == ["btc", "eth", "all"]
-    _, table = analyse(tmp_path, capsys, more_runs=[str(tmp_path / "elsewhere")], pairs=["ETH_USD"])
+    _, table = analyse(tmp_path, capsys, more_runs=[folder], pairs=["ETH_USD"])
     assert list(table["run"]) == ["eth"]
-    # pairs = None came to it
+    # The config has pairs = None; env.json says which pairs that were.
     (tmp_path / "runs" / "all" / "env.json").write_text(json.dumps({"pairs": ["BTC_USD"]}))
     _, table = analyse(tmp_path, capsys, more_runs=[str(single)], pairs=["BTC_USD"])
     assert list(table["run"]) == ["btc", "all"]
@@ -345,13 +306,7 @@ def test_more_runs_and_pairs_choose_runs(tmp_path, capsys, no_pictures):
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys, no_pictures):
     for folder, loss in (("runs", 0.5), ("old", 0.4)):
         run = write_run(tmp_path / folder / "a", [1.0, loss])
-        row = {
-            "case": "BTC/patch/log_size",
-            "metric": "skill_untrained",
-            "value": loss,
-            "unit": "",
-            "note": "",
-        }
+        row = make_row("BTC/patch/log_size", "skill_untrained", loss)
         (run / "report.json").write_text(json.dumps({"rows": [row]}))
     printed, table = analyse(tmp_path, capsys, more_runs=[str(tmp_path / "old")])
     assert list(table["run"]) == [str(tmp_path / "old" / "a"), str(tmp_path / "runs" / "a")]
@@ -380,9 +335,8 @@ def test_the_columns_are_the_trainers():
 
 
 def test_every_loss_key_is_one_of_the_trainer():
-    assert set(runs_room.LOSS_KEYS) | runs_room.NAMES <= set(
-        read_comments(ROOT / "fp8_ddp_trainer.py")
-    )
+    keys = read_comments(ROOT / "fp8_ddp_trainer.py")
+    assert set(runs_room.LOSS_KEYS) | runs_room.NAMES <= set(keys)
 
 
 @pytest.mark.parametrize(
@@ -397,9 +351,7 @@ def test_every_loss_key_is_one_of_the_trainer():
     ],
 )
 def test_user_mistakes_get_one_line_and_status_2(tmp_path, words, message):
-    words = [word.format(tmp_path) for word in words]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *words], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    command = [sys.executable, SCRIPT, *(word.format(tmp_path) for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "analysis").exists()

@@ -19,18 +19,13 @@ def data(tmp_path_factory) -> Path:
     """A small book of 96 levels and its sample of windows of 256 states."""
     folder = tmp_path_factory.mktemp("data")
     write_book(folder, rows=12_000)
-    for script in ("exploration_main.py", "create_balanced_dataset.py"):
-        words = (
-            ["--windows=40", "--cells=[1,1,1]", "--min_stride=1"]
-            if script.startswith("create")
-            else []
-        )
-        subprocess.run(
-            [sys.executable, script, f"--data_dir={folder}", "--plots=False", *words],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-        )
+    few_windows = ["--windows=40", "--cells=[1,1,1]", "--min_stride=1"]
+    for script, words in (
+        ("exploration_main.py", []),
+        ("create_balanced_dataset.py", few_windows),
+    ):
+        command = [sys.executable, script, f"--data_dir={folder}", "--plots=False", *words]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return folder
 
 
@@ -47,15 +42,10 @@ def test_training_speed_is_measured_in_the_trainers_own_steps(data):
     found = bench("bench_training", data, "--quick=True", "--seconds=0.1")
     assert found["quick", "windows_per_second"] > 0 and found["quick", "model_tflops"] > 0
     assert 0 <= found["quick", "data_wait_share"] < 1
-    # a machine without a GPU must not replace the results
+    # A machine without a GPU must not replace the stored results.
     for word in ("--write=True", "--cases=['wide_fp8']"):
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.bench_training", word],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [sys.executable, "-m", "benchmarks.bench_training", word]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 2 and "leave out --write and --cases" in done.stderr
 
 
@@ -83,16 +73,15 @@ def test_a_variant_of_the_recipe_is_scored_beside_it(data, tmp_path):
         "--ablations={'interpolation': {'fill': 'linear'}}",
     ]
     found = bench("prove", data, *words)  # its last line is that of the ablation
-    error, linear, ladder = (
-        found["interpolation/BTC_USD/entry/log_size", metric]
-        for metric in ("error", "linear_time_error", "ladder_error")
-    )
-    assert error == pytest.approx(linear, rel=1e-4) and ladder != pytest.approx(linear, rel=1e-4)
-    run = tmp_path / "auto_0"  # as if it had been interrupted after its last checkpoint
+    case = "interpolation/BTC_USD/entry/log_size"
+    error, linear = found[case, "error"], found[case, "linear_time_error"]
+    assert error == pytest.approx(linear, rel=1e-4)
+    assert found[case, "ladder_error"] != pytest.approx(linear, rel=1e-4)
+    # Leave the run as if it had been interrupted after its last checkpoint.
+    run = tmp_path / "auto_0"
     (run / "report.json").unlink()
-    (run / "metrics.csv").write_text(
-        "".join((run / "metrics.csv").read_text().splitlines(keepends=True)[:-1])
-    )
+    entries = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(entries[:-1]))
     assert bench("prove", data, *words) == found
     assert "resumed    after step" in run.with_suffix(".log").read_text()
     assert not (tmp_path / "auto_0-2").exists()

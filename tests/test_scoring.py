@@ -1,21 +1,19 @@
-"""Fills, errors, features and probes against slow readings of what they say they are."""
+"""Fills, ridge regressions, errors and comparisons, against slow readings of their definitions."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_book
+from sklearn import linear_model
 from test_ladder import moving_book
-from test_tester import lively_encoder
 
-from lob.book.states import open_book
-from lob.evaluation import intervals, probe_tasks, probes, scoring
-from lob.evaluation.fills import fill_untrained, hide
-from lob.evaluation.ridge import PENALTIES, Moments, choose_weights, features
+from lob.evaluation import fills, probes, report, scoring
+from lob.evaluation.fills import COLUMNS, fill_untrained, hide
+from lob.evaluation.ridge import FITTED, PENALTIES, Moments, choose_weights, features, fit_ridges
 from lob.model.masking import make_mask, window_keys
 
 
 def hidden_windows(mode):
-    """Windows of 20 states and 6 levels, of which some levels and some states show nothing."""
+    """Return windows of 20 states and 6 levels; some levels and some states show nothing."""
     price_ticks, sizes = moving_book(6, states=20, levels=6)
     mask = make_mask(window_keys(0, 0, torch.arange(6)), 20, 6, 0.4, mode).clone()
     mask[0, :, 1] = mask[1, :, 4] = mask[1, 7] = mask[2, :3, 2] = True
@@ -37,16 +35,14 @@ def test_untrained_fills_are_those_of_numpy(mode):
             }
             for level in range(6):
                 at = np.flatnonzero(known[:, level])
-                points = at if len(at) else shown
-                line = np.interp(
-                    time, points, [truth[t, level] if len(at) else across[t][level] for t in points]
-                )
-                mean = truth[at, level].mean() if len(at) else line
-                last = (
-                    [truth[max([s for s in at if s <= t], default=at[0]), level] for t in time]
-                    if len(at)
-                    else line
-                )
+                if len(at):
+                    line = np.interp(time, at, truth[at, level])
+                    mean = truth[at, level].mean()
+                    latest = [max([s for s in at if s <= t], default=at[0]) for t in time]
+                    last = truth[latest, level]
+                else:  # never visible: first across levels, then in time
+                    line = np.interp(time, shown, [across[t][level] for t in shown])
+                    mean = last = line
                 expected = {
                     "linear_time": line,
                     "level_mean": np.where(known[:, level], truth[:, level], mean),
@@ -61,9 +57,8 @@ def test_untrained_fills_are_those_of_numpy(mode):
 @pytest.mark.parametrize("mode", ["entry", "span"])
 def test_errors_are_means_over_hidden_values(mode):
     hidden = hidden_windows(mode)
-    answer = hidden.values + torch.randn(
-        hidden.values.shape, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    answer = hidden.values + torch.randn(hidden.values.shape, generator=generator)
     errors = scoring.window_errors(answer, hidden)
     for b in range(6):
         price, size = (hidden.mask[b, ..., field].numpy() for field in (0, 1))
@@ -97,9 +92,22 @@ def test_features_tell_how_far_known_values_are_and_what_the_ladder_found():
         ]
         np.testing.assert_allclose(row[6:10], np.log1p(far), rtol=1e-6)
         ladder = float(filled["ladder"][b, t, level, 1] - filled["linear_time"][b, t, level, 1])
-        assert row[22:].tolist() == pytest.approx(
-            [ladder, 0] if found[b, t, level, 1] else [0, ladder]
-        )
+        expected = [ladder, 0] if found[b, t, level, 1] else [0, ladder]
+        assert row[22:].tolist() == pytest.approx(expected)
+
+
+def test_ridge_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(500, 6)) * [1, 10, 0.1, 3, 1, 1], rng.normal(size=500)
+    y = x @ rng.normal(size=6) + noise
+    moments = Moments()
+    for part in np.split(np.arange(500), 5):
+        moments.add(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
+    scale = np.sqrt((x**2).mean(0))
+    ridge = linear_model.Ridge(alpha=0.3 * 500, fit_intercept=False).fit(x / scale, y)
+    theirs = ridge.coef_ / scale
+    np.testing.assert_allclose(moments.solve(0.3), theirs, rtol=1e-6)
+    assert moments.error(theirs) == pytest.approx(np.mean((y - x @ theirs) ** 2))
 
 
 def test_penalties_are_chosen_on_validation_windows():
@@ -108,77 +116,59 @@ def test_penalties_are_chosen_on_validation_windows():
     training, validation = Moments(), Moments()
     training.add(torch.from_numpy(x[0]), torch.from_numpy(y[0]))
     validation.add(torch.from_numpy(x[1]), torch.from_numpy(y[1]))
-    best = min(
-        (training.solve(penalty) for penalty in PENALTIES),
-        key=lambda w: np.mean((y[1] - x[1] @ w) ** 2),
-    )
+    solutions = [training.solve(penalty) for penalty in PENALTIES]
+    best = min(solutions, key=lambda weights: np.mean((y[1] - x[1] @ weights) ** 2))
     np.testing.assert_allclose(choose_weights(training, validation), best, rtol=1e-6)
-    sets = [
-        probes.ProbeSet(
-            dict.fromkeys(probes.FEATURES, rng.normal(size=(60, 50))),
-            {"volatility_50": rng.normal(size=60)},
-            np.arange(60),
-        )
-        for _ in range(3)
-    ]
-    # noise: only the largest penalty does no harm
+    sets = []
+    for _ in range(3):
+        features_by_name = dict.fromkeys(probes.FEATURES, rng.normal(size=(60, 50)))
+        labels = {"volatility_50": rng.normal(size=60)}
+        sets.append(probes.ProbeSet(features_by_name, labels, np.arange(60)))
+    # The labels are noise, so only the largest penalty does no harm.
     assert probes.probe_task("volatility_50", sets, 0).scores["ours"] > -0.2
 
 
-def test_a_block_of_many_windows_counts_as_many():
-    block = np.append(np.arange(20), np.repeat(np.arange(20, 40), 9))
-    low, high, _ = intervals.bootstrap(np.where(block < 20, 1.0, 0.0), block, 0)
-    assert 0.03 < low < 0.1 < high < 0.2
+def test_ridge_with_the_ladder_beats_both_of_its_parts():
+    mask = make_mask(window_keys(0, 0, torch.arange(24)), 40, 24, 0.25, "patch")
+    training, test = (hide(*moving_book(24, seed=seed), mask) for seed in (1, 2))
+    fitted = fit_ridges([training], [test])
+    filled, found = fill_untrained(test)
+    widths = [table.shape[1] for table in features(test, filled, found)]
+    assert widths == [FITTED["ridge_ladder"]] * len(COLUMNS)
+    errors = {}
+    for name, columns in (filled | fitted.fill(test, filled, found)).items():
+        errors[name] = float(((columns - test.values)[..., 1][test.mask[..., 1]] ** 2).mean())
+    others = ("ladder", "plain_ridge", "linear_time")
+    assert errors["ridge_ladder"] < min(errors[name] for name in others)
 
 
-def test_hand_made_features_are_those_of_a_slow_reading(data_dir):
-    book = open_book(data_dir / "book_states" / "BTC_USD")
-    ends = np.array([100, 777, 2500])
-    for end, found in zip(ends, probe_tasks.hand_made(book, ends, 100), strict=True):
-        price, size = (x[end - 100 : end].astype(float) for x in (book.price_ticks, book.sizes))
-        bids, asks, spread = size[-1, :48][::-1], size[-1, 48:], price[:, 48] - price[:, 47]
-        mid = (price[:, 47] + price[:, 48]) / 2
-        expected = [
-            (sum(bids[:n]) - sum(asks[:n])) / (sum(bids[:n]) + sum(asks[:n]))
-            for n in (1, 3, 10, 48)
-        ]
-        expected += np.log([spread[-1], bids[0], asks[0], sum(bids), sum(asks)]).tolist()
-        for reach in (5, 20, 80, 99):
-            steps = [1e4 * np.log(mid[i] / mid[i - 1]) for i in range(100 - reach, 100)]
-            moves = sum(mid[i] != mid[i - 1] for i in range(100 - reach, 100))
-            passed = (int(book.timestamps[end - 1]) - int(book.timestamps[end - 1 - reach])) / 1e6
-            expected += [
-                sum(steps),
-                np.log1p(sum(s**2 for s in steps) ** 0.5),
-                np.log1p(moves),
-                np.log(passed + 1),
-            ]
-        since = next((k for k in range(99) if mid[99 - k] != mid[98 - k]), 100)
-        np.testing.assert_allclose(
-            found, [*expected, np.log1p(since), np.log(spread).mean()], rtol=1e-6, atol=1e-6
-        )
+def test_best_naive_is_chosen_on_validation_not_on_the_test_windows():
+    one = np.ones(4)
+    tested = {"linear_time": 2 * one, "ladder": 1.5 * one, "ridge_ladder": 3 * one}
+    judged = {"linear_time": one, "ladder": 5 * one, "ridge_ladder": 2 * one}
+    errors = {"log_size": {**tested, scoring.OURS: one}}
+    found = scoring.compare(errors, {"log_size": judged}, np.arange(4), 0)["log_size"]
+    assert found.untrained.method == found.naive.method == "linear_time"
+    assert found.untrained.error == 2 and found.untrained.skill == 0.5
+    assert found.naive.win_rate == 1 and found.naive.verdict == "better"
+    assert found.ridge.error == 3 and found.ridge.skill == pytest.approx(2 / 3)
 
 
-def test_probe_sets_keep_pairs_apart_and_take_their_axes_from_training(tmp_path):
-    books = [
-        open_book(write_book(tmp_path, pair, rows=1500, depth=8, seed=seed))
-        for seed, pair in enumerate("AB")
-    ]
-    windows = [[(book, np.arange(100, 900, 20) + shift) for book in books] for shift in (0, 7, 13)]
-    sets = probes.make_sets(lively_encoder(8, 32), windows, 16, 100, torch.device("cpu"), 0)
-    assert len(np.unique(sets[0].block)) == 16 and len(sets[0].block) == 80  # 8 blocks of each pair
-    model = lively_encoder(8, 32)
-    x = [
-        np.concatenate(
-            [
-                probes.encode_windows({"ours": model}, book, ends, 16, torch.device("cpu"))["pca"]
-                for book, ends in split
-            ]
-        )
-        for split in windows
-    ]
-    values, vectors = np.linalg.eigh(np.cov(x[0].T))
-    expected = np.abs((x[2] - x[0].mean(0)) @ vectors[:, np.argsort(-values)[:3]])
-    np.testing.assert_allclose(
-        np.abs(sets[2].features["pca"][:, :3]), expected, rtol=1e-3, atol=1e-4
-    )
+def test_every_naive_methods_error_is_reported_under_its_own_name():
+    names = [*fills.UNTRAINED, *FITTED, scoring.OURS]
+    errors = {"log_size": {name: np.full(4, 1.0 + number) for number, name in enumerate(names)}}
+    found = scoring.compare(errors, errors, np.arange(4), 0)
+    scores = scoring.MaskScores("BTC", "patch", False, True, 4, found)
+    facts = {row["metric"]: row["value"] for row in report.rows_of_scores(scores)}
+    for number, name in enumerate(names[:-1]):
+        assert facts[f"{name}_error"] == 1.0 + number
+    assert facts["ridge_error"] == facts["ridge_ladder_error"]
+
+
+def test_prices_that_differ_by_rounding_alone_are_ties():
+    ladder = np.array([0.25, 0.5, 0.0, 0.125])
+    errors = {"offset": {"ladder": ladder, scoring.OURS: ladder + 7e-6}}
+    untrained = scoring.compare(errors, errors, np.arange(4), 0)["offset"].untrained
+    assert untrained.verdict == "undecided" and untrained.win_rate == 0.5
+    worse = {"offset": {"ladder": ladder, scoring.OURS: ladder + 1e-3}}
+    assert scoring.compare(worse, worse, np.arange(4), 0)["offset"].untrained.verdict == "worse"

@@ -1,8 +1,10 @@
-"""Untrained methods that fill hidden values, in the form in which all methods are scored.
+"""Untrained methods that fill hidden values, and the form in which every method's answer is scored.
 
-Axes: B window, T state, L level, K column. A method answers in the columns `COLUMNS`: a price as
-ticks from a visible price of its window (the anchor), a size as natural logarithm. No method reads
-a hidden value.
+A fill is a method's answer: a number for each hidden value of a window. It has the columns
+`COLUMNS`: a price as ticks from a visible price of its window (the anchor), and a size as its
+natural logarithm. No method reads a hidden value.
+
+Axes: B window, T state, L level, F field (price, size), K column (one for each field).
 """
 
 from dataclasses import dataclass
@@ -19,35 +21,37 @@ UNTRAINED = ("level_mean", "last_observation", "linear_time", "linear_levels", "
 
 @dataclass
 class Hidden:
-    """A batch of windows with hidden values, in the forms that methods and scores use."""
+    """A batch of windows with hidden values, as methods and scores need them."""
 
     price_ticks: Tensor  # int64 (B, T, L)
     sizes: Tensor  # float32 (B, T, L)
     mask: Tensor  # bool (B, T, L, F), True where hidden
     anchor_ticks: Tensor  # int64 (B, 1, 1), a visible price of the window
-    values: Tensor  # float32 (B, T, L, K), the truth
-    known: Tensor  # bool (B, T, L, K), the opposite of mask
+    values: Tensor  # float32 (B, T, L, K), the true columns
+    known: Tensor  # bool (B, T, L, K), True where visible
 
 
 def hide(price_ticks: Tensor, sizes: Tensor, mask: Tensor) -> Hidden:
-    """Put windows, int and float (B, T, L), and their mask, bool (B, T, L, F), into columns."""
+    """Return windows, int and float (B, T, L), and their mask, bool (B, T, L, F), as `Hidden`."""
     price_ticks, sizes = price_ticks.to(torch.int64), sizes.float()
     anchor = fit(price_ticks, sizes, mask, "book")["anchor_ticks"]
     return Hidden(price_ticks, sizes, mask, anchor, to_columns(price_ticks, sizes, anchor), ~mask)
 
 
 def to_columns(price_ticks: Tensor, sizes: Tensor, anchor_ticks: Tensor) -> Tensor:
-    """Return columns, float32 (B, T, L, K), of prices in ticks or fractions, and of sizes."""
+    """Return columns, float32 (B, T, L, K), of prices in ticks, whole or not, and of sizes."""
+    # Subtracted before the cast: float32 holds no large tick count exactly.
     offset = (price_ticks - anchor_ticks).float()
     return torch.stack([offset, torch.log(sizes.clamp(min=1e-30))], dim=3)
 
 
 def fill_untrained(hidden: Hidden) -> tuple[dict[str, Tensor], Tensor]:
-    """Return each method's columns, float32 (B, T, L, K), and where the ladder found values.
+    """Return each method's columns, float32 (B, T, L, K), and where the ladder found values, bool.
 
-    A level that is never visible is filled linearly across levels first, and a state without a
-    visible level linearly in time, so that every method has an answer. `ladder`: see
-    lob/model/ladder.py.
+    A ladder is a column of prices with their sizes that another state shows; the method `ladder`
+    looks hidden values up in it by price (lob/model/ladder.py). So that every method has an answer,
+    a level that no state shows is first filled linearly across levels, and a state that shows no
+    level linearly in time.
     """
     known = hidden.known
     values = torch.where(known, hidden.values, 0)
@@ -58,7 +62,7 @@ def fill_untrained(hidden: Hidden) -> tuple[dict[str, Tensor], Tensor]:
     seen = known | never
     columns = torch.where(known, values, in_time)
     mean = torch.where(seen, columns, 0).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
-    # before the first visible value stands the line, which is that value
+    # Before the first visible value there is no last one. There the line in time is that value.
     last = nearest_known(seen)[0].clamp(min=0)
     ladder = find_ladder(hidden.price_ticks, hidden.mask)
     size = ladder.fill_sizes(hidden.values[..., 1], in_time[..., 1])

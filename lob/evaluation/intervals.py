@@ -10,7 +10,7 @@ RESAMPLES = 2000
 def bootstrap(difference: np.ndarray, block: np.ndarray, seed: int) -> tuple[float, float, int]:
     """Return the 95 % interval of the mean of `difference`, (W,), and the number of blocks.
 
-    difference: a number a window; block: the block of time in which each window lies, int64 (W,).
+    difference: a number for each window. block: the block of time in which it lies, int64 (W,).
     Windows that overlap or lie near each other are one observation, not many. So whole blocks are
     drawn with replacement (Kuensch, 1989; here blocks don't overlap).
     """
@@ -25,9 +25,10 @@ def bootstrap(difference: np.ndarray, block: np.ndarray, seed: int) -> tuple[flo
 def interval(drawn: Sequence[float] | np.ndarray, value: float, blocks: int) -> tuple[float, float]:
     """Return the 95 % interval of `value`, given the values `drawn` of resampled blocks.
 
-    It is the quantiles of `drawn`, widened about `value`: few blocks understate the variance, by (n
-    - 1) / n, and the tails, which are Student's. Of six blocks the quantiles alone hold the truth
-    in 86 % of cases. One block shows nothing of the variance: NaN.
+    It consists of the quantiles of `drawn`, widened about `value`. The quantiles alone are too
+    narrow if there are few blocks: resampling n blocks understates the variance by (n - 1) / n, and
+    the tails are Student's, not normal. With six blocks they hold the truth in 86 % of cases. Both
+    ends are NaN if there is one block, which shows nothing of the variance.
     """
     from scipy import stats
 
@@ -40,7 +41,7 @@ def interval(drawn: Sequence[float] | np.ndarray, value: float, blocks: int) -> 
 
 
 def verdict(low: float, high: float) -> str:
-    """Say what an interval of the encoder's error less another method's shows."""
+    """Return what an interval of the encoder's error less another method's says of the encoder."""
     if high < 0:
         return "better"
     return "worse" if low > 0 else "undecided"

@@ -1,6 +1,6 @@
-"""How long an encoder takes from a window in main memory to its embedding there.
+"""The time that an encoder takes from a window in main memory to its embedding there.
 
-It can run eagerly, compiled, as TorchScript, or as one CUDA graph.
+It can run eagerly, compiled, as TorchScript, or as one CUDA graph (`VARIANTS`).
 """
 
 import copy
@@ -21,15 +21,15 @@ from lob.model.encoder import BookEncoder
 from lob.results import make_row
 from lob.windows.splits import gather_windows, window_ends
 
-# Kernels are timed by the profiler: if a host launches slowly, a plain timing sees only launches.
+# Options of torch.compile that search for the fastest kernels. They are timed by the profiler: on a
+# host that launches slowly a plain timing sees only the launches.
 SEARCH = {
     "max_autotune": True,
     "coordinate_descent_tuning": True,
     "profile_bandwidth_with_do_bench_using_profiling": True,
 }
-BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 16, 256)}
-# windows to embeddings; what is timed takes and returns main memory
-Encode = Callable[[Tensor, Tensor], Tensor]
+BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 16, 256)}  # device -> batch sizes that are timed
+Encode = Callable[[Tensor, Tensor], Tensor]  # price ticks and sizes, (B, T, L) -> embeddings (B, D)
 
 
 def example_windows(book: Book, states: int, count: int) -> tuple[Tensor, Tensor]:
@@ -48,24 +48,25 @@ def time_encoder(
     note: str = "",
     batches: tuple[int, ...] = (),
 ) -> list[dict[str, Any]]:
-    """Time `runs` single windows, and the best size of `batches`, or all of `windows` at a time.
+    """Return report rows: latency over `runs` single windows, and the rate of the best batch size.
 
-    Copies to and from the device are included. Return rows of a report.
+    encode: takes and returns tensors in main memory, so that copies to and from a device count.
+    batches: sizes to try; empty: all of `windows` at a time.
     """
     price, sizes = windows
 
-    def once(count: int) -> float:
+    def seconds(count: int) -> float:
         began = time.perf_counter()
         encode(price[:count], sizes[:count])
         return time.perf_counter() - began
 
-    for _ in range(3):
-        once(1)
-    milliseconds = np.array([once(1) for _ in range(runs)]) * 1e3
+    for _ in range(3):  # warm-up
+        seconds(1)
+    milliseconds = np.array([seconds(1) for _ in range(runs)]) * 1e3
     rates = {}
     for count in batches or (len(price),):
-        once(count)
-        rates[count] = count / float(np.median([once(count) for _ in range(5)]))
+        seconds(count)  # warm-up
+        rates[count] = count / float(np.median([seconds(count) for _ in range(5)]))
     best = max(rates, key=lambda count: rates[count])
     return [
         make_row(case, "p50", np.median(milliseconds), "ms", note),
@@ -80,8 +81,8 @@ def benchmark(
 ) -> Iterator[list[dict[str, Any]]]:
     """Time the encoder in each way in which it can run, and yield the rows of each.
 
-    The CPU computes in float32; a GPU has bfloat16 layers, and windows in pinned memory. windows:
-    BATCHES["cuda"][-1] of them.
+    A CPU computes in float32. On a GPU the layers are in bfloat16 and the windows in pinned memory.
+    windows: as many as the largest batch of `BATCHES`. A variant that fails is named and left out.
     """
     for name in devices:
         for variant in VARIANTS:
@@ -96,7 +97,9 @@ def benchmark(
 def time_variant(
     model: BookEncoder, windows: tuple[Tensor, Tensor], runs: int, name: str, variant: str
 ) -> list[dict[str, Any]]:
-    device, batches = torch.device(name), BATCHES[name]
+    """Return the rows of one of `VARIANTS` on the device `name`."""
+    device = torch.device(name)
+    batches = BATCHES[name]
     price, sizes = (x.pin_memory() if name == "cuda" else x for x in windows)
     module = WindowEncoder(copy.deepcopy(model), "last").to(device).eval()
     if name == "cuda":
@@ -110,16 +113,16 @@ def time_variant(
 
 
 def through(device: torch.device, encode: Encode) -> Encode:
-    """Return an encoder on a device with the copies there and back."""
+    """Return `encode` with a copy of the windows to a device and of the embeddings back."""
     return lambda price, sizes: encode(price.to(device), sizes.to(device)).cpu()
 
 
 def compile_parts(
     module: WindowEncoder, price: Tensor, sizes: Tensor, options: dict | None = None
 ) -> WindowEncoder:
-    """Compile the inputs and, with torch.compile's `options`, the layers."""
+    """Compile the inputs and, with torch.compile's `options`, the layers; return the module."""
     module.tokens.compile()
-    for layer in module.encoder.layers:  # one layer's code serves all
+    for layer in module.encoder.layers:  # each by itself: layers are alike and share one kernel
         layer.compile(options=options)
     with torch.inference_mode():
         module(price, sizes)
@@ -127,11 +130,12 @@ def compile_parts(
 
 
 class Graph:
-    """A CUDA graph that encodes a fixed number of windows; embeddings end in pinned memory."""
+    """A CUDA graph that encodes a fixed number of windows, with embeddings in pinned memory."""
 
     def __init__(self, encode: Encode, price: Tensor, sizes: Tensor):
         self.encode = encode  # kept alive: a replay reads its weights
         self.windows = [price.clone(), sizes.clone()]
+        # A capture must not compile or allocate for the first time: a side stream warms up for it.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -160,10 +164,10 @@ class Graph:
 def make_graphed(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
     """Return an encoder with one CUDA graph for each batch size.
 
-    For single windows kernels are also searched for, which takes a minute; the faster graph is
-    used.
+    For single windows there are two graphs, of plainly compiled layers and of layers whose kernels
+    were searched for (a minute). The faster one is used.
     """
-    # else a line for each kernel that doesn't fit
+    # The search would log a line for each kernel that doesn't fit the GPU.
     logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)
     searched = compile_parts(copy.deepcopy(module), price, sizes, SEARCH)
     plain = compile_parts(module, price, sizes)

@@ -20,7 +20,7 @@ from lob.plotting import BLUE, GREEN, GREY, RED, add_size_bar, show_depth
 
 PROFILED_MASKS = ("patch", "span64", "tail")
 METHODS_DRAWN = {name: METHODS[name] for name in ("linear_time", "ladder", RIDGE, OURS)}
-Panel = tuple[np.ndarray, np.ndarray]  # a window: prices in ticks and sizes, float64 (T, L) each
+Panel = tuple[np.ndarray, np.ndarray]  # prices in ticks and sizes of a window, float64 (T, L) each
 
 
 @torch.inference_mode()
@@ -33,18 +33,21 @@ def draw_pair(
     end: int,
     ends: np.ndarray,
 ) -> dict[str, plt.Figure]:
-    """Draw 'fills', one window as it was, masked and filled, and 'errors' by level and distance.
+    """Return two pictures of a pair: 'fills' of one window, and 'errors' by level and by distance.
 
-    meta: the checkpoint's metadata. ridges: by mask. end: end row of the filled window; ends:
-    of the windows whose errors are drawn.
+    'fills' shows the window as it was, masked, and as methods filled it. The distance in 'errors'
+    is the number of states to the nearest one that shows the level.
+
+    meta: the checkpoint's metadata. ridges: by mask. end: end row of the window in 'fills'. ends:
+    end rows of the windows in 'errors', int64 (W,).
     """
     drawn = [masking for mask in PROFILED_MASKS for masking in maskings if masking.mask == mask]
     drawn = drawn or maskings[:1]
     profiles = {}
+    windows = [(book, ends)]
     for masking in drawn:
-        curves = profile_errors(
-            masking, [(book, ends)], ridges[masking.mask], model, list(METHODS_DRAWN)
-        )
+        fitted = ridges[masking.mask]
+        curves = profile_errors(masking, windows, fitted, model, list(METHODS_DRAWN))
         named = {label: curves[name] for name, label in METHODS_DRAWN.items() if name in curves}
         profiles[MASKS[masking.mask]] = named
     mask = drawn[0].mask
@@ -53,20 +56,19 @@ def draw_pair(
     covered = hidden.mask[0, ..., 1].cpu().numpy()
     what = f"{book.pair}, resting size by price; hidden: {MASKS[mask]}; errors over what is hidden"
     title = f"{what}\nencoder: {describe_training(meta, mask)}"
+    title_of_errors = f"{book.pair}: errors over hidden sizes of tested windows"
     return {
         "fills": draw_fills(panels, covered, errors, book.tick_size, title),
-        "errors": draw_error_profiles(
-            profiles, f"{book.pair}: errors over hidden sizes of tested windows"
-        ),
+        "errors": draw_error_profiles(profiles, title_of_errors),
     }
 
 
 def make_panels(
     hidden: Hidden, filled: dict[str, Tensor], labels: Mapping[str, str]
 ) -> tuple[dict[str, Panel], dict[str, str]]:
-    """Return the first window as it was and as methods filled it, and each fill's errors in words.
+    """Return panels of the batch's first window, 'truth' first, and each fill's errors in words.
 
-    labels: method -> its name in the picture. The first panel is 'truth'.
+    filled: each method's columns. labels: method -> its name in the picture.
     """
     panels = {"truth": to_panel(hidden, hidden.values)}
     errors = {}
@@ -94,10 +96,10 @@ def draw_fills(
     tick: float,
     title: str,
 ) -> plt.Figure:
-    """Draw depth maps of one window: the truth, the same with hidden cells in grey, and each fill.
+    """Draw depth maps of one window: the truth, the same with hidden values in grey, and each fill.
 
-    fills: 'truth', then a panel a method; hidden: bool (T, L); errors: what stands below a panel;
-    tick: price of a tick.
+    fills: 'truth', then a panel for each method. hidden: bool (T, L). errors: what stands below a
+    panel. tick: the price of a tick.
     """
     panels = {"truth": fills["truth"], "masked (grey: hidden)": fills["truth"], **fills}
     columns = -(-len(panels) // 2)
@@ -119,14 +121,14 @@ def draw_fills(
 
 
 def cover(axis: plt.Axes, mesh: AxesImage, prices: np.ndarray, hidden: np.ndarray) -> None:
-    """Paint those cells of a depth map grey whose nearest level is hidden.
+    """Paint those pixels of a depth map grey whose nearest level is hidden.
 
     prices: of the levels, (T, L); hidden: bool (T, L).
     """
     low, high = mesh.get_extent()[2:]
     rows, states = mesh.get_size()
-    at = low + (np.arange(rows) + 0.5) * (high - low) / rows
-    nearest = np.abs(at[:, None, None] - prices).argmin(axis=2)
+    price_of_row = low + (np.arange(rows) + 0.5) * (high - low) / rows
+    nearest = np.abs(price_of_row[:, None, None] - prices).argmin(axis=2)
     image = np.ma.masked_equal(hidden[np.arange(states), nearest], False)
     axis.imshow(
         image,
@@ -143,14 +145,13 @@ def draw_error_profiles(
 ) -> plt.Figure:
     """Draw the squared error of log size by level, (L,), and by states to a visible one, (T,).
 
-    profiles: mask -> method -> both curves.
+    profiles: mask -> method -> both curves, as `profile_errors` returns them.
     """
     size = (10, 3 * len(profiles))
     figure, axes = plt.subplots(len(profiles), 2, figsize=size, squeeze=False, layout="constrained")
+    colours = (GREY, BLUE, GREEN, RED)
     for row, (mask, methods) in zip(axes, profiles.items(), strict=True):
-        for colour, (method, curves) in zip(
-            (GREY, BLUE, GREEN, RED), methods.items(), strict=False
-        ):
+        for colour, (method, curves) in zip(colours, methods.items(), strict=False):
             for axis, curve in zip(row, curves, strict=True):
                 axis.plot(curve, color=colour, lw=1.3, label=method)
         row[0].set(

@@ -1,9 +1,11 @@
-"""What linear probes are asked, and the hand-made features that the embedding is compared with.
+"""The tasks of linear probes, and the hand-made features that the embedding is compared with.
 
-The labels of `TASKS` are of the states that follow the window's last one; none is taken across a
-segment's end. The outlook, a task in training (lob/training/objective.py), teaches some of what is
-asked here: the next move, which best queue is gone first, the widening of the spread. Its hand-made
-targets look as far back and as deep as `hand_made` does.
+A probe predicts a label of the states that follow a window from features of the window. All these
+states lie in the window's segment, a run of states without a gap in time.
+
+One task in training, the outlook (lob/training/objective.py), also asks what follows: the next
+move, which best queue is gone first, whether the spread widens. So it teaches some of what is asked
+here. Its hand-made targets look as far back and as deep into the book as `hand_made` does.
 """
 
 import numpy as np
@@ -29,9 +31,9 @@ def is_classification(task: str) -> bool:
 
 
 def label_windows(book: Book, ends: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the labels of each task, float64 (W,); NaN: the window has none.
+    """Return the labels of each task, float64 (W,); NaN if a window has none.
 
-    ends: end rows of windows with at least HORIZON states after them, int64 (W,).
+    ends: end rows, int64 (W,), of windows with at least HORIZON states after them.
     """
     now_and_after = ends[:, None] - 1 + np.arange(HORIZON + 1)
     bid, ask = best_prices(book, now_and_after)
@@ -54,11 +56,13 @@ def label_windows(book: Book, ends: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def hand_made(book: Book, ends: np.ndarray, states: int) -> np.ndarray:
-    """Return features that a trader would start from, float64 (W, 27), of the windows alone.
+    """Return features of windows that a trader would start from, float64 (W, 27).
 
-    Imbalances over `DEPTHS` levels and all; log spread; log of the best sizes and of each side's
-    depth; return, realised volatility, number of moves and duration over `REACHES` states and the
-    window; states since the last move; mean log spread.
+    - of the last state: imbalances over `DEPTHS` levels and over all, log spread, logs of the best
+      sizes and of each side's total size;
+    - over the last `REACHES` states and over the window: return, realised volatility, number of
+      moves of the mid, duration;
+    - states since the mid's last move, and the window's mean log spread.
     """
     half = book.depth // 2
     sizes = book.sizes[ends - 1].astype(np.float64)
@@ -100,7 +104,10 @@ def imbalance(bids: np.ndarray, asks: np.ndarray) -> np.ndarray:
 
 
 def path_features(returns: np.ndarray, times: np.ndarray, reach: int) -> list[np.ndarray]:
-    """Give return, volatility, number of moves and log duration of the last `reach` states."""
+    """Return features of the last `reach` states, (W,) each.
+
+    They are the return, the volatility, the log number of moves and the log duration.
+    """
     last = returns[:, -reach:]
     milliseconds = (times[:, -1] - times[:, -1 - reach]) / 1e6
     return [
@@ -112,5 +119,5 @@ def path_features(returns: np.ndarray, times: np.ndarray, reach: int) -> list[np
 
 
 def first_time(happens: np.ndarray) -> np.ndarray:
-    """Return the first column in which something happens, int64 (W,); HORIZON if it never does."""
+    """Return the first True column of each row, int64 (W,); HORIZON if there is none."""
     return np.where(happens.any(1), happens.argmax(1), HORIZON)

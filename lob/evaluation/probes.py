@@ -1,10 +1,11 @@
 """Linear probes: what a linear model can predict from the frozen embedding of a window.
 
-Probes are ridge and L2-regularised logistic regressions. They are fitted on the embedding (the last
-state's), on hand-made features, on principal components of the inputs and on the embedding of a
-randomly initialised encoder of the same shape. The penalty is chosen on validation windows.
-Training windows end `HORIZON` states before the training split does, and test windows begin an
-embargo after the cut, so that no label depends on a test window's state.
+Probes are ridge and L2-regularised logistic regressions. They are fitted on the embedding of the
+window's last state and, to compare, on hand-made features, on principal components of the inputs
+and on the embedding of a randomly initialised encoder of the same shape. The penalty is chosen on
+validation windows. Training windows end at least `HORIZON` states before the training split does,
+and test windows begin an embargo after the cut. So no training label depends on a state of a test
+window.
 """
 
 from collections.abc import Callable
@@ -28,25 +29,24 @@ FEATURES = {
     "random": "random weights",
 }
 OTHERS = [name for name in FEATURES if name != "ours"]
-# share of the training labels -> end of a metric's name
-SHARES = {1.0: "", 0.1: "_10pct", 0.01: "_1pct"}
-COMPONENTS = 64
+SHARES = {1.0: "", 0.1: "_10pct", 0.01: "_1pct"}  # share of the training labels -> metric's ending
+COMPONENTS = 64  # principal components of the inputs
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-FEWEST = 20  # labels, and 5 of each class: with fewer a probe is neither fitted nor judged
-RESAMPLES = 400
+FEWEST = 20  # labels, with 5 of each class: with fewer a probe is neither fitted nor judged
+FEWEST_OF_CLASS = 5
+RESAMPLES = 400  # fewer than for a mean (intervals.py), since each AUC takes a sort
 PAIR_OFFSET = 2**40  # keeps the blocks of time of different pairs apart
-Probe = Callable[[np.ndarray], np.ndarray]  # features (W, P) -> score (W,)
-# scores and labels, (W,) each -> a number, higher is better
-Measure = Callable[[np.ndarray, np.ndarray], float]
+Probe = Callable[[np.ndarray], np.ndarray]  # features (W, P) -> predictions (W,), or logits
+Measure = Callable[[np.ndarray, np.ndarray], float]  # predictions, labels -> higher is better
 
 
 @dataclass
 class ProbeSet:
-    """A split's windows: features by name, float64 (W, P), labels by task, (W,), blocks of time."""
+    """A split's windows, as probes need them."""
 
-    features: dict[str, np.ndarray]
-    labels: dict[str, np.ndarray]
-    block: np.ndarray
+    features: dict[str, np.ndarray]  # by name, float64 (W, P)
+    labels: dict[str, np.ndarray]  # by task, float64 (W,), NaN where there is none
+    block: np.ndarray  # int64 (W,), the block of time in which each window lies
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,10 @@ class Lead:
 class ProbeResult:
     """What probes found for one task.
 
-    scores: metric -> value. The metric of AUC, or of R2 for volatility, is the features' name;
-    `_log_loss` follows it for log losses (nats), and then `_10pct` or `_1pct` if only that share of
-    the training labels was used. leads: name of the other features -> the encoder's lead over them.
+    scores: metric -> value. A metric's name is that of the features for the AUC (area under the
+    curve), or for volatility the R2. For log losses (nats) `_log_loss` follows, and then `_10pct`
+    or `_1pct` if only that share of the training labels was used. leads: name of the other features
+    -> the encoder's lead over them.
     """
 
     scores: dict[str, float]
@@ -80,10 +81,11 @@ def encode_windows(
     batch_size: int,
     device: torch.device,
 ) -> dict[str, np.ndarray]:
-    """Return features by name of windows that end now, with nothing masked, float64 (W, P).
+    """Return features by name, float64 (W, P), of windows in which nothing is masked.
 
-    Those of each of `models`, which are of one shape, are the last state's hidden vector. `pca` are
-    the last state's input values, and their means over the last 16 states and over the window.
+    Each of `models`, which have one shape, gives its hidden vector of the last state. `pca` holds
+    the input values of the last state, and their means over the last 16 states and over the window;
+    `make_sets` turns it into principal components.
     """
     config = next(iter(models.values())).config
     found: dict[str, list[Tensor]] = {name: [torch.empty(0, config.width)] for name in models}
@@ -110,7 +112,7 @@ def make_sets(
 ) -> list[ProbeSet]:
     """Return features and labels of training, validation and test windows.
 
-    splits: of each the windows as (book, end rows). The axes of `pca` are those of the training
+    splits: windows of each, as (book, end rows). The principal axes are those of the training
     windows.
     """
     torch.manual_seed(seed)
@@ -120,8 +122,8 @@ def make_sets(
     inputs = sets[0].features["pca"]
     centre = inputs.mean(0)
     axes = np.linalg.svd(inputs - centre, full_matrices=False)[2][:COMPONENTS].T
-    for part in sets:
-        part.features["pca"] = (part.features["pca"] - centre) @ axes
+    for split in sets:
+        split.features["pca"] = (split.features["pca"] - centre) @ axes
     return sets
 
 
@@ -132,14 +134,15 @@ def make_set(
     block_states: int,
     device: torch.device,
 ) -> ProbeSet:
-    """Return what there is of one split's windows, with `pca` still in the axes of the inputs."""
+    """Return features and labels of one split's windows, with `pca` still in the inputs' axes."""
     features: dict[str, list[np.ndarray]] = {name: [] for name in FEATURES}
     labels: dict[str, list[np.ndarray]] = {task: [] for task in TASKS}
     blocks = []
     states = models["ours"].config.temporal_dim
     for number, (book, ends) in enumerate(windows):
         encoded = encode_windows(models, book, ends, batch_size, device)
-        for name, x in (encoded | {"hand_made": hand_made(book, ends, states)}).items():
+        encoded["hand_made"] = hand_made(book, ends, states)
+        for name, x in encoded.items():
             features[name].append(x)
         for task, label in label_windows(book, ends).items():
             labels[task].append(label)
@@ -154,15 +157,16 @@ def make_set(
 def fit_probe(features: np.ndarray, labels: np.ndarray, penalty: float, classify: bool) -> Probe:
     """Fit a logistic regression (`classify`) or a ridge regression on standardised features.
 
-    features: float64 (W, P), labels: float64 (W,). What is minimised is the mean log loss + penalty
-    / 2 * the sum of squared weights, or the mean squared error + penalty * that sum; the constant
-    is not penalised. Return the function from features to logits, or to predictions, (W,).
+    features: float64 (W, P); labels: float64 (W,). The logistic regression minimises the mean log
+    loss + penalty / 2 * the sum of squared weights, the ridge regression the mean squared error +
+    penalty * that sum. The constant is not penalised. Return the function from features to logits
+    or, of the ridge regression, to predictions, (W,).
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    count = len(features)
+    count = len(features)  # scikit-learn's penalties are relative to sums, ours to means
     if classify:
         linear = LogisticRegression(C=1 / (penalty * count), solver="newton-cholesky", tol=1e-8)
     else:
@@ -180,10 +184,10 @@ def log_loss(score: np.ndarray, labels: np.ndarray) -> float:
 
 
 def area_under_curve(score: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of (one, zero) pairs that the score orders rightly, ties half.
+    """Return the share of pairs (a one, a zero) that the score orders rightly; a tie counts half.
 
     It is NaN if a class is missing. It is computed from ranks (Mann and Whitney). scikit-learn's
-    roc_auc_score is the same number, but its checks take a millisecond or more, and a bootstrap
+    roc_auc_score gives the same number, but its checks take a millisecond or more, and a bootstrap
     asks for thousands of such numbers.
     """
     from scipy.stats import rankdata
@@ -199,13 +203,17 @@ def area_under_curve(score: np.ndarray, labels: np.ndarray) -> float:
 def explained(score: np.ndarray, labels: np.ndarray, centre: float) -> float:
     """Return R2 against the constant `centre`, the mean of the training labels."""
     unexplained = np.sum((score - labels) ** 2)
-    return float(1 - unexplained / max(np.sum((labels - centre) ** 2), 1e-300))
+    total = max(np.sum((labels - centre) ** 2), 1e-300)
+    return float(1 - unexplained / total)
 
 
 def choose_probe(
     train: tuple[np.ndarray, np.ndarray], judge: tuple[np.ndarray, np.ndarray], classify: bool
 ) -> Probe:
-    """Return the probe whose penalty has the least loss on `judge` (features, labels)."""
+    """Return the probe that is fitted on `train` and has the penalty of the least loss on `judge`.
+
+    Both are (features, labels).
+    """
     features, labels = judge
     probes = [fit_probe(*train, penalty, classify) for penalty in PENALTIES]
     losses = []
@@ -233,13 +241,13 @@ def resample(
 
 
 def probe_task(task: str, sets: list[ProbeSet], seed: int) -> ProbeResult | None:
-    """Fit probes on sets[0], choose their penalties on sets[1] and score them on sets[2].
+    """Return what probes score on sets[2] that were fitted on sets[0] and chosen on sets[1].
 
     Return None if one of the sets has too few labels.
     """
     classify = is_classification(task)
-    parts = [keep_labelled(part, task) for part in sets]
-    labels = [part.labels[task] for part in parts]
+    labelled = [keep_labelled(split, task) for split in sets]
+    labels = [split.labels[task] for split in labelled]
     if not all(is_enough(label, classify) for label in labels):
         return None
     order = np.random.default_rng(seed).permutation(len(labels[0]))
@@ -251,7 +259,7 @@ def probe_task(task: str, sets: list[ProbeSet], seed: int) -> ProbeResult | None
             continue
         measure = make_measure(classify, labels[0][some])
         for name in FEATURES:
-            train, judge, test = (part.features[name] for part in parts)
+            train, judge, test = (split.features[name] for split in labelled)
             probe = choose_probe((train[some], labels[0][some]), (judge, labels[1]), classify)
             answer = probe(test)
             scores[name + suffix] = measure(answer, labels[2])
@@ -260,22 +268,22 @@ def probe_task(task: str, sets: list[ProbeSet], seed: int) -> ProbeResult | None
             if share == 1:
                 answers[name] = answer
     measure = make_measure(classify, labels[0])
-    block = parts[2].block
+    block = labelled[2].block
     drawn = {name: resample(measure, x, labels[2], block, seed) for name, x in answers.items()}
     blocks = len(np.unique(block))
     leads = {}
     for name in OTHERS:
         difference = scores["ours"] - scores[name]
         low, high = interval(drawn["ours"] - drawn[name], difference, blocks)
-        leads[name] = Lead(low, high, verdict(-high, -low))
+        leads[name] = Lead(low, high, verdict(-high, -low))  # of errors, so with the sign changed
     return ProbeResult(scores, leads, blocks)
 
 
-def keep_labelled(part: ProbeSet, task: str) -> ProbeSet:
+def keep_labelled(split: ProbeSet, task: str) -> ProbeSet:
     """Return the windows that have a label of the task."""
-    here = np.isfinite(part.labels[task])
-    features = {name: x[here] for name, x in part.features.items()}
-    return ProbeSet(features, {task: part.labels[task][here]}, part.block[here])
+    here = np.isfinite(split.labels[task])
+    features = {name: x[here] for name, x in split.features.items()}
+    return ProbeSet(features, {task: split.labels[task][here]}, split.block[here])
 
 
 def make_measure(classify: bool, training_labels: np.ndarray) -> Measure:
@@ -287,4 +295,6 @@ def make_measure(classify: bool, training_labels: np.ndarray) -> Measure:
 
 
 def is_enough(labels: np.ndarray, classify: bool) -> bool:
-    return len(labels) >= FEWEST and (not classify or 5 <= labels.sum() <= len(labels) - 5)
+    ones = labels.sum()
+    both = FEWEST_OF_CLASS <= ones <= len(labels) - FEWEST_OF_CLASS
+    return len(labels) >= FEWEST and (both or not classify)

@@ -1,4 +1,4 @@
-"""What was found of a checkpoint, for the terminal, for report.md and for report.json."""
+"""Results of a checkpoint's test as lines of the terminal, as report.md and as report.json."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ QUANTITY_NAMES = {
     "log_size": "log of size (squared error)",
 }
 QUANTITY_MEANINGS = {
-    "mid": "|error| of the mid in ticks, in states where a best price is hidden; the mid is nearly "
+    "mid": "|error| of the mid, in ticks, over states with a hidden best price; the mid is nearly "
     "a martingale, so expect a skill near 0",
     "offset": "|error| of a hidden price's distance from the mid, in ticks",
     "log_size": "squared error of the natural logarithm of a hidden size",
@@ -49,17 +49,17 @@ LEGEND = [
     "",
     "Ladder carry looks a hidden size up at the same price in the states around it. The best "
     "naive method is, of all methods but the encoder, the one with the least error on validation "
-    "windows. Skill is 1 - the encoder's error / its error. The difference is the encoder's error"
-    " less its error, as a 95 % interval over blocks of time; it is undecided if it holds 0, or "
-    "if there is one block. The win rate is the share of windows on which the encoder is better; "
-    "a tie counts half.",
+    "windows. Skill is 1 - the encoder's error / that method's error. The difference is the "
+    "encoder's error less that method's, as a 95 % interval over blocks of time. The verdict is "
+    "undecided if the interval holds 0, or if there is one block. The win rate is the share of "
+    "windows on which the encoder is better; a tie counts half.",
 ]
 PROBE_LEGEND = [
     "A probe is a linear model that is fitted on frozen features of a window that ends now. Its "
-    "score is the area under the curve (0.5: chance), or for volatility R2 (0: as good as its "
-    "mean); higher is better. Over: the 95 % interval of the encoder's score less that of other "
-    "features, over blocks of time. The outlook, a task in training, teaches some of what is "
-    "asked here.",
+    "score is the area under the curve (AUC; 0.5: chance), or for volatility R2 (0: as good as the "
+    "mean); higher is better. A column 'over' holds the 95 % interval of the encoder's score less "
+    "that of other features, over blocks of time. The outlook, a task in training, teaches some of "
+    "what is asked here.",
     "",
     *(f"- {name}: {meaning}" for name, meaning in TASKS.items()),
 ]
@@ -67,10 +67,10 @@ PROBE_LEGEND = [
 
 @dataclass
 class PairReport:
-    """What was found of one pair.
+    """The results of one pair.
 
     probes: by task, None if there were too few labels; empty if no probe was fitted. notes: what a
-    reader of the numbers must know of them.
+    reader must know about the numbers.
     """
 
     pair: str
@@ -80,7 +80,7 @@ class PairReport:
 
 
 def describe_training(meta: dict[str, Any], mask: str) -> str:
-    """Return in words what a checkpoint is and was trained on, and whether `mask` was not part."""
+    """Return a checkpoint's size, step, masks and pairs in words, and if `mask` is none of them."""
     config = meta["config"]
     masks = sorted(trained_on(config["mask_mode"]))
     pairs = [book["pair"] for book in meta["data"].get("books", ())]
@@ -96,7 +96,7 @@ def describe_training(meta: dict[str, Any], mask: str) -> str:
 
 
 def to_rows(pairs: Sequence[PairReport]) -> list[dict[str, Any]]:
-    """Return all finite numbers as rows of a report."""
+    """Return all finite numbers as rows of a report (lob/results.py)."""
     rows = []
     for found in pairs:
         for scores in found.scores:
@@ -116,11 +116,14 @@ def rows_of_scores(scores: MaskScores) -> list[dict[str, Any]]:
         values = {f"{name}_error": error for name, error in found.errors.items() if name != OURS}
         values |= {"error": found.error, "median_error": found.median_error, "blocks": found.blocks}
         values["trained_on"] = int(scores.trained_on)
-        rivals = [("untrained", "best_untrained_error", found.untrained)]
-        rivals.append(("naive", "best_naive_error", found.naive))
-        if found.ridge is not None:
-            rivals.append(("ridge", "ridge_error", found.ridge))
+        rivals = [
+            ("untrained", "best_untrained_error", found.untrained),
+            ("naive", "best_naive_error", found.naive),
+            ("ridge", "ridge_error", found.ridge),
+        ]
         for kind, error, rival in rivals:
+            if rival is None:
+                continue
             values |= {
                 error: rival.error,
                 f"skill_{kind}": rival.skill,
@@ -144,14 +147,14 @@ def rows_of_probe(case: str, result: ProbeResult) -> list[dict[str, Any]]:
 
 
 def head_of_scores(pair: str, windows: str) -> str:
-    """Return the lines above those of `show_scores`. windows: how many, of which split."""
+    """Return the lines above those of `show_scores`. windows: their number and split, in words."""
     title = f"{pair}, {windows}: mean errors, lower is better"
     columns = f"{'':<36}{'encoder':>9}     {'best untrained method':<27}{'ridge with ladder':>18}"
     return f"\n{title}; verdict: beside the best naive method\n{columns}   verdict"
 
 
 def show_scores(scores: MaskScores) -> str:
-    """Return a line a quantity: errors of the encoder and of methods to beat, and the verdict."""
+    """Return a line per quantity: errors of the encoder and of methods to beat, and the verdict."""
     lines = [f"mask {name_mask(scores)}"]
     for quantity, found in scores.comparisons.items():
         ridge = "-" if found.ridge is None else f"{found.ridge.error:.4g}"
@@ -168,12 +171,9 @@ def name_mask(scores: MaskScores) -> str:
 
 def head_of_probes(pair: str) -> str:
     """Return the lines above those of `show_probe`."""
+    title = f"{pair}, linear probes: AUC, or R2 of volatility, higher is better"
     columns = "".join(f"{label:>20}" for label in FEATURES.values())
-    return (
-        f"\n{pair}, linear probes: AUC, or R2 of volatility, higher is better; "
-        f"verdict: over hand-made\n"
-        f"{'':<16}{columns}   verdict"
-    )
+    return f"\n{title}; verdict: over hand-made\n{'':<16}{columns}   verdict"
 
 
 def show_probe(task: str, result: ProbeResult | None) -> str:
@@ -184,7 +184,7 @@ def show_probe(task: str, result: ProbeResult | None) -> str:
 
 
 def show_speed(rows: Sequence[dict[str, Any]]) -> str:
-    """Return latency and rate of an encoder, which are the rows of one case, in a line."""
+    """Return the rows of one case, which are an encoder's latency and rate, in a line."""
     facts = [f"{row['metric'].replace('_', ' ')} {row['value']:.4g} {row['unit']}" for row in rows]
     return "  ".join(facts)
 
@@ -208,7 +208,7 @@ def to_markdown(title: str, pairs: Sequence[PairReport]) -> str:
 
 
 def table_scores(scores: MaskScores) -> list[str]:
-    """Return two tables: mean errors of all methods, and the encoder beside the best naive one."""
+    """Return the lines of two tables: all methods' errors, and the encoder beside the best one."""
     comparisons = scores.comparisons
     sample = ", balanced sample" if scores.balanced else ""
     title = f"### {scores.pair}, mask {name_mask(scores)}{sample}, windows: {scores.windows}"
@@ -232,6 +232,7 @@ def table_scores(scores: MaskScores) -> list[str]:
 
 
 def compare_cells(quantity: str, found: Comparison) -> list[str]:
+    """Return the cells of a row of the second table."""
     rival = found.naive
     return [
         QUANTITY_NAMES[quantity],
@@ -246,6 +247,7 @@ def compare_cells(quantity: str, found: Comparison) -> list[str]:
 
 
 def table_probes(found: PairReport) -> list[str]:
+    """Return the lines of the table of a pair's probes."""
     columns = [*FEATURES.values(), "encoder, 10 % of the labels"]
     columns += [f"over {FEATURES[name]}" for name in OTHERS]
     lines = [f"### {found.pair}, probes of the frozen encoder", ""]

@@ -1,8 +1,10 @@
 """Ridge regressions that predict hidden values from what is visible around them.
 
-Axes: B window, T state, L level, K column of `COLUMNS` (lob/evaluation/fills.py), M hidden value, P
-feature. A regression predicts by how much a hidden value differs from the line through its level's
-known values in time (`linear_time`). No hidden value is read.
+A regression predicts by how much a hidden value differs from the line through its level's known
+values in time (`linear_time`). There is one for each column of `COLUMNS`, price and size
+(lob/evaluation/fills.py). No hidden value is read.
+
+Axes: B window, T state, L level, K column, M hidden value, P feature.
 """
 
 from collections.abc import Iterable
@@ -16,20 +18,21 @@ from torch import Tensor
 from lob.evaluation.fills import COLUMNS, Hidden, fill_untrained
 from lob.model.normalisation import nearest_known
 
-FIT_STRIDE = 4  # every so many hidden values are fitted on: neighbours say the same
-# of features scaled to a root mean square of one, of the mean squared error
-PENALTIES = np.logspace(-7, 1, 17)
-PLAIN_FEATURES = 11  # the first of `features`: those without the ladder
-FITTED = {"plain_ridge": PLAIN_FEATURES, "ridge_ladder": 24}  # method -> how many features it takes
+FIT_STRIDE = 4  # one in so many hidden values is fitted on: neighbours say the same
+PENALTIES = np.logspace(-7, 1, 17)  # added to a mean squared error, for features of unit scale
+PLAIN_FEATURES = 11  # the first ones of `features`, without the ladder
+FITTED = {"plain_ridge": PLAIN_FEATURES, "ridge_ladder": 24}  # method -> number of its features
 
 
 def features(hidden: Hidden, filled: dict[str, Tensor], found: Tensor) -> list[Tensor]:
-    """Return for each column what is known about its hidden values, float32 (M, P), P = 24.
+    """Return for each column the 24 features of its hidden values, float32 (M, P).
 
-    filled, found: what `fill_untrained` returns. The first 11 features are those of
-    `plain_features`. Then follow the same where the ladder found the value, zero elsewhere; then
-    the ladder's difference from the line where it found the value, zero elsewhere, and where it did
-    not.
+    filled, found: what `fill_untrained` returns. The features are
+
+    - the 11 of `plain_features`;
+    - the same 11 again, zero unless the ladder found the value;
+    - the ladder's difference from the line, zero unless the ladder found the value;
+    - the same difference, zero if the ladder found the value.
     """
     plain = plain_features(hidden, filled)
     ladder_change = filled["ladder"] - filled["linear_time"]
@@ -47,14 +50,14 @@ def features(hidden: Hidden, filled: dict[str, Tensor], found: Tensor) -> list[T
 def plain_features(hidden: Hidden, filled: dict[str, Tensor]) -> list[Tensor]:
     """Return 11 features of every value, float32 (B, T, L, K) each.
 
-    Six differences from `linear_time`: of the previous and next known value in time, of the same
-    across levels, of the line across levels and of the level's mean. The logs of how far those four
-    known values are. One.
+    They are six differences from `linear_time` (of the previous and the next known value in time,
+    of the same two across levels, of the line across levels and of the level's mean), the logs of
+    the distances of those four known values, and the constant 1.
     """
     line = filled["linear_time"]
     values = torch.where(hidden.known, hidden.values, 0)
     near_in_time, far_in_time = neighbours(values, hidden.known, line)
-    # across levels: the axes of states and levels change places
+    # Across levels it is the same with the axes of states and levels exchanged.
     turned = [x.transpose(1, 2) for x in (values, hidden.known, line)]
     near_across, far_across = neighbours(*turned)
     near = [*near_in_time, *(x.transpose(1, 2) for x in near_across)]
@@ -68,7 +71,7 @@ def neighbours(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the nearest known values before and after along axis 1, and log(1 + distance) of both.
 
-    Where there is none the value is `otherwise` and the distance the length of the axis.
+    If there is none, the value is `otherwise` and the distance is the length of the axis.
     """
     steps = values.shape[1]
     at = torch.arange(steps, device=values.device).view(1, steps, 1, 1)
@@ -83,18 +86,15 @@ def neighbours(
 
 @dataclass
 class Moments:
-    """Sums over the hidden values of a regression, in float64.
+    """Sums over hidden values, float64, from which a regression is solved and judged."""
 
-    gram: features times features, (P, P); cross: features times target, (P,); square: target
-    squared; count: values.
-    """
-
-    gram: Any = 0.0
-    cross: Any = 0.0
-    square: float = 0.0
-    count: int = 0
+    gram: Any = 0.0  # features times features, (P, P)
+    cross: Any = 0.0  # features times target, (P,)
+    square: float = 0.0  # target squared
+    count: int = 0  # hidden values
 
     def add(self, table: Tensor, target: Tensor) -> None:
+        """Add hidden values: their features, (M, P), and what is to be predicted, (M,)."""
         table, target = table.double(), target.double()
         self.gram = self.gram + (table.T @ table).cpu().numpy()
         self.cross = self.cross + (table.T @ target).cpu().numpy()
@@ -105,14 +105,16 @@ class Moments:
         """Return the sums of the first features alone."""
         if not self.count:
             return self
-        return Moments(
-            self.gram[:features, :features], self.cross[:features], self.square, self.count
-        )
+        gram = self.gram[:features, :features]
+        return Moments(gram, self.cross[:features], self.square, self.count)
 
     def solve(self, penalty: float) -> np.ndarray:
-        """Return the weights, (P,); the penalty is of features with a root mean square of one."""
+        """Return the weights, (P,), of features as they are.
+
+        The penalty applies to the weights of features that are scaled to a root mean square of one.
+        """
         scale = np.sqrt(np.diag(self.gram) / self.count)
-        scale[scale == 0] = 1.0
+        scale[scale == 0] = 1.0  # a feature that is always zero, as the ladder's may be
         gram = self.gram / np.outer(scale, scale) / self.count + penalty * np.eye(len(scale))
         return np.linalg.solve(gram, self.cross / scale / self.count) / scale
 
@@ -142,9 +144,10 @@ class Ridges:
 def fit_ridges(training: Iterable[Hidden], validation: Iterable[Hidden]) -> Ridges | None:
     """Fit on training windows and choose the penalties on validation windows.
 
-    Return None if there is nothing to fit on.
+    Return None if no value is hidden in the training windows, or if there are no such windows.
     """
-    fitted_on, chosen_on = sum_moments(training), sum_moments(validation)
+    fitted_on = sum_moments(training)
+    chosen_on = sum_moments(validation)
     if not all(moments.count for moments in fitted_on):
         return None
     weights: dict[str, list[Tensor]] = {name: [] for name in FITTED}
@@ -167,7 +170,7 @@ def sum_moments(batches: Iterable[Hidden]) -> list[Moments]:
 
 
 def choose_weights(training: Moments, validation: Moments) -> Tensor:
-    """Return the weights of the penalty that is best on validation, or on training without it."""
+    """Return the weights whose penalty is best on validation, or on training if that is empty."""
     solutions = [training.solve(penalty) for penalty in PENALTIES]
     judge = validation if validation.count else training
     return torch.from_numpy(min(solutions, key=judge.error)).float()

@@ -11,8 +11,8 @@ from matplotlib.ticker import EngFormatter
 from lob.evaluation.runs import LOSS_KEYS, Run, find_different_keys, group_runs, smooth, sort_key
 from lob.plotting import PALETTE, scale_axis
 
-PIXELS = 2000  # a curve has no more points
-PANELS = 9  # of the picture of effects
+PIXELS = 2000  # points of a curve, at most
+PANELS = 9  # keys in the picture of effects, at most
 
 
 def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
@@ -48,16 +48,16 @@ def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
 
 
 def pick_unit(seconds: float) -> tuple[float, str]:
-    """Return the seconds and the name of the unit in which such a time is readable."""
+    """Return a unit of time in which `seconds` is readable: its length in seconds and its name."""
     if seconds > 7200:
         return 3600, "h"
     return (60, "min") if seconds > 120 else (1, "s")
 
 
 def draw_steps(axes: dict[str, plt.Axes], run: Run, colour: str, smoothing: int, raw: bool) -> None:
-    """Draw what is logged of steps, smoothed over at least 1 % of them; with `raw` the loss too."""
+    """Draw a run's step entries, smoothed over at least 1 % of them; with `raw` also each loss."""
     step = run.metrics["step"].replace([np.inf, -np.inf], np.nan)
-    few = step.iloc[:: -(-len(step) // PIXELS) or 1]
+    few = step.iloc[:: max(1, -(-len(step) // PIXELS))]
     entries = max(smoothing, len(step) // 100)
     averaged = smooth(step[["train_loss", "gradient_norm"]], entries).loc[few.index]
     if raw:
@@ -70,9 +70,9 @@ def draw_steps(axes: dict[str, plt.Axes], run: Run, colour: str, smoothing: int,
 def draw_effects(runs: Sequence[Run], different: Sequence[str]) -> plt.Figure | None:
     """Draw the best validation loss against each key in which otherwise equal runs differ.
 
-    Only the seed may differ as well. different: the keys in which the runs differ. Keys that change
-    which values the loss is taken over are left out. A line joins runs whose other keys are equal,
-    through the mean over seeds; the values of a key are spaced evenly.
+    Equal means equal but for the seed. different: the keys in which the runs differ; those that
+    change which values the loss is taken over are left out. A line joins otherwise equal runs
+    through their mean over seeds. The values of a key are spaced evenly.
     """
     effects = find_effects(runs, different)
     if not effects:
@@ -86,7 +86,7 @@ def draw_effects(runs: Sequence[Run], different: Sequence[str]) -> plt.Figure | 
     for axis, key in zip(axes.flat, most, strict=False):
         draw_effect(axis, key, effects[key])
     figure.supylabel("best validation loss", fontsize=9)
-    title = "One setting changed, the others equal (a dot a run; line: mean over seeds)"
+    title = "One setting changed, the others equal (dot: a run; line: mean over seeds)"
     figure.suptitle(title, fontsize=10, weight="bold")
     return figure
 
@@ -106,6 +106,8 @@ def find_effects(runs: Sequence[Run], different: Sequence[str]) -> dict[str, lis
 
 
 def draw_effect(axis: plt.Axes, key: str, groups: list[list[Run]]) -> None:
+    """Draw the runs of each group, which are equal but for `key` and the seed, in one colour."""
+
     def value_of(run: Run) -> Any:
         return sort_key(run.config.get(key))
 

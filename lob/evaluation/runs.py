@@ -1,4 +1,4 @@
-"""Training runs beside each other: a table, how they differ, and what is wrong with one."""
+"""Training runs compared: a table, the keys in which they differ, and warnings about a run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ import pandas as pd
 
 from lob.config import counted
 
-# Keys of a run's config that name it or its place, and are no hyperparameters.
+# Keys of a run's config that name the run or a place, and are no hyperparameters.
 NAMES = {"model_name", "runs_dir", "resume", "data_dir", "azure_data_root", "model_path"}
-# Keys that change which values the loss is taken over, so that losses do not compare.
+# Keys that change which values the loss is taken over. Losses of runs that differ in one of them
+# can't be compared.
 LOSS_KEYS = (
     "data_dir",
     "pairs",
@@ -27,21 +28,15 @@ LOSS_KEYS = (
 
 @dataclass
 class Run:
-    """A training run.
-
-    precision: what it ran in, by env.json if that says it. pairs: what it was trained on, by
-    env.json or config.json; empty if neither says it. metrics: the rows of metrics.csv by kind.
-    report: the rows of report.json, if the run was tested. changed: when config.json was written, s
-    since the epoch.
-    """
+    """A training run."""
 
     name: str
     config: dict[str, Any]
-    precision: str
-    pairs: list[str]
-    metrics: dict[str, pd.DataFrame]
-    report: list[dict[str, Any]]
-    changed: float
+    precision: str  # that it ran in (env.json), or that was asked for (config.json)
+    pairs: list[str]  # that it was trained on (env.json or config.json); empty if not known
+    metrics: dict[str, pd.DataFrame]  # rows of metrics.csv by kind
+    report: list[dict[str, Any]]  # rows of report.json; empty if the run was not tested
+    changed: float  # when config.json was written, seconds since 1970
 
     @property
     def trained(self) -> pd.DataFrame:
@@ -65,7 +60,7 @@ class Run:
 
 
 def make_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return a row a run; losses are NaN if the run did not get so far."""
+    """Return a table with a row for each run; losses are NaN if the run did not get that far."""
     return pd.DataFrame([describe_run(run) for run in runs])
 
 
@@ -95,14 +90,14 @@ def describe_run(run: Run) -> dict[str, Any]:
 
 
 def sort_key(value: Any) -> tuple[float, str]:
-    """Return what sorts the values of a config's key: numbers by size, others by their text."""
+    """Return what sorts the values of a config key: numbers by size, others by their text."""
     if isinstance(value, int | float):
         return float(value), f"{value:g}"
     return 0.0, str(value)
 
 
 def find_different_keys(runs: Sequence[Run], keys: Sequence[str] = ()) -> list[str]:
-    """Return those of `keys` (none: of all hyperparameters) that differ between the runs."""
+    """Return those of `keys` (if empty, of all hyperparameters) that differ between the runs."""
     all_keys = dict.fromkeys(key for run in runs for key in run.config if key not in NAMES)
     return [key for key in keys or all_keys if len({repr(run.config.get(key)) for run in runs}) > 1]
 
@@ -135,7 +130,7 @@ def find_divergence(run: Run, smoothing: int, factor: float) -> Iterator[str]:
     """Yield a warning if the smoothed train loss exceeds `factor` times its least value before."""
     steps = run.metrics["step"]
     losses = steps["train_loss"].where(np.isfinite(steps["train_loss"]))
-    level = smooth(losses, smoothing)[smoothing:]  # before that it is no average yet
+    level = smooth(losses, smoothing)[smoothing:]  # an average over fewer entries is noise
     over = level > factor * level.cummin()
     if over.any():
         first = over.idxmax()
@@ -147,7 +142,10 @@ def find_divergence(run: Run, smoothing: int, factor: float) -> Iterator[str]:
 
 
 def find_plateau(run: Run, least_epochs: int, gain: float) -> Iterator[str]:
-    """Yield a warning if the last `least_epochs` or more gained less than the share `gain`."""
+    """Yield a warning if the last `least_epochs` or more lowered the loss by less than `gain`.
+
+    gain: a share of the best validation loss.
+    """
     trained = run.trained
     if not len(trained):
         return
@@ -166,8 +164,8 @@ def find_failure(run: Run) -> Iterator[str]:
     """Yield a warning if training made a run no better, or if it has not ended."""
     if len(run.trained) and run.best_loss >= run.loss_before:
         yield (
-            f"no validation was better than before training, {run.loss_before:.6f}: its best "
-            "checkpoint is from then"
+            f"no validation was better than before training, {run.loss_before:.6f}: the best "
+            "checkpoint holds untrained weights"
         )
     wanted = run.config.get("epochs", 0)
     if run.epochs < wanted and not len(run.metrics["test"]):

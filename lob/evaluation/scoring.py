@@ -1,4 +1,9 @@
-"""Scores of filled windows: errors by quantity, the best naive method, how sure a difference is."""
+"""Scores of filled windows: errors by quantity, the best naive method, how sure a difference is.
+
+A fill is a method's answer for the hidden values of a window (lob/evaluation/fills.py). The naive
+methods are all but the encoder: the untrained ones and the ridge regressions. Axes: B window of a
+batch, W window, T state, L level, K column.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,43 +23,46 @@ from lob.model.normalisation import invert, nearest_known
 from lob.windows.splits import gather_windows
 
 MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
-OURS, RIDGE = "encoder", "ridge_ladder"
-QUANTITIES = ("mid", "offset", "log_size")
-SAME = 1e-4  # share of a method's mean error; a smaller difference is rounding, as of prices
-# quantity -> method -> error of each window, float64 (W,)
-Errors = dict[str, dict[str, np.ndarray]]
+OURS = "encoder"
+RIDGE = "ridge_ladder"
+QUANTITIES = ("mid", "offset", "log_size")  # as `window_errors` measures them
+SAME = 1e-4  # share of a method's mean error: a smaller difference is taken for rounding
+Errors = dict[str, dict[str, np.ndarray]]  # quantity -> method -> errors of windows, float64 (W,)
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How windows are masked: name and share of hidden values; and where, how many at a time."""
+    """How windows are masked, and in which batches."""
 
-    mask: str
-    share: float
-    states: int
+    mask: str  # one of lob.model.masking.MASKS
+    share: float  # of the values, to be hidden
+    states: int  # of a window
     batch_size: int
     device: torch.device
 
     def hide(self, windows: list[tuple[Book, np.ndarray]]) -> Iterator[Hidden]:
-        """Yield windows, given as (book, end rows). A mask depends on name and end row alone."""
+        """Yield batches of windows, given as (book, end rows), with hidden values.
+
+        A window's mask depends on the mask's name and the window's end row alone.
+        """
+        seed = MASK_SEEDS[self.mask]
         for book, ends in windows:
             for begin in range(0, len(ends), self.batch_size):
                 mine = ends[begin : begin + self.batch_size]
-                windows_of_book = gather_windows(book, mine, self.states)
-                price, sizes = (torch.from_numpy(x).to(self.device) for x in windows_of_book)
-                keys = window_keys(MASK_SEEDS[self.mask], 0, torch.from_numpy(mine).to(self.device))
-                yield hide(
-                    price, sizes, make_mask(keys, self.states, book.depth, self.share, self.mask)
-                )
+                arrays = (*gather_windows(book, mine, self.states), mine)
+                price, sizes, rows = (torch.from_numpy(x).to(self.device) for x in arrays)
+                keys = window_keys(seed, 0, rows)
+                mask = make_mask(keys, self.states, book.depth, self.share, self.mask)
+                yield hide(price, sizes, mask)
 
 
 @dataclass(frozen=True)
 class Rival:
     """A naive method beside the encoder, on the same windows.
 
-    error: its mean. skill: 1 - the encoder's mean error / its own; NaN if that is 0. win_rate:
-    share of windows on which the encoder is better, a tie counts half. low, high: 95 % interval of
-    the encoder's error less its own.
+    error: the method's mean error. skill: 1 - the encoder's mean error / the method's; NaN if that
+    is 0. win_rate: the share of windows on which the encoder is better; a tie counts half. low,
+    high: the 95 % interval of the encoder's error less the method's. verdict: of the encoder.
     """
 
     method: str
@@ -70,9 +78,9 @@ class Rival:
 class Comparison:
     """The encoder beside three naive methods in one quantity, over `blocks` of time.
 
-    errors: the mean error of every method. untrained, naive: the untrained method, and the naive
-    one of all, that was best on the validation windows. ridge: the ridge regression with the
-    ladder; None if it was not fitted.
+    errors: the mean error of every method. untrained: the untrained method that is best on the
+    validation windows. naive: the best one there of all naive methods. ridge: the ridge regression
+    with the ladder; None if it was not fitted.
     """
 
     errors: dict[str, float]
@@ -91,9 +99,9 @@ class Comparison:
 class MaskScores:
     """How the windows of a pair were filled under one mask.
 
-    balanced: whether they are of the balanced sample, else evenly spaced. trained_on: whether the
-    encoder's training had this mask. windows: their number. comparisons: by quantity; those of
-    which nothing was hidden are missing.
+    balanced: True if they are of the balanced sample, False if they are evenly spaced. trained_on:
+    whether the encoder was trained with this mask. windows: their number. comparisons: by quantity,
+    without those of which nothing was hidden.
     """
 
     pair: str
@@ -111,7 +119,7 @@ def score(
     fitted: Ridges | None,
     model: BookEncoder | None,
 ) -> Errors:
-    """Return the errors of all methods, the fitted ones and the model if they are given."""
+    """Return the errors of all methods: the untrained ones and, if given, `fitted` and `model`."""
     found: dict[str, dict[str, list[np.ndarray]]] = {quantity: {} for quantity in QUANTITIES}
     for hidden in masking.hide(windows):
         for method, columns in fill(hidden, fitted, model).items():
@@ -142,26 +150,27 @@ def fill(hidden: Hidden, fitted: Ridges | None, model: BookEncoder | None) -> di
 
 def predict(model: BookEncoder, hidden: Hidden) -> Tensor:
     """Return the encoder's answer in columns, float32 (B, T, L, K)."""
-    tokens, base, _, parameters = build_inputs(
-        hidden.price_ticks, hidden.sizes, hidden.mask, model.config
-    )
-    price, sizes = invert(model(tokens, base), parameters, model.config.normalization)
+    config = model.config
+    windows = hidden.price_ticks, hidden.sizes, hidden.mask
+    tokens, base, _, parameters = build_inputs(*windows, config)
+    price, sizes = invert(model(tokens, base), parameters, config.normalization)
     return to_columns(price, sizes, hidden.anchor_ticks)
 
 
 def window_errors(columns: Tensor, hidden: Hidden) -> dict[str, Tensor]:
     """Return the error of each quantity, (B,); NaN for a window in which nothing of it is hidden.
 
-    mid: |error| in ticks, in states in which a best price is hidden. offset: |error| of a hidden
-    price's distance from the mid, in ticks. log_size: squared error of the logarithm of a hidden
-    size.
+    - mid: |error| in ticks, over states in which a best price is hidden;
+    - offset: |error| of a hidden price's distance from the mid, in ticks;
+    - log_size: squared error of the logarithm of a hidden size.
     """
     truth = hidden.values
     columns = torch.where(hidden.known, truth, columns)
     hidden_price, hidden_size = hidden.mask[..., 0], hidden.mask[..., 1]
     best = slice(truth.shape[2] // 2 - 1, truth.shape[2] // 2 + 1)  # the best bid and the best ask
     mid, true_mid = (x[:, :, best, 0].mean(dim=2, keepdim=True) for x in (columns, truth))
-    offset, true_offset = columns[..., 0] - mid, truth[..., 0] - true_mid
+    offset = columns[..., 0] - mid
+    true_offset = truth[..., 0] - true_mid
     best_hidden = hidden_price[:, :, best].any(dim=2, keepdim=True)
     return {
         "mid": mean_where((mid - true_mid).abs(), best_hidden),
@@ -177,9 +186,9 @@ def mean_where(x: Tensor, where: Tensor) -> Tensor:
 
 
 def compare(errors: Errors, judged: Errors, block: np.ndarray, seed: int) -> dict[str, Comparison]:
-    """Set the encoder beside naive methods, by quantity.
+    """Compare the encoder with naive methods, by quantity.
 
-    errors: of the tested windows; judged: of those that the best naive methods are chosen on;
+    errors: of the tested windows. judged: of the windows that the best naive methods are chosen on.
     block: the block of time of each tested window, int64 (W,).
     """
     found = {}
@@ -187,15 +196,12 @@ def compare(errors: Errors, judged: Errors, block: np.ndarray, seed: int) -> dic
         naive = [name for name in methods if name != OURS]
         untrained = pick_best(judged[quantity], list(UNTRAINED))
         best = pick_best(judged[quantity], naive)
-        seen = np.isfinite(methods[OURS])
+        seen = np.isfinite(methods[OURS])  # windows in which something of the quantity is hidden
         if untrained is None or best is None or not seen.any():
             continue
         here = {name: values[seen] for name, values in methods.items()}
-        rivals = {
-            name: set_beside(here, name, block[seen], seed)
-            for name in (untrained, best, RIDGE)
-            if name in here
-        }
+        names = [name for name in (untrained, best, RIDGE) if name in here]
+        rivals = {name: set_beside(here, name, block[seen], seed) for name in names}
         found[quantity] = Comparison(
             errors={name: float(values.mean()) for name, values in here.items()},
             median_error=float(np.median(here[OURS])),
@@ -208,7 +214,7 @@ def compare(errors: Errors, judged: Errors, block: np.ndarray, seed: int) -> dic
 
 
 def pick_best(errors: dict[str, np.ndarray], names: list[str]) -> str | None:
-    """Return the method of the least mean error; None if there is no finite error."""
+    """Return the one of `names` with the least mean error; None if there is no finite error."""
     finite = [name for name in names if name in errors and np.isfinite(errors[name]).any()]
     return min(finite, key=lambda name: np.nanmean(errors[name]), default=None)
 
@@ -239,10 +245,10 @@ def profile_errors(
     model: BookEncoder,
     methods: list[str],
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return each method's mean squared error of log size in two curves.
+    """Return two curves for each method: its mean squared error of log size, by what is hidden.
 
-    The first is by level, (L,); the second by the number of states to the nearest one that shows
-    the level, (T,). NaN where nothing was hidden. A method that fills nothing is left out.
+    The first is by level, (L,), the second by the number of states to the nearest one that shows
+    the level, (T,). They are NaN where nothing was hidden. Methods without an answer are left out.
     """
     sums: dict[str, list[np.ndarray]] = {}
     for hidden in masking.hide(windows):
@@ -261,14 +267,14 @@ def profile_errors(
             ]
             before = sums.get(method, [np.zeros(1)] * 4)
             sums[method] = [a + b.cpu().numpy() for a, b in zip(before, parts, strict=True)]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # 0 / 0 where nothing was hidden
         return {name: (x[0] / x[1], x[2] / x[3]) for name, x in sums.items()}
 
 
 def states_to_visible(hidden_size: Tensor) -> Tensor:
-    """Return how far the nearest state is that shows an entry's level, int64 (B, T, L).
+    """Return the number of states to the nearest one that shows the level's size, int64 (B, T, L).
 
-    hidden_size: bool (B, T, L). A level that no state shows is T - 1 states away.
+    hidden_size: bool (B, T, L). For a level that no state shows it is T - 1.
     """
     states = hidden_size.shape[1]
     time = torch.arange(states, device=hidden_size.device).view(1, -1, 1)

@@ -1,7 +1,7 @@
 """Which windows are tested, and which the naive methods and the probes are fitted on.
 
-A split is cut by the calendar as the checkpoint's training was. That holds for pairs that it has
-never seen too.
+Splits begin and end at the calendar cuts of the checkpoint's training, also for pairs that it has
+never seen. A window is named by its end row: the row after its last state.
 """
 
 from dataclasses import dataclass
@@ -12,36 +12,25 @@ import numpy as np
 from lob.book.states import Book, identity
 from lob.config import InputError
 from lob.storage import open_table
-from lob.windows.splits import (
-    SPLITS,
-    segment_ranges,
-    split_of_windows,
-    split_rows,
-    window_ends,
-)
+from lob.windows.splits import SPLITS, segment_ranges, split_of_windows, split_rows, window_ends
 
 Windows = list[tuple[Book, np.ndarray]]  # books, and the end rows of windows of each, int64 (W,)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How windows are chosen.
+    """How windows are chosen."""
 
-    states: of a window. cuts_ns: int64 (2,), when validation and test begin. split: the tested one;
-    'all' is the whole recording. dates: int64 (2,), ns, or None; of the tested split only windows
-    between them are taken. fit_books: what may be fitted on; empty if there is none.
-    """
-
-    states: int
-    cuts_ns: np.ndarray
-    split: str
-    dates: np.ndarray | None
-    fit_books: list[Book]
+    states: int  # of a window
+    cuts_ns: np.ndarray  # int64 (2,), when validation and test begin
+    split: str  # that is tested; 'all': the whole recording
+    dates: np.ndarray | None  # int64 (2,), ns: of the tested split only windows between them
+    fit_books: list[Book]  # that may be fitted on
 
     def ends(self, book: Book, split: str, after: int = 0) -> np.ndarray:
         """Return end rows, int64 (W,), of a split's windows.
 
-        `after` more states of the same split and segment follow each.
+        A window counts only if at least `after` more states of its split and segment follow it.
         """
         ends = window_ends(book.segment_starts, book.rows, self.states)
         last = book.rows
@@ -65,8 +54,8 @@ class Selection:
     def to_fit(self, book: Book, split: str, count: int, after: int = 0) -> Windows:
         """Return about `count` windows of 'train' or 'validation' for what is tested on `book`.
 
-        They are of the same pair if it has training windows, else of all pairs. Training windows
-        are never tested; validation windows are only if the tested split is 'validation'.
+        They are of the same pair if it has training windows, else of all pairs. No training window
+        is tested. A validation window is tested only if the tested split is 'validation'.
         """
         others = self.fit_books
         if self.split == "all":
@@ -75,7 +64,8 @@ class Selection:
         same_pair = [other for other in sources if other.pair == book.pair]
         found = [(other, self.ends(other, split, after)) for other in same_pair or sources]
         found = [(other, ends) for other, ends in found if len(ends)]
-        return [(other, evenly_spaced(ends, -(-count // len(found)))) for other, ends in found]
+        each = -(-count // max(len(found), 1))
+        return [(other, evenly_spaced(ends, each)) for other, ends in found]
 
     def check(self, book: Book, trained_books: list[dict]) -> None:
         """Raise InputError if a book has no window to test, or was trained on and is tested whole.
@@ -84,13 +74,13 @@ class Selection:
         """
         if self.split == "all" and identity(book) in trained_books:
             raise InputError(
-                f"{book.pair} was trained on, and split = 'all' holds those windows too: set "
-                "--split=test"
+                f"{book.pair} was trained on, and split = 'all' holds those windows too: "
+                "set --split=test"
             )
         if not len(self.tested(book)):
             raise InputError(
                 f"{book.pair} has no window in the split {self.split!r} of this checkpoint: "
-                f"set --pairs, or --split=all for a recording that was not trained on"
+                "set --pairs, or --split=all for a recording that was not trained on"
             )
 
 

@@ -1,1 +1,1 @@
-"""What the exporter adds to the encoder: a policy, and ONNX."""
+"""What the exporter adds to the encoder: a policy, files in two formats, and their check."""

@@ -15,10 +15,10 @@ ACTIONS = ("sell", "hold", "buy")
 class ActorCritic(nn.Module):
     """Windows and the agent's own state -> logits of sell, hold and buy, (B, 3), and value, (B,).
 
-    price_ticks: int64 (B, T, L); sizes: float32 (B, T, L); state: float32 (B, S). The state passes
-    a head of its own, and the policy and value heads take its output beside the embedding. Without
-    `trainable` the encoder's parameters want no gradient, and its dropout stays off in training
-    mode too.
+    price_ticks: int64 (B, T, L); sizes: float32 (B, T, L); state: float32 (B, S). The state goes
+    through a head of its own. The policy head and the value head take its output together with the
+    embedding. If not `trainable`, the encoder's parameters need no gradient, and its dropout stays
+    off in training mode too.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ActorCritic(nn.Module):
         self.window = WindowEncoder(encoder, pooling).requires_grad_(trainable)
         if not trainable:
             for layer in encoder.layers:
-                setattr(layer, "dropout", 0.0)  # noqa: B010 - the kinds of layers share no class
+                setattr(layer, "dropout", 0.0)  # noqa: B010 - no common class that has it, for mypy
         widths = [state_features, *state_widths]
         joint = encoder.config.width + widths[-1]
         with torch.random.fork_rng():
@@ -65,14 +65,15 @@ class ActorCritic(nn.Module):
 
 
 def dense(widths: Sequence[int], gain: float = 2**0.5) -> nn.Sequential:
-    """Linear layers of these widths with tanh between them and PPO's orthogonal first weights.
+    """Return linear layers of these widths with tanh between them.
 
-    `gain` is that of the last layer.
+    The first weights are orthogonal, as is usual in PPO. gain: of the last layer.
     """
     layers: list[nn.Module] = []
     for number, (before, after) in enumerate(itertools.pairwise(widths), start=2):
         linear = nn.Linear(before, after)
-        nn.init.orthogonal_(linear.weight, gain if number == len(widths) else 2**0.5)
+        is_last = number == len(widths)
+        nn.init.orthogonal_(linear.weight, gain if is_last else 2**0.5)
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.Tanh()]
     return nn.Sequential(*layers[:-1])

@@ -1,4 +1,4 @@
-"""An exported file beside the network that it was made from: do they give the same outputs?"""
+"""The check of an exported file: does it give the outputs of the network that it was made from?"""
 
 import subprocess
 import sys
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Run without this repository, as a user's program does: two batch sizes, then the time of one
-# window on one thread.
+# Runs a file without this repository, as a user's program does: on all inputs in batches of two
+# sizes, then on one window on one thread to take its time.
 FRESH_PROCESS = """
 import sys, time, numpy
 file, given, found, device = sys.argv[1:]
@@ -55,11 +55,12 @@ def compare(
 ) -> tuple[float, float]:
     """Run a file in a fresh process.
 
-    Returns the largest `difference` of its outputs from the expected ones (infinite if it does not
-    run), and its median time of one window in ms.
+    Return the largest `difference` of its outputs from the expected ones and its median time of one
+    window in ms. The difference is infinite if the file does not run.
     """
     with tempfile.TemporaryDirectory() as folder:
-        given, found = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
+        given = Path(folder) / "inputs.npz"
+        found = Path(folder) / "outputs.npz"
         np.savez(given, *[x.numpy() for x in inputs])
         words = [str(file.resolve()), str(given), str(found), device]
         command = [sys.executable, "-c", FRESH_PROCESS, *words]
@@ -77,10 +78,10 @@ def compare(
 
 
 def difference(found: np.ndarray, reference: np.ndarray) -> float:
-    """Return |found - reference| / |reference|, NaN if an entry is NaN.
+    """Return |found - reference| / |reference| (Euclidean norms); NaN if an entry is NaN.
 
-    Prices (float64) count from the mean of their window: measured against 7,831,845 ticks, an error
-    of dozens of ticks would pass.
+    Prices (float64) are measured from the mean of their window: relative to 7,831,845 ticks an
+    error of dozens of ticks would pass.
     """
     level = 0.0
     if reference.dtype == np.float64:

@@ -1,4 +1,4 @@
-"""A network as an ONNX program: torch's exporter, and translations that it lacks."""
+"""A network as an ONNX program, made by torch's exporter and the translations that it lacks."""
 
 import json
 import logging
@@ -16,9 +16,9 @@ OPSET = 18
 def to_onnx(module: nn.Module, example: tuple[Tensor, ...], facts: dict[str, Any]) -> Any:
     """Return the `onnx.ModelProto` of a module in evaluation mode; axis 0 of every input is free.
 
-    `facts` become the program's metadata, and three of them are used: `inputs` and `outputs` are
-    the names; with the precision bf16 matrices that bf16 holds exactly are stored in it. Raises
-    CheckFailed if this torch can't translate an operation.
+    facts: what becomes the program's metadata. Three of them are used: `inputs` and `outputs` give
+    the names, and with the `precision` bf16 matrices that bf16 holds exactly are stored in it.
+    Raises CheckFailed if this torch can't translate an operation.
     """
     import onnx
 
@@ -56,7 +56,8 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], facts: dict[str, Any
 def translations() -> dict[Any, Any]:
     """Return a translation for each operation of the model that torch's exporter lacks.
 
-    Scans and searches take steps that double or halve. All shapes but the first axis are known.
+    All shapes but the first axis are known, so loops over them are written out: a running extreme
+    takes steps that double, a search takes steps that halve.
     """
     import onnx
     from onnxscript import opset18
@@ -64,7 +65,7 @@ def translations() -> dict[Any, Any]:
     op: Any = opset18
 
     def running(better: Any) -> Any:
-        """Translate cummax or cummin; the model never reads their indices."""
+        """Translate cummax or cummin; the model never reads the indices, so `x` stands for them."""
 
         def translate(x: Any, dim: int) -> tuple[Any, Any]:
             length = x.shape[dim]
@@ -80,9 +81,9 @@ def translations() -> dict[Any, Any]:
         return translate
 
     def search(ordered: Any, values: Any, **unused: Any) -> Any:
-        """How many of `ordered` (B, T, M) are less than each of `values` (B, T, L)."""
+        """Return how many of `ordered` (B, T, M) are less than each of `values` (B, T, L)."""
         length = ordered.shape[2]
-        count = op.Cast(op.Mul(values, 0), to=onnx.TensorProto.INT64)
+        count = op.Cast(op.Mul(values, 0), to=onnx.TensorProto.INT64)  # zeros of any batch size
         steps = 1 << length.bit_length() - 1
         while steps:
             more = op.Add(count, steps)
@@ -93,7 +94,7 @@ def translations() -> dict[Any, Any]:
         return count
 
     def sort(x: Any, stable: bool, dim: int) -> tuple[Any, Any]:
-        # Of equal entries TopK puts the earlier one first, as a stable sort does.
+        # TopK puts the earlier one of equal entries first, as a stable sort does.
         return op.TopK(x, [x.shape[dim]], axis=dim, largest=0)
 
     aten = torch.ops.aten
@@ -108,7 +109,7 @@ def translations() -> dict[Any, Any]:
 def store_weights_in_bf16(graph: Any) -> None:
     """Store the matrices of an ONNX graph that bf16 holds exactly in bf16, at half the size.
 
-    A cast at the graph's begin makes them float32 again.
+    Casts at the beginning of the graph make them float32 again.
     """
     import onnx
 
@@ -121,9 +122,8 @@ def store_weights_in_bf16(graph: Any) -> None:
             continue
         name = f"{weight.name}_bf16"
         raw = short.view(torch.int16).numpy().tobytes()
-        stored = onnx.helper.make_tensor(
-            name, onnx.TensorProto.BFLOAT16, array.shape, raw, raw=True
-        )
+        kind = onnx.TensorProto.BFLOAT16
+        stored = onnx.helper.make_tensor(name, kind, array.shape, raw, raw=True)
         cast = onnx.helper.make_node("Cast", [name], [weight.name], to=onnx.TensorProto.FLOAT)
         graph.node.insert(number, cast)
         graph.initializer.remove(weight)

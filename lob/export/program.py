@@ -1,4 +1,4 @@
-"""A network as a file: TorchScript or ONNX, as the ending of its name says."""
+"""Writing a network to a file: TorchScript or ONNX, as the ending of the file's name says."""
 
 import json
 import warnings
@@ -20,15 +20,14 @@ def write_program(
 ) -> None:
     """Write a module to `file` (.pt or .onnx), and `facts` into it and into the `.json` beside it.
 
-    `inputs` are an example of at least two windows, any other number can be given to the program.
-    `facts` name its inputs and outputs (see `to_onnx`).
+    inputs: an example of at least two windows; the program takes any number of them. facts: among
+    them what `to_onnx` needs.
     """
     device = next(module.parameters()).device
     example = tuple(x[:2].to(device) for x in inputs)
     text = json.dumps(facts, indent=1)
     with warnings.catch_warnings():
-        # torch advises against TorchScript, but it is what LibTorch loads.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript, but LibTorch loads it
         if file.suffix == ENDINGS["torchscript"]:
             program = to_torchscript(module, example)
             with new_file(file) as handle:
@@ -47,9 +46,10 @@ def about(file: Path) -> Path:
 
 
 def to_torchscript(module: nn.Module, example: tuple[Tensor, ...]) -> torch.jit.ScriptModule:
-    """Trace a module; of an `ActorCritic` trace the normalisation and script the rest.
+    """Return a module as TorchScript: traced, or an `ActorCritic` scripted but for its inputs.
 
-    A trace would fix its dropout, which train() and eval() must be able to switch.
+    A trace would fix the dropout of an `ActorCritic`, which train() and eval() must switch. Only
+    its normalisation and tokens (`window.tokens`) are traced.
     """
     if not isinstance(module, ActorCritic):
         with torch.no_grad():
