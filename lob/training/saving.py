@@ -156,7 +156,7 @@ def check_resumable(
     windows = saved["windows_a_step"]
     if windows % world:
         raise InputError(
-            f"the run's {windows} windows a step can't be divided among {world} ranks: "
+            f"the run's {windows} windows per step can't be divided among {world} ranks: "
             "set --max_gpus"
         )
 
