@@ -1,12 +1,14 @@
-"""Shared fixtures: a small synthetic book in the files' format, and the recorded data, if any."""
+"""Shared fixtures: a small synthetic book as files, and the recorded data if it is there."""
 
 import contextlib
 import io
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +19,8 @@ import pytest
 if TYPE_CHECKING:
     from lob.model.encoder import EncoderConfig
 
-# Two test processes share two cores: more threads in each only wait for one another. This must be
-# set before torch is imported.
+# Two test processes share two cores: more threads in each would only wait for one another. Torch
+# reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT.parent / "shared" / "real"
@@ -34,13 +36,12 @@ def write_book(
     start_ns: int = 1_777_689_383_201_000_000,
     step_ns: int = 10_000_000,
 ) -> Path:
-    """Write a random-walk book of `rows` states to `data_dir/book_states/<pair>`; return this."""
+    """Write a random-walk book of `rows` states under `data_dir`; return its folder."""
     rng = np.random.default_rng(seed)
     half = depth // 2
     steps = rng.choice([-1, 0, 1], size=rows, p=[0.1, 0.8, 0.1])
     best_bid = 7_831_800 + np.cumsum(steps)
-    # Distances and sizes of the levels change slowly, as in a real book.
-    gaps = 1 + rng.integers(0, 3, size=depth)
+    gaps = 1 + rng.integers(0, 3, size=depth)  # from level to level; they change slowly
     price = np.empty((rows, depth), dtype=np.int32)
     sizes = np.empty((rows, depth), dtype=np.float32)
     level_sizes = rng.lognormal(-2, 1, size=depth)
@@ -53,11 +54,11 @@ def write_book(
         sizes[row] = level_sizes
     folder = data_dir / "book_states" / pair
     folder.mkdir(parents=True)
+    waits = rng.integers(0, 2 * step_ns, size=rows)
     arrays = {
         "price_ticks": price,
         "sizes": sizes,
-        "timestamps": start_ns
-        + np.cumsum(rng.integers(0, 2 * step_ns, size=rows)).astype(np.int64),
+        "timestamps": start_ns + np.cumsum(waits).astype(np.int64),
         "segment_starts": np.array(segment_starts, dtype=np.int64),
         "top_of_book": price[:, half - 1 : half + 1].copy(),
     }
@@ -80,14 +81,14 @@ def write_book(
 
 
 def metadata(encoder: "EncoderConfig", **changes: Any) -> dict[str, Any]:
-    """Return what a checkpoint of this encoder says about itself."""
+    """Return metadata of a checkpoint of this encoder, with some keys changed."""
     from lob.model.checkpoint import METADATA
 
     return METADATA | {"encoder": asdict(encoder)} | changes
 
 
 def refusal(script: str, *words: str) -> str:
-    """Return the one line with which a script refuses its command line, before heavy imports."""
+    """Return the one line with which a script refuses words of its command line."""
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stderr(io.StringIO()) as err,
@@ -96,17 +97,22 @@ def refusal(script: str, *words: str) -> str:
         patch.setattr(sys, "argv", [script, *words])
         runpy.run_path(str(ROOT / script), run_name="__main__")
     line = err.getvalue()
-    assert (
-        stopped.value.code == 2
-        and line.startswith(f"{Path(script).name}: ")
-        and line.count("\n") == 1
-    )
+    assert stopped.value.code == 2
+    assert line.startswith(f"{Path(script).name}: ") and line.count("\n") == 1
     return line
 
 
 @pytest.fixture(autouse=True, scope="session")
 def headless() -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture
+def kept_signals() -> Iterator[None]:
+    """A run of the trainer in this process takes SIGTERM; give it back after the test."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -118,7 +124,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recorded() -> Path:
-    """The folder of recorded exchange data; the test is skipped where it is absent."""
+    """The folder of recorded exchange data; the test is skipped if it is absent."""
     if not RECORDED.is_dir():
         pytest.skip("needs the recorded exchange data in ../shared/real")
     return RECORDED
@@ -126,15 +132,12 @@ def recorded() -> Path:
 
 @pytest.fixture(scope="session")
 def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with a book of depth 16 and a sample of windows of 32 states: do not write."""
+    """A data folder that is only read: a book of depth 16 and a sample of windows of 32 states."""
     folder = tmp_path_factory.mktemp("sampled")
     write_book(folder, rows=6000, depth=16)
-    for script in ("exploration_main.py", "create_balanced_dataset.py"):
-        words = [f"--data_dir={folder}", "--temporal_dim=32", "--plots=False"]
-        words += (
-            ["--cells=[1,1,1]", "--min_stride=1", "--windows=2000"]
-            if script.startswith("create")
-            else []
-        )
-        subprocess.run([sys.executable, script, *words], cwd=ROOT, check=True, capture_output=True)
+    words = [f"--data_dir={folder}", "--temporal_dim=32", "--plots=False"]
+    sample = ["--cells=[1,1,1]", "--min_stride=1", "--windows=2000"]
+    for command in (["exploration_main.py"], ["create_balanced_dataset.py", *sample]):
+        call = [sys.executable, *command, *words]
+        subprocess.run(call, cwd=ROOT, check=True, capture_output=True)
     return folder

@@ -1,6 +1,4 @@
-"""Varied training windows are books that could have been: of recorded prices and sizes, and fixed
-by their key.
-"""
+"""Varied training windows are books that could have been, and are fixed by their key."""
 
 import pytest
 import torch
@@ -14,16 +12,19 @@ def keys(count):
     return window_keys(0, 0, torch.arange(count))
 
 
+def pairs_of(prices, values):
+    """Return the (price, value) of each entry."""
+    return list(zip(prices.flatten().tolist(), values.flatten().tolist(), strict=True))
+
+
 def test_mirrored_windows_exchange_bids_and_asks_and_stay_books():
-    price_ticks = torch.tensor(
-        [[[90, 97, 99, 102, 105, 111], [91, 97, 101, 104, 105, 113]]]
-    ).expand(2, -1, -1)
+    window = [[90, 97, 99, 102, 105, 111], [91, 97, 101, 104, 105, 113]]
+    price_ticks = torch.tensor([window]).expand(2, -1, -1)
     sizes = torch.arange(1.0, 7.0).expand(2, 2, 6)
     turned, swapped = exchange_sides(price_ticks, sizes, torch.tensor([[False], [True]]))
     assert turned[0].equal(price_ticks[0]) and swapped[0].equal(sizes[0])
     assert swapped[1].equal(sizes[1].flip(1))
-    # distances from one side are those of the other
-    assert turned[1, 0].tolist() == [90, 96, 99, 102, 104, 111]
+    assert turned[1, 0].tolist() == [90, 96, 99, 102, 104, 111]  # each gap is on the other side
     assert turned[1, 1].tolist() == [88, 96, 97, 100, 104, 110]  # a rise becomes a fall
     assert (turned.diff(dim=2) > 0).all()
     again, _ = exchange_sides(turned, swapped, torch.tensor([[False], [True]]))
@@ -35,26 +36,16 @@ def test_slowed_windows_pass_the_recorded_states_in_order():
     slowed, slowed_sizes = slow_down(price_ticks, sizes, keys(16), 1.0)
     assert slowed[:, -1].equal(price_ticks[:, -1]) and slowed_sizes[:, -1].equal(sizes[:, -1])
     for window in range(16):
-        resting = set(
-            zip(
-                price_ticks[window].flatten().tolist(),
-                sizes[window].flatten().tolist(),
-                strict=True,
-            )
-        )
-        at = 0
-        # the earliest recorded state, from the last one on, that has these prices
+        resting = set(pairs_of(price_ticks[window], sizes[window]))
+        at = 0  # the recorded state that has the slowed state's prices
         for state in range(64):
             while not slowed[window, state].equal(price_ticks[window, at]):
                 at += 1
-            found = zip(
-                slowed[window, state].tolist(), slowed_sizes[window, state].tolist(), strict=True
-            )
+            found = pairs_of(slowed[window, state], slowed_sizes[window, state])
             assert resting.issuperset(found)
     drift = torch.arange(64).view(1, 64, 1)
     slowed, _ = slow_down(price_ticks + 100 * drift, sizes, keys(16), 1.0)
-    passed = {len(set(window[:, 0].tolist())) for window in slowed}
-    # 64 / 2, 64 / 3 and 64 / 4 states
+    passed = {len(set(window[:, 0].tolist())) for window in slowed}  # about 64 / 2, 64 / 3, 64 / 4
     assert passed <= {33, 32, 22, 23, 16, 17} and len(passed) >= 3
 
 
@@ -71,16 +62,12 @@ def test_sizes_vary_by_price_in_half_the_windows():
     factors = vary_sizes(price_ticks, torch.ones(400, 32, 16), keys(400), 1.5).log()
     varied = factors.abs().amax(dim=(1, 2)) > 0
     assert varied.float().mean() == pytest.approx(0.5, abs=0.1) and (factors[~varied] == 0).all()
-    drawn = [
-        dict(zip(p.flatten().tolist(), f.flatten().tolist(), strict=True))
-        for p, f in zip(price_ticks[varied], factors[varied], strict=True)
-    ]
-    for window, prices, found in zip(drawn, price_ticks[varied], factors[varied], strict=True):
-        assert all(
-            window[p] == f
-            for p, f in zip(prices.flatten().tolist(), found.flatten().tolist(), strict=True)
-        )
-    values = torch.tensor([f for window in drawn for f in window.values()])
+    drawn = []
+    for prices, found in zip(price_ticks[varied], factors[varied], strict=True):
+        factor_of = dict(pairs_of(prices, found))
+        assert all(factor_of[price] == factor for price, factor in pairs_of(prices, found))
+        drawn += factor_of.values()
+    values = torch.tensor(drawn)
     assert values.abs().max() <= 1.5 and values.std() == pytest.approx(3 / 12**0.5, rel=0.05)
     assert values.mean() == pytest.approx(0, abs=0.05)
 
@@ -92,9 +79,8 @@ def test_no_variation_of_a_window_tells_of_another():
         (augment(price_ticks, sizes, keys(4000), *way)[1] != sizes).any(dim=(1, 2)).float()
         for way in ways
     ]
-    assert (
-        torch.corrcoef(torch.stack(varied)) - torch.eye(3)
-    ).abs().max() < 0.06  # four deviations of chance
+    correlations = torch.corrcoef(torch.stack(varied)) - torch.eye(3)
+    assert correlations.abs().max() < 0.06  # four standard errors
 
 
 def test_a_window_is_varied_by_its_key_alone():

@@ -1,6 +1,4 @@
-"""The convolutional stem and decoder: nothing hidden or later leaks in, ladder prices stay, and
-FLOPs are counted.
-"""
+"""The convolutional stem and decoder: no leaks, the ladder's prices stay, FLOPs are counted."""
 
 import pytest
 import torch
@@ -27,11 +25,12 @@ SMALL = {
 
 
 def small(**choices):
+    """Return the config of a small encoder with a convolutional stem."""
     return encoder_config("cell_transformer", **{**SMALL, **choices})
 
 
 def lively(config):
-    """A network whose zeros at the start are gone."""
+    """Return a network without the zeros that a new one begins with."""
     torch.manual_seed(0)
     model = BookEncoder(config).eval()
     with torch.no_grad():
@@ -42,11 +41,8 @@ def lively(config):
 
 def hidden_windows(mode):
     price_ticks, sizes = moving_book()
-    return (
-        price_ticks,
-        sizes,
-        make_mask(window_keys(0, 0, torch.arange(len(sizes))), STATES, LEVELS, 0.25, mode),
-    )
+    keys = window_keys(0, 0, torch.arange(len(sizes)))
+    return price_ticks, sizes, make_mask(keys, STATES, LEVELS, 0.25, mode)
 
 
 @pytest.mark.parametrize("scheme", ["book", "minmax"])
@@ -57,18 +53,15 @@ def test_hidden_values_change_no_prediction(mode, scheme):
     model = lively(config)
     poisoned = price_ticks.masked_fill(mask[..., 0], 123), sizes.masked_fill(mask[..., 1], 1e9)
     with torch.inference_mode():
-        found, expected = (
-            model(*build_inputs(*given, mask, config)[:2])
-            for given in (poisoned, (price_ticks, sizes))
-        )
+        expected = model(*build_inputs(price_ticks, sizes, mask, config)[:2])
+        found = model(*build_inputs(*poisoned, mask, config)[:2])
     assert found.isfinite().all() and found.equal(expected)
 
 
 def test_no_mask_is_a_mask_that_hides_nothing():
     price_ticks, sizes, mask = hidden_windows("entry")
-    tokens, expected = (
-        build_inputs(price_ticks, sizes, m, small())[0] for m in (None, torch.zeros_like(mask))
-    )
+    tokens, *_ = build_inputs(price_ticks, sizes, None, small())
+    expected, *_ = build_inputs(price_ticks, sizes, torch.zeros_like(mask), small())
     torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-6)
 
 
@@ -81,10 +74,8 @@ def test_causal_embeddings_do_not_see_later_states(causal, same):
     config = small(causal=causal)
     model = lively(config)
     with torch.inference_mode():
-        before, after = (
-            model.encode(build_inputs(*given, None, config)[0])[:, :30]
-            for given in ((price_ticks, sizes), changed)
-        )
+        before = model.encode(build_inputs(price_ticks, sizes, None, config)[0])[:, :30]
+        after = model.encode(build_inputs(*changed, None, config)[0])[:, :30]
     assert torch.allclose(before, after, rtol=0, atol=1e-5) is same
 
 
@@ -105,9 +96,8 @@ def test_cells_hold_the_sizes_last_and_next_seen_at_their_price():
     config = small(depth=4, temporal_dim=3)
     cells, base, values, _ = build_inputs(price_ticks, sizes, mask, config)
     left, right = cells[..., 8] + base[..., 1], cells[..., 9] + base[..., 1]
-    assert left[0, 1, 2] == values[0, 0, 2, 1] and right[0, 1, 2] == pytest.approx(
-        float(values[0, 2, 2, 1])
-    )
+    assert left[0, 1, 2] == values[0, 0, 2, 1]
+    assert right[0, 1, 2] == pytest.approx(float(values[0, 2, 2, 1]))
     assert left[0, 2, 1] == pytest.approx(float(values[0, 0, 1, 1]))  # price 20, two states ago
     assert cells[0, 1, 1, 8:12].abs().sum() == 0  # price 21 is there once
 

@@ -1,6 +1,4 @@
-"""A checkpoint that says nonsense of itself or holds other tensors is refused in one line by every
-script.
-"""
+"""Every script refuses in one line a checkpoint with wrong metadata or other tensors."""
 
 import json
 import shutil
@@ -34,13 +32,9 @@ SMALL = {
 def runs(sampled, tmp_path_factory) -> Path:
     """A runs_dir with one short run."""
     folder = tmp_path_factory.mktemp("runs")
-    before = signal.getsignal(signal.SIGTERM)
-    assert (
-        fp8_ddp_trainer.main(
-            fp8_ddp_trainer.config | SMALL | {"data_dir": str(sampled), "runs_dir": str(folder)}
-        )
-        == 0
-    )
+    folders = {"data_dir": str(sampled), "runs_dir": str(folder)}
+    before = signal.getsignal(signal.SIGTERM)  # which the trainer takes
+    assert fp8_ddp_trainer.main(fp8_ddp_trainer.config | SMALL | folders) == 0
     signal.signal(signal.SIGTERM, before)
     return folder
 
@@ -53,15 +47,11 @@ def copied(runs, tmp_path) -> Path:
 def refused(
     script: Any, data: Path, runs: Path, capsys: pytest.CaptureFixture, **changes: Any
 ) -> str:
-    """Run a script on the newest checkpoint under `runs`, the trainer by resuming; return its one
-    line.
-    """
+    """Run a script on the checkpoint under `runs`, the trainer by resuming; return its one line."""
     own = SMALL | {"resume": True} if script is fp8_ddp_trainer else {}
+    folders = {"data_dir": str(data), "runs_dir": str(runs)}
     with pytest.raises(SystemExit) as stopped:
-        run(
-            script.main,
-            script.config | own | {"data_dir": str(data), "runs_dir": str(runs)} | changes,
-        )
+        run(script.main, script.config | own | folders | changes)
     error = capsys.readouterr().err
     assert (stopped.value.code, error.count("\n")) == (2, 1), error
     return error
@@ -73,7 +63,7 @@ def checkpoint_of(script: Any, runs: Path) -> Path:
 
 
 def put(meta: dict[str, Any], name: str, value: Any) -> None:
-    """Set metadata by its dotted name; None: take it out."""
+    """Set an entry of metadata by its dotted name, or remove it if the value is None."""
     *folders, last = name.split(".")
     for folder in folders:
         meta = meta[folder]

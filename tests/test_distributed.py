@@ -1,6 +1,4 @@
-"""Processes that train together: started, stopped by SIGTERM, resumed in another number, and ended
-when one fails.
-"""
+"""Ranks that train together: started, stopped by SIGTERM, resumed in another number, failing."""
 
 import os
 import signal
@@ -32,42 +30,35 @@ def launch(work, ranks: int, *arguments) -> None:
 
 
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """The processes that a started trainer spawned, rank 0 first."""
+    """Return the processes that a started trainer spawned, rank 0 first."""
     children = psutil.Process(process.pid).children()
-    return sorted(
-        (c for c in children if "spawn_main" in " ".join(c.cmdline())),
-        key=lambda c: c.create_time(),
-    )
+    ranks = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return sorted(ranks, key=lambda rank: rank.create_time())
 
 
 @pytest.fixture
 def start(sampled, tmp_path):
-    """Start a trainer on two ranks; whatever the test comes to, it is gone at its end."""
+    """Start trainers on two ranks, and end what is left of them after the test."""
     started = []
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
     def begin(*words: str) -> subprocess.Popen:
-        started.append(
-            subprocess.Popen(
-                command(sampled, tmp_path, "--max_gpus=2", *words),
-                cwd=ROOT,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        )
+        call = command(sampled, tmp_path, "--max_gpus=2", *words)
+        started.append(subprocess.Popen(call, cwd=ROOT, **pipes))
         return started[-1]
 
     yield begin
     for process in started:
-        for child in psutil.Process(process.pid).children() if process.poll() is None else ():
-            child.kill()
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children():
+                child.kill()
         process.kill()
 
 
 def test_sigterm_stops_all_ranks_and_one_rank_goes_on_with_the_same_steps(sampled, tmp_path, start):
     recipe = ("--epochs=1", "--slow=0.5", "--outlook=0.5")
     train(sampled, tmp_path, "--model_name=one", "--batch_size=64", *recipe)
-    process = start("--model_name=two", *recipe)  # 2 x 32 x 2 = 64 x 2
+    process = start("--model_name=two", *recipe)  # windows per step: 2 x 32 x 2, as 64 x 2
     run = tmp_path / "two"
     wait_for(process, lambda: (run / "metrics.csv").exists() and len(losses(run)) >= 2)
     started = ranks_of(process)
@@ -88,10 +79,9 @@ def test_sigterm_stops_all_ranks_and_one_rank_goes_on_with_the_same_steps(sample
     printed = train(sampled, tmp_path, "--model_name=two", *recipe, "--resume=True").stdout
     assert "128 windows in 4 pass(es) on each of 1 rank(s)" in printed
     np.testing.assert_allclose(losses(run), losses(tmp_path / "one"), rtol=1e-6)
-    found, expected = (
-        metrics(tmp_path / name, "epoch")[0]["train_loss"] for name in ("two", "one")
-    )
-    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    folders = run, tmp_path / "one"
+    found, expected = (float(metrics(each, "epoch")[0]["train_loss"]) for each in folders)
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -103,23 +93,18 @@ def test_a_rank_that_dies_ends_the_run_with_its_name(tmp_path, start, victim):
     started[victim].send_signal(signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert (
-        f"fp8_ddp_trainer.py: rank {victim} ended with SIGKILL; the other ranks were ended\n"
-        in said
-    )
+    line = f"fp8_ddp_trainer.py: rank {victim} ended with SIGKILL; the other ranks were ended\n"
+    assert line in said
     assert "Traceback" not in said
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in started)
 
 
 def fail_or_wait(rank: int, world: int, port: int, kind: str) -> None:
-    """Rank 1 fails; the other ends at once or, where the failure is a check's, would wait for an
-    hour.
-    """
+    """Rank 1 fails; rank 0 ends at once or, if a check fails, would wait for an hour."""
     if rank == 0:
         return time.sleep(3600 if kind == "check" else 0)
-    raise {"input": InputError, "check": CheckFailed, "disk": OSError, "bug": ZeroDivisionError}[
-        kind
-    ](f"{kind} at rank {rank}")
+    errors = {"input": InputError, "check": CheckFailed, "disk": OSError, "bug": ZeroDivisionError}
+    raise errors[kind](f"{kind} at rank {rank}")
 
 
 @pytest.mark.parametrize(
@@ -152,10 +137,8 @@ def test_a_machine_without_loopback_is_refused_at_once(monkeypatch):
         raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
-    with pytest.raises(
-        InputError,
-        match=r"by 127.0.0.1 \(Network is unreachable\): bring the loopback interface up",
-    ):
+    said = r"by 127.0.0.1 \(Network is unreachable\): bring the loopback interface up"
+    with pytest.raises(InputError, match=said):
         launch(fail_or_wait, 2, "input")
 
 
@@ -165,11 +148,9 @@ def test_ranks_that_never_meet_end_with_one_line(monkeypatch, started):
     port = free_port()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
-    where = f"127.0.0.1:{port}"
+    said = f"rank 1 did not meet the other ranks at 127.0.0.1:{port} within 1 s: "
     with (
-        pytest.raises(
-            CheckFailed, match=f"rank 1 did not meet the other ranks at {where} within 1 s: "
-        ) as caught,
+        pytest.raises(CheckFailed, match=said) as caught,
         distributed.join_team(1, 2, "gloo", port if started == "here" else None),
     ):
         pass

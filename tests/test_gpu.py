@@ -1,6 +1,4 @@
-"""What needs an NVIDIA GPU with Transformer Engine: the two encoders agree, FP8 trains, and its
-state comes back.
-"""
+"""On an NVIDIA GPU with Transformer Engine: both encoders agree, FP8 trains, its state is kept."""
 
 import csv
 import re
@@ -47,12 +45,8 @@ def random_inputs(config, batch=2):
     price_ticks = (100_000 + gaps.cumsum(2)).to(torch.int32).cuda()
     sizes = torch.rand(batch, config.temporal_dim, config.depth, generator=generator).cuda() + 0.01
     keys = window_keys(0, 0, torch.arange(batch)).cuda()
-    return build_inputs(
-        price_ticks,
-        sizes,
-        make_mask(keys, config.temporal_dim, config.depth, 0.25, "patch"),
-        config,
-    )
+    mask = make_mask(keys, config.temporal_dim, config.depth, 0.25, "patch")
+    return build_inputs(price_ticks, sizes, mask, config)
 
 
 def lively(model):
@@ -69,9 +63,8 @@ def relative(a, b):
 
 
 def cosine(a, b):
-    return float(
-        torch.nn.functional.cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0)
-    )
+    a, b = a.float().flatten(), b.float().flatten()
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -112,15 +105,12 @@ def test_fp8_is_close_to_bf16(preset, recipe):
 
 def test_transformer_engine_has_the_keys_that_the_cpu_tests_assume():
     config = encoder_config("tiny_transformer")
-    found = {
-        key: tuple(getattr(tensor, "shape", ()))
-        for key, tensor in TELayer(config).state_dict().items()
-    }
+    state = TELayer(config).state_dict()
+    found = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in state.items()}
     expected = engine_shapes(config.width, config.ffn_width)
     assert found.keys() == expected.keys()
-    assert all(
-        found[key] == shape for key, shape in expected.items() if not key.endswith("_extra_state")
-    )
+    for key, shape in expected.items():
+        assert found[key] == shape or key.endswith("_extra_state")
 
 
 def test_fp8_state_comes_back():
@@ -166,19 +156,15 @@ def trainer(data_dir: Path, *words: str) -> subprocess.Popen:
 
 def losses(run: Path) -> np.ndarray:
     with open(run / "metrics.csv") as handle:
-        return np.array(
-            [float(row["train_loss"]) for row in csv.DictReader(handle) if row["kind"] == "step"]
-        )
+        steps = [row for row in csv.DictReader(handle) if row["kind"] == "step"]
+    return np.array([float(row["train_loss"]) for row in steps])
 
 
 def test_fp8_training_learns_and_resumes_after_a_kill(tmp_path):
     write_book(tmp_path, rows=20_000)
     for script in ("exploration_main.py", "create_balanced_dataset.py"):
-        subprocess.run(
-            [sys.executable, script, f"--data_dir={tmp_path}", "--plots=False"],
-            cwd=ROOT,
-            check=True,
-        )
+        command = [sys.executable, script, f"--data_dir={tmp_path}", "--plots=False"]
+        subprocess.run(command, cwd=ROOT, check=True)
     task = "--mask_mode=entry", "--fill=none"  # the loss starts high: 36 steps show that it falls
     whole = trainer(tmp_path, "--model_name=whole", *task)
     printed, errors = whole.communicate()
@@ -197,7 +183,7 @@ def test_fp8_training_learns_and_resumes_after_a_kill(tmp_path):
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     np.testing.assert_allclose(losses(tmp_path / "runs" / "killed"), expected, rtol=2e-2)
-    # is scored before any training pass
+    # A run that has ended is scored before any training pass.
     again = trainer(tmp_path, "--model_name=whole", "--resume=True", *task)
     scored, errors = again.communicate()
     assert again.returncode == 0, errors
@@ -248,17 +234,14 @@ def test_the_ladder_finds_the_same_in_a_graph_as_on_the_cpu():
 @pytest.mark.parametrize("quicker", ["plain", "searched"])
 def test_a_graph_with_its_copies_gives_the_embedding_of_eager_layers(monkeypatch, quicker):
     monkeypatch.setattr(latency, "SEARCH", None)  # takes a minute
-    monkeypatch.setattr(
-        latency.Graph, "seconds", lambda graph: (graph.encode is model) == (quicker == "searched")
-    )
+
+    def seconds(graph):
+        return (graph.encode is model) == (quicker == "searched")
+
+    monkeypatch.setattr(latency.Graph, "seconds", seconds)
     torch.manual_seed(0)
-    model = (
-        latency.WindowEncoder(
-            lively(BookEncoder(encoder_config("tiny_transformer", depth=24))), "last"
-        )
-        .cuda()
-        .eval()
-    )
+    encoder = lively(BookEncoder(encoder_config("tiny_transformer", depth=24)))
+    model = latency.WindowEncoder(encoder, "last").cuda().eval()
     windows = moving_book(4)
     with torch.inference_mode():
         wanted = model(*(x.cuda() for x in windows)).cpu()

@@ -48,16 +48,12 @@ def last_loss(data: Path, precision: str, compiled: bool) -> float:
         "dropout": 0.0,
         "max_gpus": 1,
     }
-    command = [
-        sys.executable,
-        "fp8_ddp_trainer.py",
-        *(f"--{key}={value}" for key, value in keys.items()),
-    ]
+    words = [f"--{key}={value}" for key, value in keys.items()]
+    command = [sys.executable, "fp8_ddp_trainer.py", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    losses = (
-        read_metrics(data / "runs" / name).query("kind == 'step'")["train_loss"].to_numpy()[:STEPS]
-    )
+    rows = read_metrics(data / "runs" / name).query("kind == 'step'")
+    losses = rows["train_loss"].to_numpy()[:STEPS]
     assert len(losses) == STEPS
     return float(losses[-STEPS // 10 :].mean())
 

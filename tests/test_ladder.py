@@ -14,16 +14,14 @@ from lob.book.states import open_book
 from lob.evaluation.fills import fill_untrained, hide
 from lob.model.encoder import BookEncoder, encoder_config
 from lob.model.inputs import build_inputs
-from lob.model.ladder import find_ladder
+from lob.model.ladder import find_ladder, linear_time
 from lob.model.masking import MASKS, make_mask, window_keys
 from lob.model.normalisation import SCHEMES, fit, invert, transform
 from lob.windows.splits import gather_windows, window_ends
 
 
 def moving_book(batch=2, states=40, levels=24, seed=0):
-    """Windows on a ladder of occupied prices that the mid walks over, with sizes that change now
-    and then.
-    """
+    """Return windows of a book whose mid walks over occupied prices, with sizes that change."""
     rng = np.random.default_rng(seed)
     half, prices, sizes = levels // 2, [], []
     for _ in range(batch):
@@ -46,8 +44,9 @@ def moving_book(batch=2, states=40, levels=24, seed=0):
 
 
 def reference_prices(price, known):
-    """Known and found prices of one window, lists of T dicts level -> price, as the module's
-    docstring tells it.
+    """Return known and found prices of one window, T dicts level -> price, as lob/model/ladder.py.
+
+    Each rule of that module's docstring is followed word by word, in loops.
     """
     steps, levels = price.shape
     rows = [
@@ -66,21 +65,15 @@ def reference_prices(price, known):
                 found.update([rows[s][level] for s in order if level in rows[s]][:1])
         return found
 
-    for ladder_of, reach in (
-        (states_near, 1),
-        (states_near, 2),
-        (levels_near, 0),
-        (states_near, 1),
-        (levels_near, 0),
-    ):
+    near, nearest = (states_near, 1), (levels_near, 0)
+    for ladder_of, reach in (near, (states_near, 2), nearest, near, nearest):
         filled = []
         for t in range(steps):
             ladder, row = sorted(ladder_of(t, reach)), dict(rows[t])
             shown = sorted(row)
             for low, high in itertools.pairwise(shown):
-                between = ladder[
-                    bisect.bisect_right(ladder, row[low]) : bisect.bisect_left(ladder, row[high])
-                ]
+                first = bisect.bisect_right(ladder, row[low])
+                between = ladder[first : bisect.bisect_left(ladder, row[high])]
                 if 0 < high - low - 1 == len(between):
                     row |= dict(zip(range(low + 1, high), between, strict=True))
             filled.append(row)
@@ -89,7 +82,7 @@ def reference_prices(price, known):
 
 
 def reference_sizes(rows, sizes, known):
-    """(T, L) sizes at the same price, linear in time; NaN where none is found."""
+    """Return sizes (T, L) at the same price, linear in time; NaN where none is found."""
     steps, levels = sizes.shape
     found = np.full((steps, levels), np.nan)
     shown = {}
@@ -164,8 +157,9 @@ def test_an_untrained_encoder_with_the_ladder_has_the_ladders_error(scheme, mode
     torch.testing.assert_close(prices, ladder.price.double() + anchor, atol=2e-3, rtol=0)
     columns = fill_untrained(hide(price_ticks, sizes, mask))[0]["ladder"]
     expected = transform(prices, columns[..., 1].exp(), parameters, scheme)
-    if scheme == "minmax":
-        expected = columns[..., 2:]
+    if scheme == "minmax":  # interpolates sizes, where the columns interpolate their logarithms
+        in_time = linear_time(values, ~mask)[..., 1]
+        expected[..., 1] = ladder.fill_sizes(values[..., 1], in_time)
     torch.testing.assert_close(base[mask], expected[mask], atol=1e-4, rtol=1e-4)
 
 
@@ -194,12 +188,8 @@ def recorded_windows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded")
     (folder / "raw" / "BTC").mkdir(parents=True)
     (folder / "raw" / "BTC" / raw.name).symlink_to(raw)
-    subprocess.run(
-        [sys.executable, "data_parser.py", f"--data_dir={folder}"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
+    command = [sys.executable, "data_parser.py", f"--data_dir={folder}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     book = open_book(folder / "book_states" / "BTC")
     ends = window_ends(book.segment_starts, book.rows, 256)
     ends = ends[np.linspace(0, len(ends) - 1, 64).astype(int)]
@@ -213,18 +203,14 @@ def recorded_windows(tmp_path_factory):
 def test_on_a_recorded_book_the_ladder_beats_linear_interpolation(
     recorded_windows, mode, column, ceiling
 ):
-    """In the median window a search at the same price leaves a fifth of interpolation's error at
-    most.
-    """
+    """`ceiling`: the most of interpolation's error that the ladder leaves in the median window."""
     mask = make_mask(window_keys(0, 0, torch.arange(64)), 256, 96, 0.25, mode)
     hidden = hide(*recorded_windows, mask)
     filled, _ = fill_untrained(hidden)
     where = hidden.mask if column == "minmax" else hidden.mask[..., 1:]
 
     def in_scale(columns):
-        """Columns in the scale in which errors are compared: min-max scaled, or the logarithm of
-        the size.
-        """
+        """Return columns in the scale of the comparison: min-max scaled, or logs of sizes."""
         if column == "log_size":
             return columns[..., 1:]
         parameters = fit(hidden.price_ticks, hidden.sizes, mask, "minmax")

@@ -1,6 +1,4 @@
-"""Masks, normalisation and the encoder's inputs: shares, invertibility, and no leak from hidden
-values.
-"""
+"""Masks, normalisation and the encoder's inputs: shares, invertibility, nothing hidden leaks in."""
 
 import numpy as np
 import pytest
@@ -29,11 +27,11 @@ from lob.model.normalisation import (
 
 
 def windows(batch=3, states=64, levels=16, seed=0):
+    """Return windows of a book that moves as a whole."""
     generator = torch.Generator().manual_seed(seed)
     drift = torch.randint(-1, 2, (batch, states, 1), generator=generator).cumsum(1)
-    price_ticks = (
-        7_800_000 + drift + torch.randint(1, 40, (batch, 1, levels), generator=generator).cumsum(2)
-    )
+    shape = torch.randint(1, 40, (batch, 1, levels), generator=generator).cumsum(2)
+    price_ticks = 7_800_000 + drift + shape
     sizes = torch.rand(batch, states, levels, generator=generator).exp() - 0.99
     return price_ticks.to(torch.int32), sizes
 
@@ -47,9 +45,8 @@ def keys(count, seed=0, epoch=0):
 def test_masks_hit_their_share(mode, share):
     """To 0.5 % of it, with so many windows that this is four standard errors of their mean."""
     parts = keys(4_000 if mode == "entry" else 64_000).split(4_000)
-    each = torch.cat(
-        [make_mask(part, 64, 8, share, mode).to(torch.uint8).sum(dim=(1, 2, 3)) for part in parts]
-    )
+    masks = (make_mask(part, 64, 8, share, mode).to(torch.uint8) for part in parts)
+    each = torch.cat([mask.sum(dim=(1, 2, 3)) for mask in masks])
     each = each.double() / (64 * 8 * 2)
     assert abs(each.mean() - share) < 0.005 * share
     assert 4 * each.std() / len(each) ** 0.5 < 0.005 * share
@@ -77,8 +74,9 @@ def test_masks_have_the_shapes_of_their_names():
 
 def test_a_span_of_64_begins_anywhere():
     begins = make_mask(keys(7000), 8, 1, 0.25, "span64")[:, :, 0, 0].int().argmax(dim=1)
-    # four deviations of chance
-    np.testing.assert_allclose(begins.bincount(minlength=8), [1000] * 7 + [0], atol=120)
+    four_standard_errors = 120
+    counts = begins.bincount(minlength=8)
+    np.testing.assert_allclose(counts, [1000] * 7 + [0], atol=four_standard_errors)
 
 
 def test_which_mask_a_mixed_window_gets_tells_nothing_of_the_mask():
@@ -136,10 +134,9 @@ def test_a_window_that_shows_no_price_is_reconstructed_without_one(scheme, fill)
         "tiny_transformer", depth=16, temporal_dim=64, normalization=scheme, fill=fill
     )
     model = Reconstruction(BookEncoder(config).eval())
+    poisoned_ticks = price_ticks.masked_fill(mask[..., 0], 123)
     with torch.inference_mode():
-        first, second = (
-            model(p, sizes, mask) for p in (price_ticks, price_ticks.masked_fill(mask[..., 0], 123))
-        )
+        first, second = (model(ticks, sizes, mask) for ticks in (price_ticks, poisoned_ticks))
         tokens, base, _, parameters = build_inputs(price_ticks, sizes, mask, config)
         plain = invert(model.encoder(tokens, base), parameters, scheme)
     for found, poisoned, inverted in zip(first, second, plain, strict=True):
@@ -155,12 +152,10 @@ def test_a_hidden_value_differs_from_a_true_zero():
     visible = torch.zeros(1, 64, 16, 2, dtype=torch.bool)
     hidden = torch.zeros(1, 64, 16, 2, dtype=torch.bool)
     _, _, values, _ = build_inputs(price_ticks, sizes, visible, config)
-    # the least size is scaled to zero
-    state, level = (values[0, :, :, 1] == 0).nonzero()[0].tolist()
+    state, level = (values[0, :, :, 1] == 0).nonzero()[0].tolist()  # of the least size
     hidden[0, state, level, 1] = True
-    shown, not_shown = (
-        build_inputs(price_ticks, sizes, mask, config)[0][0, state] for mask in (visible, hidden)
-    )
+    shown = build_inputs(price_ticks, sizes, visible, config)[0][0, state]
+    not_shown = build_inputs(price_ticks, sizes, hidden, config)[0][0, state]
     assert not torch.equal(shown, not_shown)
 
 
@@ -182,23 +177,19 @@ def test_mids_and_first_prices_are_those_of_a_slow_reading(share):
     known = torch.rand(200, 5, 6, generator=generator) < share
     price = torch.randint(0, 1000, (200, 5, 6), generator=generator)
     mids, firsts = state_mids(price.double(), known), first_known_price(price, known)
-    for window, shown, found, first in zip(
-        price.numpy(), known.numpy(), mids.numpy(), firsts.numpy(), strict=True
-    ):
+    arrays = (price.numpy(), known.numpy(), mids.numpy(), firsts.numpy())
+    for window, shown, found, first in zip(*arrays, strict=True):
         if not shown.any():
             continue
-        exact = {
-            t: (window[t, 2] + window[t, 3]) / 2 for t in range(5) if shown[t, 2] and shown[t, 3]
-        }
-        inner = {
-            t: (window[t, :3][shown[t, :3]].max() + window[t, 3:][shown[t, 3:]].min()) / 2
-            for t in range(5)
-            if shown[t, :3].any() and shown[t, 3:].any()
-        }
+        exact, inner = {}, {}  # mids by state
+        for t, (prices, seen) in enumerate(zip(window, shown, strict=True)):
+            if seen[2] and seen[3]:
+                exact[t] = (prices[2] + prices[3]) / 2
+            if seen[:3].any() and seen[3:].any():
+                inner[t] = (prices[:3][seen[:3]].max() + prices[3:][seen[3:]].min()) / 2
         points = exact or inner or {0: window[shown].mean()}
-        np.testing.assert_allclose(
-            found[:, 0], np.interp(range(5), list(points), list(points.values())), rtol=1e-6
-        )
+        expected = np.interp(range(5), list(points), list(points.values()))
+        np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6)
         levels = (
             window[shown[:, level], level] if shown[:, level].any() else window[shown]
             for level in range(6)
@@ -208,9 +199,7 @@ def test_mids_and_first_prices_are_those_of_a_slow_reading(share):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_layer_agrees_with_torchs_own_up_to_the_rotation(causal):
-    """torch's pre-norm encoder layer with the same weights, its attention fed rotated queries and
-    keys in float64.
-    """
+    """Without rotation (cosine 1, sine 0) it is torch's pre-norm layer with the same weights."""
     config = encoder_config("tiny_transformer", temporal_dim=12, causal=causal)
     torch.manual_seed(0)
     layer = EncoderLayer(config).double().eval()
@@ -240,17 +229,14 @@ def test_a_layer_agrees_with_torchs_own_up_to_the_rotation(causal):
             theirs.weight.copy_(ours.weight)
             theirs.bias.copy_(ours.bias)
     x = torch.randn(2, 12, config.width, dtype=torch.float64)
-    unturned = (
-        torch.ones(12, config.width // config.heads),
-        torch.zeros(12, config.width // config.heads),
-    )
-    mask = (
-        nn.Transformer.generate_square_subsequent_mask(12, dtype=torch.float64) if causal else None
-    )
+    shape = (12, config.width // config.heads)
+    unturned = torch.ones(shape), torch.zeros(shape)
+    mask = None
+    if causal:
+        mask = nn.Transformer.generate_square_subsequent_mask(12, dtype=torch.float64)
     with torch.inference_mode():
-        torch.testing.assert_close(
-            layer(x, *unturned), reference(x, mask, is_causal=causal), atol=1e-6, rtol=1e-6
-        )
+        found, expected = layer(x, *unturned), reference(x, mask, is_causal=causal)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_rotation_makes_scores_depend_on_distance_alone():
@@ -276,10 +262,8 @@ def test_causal_embeddings_do_not_see_later_states():
         torch.manual_seed(0)
         model = BookEncoder(config).eval()
         with torch.inference_mode():
-            before, after = (
-                model.encode(build_inputs(*pair, None, config)[0])[:, :40]
-                for pair in ((price_ticks, sizes), changed)
-            )
+            before = model.encode(build_inputs(price_ticks, sizes, None, config)[0])[:, :40]
+            after = model.encode(build_inputs(*changed, None, config)[0])[:, :40]
         assert torch.equal(before, after) is same
 
 
@@ -288,15 +272,12 @@ def test_causal_embeddings_do_not_see_later_states():
 def test_no_mask_is_a_mask_that_hides_nothing(fill, causal):
     price_ticks, sizes = windows()
     config = encoder_config("tiny_transformer", depth=16, temporal_dim=64, fill=fill, causal=causal)
-    given = (
-        build_inputs(price_ticks, sizes, mask, config)
-        for mask in (None, torch.zeros(3, 64, 16, 2, dtype=torch.bool))
-    )
+    hides_nothing = torch.zeros(3, 64, 16, 2, dtype=torch.bool)
+    given = (build_inputs(price_ticks, sizes, mask, config) for mask in (None, hides_nothing))
+    tolerance = 1e-6 if fill == "ladder" else 0
     for found, expected in zip(*given, strict=True):
         if isinstance(found, torch.Tensor):
-            torch.testing.assert_close(
-                found, expected, rtol=0, atol=1e-6 if fill == "ladder" else 0
-            )
+            torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     mean = torch.log(sizes[:, :5]).mean(dim=(1, 2)).unsqueeze(1)
     centre = build_inputs(price_ticks, sizes, None, config)[3]["size_centre"]
     if causal:

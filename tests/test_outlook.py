@@ -1,6 +1,4 @@
-"""The outlook: its targets against loops over single windows, and that training for it moves the
-encoder's vector.
-"""
+"""The outlook (lob/training/objective.py): its targets beside slow loops, and what it trains."""
 
 import math
 from types import SimpleNamespace
@@ -32,20 +30,18 @@ STATES, LEVELS = 140, 16
 
 
 def slowly(ticks: np.ndarray, sizes: np.ndarray) -> list[float]:
-    """The targets of one window, (T, L) each, in the order of
-    lob.training.objective.outlook_targets.
-    """
+    """Return the targets of one window, ticks and sizes (T, L), in outlook_targets' order."""
     half, coming = LEVELS // 2, min(32, len(ticks) // 2)
     now = len(ticks) - coming - 1
     bid, ask, mid = ticks[:, half - 1], ticks[:, half], (ticks[:, half - 1] + ticks[:, half]) / 2
     bids, asks = sizes[now, half - 1 :: -1], sizes[now, half:]
-    level = np.log(sizes[: now + 1]).mean()
-    found = [
-        (bids[:n].sum() - asks[:n].sum()) / (bids[:n].sum() + asks[:n].sum())
-        for n in (1, 3, 10, half)
-    ]
+    mean = np.log(sizes[: now + 1]).mean()
+    found = []
+    for count in (1, 3, 10, half):
+        total_bid, total_ask = bids[:count].sum(), asks[:count].sum()
+        found.append((total_bid - total_ask) / (total_bid + total_ask))
     found += [math.log(ask[now] - bid[now])]
-    found += [math.log(x) - level for x in (bids[0], asks[0], bids.mean(), asks.mean())]
+    found += [math.log(x) - mean for x in (bids[0], asks[0], bids.mean(), asks.mean())]
     still = 0
     while still < now and mid[now - still] == mid[now - still - 1]:
         still += 1
@@ -60,14 +56,11 @@ def slowly(ticks: np.ndarray, sizes: np.ndarray) -> list[float]:
         ]
     ahead = [mid[i] - mid[i - 1] for i in range(now + 1, len(mid))]
     found.append(next((math.copysign(1, m) for m in ahead if m), 0))
-    gone = [
-        next((i for i in range(now + 1, len(mid)) if away(i)), len(mid))
-        for away in (lambda i: bid[i] < bid[now], lambda i: ask[i] > ask[now])
-    ]
-    found += [
-        float(np.sign(gone[0] - gone[1])),
-        float(any((ask - bid)[now + 1 :] > (ask - bid)[now])),
-    ]
+    coming = range(now + 1, len(mid))
+    gone_bid = next((i for i in coming if bid[i] < bid[now]), len(mid))
+    gone_ask = next((i for i in coming if ask[i] > ask[now]), len(mid))
+    found.append(float(np.sign(gone_bid - gone_ask)))
+    found.append(float(any((ask - bid)[now + 1 :] > (ask - bid)[now])))
     return [value * scale for value, scale in zip(found, SCALES, strict=True)]
 
 
@@ -76,31 +69,21 @@ def test_targets_are_those_of_loops_over_single_windows(states):
     price_ticks, sizes = moving_book(6, states=states, levels=LEVELS)
     price_ticks[0, 1:] = price_ticks[0, 1]  # a book that stands still
     found = outlook_targets(price_ticks, sizes)
-    expected = [
-        slowly(*window)
-        for window in zip(price_ticks.double().numpy(), sizes.double().numpy(), strict=True)
-    ]
+    windows = zip(price_ticks.double().numpy(), sizes.double().numpy(), strict=True)
+    expected = torch.tensor([slowly(*window) for window in windows], dtype=torch.float32)
     assert found.shape == (6, OUTLOOK_TARGETS) and found.dtype == torch.float32
-    torch.testing.assert_close(
-        found, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert states < STATES or (states_ahead(states) == AHEAD and found[:, -2].unique().numel() > 1)
 
 
 def trainer_of(outlook: float, windows_a_step: int = 8) -> tuple[Trainer, tuple]:
-    """A trainer with what its micro-steps need and no data, and eight windows with their keys."""
+    """Return a trainer that has no data but can run micro-steps, and eight windows with keys."""
     price_ticks, sizes = moving_book(8, states=STATES, levels=LEVELS)
-    made = object.__new__(Trainer)
-    made.config = {
-        **fp8_ddp_trainer.config,
-        "mask_mode": "entry",
-        "mask_perc": 0.25,
-        "outlook": outlook,
-    }
-    made.config |= {"mirror": False, "slow": 0.0, "size_noise": 0.0}
-    made.encoder = encoder_config(
-        "tiny_transformer", depth=LEVELS, temporal_dim=STATES, outlook=outlook > 0
-    )
+    made = object.__new__(Trainer)  # without __init__, which would open data
+    made.config = fp8_ddp_trainer.config | {"mask_mode": "entry", "mask_perc": 0.25}
+    made.config |= {"outlook": outlook, "mirror": False, "slow": 0.0, "size_noise": 0.0}
+    choices = {"depth": LEVELS, "temporal_dim": STATES, "outlook": outlook > 0}
+    made.encoder = encoder_config("tiny_transformer", **choices)
     made.precision = Precision("fp32", "", "")
     torch.manual_seed(0)
     made.model = BookEncoder(made.encoder)
@@ -110,6 +93,7 @@ def trainer_of(outlook: float, windows_a_step: int = 8) -> tuple[Trainer, tuple]
 
 
 def error_of(made: Trainer, price_ticks: torch.Tensor, sizes: torch.Tensor) -> float:
+    """Return the mean error of the outlook."""
     error, asked = outlook_loss(made.model, made.precision, price_ticks, sizes)
     return float(error.detach()) / asked
 
@@ -120,10 +104,8 @@ def test_the_vector_learns_the_outlook_and_the_masked_loss_stays_what_it_was():
     optimizer = torch.optim.Adam(made.model.parameters(), lr=3e-3)
     losses = [[float(x) for x in each.micro_step(*windows)] for each in (made, plain)]
     assert losses[0] == pytest.approx(losses[1])
-    gradients = [
-        dict(each.model.named_parameters())["layers.0.qkv.weight"].grad for each in (made, plain)
-    ]
-    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm().clamp(min=1e-9)) > 0.1
+    with_outlook, without = (each.model.layers[0].qkv.weight.grad for each in (made, plain))
+    assert float((with_outlook - without).norm() / without.norm().clamp(min=1e-9)) > 0.1
     for _ in range(20):
         optimizer.step()
         optimizer.zero_grad()
@@ -135,11 +117,10 @@ def test_the_vector_learns_the_outlook_and_the_masked_loss_stays_what_it_was():
 def test_its_weight_does_not_depend_on_how_many_windows_a_pass_has(size):
     weights = []
     for windows in (8, size):
-        made, (price_ticks, sizes, keys) = trainer_of(0.5, windows_a_step=24)
+        made, given = trainer_of(0.5, windows_a_step=24)
+        same = [x[:1].repeat_interleave(windows, 0) for x in given]
         for _ in range(24 // windows):
-            made.micro_step(
-                *(x[:1].repeat_interleave(windows, 0) for x in (price_ticks, sizes, keys))
-            )
+            made.micro_step(*same)
         weights.append(made.model.outlook.bias.grad)
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-8)
 
@@ -147,9 +128,12 @@ def test_its_weight_does_not_depend_on_how_many_windows_a_pass_has(size):
 def test_what_is_to_be_foretold_is_not_shown():
     made, (price_ticks, sizes, _) = trainer_of(0.5)
     shown = []
-    made.model.encode = lambda tokens: (
-        shown.append(tokens) or tokens.new_zeros(len(tokens), STATES, 64)
-    )
+
+    def encode(tokens: torch.Tensor) -> torch.Tensor:
+        shown.append(tokens)
+        return tokens.new_zeros(len(tokens), STATES, 64)
+
+    made.model.encode = encode
     outlook_loss(made.model, made.precision, price_ticks, sizes)
     changed = price_ticks.clone(), sizes.clone()
     changed[0][:, -AHEAD:] += 7

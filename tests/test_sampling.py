@@ -1,6 +1,4 @@
-"""Windows are drawn by their weights, dealt out to ranks and passes, and keyed: each draw has a
-mask of its own.
-"""
+"""Windows are drawn by their weights and dealt out to ranks and passes; each draw has its key."""
 
 from dataclasses import replace
 
@@ -13,15 +11,16 @@ WEIGHTS = np.array([0.3, 1.0, 2.5, 0.0, 3.75, 1.2, 0.25])
 
 
 def dataset(weights=WEIGHTS):
+    """Return windows without books; those of split s have the end rows from 100 (s + 1) on."""
     ends = [np.arange(len(weights)) + 100 * (split + 1) for split in range(3)]
-    return Dataset(
-        [],
-        [np.zeros_like(e) for e in ends],
-        ends,
-        [weights, *[np.ones(len(weights))] * 2],
-        np.arange(2),
-        0,
-    )
+    pairs = [np.zeros_like(rows) for rows in ends]
+    held_out = np.ones(len(weights))
+    return Dataset([], pairs, ends, [weights, held_out, held_out], np.arange(2), 0)
+
+
+def draws(batch):
+    """Return the (end row, key) of each window of a batch."""
+    return list(zip(batch.end_rows.tolist(), batch.keys.tolist(), strict=True))
 
 
 def test_a_window_of_weight_w_is_drawn_w_times_in_expectation():
@@ -33,8 +32,8 @@ def test_a_window_of_weight_w_is_drawn_w_times_in_expectation():
         for window in range(len(WEIGHTS)):
             assert sorted(repeats[windows == window]) == list(range(drawn[-1][window]))
     assert np.abs(drawn - WEIGHTS).max() < 1
-    # four deviations of chance
-    np.testing.assert_allclose(np.mean(drawn, axis=0), WEIGHTS, atol=0.045)
+    four_standard_errors = 0.045
+    np.testing.assert_allclose(np.mean(drawn, axis=0), WEIGHTS, atol=four_standard_errors)
 
 
 def test_every_draw_has_a_key_of_its_own():
@@ -49,16 +48,12 @@ def test_every_draw_has_a_key_of_its_own():
 @pytest.mark.parametrize(("world", "passes"), [(2, 1), (1, 2), (2, 2)])
 def test_ranks_and_passes_share_out_the_same_steps(world, passes):
     sampler = Sampler(dataset(np.ones(30)), 3, 8)
-    whole = [
-        set(zip(b.end_rows.tolist(), b.keys.tolist(), strict=True)) for b in sampler.training(2, 1)
-    ]
+    whole = [set(draws(batch)) for batch in sampler.training(2, 1)]
     assert [len(step) for step in whole] == [8, 8]  # of three steps all but the first
     dealt = [list(sampler.training(2, 1, rank, world, passes)) for rank in range(world)]
     for number, step in enumerate(whole):
-        mine = [b for batches in dealt for b in batches[number * passes : (number + 1) * passes]]
-        found = [
-            pair for b in mine for pair in zip(b.end_rows.tolist(), b.keys.tolist(), strict=True)
-        ]
+        own = slice(number * passes, (number + 1) * passes)
+        found = [draw for batches in dealt for batch in batches[own] for draw in draws(batch)]
         assert len(found) == 8 and set(found) == step
     ends = [b.end_rows for rank in range(world) for b in sampler.held_out(1, 4, rank, world)]
     assert sorted(np.concatenate(ends)) == list(range(200, 230)) and max(map(len, ends)) == 4

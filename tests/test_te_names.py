@@ -1,5 +1,6 @@
-"""The weights' way to and from Transformer Engine's names, on any machine: its key list and shapes
-are written here.
+"""Weights go to Transformer Engine's names and back, on any machine.
+
+Its names and shapes are written down here; tests/test_gpu.py compares them with the library's own.
 """
 
 import pytest
@@ -17,8 +18,10 @@ CONFIG = EncoderConfig(depth=16, temporal_dim=8, width=48, layers=2, heads=3, ff
 
 
 def engine_shapes(h: int, f: int) -> dict[str, tuple[int, ...]]:
-    """State dict of one layer's Transformer Engine 2.20 modules (LayerNormLinear, Linear,
-    LayerNormMLP with GELU).
+    """Return the names and shapes in the state dict of one layer of Transformer Engine 2.20.
+
+    h: width; f: width of the feed-forward layer. The modules are LayerNormLinear, Linear and
+    LayerNormMLP with GELU.
     """
     return {
         "qkv.layer_norm_weight": (h,),
@@ -53,15 +56,15 @@ class EngineLayer(nn.Module):
 
 
 def engine_forward(state: dict[str, Tensor], x: Tensor, config: EncoderConfig) -> Tensor:
-    """What the modules compute of Transformer Engine's weights, x (B, T, D), in float64."""
+    """Return what Transformer Engine's modules compute of x (B, T, D), in float64."""
     state = {key: tensor.double() for key, tensor in state.items()}
     states, h, n = *x.shape[1:], config.heads
     d = h // n
     y = F.layer_norm(x, (h,), *(state[f"qkv.layer_norm_{p}"] for p in ("weight", "bias")))
-    # all queries, all keys, all values
-    weight, bias = (state["qkv.weight"].split(h), state["qkv.bias"].split(h))
+    # Each in three parts: queries, keys, values.
+    weight, bias = state["qkv.weight"].split(h), state["qkv.bias"].split(h)
     angle = torch.arange(states)[:, None] * 10000.0 ** (-torch.arange(0, d, 2).double() / d)
-    # the halves of a head are real and imaginary parts
+    # The rotation as a complex number: the halves of a head are real and imaginary parts.
     turn = torch.polar(torch.ones_like(angle), angle)
     heads = []
     for head in range(n):
@@ -79,6 +82,7 @@ def engine_forward(state: dict[str, Tensor], x: Tensor, config: EncoderConfig) -
 
 
 def shaken(model: BookEncoder, seed: int) -> BookEncoder:
+    """Give each parameter random values; return the model."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -87,12 +91,10 @@ def shaken(model: BookEncoder, seed: int) -> BookEncoder:
 
 
 def layer_state(model: BookEncoder, index: int) -> dict[str, Tensor]:
+    """Return the tensors of one layer under their names within it."""
     prefix = f"layers.{index}."
-    return {
-        key.removeprefix(prefix): t
-        for key, t in model.state_dict().items()
-        if key.startswith(prefix)
-    }
+    named = model.state_dict().items()
+    return {key.removeprefix(prefix): t for key, t in named if key.startswith(prefix)}
 
 
 def test_every_key_has_its_plain_name_and_shape():
@@ -111,10 +113,10 @@ def test_weights_go_there_and_back_exactly():
     load_plain_state(again, plain_state(engine))
     for name, tensor in plain.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+    incomplete = plain.state_dict()
+    del incomplete["layers.1.fc2.bias"]
     with pytest.raises(KeyError):
-        load_plain_state(
-            engine, {k: t for k, t in plain.state_dict().items() if k != "layers.1.fc2.bias"}
-        )
+        load_plain_state(engine, incomplete)
 
 
 @pytest.mark.parametrize("direction", ["to Transformer Engine", "to plain"])
@@ -132,9 +134,7 @@ def test_converted_weights_compute_the_same(direction):
 
 
 def test_a_run_goes_on_with_the_other_encoder(tmp_path):
-    """AdamW's moments, elementwise, follow the weights: a step after the change is the step without
-    it.
-    """
+    """AdamW's moments follow the weights: a step after the change equals the step without it."""
     plain, engine = shaken(BookEncoder(CONFIG), 2), BookEncoder(CONFIG, EngineLayer)
     gradients = {name: torch.randn_like(p) for name, p in plain.named_parameters()}
 

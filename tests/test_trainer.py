@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT
 
 from lob.model.checkpoint import load_checkpoint, load_model
+from lob.training.distributed import free_port
 
 SMALL = (
     "--model_size=tiny_transformer",
@@ -33,20 +34,15 @@ SMALL = (
 
 
 def command(data: Path, runs: Path, *words: str) -> list[str]:
-    return [
-        sys.executable,
-        "fp8_ddp_trainer.py",
-        f"--data_dir={data}",
-        f"--runs_dir={runs}",
-        *SMALL,
-        *words,
-    ]
+    """Return the command line of a small run."""
+    folders = f"--data_dir={data}", f"--runs_dir={runs}"
+    return [sys.executable, "fp8_ddp_trainer.py", *folders, *SMALL, *words]
 
 
 def train(data: Path, runs: Path, *words: str, status: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        command(data, runs, *words), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    """Run the trainer to its end, which has the expected exit status."""
+    call = command(data, runs, *words)
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     return done
 
@@ -93,9 +89,9 @@ def test_a_run_learns_and_leaves_what_it_says(whole):
     assert len(metrics(whole, "test")) == 1
     assert json.loads((whole / "config.json").read_text())["max_lr"] == 3e-3
     env = json.loads((whole / "env.json").read_text())
-    # what "auto" came to
-    assert "torch" in env["versions"] and f"precision  {env['precision']} (" in printed
-    assert env["pairs"] == ["BTC_USD"]  # and what None came to
+    assert "torch" in env["versions"]
+    assert f"precision  {env['precision']} (" in printed  # what "auto" came to
+    assert env["pairs"] == ["BTC_USD"]  # what None came to
     assert list(whole.glob("events.out.tfevents*"))
     model, meta = load_model(whole / "checkpoints" / "best.safetensors")
     assert model.config.depth == 16
@@ -113,30 +109,25 @@ def test_onecycle_is_stepped_once_an_optimizer_step_over_its_whole_cycle(whole):
 
 @pytest.mark.parametrize("moment", ["in the first epoch", "in the second epoch"])
 def test_killed_and_resumed_it_ends_bit_for_bit_the_same(sampled, tmp_path, whole, moment):
-    # a checkpoint every step
-    words = ("--model_name=killed", "--dropout=0.1", "--checkpoint_minutes=1e-9")
-    process = subprocess.Popen(
-        command(sampled, tmp_path, *words), cwd=ROOT, stdout=subprocess.DEVNULL
-    )
+    words = ("--model_name=killed", "--dropout=0.1")
+    call = command(sampled, tmp_path, *words, "--checkpoint_minutes=1e-9")  # saves after each step
+    process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL)
     run = tmp_path / "killed"
     epochs = 0 if moment == "in the first epoch" else 1
-    wait_for(
-        process,
-        lambda: (
-            (run / "metrics.csv").exists()
-            and len(metrics(run, "epoch")) == epochs
-            and len(losses(run)) >= 3 + epochs * len(losses(whole)) // 3
-        ),
-    )
+    steps = 3 + epochs * len(losses(whole)) // 3
+
+    def is_there() -> bool:
+        is_logged = (run / "metrics.csv").exists()
+        return is_logged and len(metrics(run, "epoch")) == epochs and len(losses(run)) >= steps
+
+    wait_for(process, is_there)
     process.send_signal(signal.SIGSTOP)
-    said = train(
-        sampled, tmp_path, "--model_name=killed", "--dropout=0.1", "--resume=True", status=2
-    ).stderr
+    said = train(sampled, tmp_path, *words, "--resume=True", status=2).stderr
     reason = "is still running: wait for its end, or stop it, to resume it"
     assert said == f"fp8_ddp_trainer.py: {run} {reason}\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    train(sampled, tmp_path, "--model_name=killed", "--dropout=0.1", "--resume=True")
+    train(sampled, tmp_path, *words, "--resume=True")
     assert losses(run) == losses(whole)
     expected = weights(whole)
     found = weights(run)
@@ -146,12 +137,8 @@ def test_killed_and_resumed_it_ends_bit_for_bit_the_same(sampled, tmp_path, whol
 
 
 def test_sigterm_saves_at_the_end_of_the_step_and_exits_0(sampled, tmp_path, whole):
-    process = subprocess.Popen(
-        command(sampled, tmp_path, "--model_name=stopped", "--dropout=0.1"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    call = command(sampled, tmp_path, "--model_name=stopped", "--dropout=0.1")
+    process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     run = tmp_path / "stopped"
     wait_for(process, lambda: (run / "metrics.csv").exists() and len(losses(run)) >= 2)
     process.terminate()
@@ -169,10 +156,8 @@ def test_resume_shows_what_changed_and_stops(sampled, tmp_path):
     printed = train(sampled, tmp_path, "--epochs=1", "--resume=True").stdout
     assert "resumed    after step " in printed and "nothing is left to train" in printed
     assert "time  " not in printed and "test loss" in printed
-    assert (
-        "no run 'other'"
-        in train(sampled, tmp_path, "--model_name=other", "--resume=True", status=2).stderr
-    )
+    said = train(sampled, tmp_path, "--model_name=other", "--resume=True", status=2).stderr
+    assert "no run 'other'" in said
 
 
 def test_a_name_in_use_gets_a_number(sampled, tmp_path):
@@ -183,20 +168,13 @@ def test_a_name_in_use_gets_a_number(sampled, tmp_path):
 
 
 def test_early_stopping_and_plateau_decay(sampled, tmp_path):
-    words = (
-        "--use_scheduler=False",
-        "--max_grad_norm=1e-9",
-        "--optimizer=sgd",
-        "--epochs=8",
-        "--early_stopping_patience=3",
-        "--lr_decay_patience=0",
-        "--lr_decay_factor=0.1",
-    )
+    """Steps this short change nothing, so no validation loss is better than the first."""
+    words = ["--use_scheduler=False", "--max_grad_norm=1e-9", "--optimizer=sgd", "--epochs=8"]
+    words += ["--early_stopping_patience=3", "--lr_decay_patience=0", "--lr_decay_factor=0.1"]
     printed = train(sampled, tmp_path, *words).stdout
     assert "stopped early" in printed
-    assert (
-        "best.safetensors: epoch 0, step 0, the weights before training: no later ones" in printed
-    )
+    said = "best.safetensors: epoch 0, step 0, the weights before training: no later ones"
+    assert said in printed
     epochs = metrics(tmp_path / "pretrained_ddp", "epoch")
     assert 3 <= len(epochs) < 8
     rates = [float(row["learning_rate"]) for row in epochs]
@@ -209,15 +187,13 @@ def test_checkpoints_are_pruned_and_can_be_begun_from(sampled, tmp_path, whole):
     run = tmp_path / "pretrained_ddp"
     assert len(list((run / "checkpoints").glob("step_*"))) == 2
     first = float(metrics(run, "validation")[0]["validation_loss"])
-    assert first == pytest.approx(
-        min(float(row["validation_loss"]) for row in metrics(whole, "validation")), rel=1e-5
-    )
+    least = min(float(row["validation_loss"]) for row in metrics(whole, "validation"))
+    assert first == pytest.approx(least, rel=1e-5)
 
 
 def test_a_non_finite_loss_ends_the_run_before_the_update(sampled, tmp_path):
-    said = train(
-        sampled, tmp_path, "--max_lr=1e30", "--optimizer=sgd", "--max_grad_norm=1e30", status=1
-    ).stderr
+    words = ["--max_lr=1e30", "--optimizer=sgd", "--max_grad_norm=1e30"]
+    said = train(sampled, tmp_path, *words, status=1).stderr
     assert "were not updated" in said
     assert "step" in said
     assert "Traceback" not in said
@@ -262,38 +238,25 @@ def run_ranks(
     data: Path, runs: Path, ranks: int, *words: str, timeout: float = 120
 ) -> list[tuple[int, str]]:
     """Start `ranks` processes as torchrun does; return status and stderr of each."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shared = {
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
     processes = []
     for rank in range(ranks):
-        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(
-            subprocess.Popen(
-                command(data, runs, *words),
-                cwd=ROOT,
-                stderr=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                text=True,
-                env=environment,
-            )
-        )
+        own = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        call = command(data, runs, *words)
+        processes.append(subprocess.Popen(call, cwd=ROOT, env=own, **pipes))
     return [(process.wait(timeout), process.stderr.read()) for process in processes]
 
 
 def test_two_ranks_take_the_steps_of_one_with_twice_the_batch(sampled, tmp_path):
-    for status, error in run_ranks(
-        sampled, tmp_path, 2, "--model_name=two", "--batch_size=16", "--epochs=2"
-    ):
+    words = ("--model_name=two", "--batch_size=16", "--epochs=2")
+    for status, error in run_ranks(sampled, tmp_path, 2, *words):
         assert status == 0, error
     train(sampled, tmp_path, "--model_name=one", "--epochs=2")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")

@@ -1,10 +1,5 @@
-"""Each setting of fp8_ddp_trainer.py by its effect, in this process; what TensorBoard holds;
-apply_mask.
-"""
+"""Each setting of fp8_ddp_trainer.py by its effect, in this process, and apply_mask."""
 
-import json
-import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,23 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, metadata, refusal
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from conftest import ROOT, refusal
 from test_ladder import moving_book
 from test_trainer import losses, metrics, weights
 
 import fp8_ddp_trainer
-from benchmarks.prove import read_test_loss
 from fp8_ddp_trainer import Trainer, apply_mask, check_config, main
 from lob.config import InputError
-from lob.model.checkpoint import load_checkpoint, save_checkpoint
 from lob.model.encoder import PRESETS, BookEncoder, encoder_config
 from lob.model.inputs import build_inputs
 from lob.training.distributed import Team
 from lob.training.optimisation import FiniteCheck, NonFinite, make_optimizer, one_cycle
 from lob.training.precision import Precision, check_dimensions, choose_precision
-from lob.training.run_folder import new_run, runs_named
-from lob.training.saving import load_weights, training_state
+from lob.training.run_folder import new_run
 from lob.training.te_layer import plain_state
 
 SMALL = {
@@ -49,22 +40,13 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def kept_signals():
-    """A run in this process takes SIGTERM; give it back."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+pytestmark = pytest.mark.usefixtures("kept_signals")
 
 
 def settings(data: Path, runs: Path, **changes) -> dict:
-    return {
-        **fp8_ddp_trainer.config,
-        **SMALL,
-        "data_dir": str(data),
-        "runs_dir": str(runs),
-        **changes,
-    }
+    """Return the trainer's config for a small run."""
+    folders = {"data_dir": str(data), "runs_dir": str(runs)}
+    return {**fp8_ddp_trainer.config, **SMALL, **folders, **changes}
 
 
 def train(data: Path, runs: Path, **changes) -> Path:
@@ -76,14 +58,16 @@ def train(data: Path, runs: Path, **changes) -> Path:
 
 
 def trainer(data: Path, runs: Path, **changes) -> Trainer:
+    """Return a trainer that has not yet taken a step."""
     config = settings(data, runs, **changes)
     return Trainer(config, Team(0, 1, torch.device("cpu")), runs / "run")
 
 
 @pytest.mark.parametrize("fill", ["none", "linear", "ladder"])
 def test_apply_mask_hides_a_share_and_marks_it(fill):
-    """Hidden values are zero beside a mask bit of one, visible ones are the targets; nothing else
-    depends on them.
+    """A hidden value is 0 beside a mask bit of 1, a visible one is its target.
+
+    Nothing else of what the network sees depends on hidden values.
     """
     price_ticks, sizes = moving_book(8, states=64, levels=16)
     encoder = encoder_config("tiny_transformer", depth=16, temporal_dim=64, fill=fill)
@@ -98,38 +82,33 @@ def test_apply_mask_hides_a_share_and_marks_it(fill):
         torch.testing.assert_close(base[~mask], values[~mask], rtol=1e-5, atol=1e-6)
     others = price_ticks + 3 * mask[..., 0], sizes * torch.where(mask[..., 1], 7.0, 1.0)
     again = apply_mask(*others, keys, 0.4, "entry", encoder)
-    assert (
-        torch.equal(again[0], tokens)
-        and torch.equal(again[1], base)
-        and torch.equal(again[3], mask)
-    )
+    assert torch.equal(again[0], tokens)
+    assert torch.equal(again[1], base)
+    assert torch.equal(again[3], mask)
     spans = [apply_mask(price_ticks, sizes, keys, 0.25, "span", encoder)[3] for _ in range(2)]
     assert torch.equal(*spans) and (spans[0].flatten(2).float().std(dim=2) == 0).all()
 
 
 def test_an_edited_apply_mask_changes_what_is_trained(sampled, tmp_path):
-    """Who edits the function in a copy of the script, as users of the published reference do,
-    trains another task.
+    """The function is edited in a copy of the script, as users of the published reference do it.
+
+    Here the edited one hides the size of the best ask.
     """
     source = (ROOT / "fp8_ddp_trainer.py").read_text()
     line = "    mask = make_mask(keys, states, levels, mask_percentage, mask_mode)\n"
     edited = (
-        "    mask = torch.zeros(len(keys), states, levels, 2, dtype=torch.bool, "
-        "device=keys.device)\n"
+        "    shape = (len(keys), states, levels, 2)\n"
+        "    mask = torch.zeros(shape, dtype=torch.bool, device=keys.device)\n"
+        "    mask[:, :, levels // 2, 1] = True\n"
     )
-    edited += "    mask[:, :, levels // 2, 1] = True\n"
     assert source.count(line) == 1
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "lob").symlink_to(ROOT / "lob")
     (copy / "fp8_ddp_trainer.py").write_text(source.replace(line, edited))
     words = [f"--{key}={value}" for key, value in SMALL.items()]
-    words += [
-        f"--data_dir={sampled}",
-        f"--runs_dir={tmp_path / 'runs'}",
-        "--loss=mae",
-        "--fill=none",
-    ]
+    words += [f"--data_dir={sampled}", f"--runs_dir={tmp_path / 'runs'}"]
+    words += ["--loss=mae", "--fill=none"]
     command = [sys.executable, "fp8_ddp_trainer.py", *words]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -147,70 +126,6 @@ def test_an_edited_apply_mask_changes_what_is_trained(sampled, tmp_path):
     assert before == pytest.approx(error / count, rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def logged(sampled, tmp_path_factory) -> tuple[Path, EventAccumulator]:
-    run = train(
-        sampled,
-        tmp_path_factory.mktemp("logged"),
-        epochs=2,
-        validate_steps=9,
-        histogram_steps=10,
-        log_steps=4,
-    )
-    board = EventAccumulator(str(run), size_guidance={"scalars": 0, "histograms": 0, "images": 0})
-    board.Reload()
-    return run, board
-
-
-def test_tensorboard_holds_what_metrics_csv_holds(logged):
-    run, board = logged
-    for tag in (
-        "step/train_loss",
-        "step/learning_rate",
-        "step/gradient_norm",
-        "step/windows_per_second",
-        "step/data_wait_share",
-        "epoch/train_loss",
-        "epoch/validation_loss",
-        "epoch/learning_rate",
-        "epoch/windows_per_second",
-        "validation/validation_loss",
-        "test/validation_loss",
-    ):
-        kind, column = tag.split("/")
-        rows = [(int(row["step"]), float(row[column])) for row in metrics(run, kind)]
-        found = [(event.step, event.value) for event in board.Scalars(tag)]
-        assert len(found) > 0 and [step for step, _ in found] == [step for step, _ in rows], tag
-        np.testing.assert_allclose(
-            [value for _, value in found], [value for _, value in rows], rtol=1e-6
-        )
-
-
-def test_intervals_are_kept(logged):
-    run, board = logged
-    last = int(metrics(run, "epoch")[-1]["step"])
-    steps = [int(row["step"]) for row in metrics(run, "step")]
-    assert steps == list(range(4, last + 1, 4))
-    validated = {int(row["step"]) for row in metrics(run, "validation")}
-    assert validated == {0, last // 2, last} | set(range(9, last, 9))
-    gradients = [tag for tag in board.Tags()["histograms"] if tag.startswith("gradients/")]
-    assert len(gradients) == len(list(BookEncoder(encoder_config("tiny_transformer")).parameters()))
-    for tag in gradients:
-        assert [event.step for event in board.Histograms(tag)] == list(range(10, last + 1, 10))
-
-
-def test_tensorboard_shows_pictures_config_and_hparams(logged):
-    run, board = logged
-    epochs = [int(row["step"]) for row in metrics(run, "epoch")]
-    pictures = board.Images("reconstruction")
-    assert [event.step for event in pictures] == epochs and pictures[0].width > 600
-    assert pictures[0].encoded_image_string != pictures[1].encoded_image_string
-    text = board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert "mask_perc = 0.25" in text and "model_size = 'tiny_transformer'" in text
-    plugins = board.summary_metadata["_hparams_/session_start_info"].plugin_data
-    assert plugins.plugin_name == "hparams" and b"mask_perc" in plugins.content
-
-
 LOSS = {  # of the difference between prediction and target; torch's defaults: delta = beta = 1
     "mse": lambda e: e**2,
     "mae": abs,
@@ -221,7 +136,7 @@ LOSS = {  # of the difference between prediction and target; torch's defaults: d
 
 @pytest.mark.parametrize("loss", LOSS)
 def test_losses_are_means_over_hidden_values(sampled, tmp_path, loss):
-    """The loss and the gradient of the head's bias, from predictions and masks alone."""
+    """Loss and gradient of the head's bias are compared with those of predictions and masks."""
     made = trainer(sampled, tmp_path, loss=loss, fill="none")
     batch = next(made.sampler.training(0, 0, passes=2))
     ((price_ticks, sizes, keys),) = made.passes.load([batch])
@@ -241,23 +156,13 @@ def test_validation_is_scored_beside_interpolation_and_its_waiting_is_not_counte
     sums, count = np.zeros(2), 0
     for windows in made.passes.load(made.sampler.held_out(1, 16)):
         prediction, values, mask = (t.detach().numpy() for t in made.predict(*windows))
-        line = np.array(
-            [
-                [
-                    [
-                        np.interp(range(32), np.flatnonzero(~hidden), truth[~hidden])
-                        for truth, hidden in zip(level.T, masked.T, strict=True)
-                    ]
-                    for level, masked in zip(
-                        window.swapaxes(0, 1), where.swapaxes(0, 1), strict=True
-                    )
-                ]
-                for window, where in zip(values, mask, strict=True)
-            ]
-        ).transpose(0, 3, 1, 2)
-        sums += [
-            ((answer - values)[mask].astype(np.float64) ** 2).sum() for answer in (prediction, line)
-        ]
+        line = np.empty(values.shape)
+        for window, level, field in np.ndindex(len(values), *values.shape[2:]):
+            truth, hidden = values[window, :, level, field], mask[window, :, level, field]
+            known = np.flatnonzero(~hidden)
+            line[window, :, level, field] = np.interp(range(32), known, truth[known])
+        for number, answer in enumerate((prediction, line)):
+            sums[number] += ((answer - values)[mask].astype(np.float64) ** 2).sum()
         count += mask.sum()
     waited = made.passes.store.wait_seconds
     assert made.evaluate(1) == pytest.approx(tuple(sums / count), rel=1e-4)
@@ -275,9 +180,7 @@ def test_accumulation_takes_the_step_of_one_large_batch(sampled, tmp_path):
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_optimizers_take_the_published_steps(name):
-    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019, any decay), SGD with momentum
-    0.9.
-    """
+    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019), SGD with momentum 0.9."""
     torch.manual_seed(0)
     model, rng, lr = torch.nn.Linear(3, 1), np.random.default_rng(0), 0.05
     optimizer = make_optimizer(name, model, lr, weight_decay=0.04)
@@ -292,20 +195,18 @@ def test_optimizers_take_the_published_steps(name):
             first = 0.9 * first + gradient
             weight = weight - lr * first
         else:
-            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.999 * second + 0.001 * gradient**2
+            mean, square = first / (1 - 0.9**step), second / (1 - 0.999**step)
             weight = weight * (1 - lr * 0.04 * (name == "adamw"))
-            weight = weight - lr * (first / (1 - 0.9**step)) / (
-                np.sqrt(second / (1 - 0.999**step)) + 1e-8
-            )
+            weight = weight - lr * mean / (np.sqrt(square) + 1e-8)
         np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=1e-5, atol=1e-7)
 
 
 def test_the_optimizer_named_is_the_one_that_steps(sampled, tmp_path):
-    kinds = {
-        name: type(trainer(sampled, tmp_path, optimizer=name).optimizer)
-        for name in ("adamw", "adam", "sgd")
-    }
-    assert kinds == {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    for name, kind in kinds.items():
+        assert type(trainer(sampled, tmp_path, optimizer=name).optimizer) is kind
 
 
 @pytest.mark.parametrize("steps", [10, 97, 1000])
@@ -313,9 +214,8 @@ def test_onecycle_is_torchs(steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     for step in range(steps):
-        assert one_cycle(step, steps, 3e-3) == pytest.approx(
-            schedule.get_last_lr()[0], rel=1e-9, abs=1e-15
-        )
+        expected = schedule.get_last_lr()[0]
+        assert one_cycle(step, steps, 3e-3) == pytest.approx(expected, rel=1e-9, abs=1e-15)
         optimizer.step()
         schedule.step()
 
@@ -328,10 +228,8 @@ def test_a_step_moves_the_weights_by_the_clipped_gradient(sampled, tmp_path):
         run = train(sampled, tmp_path, max_grad_norm=limit, **changes)
         assert len(losses(run)) == 1
         norm, end = float(metrics(run, "step")[0]["gradient_norm"]), weights(run)
-        moved = sum(
-            float((end[f"model.{name}"] - tensor).double().square().sum())
-            for name, tensor in begin.items()
-        )
+        changed = [end[f"model.{name}"] - tensor for name, tensor in begin.items()]
+        moved = sum(float(change.double().square().sum()) for change in changed)
         assert 1e-3 < norm < 1e2
         assert moved**0.5 == pytest.approx(0.5 * min(norm, limit), rel=1e-3)
 
@@ -344,143 +242,24 @@ def test_neither_loss_nor_gradient_may_be_infinite(loss, norm):
         check.watch(*torch.tensor([loss, norm, 0.0]), (0, 6, 7))
 
 
-def test_the_best_weights_are_tested_and_not_the_last(sampled, tmp_path):
-    """Steps that are far too long: no weights are better than those before training."""
-    changes = {"optimizer": "sgd", "use_scheduler": False, "lr": 5.0, "batch_size": 300}
-    run, begin = train(sampled, tmp_path, **changes), trainer(sampled, tmp_path, **changes)
-    before, after = (float(row["validation_loss"]) for row in metrics(run, "validation"))
-    assert after > 1.1 * before == pytest.approx(1.1 * begin.evaluate(1)[0], rel=1e-5)
-    assert float(metrics(run, "test")[0]["validation_loss"]) == pytest.approx(
-        begin.evaluate(2)[0], rel=1e-5
-    )
-
-
-def test_the_last_epochs_weights_are_kept_where_the_step_before_was_just_saved(
-    sampled, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("lob.training.saving.SAVE_SPACING", 1e9)  # as where a save takes long
-    run = train(sampled, tmp_path, checkpoint_minutes=0.0)
-    before, after = (float(row["validation_loss"]) for row in metrics(run, "validation"))
-    progress = load_checkpoint(run / "checkpoints" / "best.safetensors")[1]["progress"]
-    newest = load_checkpoint(max((run / "checkpoints").glob("step_*")))[1]["progress"]
-    assert after < before and progress["best_loss"] == after
-    assert (newest["epoch"], newest["step_in_epoch"]) == (1, 0)
-
-
-def test_what_a_killed_save_left_is_removed(sampled, tmp_path):
-    run = train(sampled, tmp_path)
-    left = run / "checkpoints" / ".step_00000005.safetensors.partial"
-    left.write_bytes(b"half")
-    assert main(settings(sampled, tmp_path, resume=True, epochs=2)) == 0
-    assert not left.exists()
-
-
-def test_a_folder_that_another_run_took_meanwhile_is_left_alone(sampled, tmp_path, monkeypatch):
-    (tmp_path / "taken").mkdir()
-    monkeypatch.setattr(fp8_ddp_trainer, "new_run", lambda *_: tmp_path / "taken")
-    with pytest.raises(InputError, match="another run has just begun in "):
-        main(settings(sampled, tmp_path))
-    assert not list((tmp_path / "taken").iterdir())
-
-
-def test_a_run_with_a_number_in_its_own_name_is_no_other_names_run(tmp_path):
-    for folder, name in (
-        ("btc", "btc"),
-        ("btc-2", "btc"),
-        ("btc-3", "btc-3"),
-        ("btc-2024", "btc-2024"),
-    ):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "config.json").write_text(json.dumps({"model_name": name}))
-    assert [run.name for run in runs_named(tmp_path, "btc")] == ["btc", "btc-2"]
-    assert new_run(tmp_path, "btc").name == "btc-4"
-    assert (
-        new_run(tmp_path, "btc-2024").name == "btc-2024-2" and new_run(tmp_path, "b*").name == "b*"
-    )
-
-
 def test_a_mask_that_hides_nothing_trains_nothing(sampled, tmp_path):
     (epoch,) = metrics(train(sampled, tmp_path, mask_perc=1e-12), "epoch")
     assert float(epoch["train_loss"]) == float(epoch["validation_loss"]) == 0
 
 
-def test_a_run_without_test_windows_says_that_it_has_ended(sampled, tmp_path):
-    shutil.copytree(sampled, tmp_path / "data")
-    words = [
-        f"--data_dir={tmp_path / 'data'}",
-        "--temporal_dim=32",
-        "--split_ratios=[0.75,0.25,0.0]",
-    ]
-    words += ["--cells=[1,1,1]", "--min_stride=1", "--windows=200"]
-    subprocess.run(
-        [sys.executable, "create_balanced_dataset.py", *words],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    run = train(tmp_path / "data", tmp_path, split_ratios=[0.75, 0.25, 0.0])
-    assert [row["validation_loss"] for row in metrics(run, "test")] == [""]
-    assert read_test_loss(run) == float(metrics(run, "validation")[-1]["validation_loss"])
-
-
-@pytest.mark.parametrize(
-    ("change", "meta", "said"),
-    [
-        ({"model.norm.weight": None}, True, "does not hold the encoder"),
-        ({}, False, "'encoder.depth' is missing"),
-        ({"model.norm.weight": torch.ones(3)}, True, "does not hold the encoder"),
-    ],
-)
-def test_weights_of_a_broken_checkpoint_are_refused(tmp_path, change, meta, said):
-    encoder = encoder_config("tiny_transformer", depth=16, temporal_dim=32)
-    tensors = {
-        name: x
-        for name, x in (training_state(BookEncoder(encoder)) | change).items()
-        if x is not None
-    }
-    save_checkpoint(
-        tmp_path / "broken.safetensors", tensors, metadata(encoder) if meta else {"encoder": {}}
-    )
-    with pytest.raises(InputError, match=said):
-        load_weights(tmp_path / "broken.safetensors", BookEncoder(encoder))
-
-
-def test_a_resumed_run_has_its_scales_before_it_is_scored(sampled, tmp_path, monkeypatch):
-    """Scales stand in as weights here; the modules make them in their first pass."""
-    made = trainer(sampled, tmp_path, fill="none")
-    made.passes.fp8_state = {
-        name: torch.ones_like(x) for name, x in made.model.head.named_parameters()
-    }
-    passes: list = []
-    made.model.register_forward_hook(lambda *_: passes.append(0))
-
-    def load(model, state):
-        assert len(passes) == 1
-        model.head.load_state_dict(state)
-
-    monkeypatch.setattr("lob.training.passes.load_fp8_state", load)
-    found = made.evaluate(1)
-    made.passes.fp8_state = {}
-    assert found == made.evaluate(1) and (made.model.head.weight == 1).all()
-
-
 def test_presets_are_those_that_users_know():
-    shapes = {
-        name: (p["layers"], p["width"], p["ffn_width"], p["heads"]) for name, p in PRESETS.items()
-    }
+    shape = ("layers", "width", "ffn_width", "heads")
+    shapes = {name: tuple(preset[key] for key in shape) for name, preset in PRESETS.items()}
     assert shapes["deep_narrow_transformer"] == (40, 192, 1536, 8)
     assert shapes["wide_transformer"] == (12, 2048, 8192, 16)
+    counts = {}
     with torch.device("meta"):
-        counts = {
-            name: sum(p.numel() for p in BookEncoder(encoder_config(name)).parameters())
-            for name in PRESETS
-        }
+        for name in PRESETS:
+            parameters = BookEncoder(encoder_config(name)).parameters()
+            counts[name] = sum(parameter.numel() for parameter in parameters)
     assert 29e6 < counts["deep_narrow_transformer"] < 31e6
-    assert (
-        counts["tiny_transformer"]
-        < counts["deep_narrow_transformer"]
-        < counts["medium_transformer"]
-    )
+    assert counts["tiny_transformer"] < counts["deep_narrow_transformer"]
+    assert counts["deep_narrow_transformer"] < counts["medium_transformer"]
     assert counts["medium_transformer"] < counts["wide_transformer"]
 
 
@@ -496,12 +275,8 @@ def test_settings_reach_the_model_and_the_data(sampled, tmp_path):
     }
     made = trainer(sampled, tmp_path, **changes)
     used = made.model.config
-    assert (used.dropout, used.causal, used.fill, used.normalization) == (
-        0.2,
-        True,
-        "none",
-        "minmax",
-    )
+    assert (used.dropout, used.causal) == (0.2, True)
+    assert (used.fill, used.normalization) == ("none", "minmax")
     assert made.model.layers[0].dropout == 0.2 and made.optimizer.param_groups[0]["lr"] == 0.7
     assert made.passes.store.num_workers == 2
     assert made.sampler.windows_a_step == 32 and made.passes_a_step == 2 and made.passes.size == 16
@@ -509,12 +284,8 @@ def test_settings_reach_the_model_and_the_data(sampled, tmp_path):
 
 def test_masks_follow_mode_share_and_seed(sampled, tmp_path):
     found = {}
-    for seed, mode, share in (
-        (0, "entry", 0.25),
-        (1, "entry", 0.25),
-        (0, "tail", 0.25),
-        (0, "entry", 0.6),
-    ):
+    tasks = [(0, "entry", 0.25), (1, "entry", 0.25), (0, "tail", 0.25), (0, "entry", 0.6)]
+    for seed, mode, share in tasks:
         made = trainer(sampled, tmp_path, seed=seed, mask_mode=mode, mask_perc=share)
         ((price_ticks, sizes, keys),) = made.passes.load(made.sampler.held_out(1, 64)[:1])
         mask = made.predict(price_ticks, sizes, keys)[2]
@@ -532,16 +303,6 @@ def test_seeds_give_other_weights_and_orders(sampled, tmp_path):
     orders = [made.sampler.draw_order(0)[0] for made in (first, same, other)]
     assert np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[0], orders[2])
     assert not np.array_equal(orders[0], first.sampler.draw_order(1)[0])
-
-
-def test_azure_moves_data_and_runs_to_the_data_disk(sampled, tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "training_data").symlink_to(sampled)
-    config = settings(sampled, tmp_path, azure=True, azure_data_root=str(tmp_path / "disk"))
-    assert (
-        main(config | {"data_dir": "training_data", "runs_dir": "runs", "model_name": "there"}) == 0
-    )
-    assert (tmp_path / "disk" / "runs" / "there" / "checkpoints" / "best.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -569,14 +330,6 @@ def test_precision_follows_the_gpu(monkeypatch, name, capability, requested, exp
     assert reason in precision.reason and name in precision.reason
 
 
-@pytest.mark.parametrize("runs", ["file", "file/deeper"])
-def test_a_runs_dir_that_cannot_be_written_is_refused_before_work(sampled, tmp_path, runs):
-    (tmp_path / "file").write_text("kept")
-    with pytest.raises(InputError, match="runs_dir = "):
-        main(settings(sampled, tmp_path / runs))
-    assert (tmp_path / "file").read_text() == "kept"
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -602,13 +355,6 @@ def test_impossible_values_are_refused_by_name(key, value):
 def test_an_unknown_model_is_refused_by_name():
     with pytest.raises(InputError, match="model_size"):
         check_config({**fp8_ddp_trainer.config, "model_size": "huge"})
-
-
-@pytest.mark.parametrize("name", ["a/b", "/a", "a/", ".", "..", ""])
-def test_a_name_that_is_a_path_is_refused(sampled, tmp_path, name):
-    with pytest.raises(InputError, match=f"model_name = '{name}' must be the name of one folder"):
-        main(settings(sampled, tmp_path / "runs", model_name=name))
-    assert not (tmp_path / "runs").exists()
 
 
 def test_fp8_takes_dimensions_of_multiples_of_16_alone():

@@ -1,14 +1,15 @@
-"""Checkpoints: one safetensors file each, written whole or not at all, loaded without executing
-anything.
+"""Checkpoints: one safetensors file each, written whole or not at all, read without running code.
 
     runs/<name>/checkpoints/best.safetensors             the weights with the least validation loss
-    runs/<name>/checkpoints/step_00001200.safetensors    weights and all a resumed run needs
+    runs/<name>/checkpoints/step_00001200.safetensors    weights and all that a resumed run needs
 
-Tensors are named `model.<plain name>` (fp32), and in step files `optimizer.<plain name>.<key>`,
-`fp8.<name>` and `epoch_sums`. The file's metadata holds one JSON text, `checkpoint`:
-format_version, encoder (the EncoderConfig), training config, progress, the learning rate and the
-identity of the data (see METADATA). There is no random state: order, masks and dropout follow from
-seed, epoch and step.
+Weights are named `model.<plain name>` and are float32; a *plain name* is that of a parameter of
+BookEncoder. Step files also hold `optimizer.<plain name>.<key>`, `fp8.<name>` (scales of FP8) and
+`epoch_sums` (of the loss and of hidden values in the epoch so far).
+
+The file's metadata is one JSON text, `checkpoint`, with the keys of METADATA: the EncoderConfig,
+the trainer's config, the progress, the learning rate, the identity of the data and more. No random
+state is stored: the order of windows, masks and dropout follow from seed, epoch and step.
 """
 
 import json
@@ -37,17 +38,15 @@ class Progress:
     step: int = 0  # optimizer steps done in all
     windows_seen: int = 0
     best_loss: float = math.inf
-    best_epoch: int = 0  # the epoch that reached it, from 1; 0: before training
-    # validation loss of linear interpolation in time, on the same masks
-    linear_loss: float = math.nan
+    best_epoch: int = 0  # the epoch that reached best_loss, from 1; 0: before training
+    linear_loss: float = math.nan  # validation loss of linear interpolation in time, same masks
     seconds: float = 0.0  # of the run, over all sessions
     step_seconds: float = 0.0  # of these, in training steps
     epoch_began: float = 0.0  # step_seconds when the epoch under way began
 
 
-METADATA: dict[
-    str, Any
-] = {  # what is read from a checkpoint's metadata, as an example (check_kind)
+# An example of the metadata that the programs read; check_kind compares a file's with it.
+METADATA: dict[str, Any] = {
     "encoder": asdict(EncoderConfig()),
     "config": {"model_size": "", "mask_mode": ""},
     "progress": asdict(Progress()),
@@ -65,6 +64,7 @@ DAMAGED = (
 
 def save_checkpoint(file: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write tensors and metadata; the old file stays until the new one is complete."""
+    # Cloned, since safetensors refuses tensors that share memory.
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps({"format_version": FORMAT_VERSION, **meta})
     with new_file(file) as handle:
@@ -74,7 +74,7 @@ def save_checkpoint(file: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
 def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors whose names begin with `prefix`, which is stripped, and the metadata.
 
-    Raises InputError if the file is missing, is no checkpoint, or is one of another version.
+    Raises InputError if the file is missing, is no checkpoint or has another format version.
     """
     file = Path(file)
     if not file.is_file():
@@ -84,27 +84,34 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
     try:
         with safe_open(file, framework="pt") as handle:
             meta = json.loads((handle.metadata() or {}).get("checkpoint", "null"))
-            names = [name for name in handle.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
+            every = handle.keys()
+            names = [name for name in every if name.startswith(prefix)]
             tensors = {name.removeprefix(prefix): handle.get_tensor(name) for name in names}
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
+        # ValueError and RecursionError come from json: broken or deeply nested metadata.
         raise InputError(
             f"{file} is not a safetensors checkpoint ({error}); other files are not opened"
         ) from None
     if not isinstance(meta, dict) or meta.get("format_version") != FORMAT_VERSION:
         found = meta.get("format_version") if isinstance(meta, dict) else None
         raise InputError(
-            f"{file} has checkpoint version {found!r}, this program reads {FORMAT_VERSION}: train "
-            "again"
+            f"{file} has checkpoint version {found!r}, this program reads {FORMAT_VERSION}: "
+            "train again"
         )
     check_kind(file, "", meta, METADATA)
     return tensors, meta
 
 
 def check_kind(file: Path, name: str, found: Any, example: Any) -> None:
-    """Raise InputError unless metadata is of the same kind as its example.
+    """Raise InputError unless the metadata `found`, called `name`, is of its example's kind.
 
-    The same kind is: a dict with at least the same keys; a list of at least as many such entries; a
-    number from 0 (an int from 1 if the example is at least 1); a text; a boolean.
+    Of the same kind are
+
+    - dicts, if `found` has at least the example's keys, with values of the same kinds;
+    - lists, if `found` has at least as many entries, each of the kind of the example's first;
+    - ints, if `found` is at least 0, or at least 1 if the example is;
+    - floats, for which an int will do, if `found` is at least 0 (NaN passes);
+    - texts, and booleans.
     """
     if isinstance(example, dict) and isinstance(found, dict):
         for key, value in example.items():
@@ -132,31 +139,29 @@ def find_checkpoint(runs_dir: str | Path, model_path: str | None) -> Path:
     """
     if model_path is not None:
         return Path(model_path)
-    found = sorted(
-        Path(runs_dir).glob("*/checkpoints/best.safetensors"), key=lambda file: file.stat().st_mtime
-    )
-    if not found:
+    files = Path(runs_dir).glob("*/checkpoints/best.safetensors")
+    newest_last = sorted(files, key=lambda file: file.stat().st_mtime)
+    if not newest_last:
         raise InputError(
-            f"no run under {runs_dir} has a best checkpoint: run fp8_ddp_trainer.py or set "
-            "--model_path"
+            f"no run under {runs_dir} has a best checkpoint: "
+            "run fp8_ddp_trainer.py or set --model_path"
         )
-    return found[-1]
+    return newest_last[-1]
 
 
 def run_folder(checkpoint: Path) -> Path:
-    """Return the folder of the run that a checkpoint belongs to, or the folder that it lies in."""
-    return (
-        checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    )
+    """Return the folder of the run that a checkpoint belongs to, or else that it lies in."""
+    folder = checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def load_model(
     file: str | Path, device: str | torch.device = "cpu"
 ) -> tuple[BookEncoder, dict[str, Any]]:
-    """Build the plain encoder of a checkpoint, in evaluation mode, and return it with the
-    checkpoint's metadata.
+    """Return a checkpoint's encoder of plain PyTorch layers, in evaluation mode, and its metadata.
 
-    The outlook's head served training alone and is left out.
+    The head of the outlook (lob/training/objective.py) serves training alone and is left out.
+    Raises InputError if the file holds no encoder that this version can run.
     """
     tensors, meta = load_checkpoint(file, "model.")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("outlook.")}
@@ -172,13 +177,13 @@ def load_model(
 
 
 def check_encoder(config: EncoderConfig, tensors: int) -> None:
-    """Raise ValueError for an encoder that can't be run, or built in time, whatever the shapes of
-    the weights are.
+    """Raise ValueError for a config that no weights can make right.
+
+    tensors: how many the checkpoint holds. An encoder of more layers than that would not be this
+    checkpoint's, and building it might take forever.
     """
-    for name, known in (
-        ("normalization", SCHEMES),
-        ("fill", FILLS if not config.cell_width else ("ladder",)),
-    ):
+    fills = ("ladder",) if config.cell_width else FILLS
+    for name, known in (("normalization", SCHEMES), ("fill", fills)):
         if getattr(config, name) not in known:
             raise ValueError(f"{name} = {getattr(config, name)!r}")
     if not config.dropout < 1 or config.width % (2 * config.heads) or config.layers > tensors:
@@ -189,9 +194,7 @@ def check_encoder(config: EncoderConfig, tensors: int) -> None:
 
 
 def check_weights(file: str | Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Raise InputError unless a checkpoint's tensors have the names and shapes of the encoder in
-    its metadata.
-    """
+    """Raise InputError unless a checkpoint's tensors have the wanted names and shapes."""
     wrong = [
         name for name, t in wanted.items() if name not in tensors or tensors[name].shape != t.shape
     ]
@@ -204,9 +207,6 @@ def check_weights(file: str | Path, tensors: dict[str, Tensor], wanted: dict[str
 
 def describe_step(meta: dict[str, Any]) -> str:
     """Say which step's weights a checkpoint holds, and what step 0 means."""
-    step = meta["progress"]["step"]
-    return (
-        f"step {step:,}"
-        if step
-        else "step 0, the weights before training: no later ones did better in validation"
-    )
+    if step := meta["progress"]["step"]:
+        return f"step {step:,}"
+    return "step 0, the weights before training: no later ones did better in validation"

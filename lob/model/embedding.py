@@ -1,7 +1,7 @@
 """What the encoder makes of windows: an embedding of each, or a reconstruction of its values.
 
 Axes: B window, T state, L level, D width. Windows are price_ticks int (B, T, L) and sizes float
-(B, T, L), and end now.
+(B, T, L); in use, the last state of a window is the present one.
 """
 
 import copy
@@ -15,9 +15,10 @@ from lob.model.normalisation import invert
 
 
 class Bf16Linear(nn.Linear):
-    """A layer that multiplies in bf16.
+    """A linear layer that multiplies in bf16, whatever the type of its input.
 
-    Its output is added to float32: a bf16 sum over many layers would lose what single ones keep.
+    Adding its output to a float32 tensor gives float32, so the sum over many layers keeps its
+    digits; in bf16 it would lose what a single layer adds.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ class Bf16Linear(nn.Linear):
 
 
 class Tokens(nn.Module):
-    """Windows with nothing hidden -> the encoder's input (B, T, features), as a module to trace."""
+    """Windows with nothing hidden -> the encoder's tokens; a module, so that it can be traced."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -36,11 +37,11 @@ class Tokens(nn.Module):
 
 
 class WindowEncoder(nn.Module):
-    """Windows that end now -> an embedding of each, float32 (B, D).
+    """Windows -> an embedding of each, float32 (B, D).
 
-    Pooling 'last' takes the encoder's output at the last state, 'mean' the mean over the states,
-    'all' returns those of all states, (B, T, D). In a bidirectional encoder the outputs of earlier
-    states hold their future.
+    `pooling` says what becomes of the encoder's outputs at the T states: 'last' takes the last one,
+    'mean' their mean, and 'all' returns all of them, (B, T, D). Unless the encoder is causal, the
+    outputs at earlier states contain their future.
     """
 
     def __init__(self, encoder: BookEncoder, pooling: str):
@@ -58,8 +59,9 @@ class WindowEncoder(nn.Module):
 class Reconstruction(nn.Module):
     """Windows and a mask -> the predicted price in ticks and size of every entry, (B, T, L) each.
 
-    mask: bool (B, T, L, 2), True where price (0) or size (1) is hidden. Prices of a window whose
-    prices are all hidden count from zero.
+    mask: bool (B, T, L, 2), True where price (0) or size (1) is hidden. The prices predicted for a
+    window count from its anchor (lob/model/normalisation.py). If all its prices are hidden there
+    is no anchor to tell, and they count from zero.
     """
 
     def __init__(self, encoder: BookEncoder):
@@ -69,16 +71,17 @@ class Reconstruction(nn.Module):
     def forward(self, price_ticks: Tensor, sizes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         tokens, base, _, parameters = build_inputs(price_ticks, sizes, mask, self.encoder.config)
         shown = (~mask[..., 0]).flatten(1).any(dim=1).view(-1, 1, 1)
-        # Without a shown price the anchor is a hidden one, which must not reach the output.
+        # Without a visible price the anchor is a hidden one, which must not reach the output.
         parameters["anchor_ticks"] = parameters["anchor_ticks"] * shown
         predicted = self.encoder(tokens, base)
         return invert(predicted, parameters, self.encoder.config.normalization)
 
 
 def in_bf16(encoder: BookEncoder) -> BookEncoder:
-    """Return a copy whose layers multiply in bf16."""
+    """Return a copy of an encoder whose transformer layers multiply in bf16."""
     encoder = copy.deepcopy(encoder)
     for module in encoder.layers.modules():
         if isinstance(module, nn.Linear):
+            # A change of class keeps the parameters and their names.
             module.to(torch.bfloat16).__class__ = Bf16Linear
     return encoder

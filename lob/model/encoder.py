@@ -1,16 +1,20 @@
 """The encoder in plain PyTorch: the mathematics that training, testing and export agree on.
 
-One token a book state; rotary positions on queries and keys, pre-norm layers, tanh GELU. The tokens
-come from a linear layer or from a convolutional stem, the values from a linear head or a
-convolutional decoder. A *cell* is a level of a state: what happens to a resting size shows in its
-neighbours in time and price, so the stem compares cells before they become a token, and the decoder
-has the cells beside the encoder's answer. Convolutions run over (B, C, T, L) in channels-last
+A token stands for one state of the order book. The layers are pre-norm, with rotary positions on
+queries and keys and a tanh GELU. Tokens come from a linear layer or from a convolutional stem,
+predicted values from a linear head or a convolutional decoder. Both predict a correction of the
+*fill*, the first guess of a hidden value (lob/model/inputs.py).
+
+A *cell* is one level of one state. What happens to a resting size shows in its neighbours in time
+and price, so the stem compares cells before those of a state become its token, and the decoder
+sees the cells beside the encoder's output. Convolutions run over (B, C, T, L) in channels-last
 memory, where C is the contiguous axis.
 
-`lob/training/te_layer.py` holds the same layers by Transformer Engine; checkpoints hold the names
-used here.
+`lob/training/te_layer.py` holds the same layers of Transformer Engine modules. Checkpoints hold
+the names of parameters used here.
 
-Axes: B window, T state, L level, F field, C inputs a state or channels a cell, D width, H heads.
+Axes: B window, T state, L level, F field (0 price, 1 size), C inputs per state or channels per
+cell, D width, H heads.
 """
 
 import functools
@@ -29,9 +33,9 @@ FILLS = ("none", "linear", "ladder")
 OUTLOOK_TARGETS = 26  # numbers that the outlook's head predicts (lob/training/objective.py)
 INPUT_MULTIPLE = 16  # FP8 matrix products need every dimension to be a multiple of 16
 CHANNELS = 16  # inputs of a cell, as lob.model.inputs.cell_channels makes them
-TOKEN_CHANNELS = 16  # of each cell in what goes to a state's token and comes back from it
-# states between a convolution's taps, by block
-STEM_DILATIONS, DECODER_DILATIONS = ((1, 2, 4), (1, 2, 4, 8, 1))
+TOKEN_CHANNELS = 16  # numbers that a cell gives to its state's token and gets back from it
+STEM_DILATIONS = (1, 2, 4)  # of each block: states from one tap of a convolution to the next
+DECODER_DILATIONS = (1, 2, 4, 8, 1)
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,19 @@ class EncoderConfig:
     layers: int = 2
     heads: int = 4
     ffn_width: int = 128
-    cell_width: int = 0  # C of a convolutional stem and decoder (CellStem); 0: linear ones
+    cell_width: int = 0  # C of a convolutional stem and decoder; 0: a linear layer and head
     dropout: float = 0.0
     normalization: str = "book"
-    fill: str = "linear"  # what stands in for hidden values, and what the head's output is added to
-    causal: bool = False
-    outlook: bool = (
-        False  # a head on the last state's vector (lob/training/objective.py), for training alone
-    )
+    fill: str = "linear"  # the first guess of hidden values, to which the head's output is added
+    causal: bool = False  # attend to earlier states only
+    outlook: bool = False  # a second head, for training alone (lob/training/objective.py)
 
     @property
     def input_width(self) -> int:
-        """C: values, mask bits, the fill (if there is one) and the mid's path, padded to a multiple
-        of 16.
-        """
-        channels = self.depth * 2 * (2 if self.fill == "none" else 3) + (
-            self.normalization == "book"
-        )
+        """C for a linear layer: values, mask bits, fill, the mid's path and zeros as padding."""
+        blocks = 2 if self.fill == "none" else 3  # values, mask bits, fill
+        has_path = self.normalization == "book"
+        channels = self.depth * 2 * blocks + has_path
         return -(-channels // INPUT_MULTIPLE) * INPUT_MULTIPLE
 
 
@@ -81,27 +81,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def encoder_config(model_size: str, **choices: Any) -> EncoderConfig:
-    """Return the preset `model_size` with `choices` put in.
+    """Return the preset `model_size` with the fields of EncoderConfig in `choices` changed.
 
     Raises InputError if the preset is unknown or a choice is impossible for it.
     """
     if model_size not in PRESETS:
         raise InputError(
-            f"unknown model_size {model_size!r}{nearest(model_size, PRESETS)}; known: "
-            f"{', '.join(PRESETS)}"
+            f"unknown model_size {model_size!r}{nearest(model_size, PRESETS)}; "
+            f"known: {', '.join(PRESETS)}"
         )
     config = replace(EncoderConfig(**PRESETS[model_size]), **choices)
     if config.cell_width and config.fill != "ladder":
         raise InputError(
-            f"fill = {config.fill!r}: {model_size} corrects the ladder's values, set fill to "
-            "'ladder'"
+            f"fill = {config.fill!r}: {model_size} corrects the ladder's values, "
+            "set fill to 'ladder'"
         )
     return config
 
 
 def rotary_angles(states: int, head_width: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, float32 (T, head_width), in the half-rotation form (Su et al. 2021,
-    arXiv:2104.09864).
+    """Return cosine and sine of each state's rotation, float32 (T, head_width) each.
+
+    Rotary positions (Su et al. 2021, arXiv:2104.09864), in the form that rotates the first half of
+    a head against its second.
     """
     frequency = 10000.0 ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
     angle = torch.outer(torch.arange(states, dtype=torch.float32), frequency)
@@ -120,8 +122,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend(
     qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, causal: bool, dropout: float
 ) -> Tensor:
-    """Attention of all queries, all keys, all values (B, T, 3D) with rotary positions, (B, T,
-    D).
+    """Return attention with rotary positions, (B, T, D).
+
+    qkv: (B, T, 3D), all heads' queries, then all keys, then all values.
     """
     batch, states, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     q, k, v = qkv.view(batch, states, 3, heads, width // heads).unbind(2)
@@ -141,8 +144,7 @@ class EncoderLayer(nn.Module):
         self.causal = config.causal
         self.dropout = config.dropout
         self.norm1 = nn.LayerNorm(config.width)
-        # rows: all queries, all keys, all values
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)  # queries, then keys, then values
         self.proj = nn.Linear(config.width, config.width)
         self.norm2 = nn.LayerNorm(config.width)
         self.fc1 = nn.Linear(config.width, config.ffn_width)
@@ -150,17 +152,17 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        attended = self.proj(
-            attend(self.qkv(self.norm1(x)), cos, sin, self.heads, self.causal, dropout)
-        )
-        x = x + F.dropout(attended, self.dropout, self.training)
+        attended = attend(self.qkv(self.norm1(x)), cos, sin, self.heads, self.causal, dropout)
+        x = x + F.dropout(self.proj(attended), self.dropout, self.training)
         hidden = self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
         return x + F.dropout(hidden, self.dropout, self.training)
 
 
 class CellBlock(nn.Module):
-    """x + conv(gelu(conv(x))) of cells (B, T, L, C), 3 x 3 over state x level; it starts as the
-    identity.
+    """x + conv(gelu(conv(x))) of cells (B, T, L, C), 3 x 3 over state and level; at first x alone.
+
+    If `causal`, a convolution is padded on both sides and its last outputs are cut off, so that
+    none sees a later state.
     """
 
     def __init__(self, width: int, dilation: int, causal: bool):
@@ -195,11 +197,10 @@ class CellStem(nn.Module):
 
 
 class CellDecoder(nn.Module):
-    """Inputs, cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F):
-    zero for prices.
+    """Cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F).
 
-    The ladder's prices stay: those it found are exact, and learned changes of the others made them
-    worse under every mask (NOTES.md).
+    Zero is added to prices. Those that the ladder found (lob/model/ladder.py) are exact, and
+    learned changes of the others made them worse under every mask (NOTES.md).
     """
 
     def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
@@ -222,10 +223,12 @@ class CellDecoder(nn.Module):
 
 
 class BookEncoder(nn.Module):
-    """Tokens (B, T, C) to hidden states (B, T, D) and, through the head, to predicted values (B, T,
-    L, F).
+    """Tokens -> hidden states (B, T, D) and, by head or decoder, predicted values (B, T, L, F).
+
+    Tokens are (B, T, input_width), or with a stem (B, T, L, CHANNELS).
     """
 
+    # Registered as buffers, which mypy can't see.
     cos: Tensor
     sin: Tensor
 
@@ -254,9 +257,10 @@ class BookEncoder(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """GPT-2's initialisation: N(0, 0.02), residual projections by 1 / sqrt(2 layers) less.
+        """Draw weights as GPT-2 does: N(0, 0.02), residual projections divided by sqrt(2 layers).
 
-        Where a fill exists the head starts at zero, so that training starts at the fill's error.
+        If there is a fill the head starts at zero, so that training starts at the fill's error.
+        Stem and decoder keep torch's own initialisation.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and not name.startswith(("stem", "decoder")):
@@ -267,16 +271,14 @@ class BookEncoder(nn.Module):
             nn.init.zeros_(self.head.weight)
 
     def attend(self, x: Tensor) -> Tensor:
-        """The layers, (B, T, D) to (B, T, D)."""
+        """Return hidden states of the states' vectors, (B, T, D) each: the layers and a norm."""
         states = x.shape[1]
         for layer in self.layers:
             x = layer(x, self.cos[:states], self.sin[:states])
         return self.norm(x)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Hidden states (B, T, D) of tokens (B, T, C). Unless causal, a state's hidden vector holds
-        its future.
-        """
+        """Return the hidden states (B, T, D) of tokens; unless causal, each contains its future."""
         if self.stem is not None:
             _, x = self.stem(tokens)
         else:
@@ -284,9 +286,7 @@ class BookEncoder(nn.Module):
         return self.attend(x)
 
     def forward(self, tokens: Tensor, base: Tensor) -> Tensor:
-        """Predicted values, float32 (B, T, L, F): what head or decoder add to `base` (B, T,
-        L, F).
-        """
+        """Return predicted values, float32 (B, T, L, F): `base`, the fill, and its correction."""
         if self.stem is not None:
             cells, x = self.stem(tokens)
             return base + self.decoder(cells, self.attend(x))
@@ -294,34 +294,28 @@ class BookEncoder(nn.Module):
 
 
 def count_parameters(config: EncoderConfig) -> int:
-    """Parameters of the network."""
+    """Return the number of parameters of an encoder."""
     return sum(parameter.numel() for parameter in unbuilt(config).parameters())
 
 
 @functools.cache
 def unbuilt(config: EncoderConfig) -> BookEncoder:
-    """The network without memory for its parameters."""
+    """Return an encoder without memory for its parameters, to read names and shapes from."""
     with torch.device("meta"):
         return BookEncoder(config)
 
 
 def flops_per_window(config: EncoderConfig) -> float:
-    """Model FLOPs of a training step a window: 6 parameters T + 12 layers T^2 D, no recomputation
-    counted.
+    """Return the FLOPs of training on one window: 6 parameters T + 12 layers T^2 D.
 
-    A parameter of a cell counts once a level.
+    This counts forward and backward pass and no recomputation. A parameter that is applied to each
+    cell counts once for each level.
     """
     states = config.temporal_dim
-    cells = (
-        "stem.mix",
-        "stem.blocks",
-        "stem.pool",
-        "decoder.join",
-        "decoder.blocks",
-        "decoder.norm",
-        "decoder.head",
-    )
+    of_stem = ("stem.mix", "stem.blocks", "stem.pool")
+    of_decoder = ("decoder.join", "decoder.blocks", "decoder.norm", "decoder.head")
     parameters = 0
     for name, parameter in unbuilt(config).named_parameters():
-        parameters += parameter.numel() * (config.depth if name.startswith(cells) else 1)
+        is_of_cells = name.startswith(of_stem + of_decoder)
+        parameters += parameter.numel() * (config.depth if is_of_cells else 1)
     return 6.0 * parameters * states + 12.0 * config.layers * states * states * config.width

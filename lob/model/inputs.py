@@ -1,4 +1,11 @@
-"""What the network takes: a window and its mask as tokens, and the values that it corrects."""
+"""What the network takes: a window and its mask as tokens, and the fill that it corrects.
+
+The *fill* is the first guess of each hidden value, before any learning. The *ladder* is one way to
+make it, which looks hidden values up at the same price in other states (lob/model/ladder.py). A
+*cell* is one level of one state.
+
+Axes: B window, T state, L level, F field (0 price, 1 size), C inputs per state.
+"""
 
 import torch
 from torch import Tensor
@@ -17,18 +24,18 @@ def fill_hidden(
     parameters: dict[str, Tensor],
     config: EncoderConfig,
 ) -> Tensor:
-    """Return the fill: the first guess of hidden values, before any learning, float32 (B, T, L, F);
-    0 for 'none'.
+    """Return the fill, float32 (B, T, L, F); zeros for the fill 'none'.
+
+    in_time: `linear_time` of the values, for sizes that the ladder does not find.
     """
     if config.fill == "linear":
         return interpolate_time(values, ~mask)
     if ladder is not None:
         anchor = parameters["anchor_ticks"]
-        if config.normalization == "minmax":  # one anchor a level
+        if config.normalization == "minmax":  # has an anchor for each level; the ladder has one
             anchor = anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
-        price = transform(ladder.price.double() + anchor, sizes, parameters, config.normalization)[
-            ..., 0
-        ]
+        price_ticks = ladder.price.double() + anchor
+        price = transform(price_ticks, sizes, parameters, config.normalization)[..., 0]
         return torch.stack([price, ladder.fill_sizes(values[..., 1], in_time[..., 1])], dim=3)
     return torch.zeros_like(values)
 
@@ -36,47 +43,42 @@ def fill_hidden(
 def build_inputs(
     price_ticks: Tensor, sizes: Tensor, mask: Tensor | None, config: EncoderConfig
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Turn windows into what the encoder takes: tokens (B, T, C), base (B, T, L, F), values,
-    parameters.
+    """Turn windows into what the encoder takes: tokens, base, values and parameters.
 
     price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden.
     Without a mask nothing is hidden, and the fill, which then equals the values, is not computed.
-    For a convolutional stem the tokens are cells, (B, T, L, CHANNELS). `values` are the targets,
-    normalised by `parameters`; `base` is the fill.
 
-    A hidden value is 0 in the tokens and its mask bit 1, so that it differs from a true zero.
-    Nothing in tokens or base depends on a hidden value. With `causal`, "book" and nothing hidden,
-    no token depends on a later state.
+    - tokens: (B, T, C), or (B, T, L, CHANNELS) for a convolutional stem. A hidden value is 0 there
+      and its mask bit is 1, so that it differs from a true zero;
+    - base: the fill, (B, T, L, F);
+    - values: the targets, (B, T, L, F), normalised;
+    - parameters: those of the normalisation (lob/model/normalisation.py).
+
+    Nothing in tokens or base depends on a hidden value. With `causal`, the scheme 'book' and
+    nothing hidden, no token depends on a later state.
     """
     filled = mask is not None or config.fill == "none"
     ladder = None
     if config.cell_width or (filled and config.fill == "ladder"):
         ladder = find_ladder(price_ticks, mask)
     if mask is None:
-        mask = (
-            torch.zeros(sizes.shape, dtype=torch.bool, device=sizes.device)
-            .unsqueeze(3)
-            .expand(-1, -1, -1, 2)
-        )
+        nothing = torch.zeros(sizes.shape, dtype=torch.bool, device=sizes.device)
+        mask = nothing.unsqueeze(3).expand(-1, -1, -1, 2)
     parameters = fit(price_ticks, sizes, mask, config.normalization, config.causal)
     values = transform(price_ticks, sizes, parameters, config.normalization)
     in_time = linear_time(values, ~mask) if filled and ladder is not None else values
-    base = (
-        fill_hidden(ladder, in_time, sizes, values, mask, parameters, config) if filled else values
-    )
+    base = values
+    if filled:
+        base = fill_hidden(ladder, in_time, sizes, values, mask, parameters, config)
     batch, states = values.shape[:2]
     visible = values.masked_fill(mask, 0.0)
-    path = values.new_zeros(batch, states, 1)
+    path = values.new_zeros(batch, states, 1)  # of the mid over the window
     if config.normalization == "book":
         mid = parameters["mid"]
         path = signed_log(mid - (mid[:, :1] if config.causal else mid[:, -1:])) / 4.0
     if ladder is not None and config.cell_width:
-        return (
-            cell_channels(visible, mask, base, in_time, ladder, path, config.causal),
-            base,
-            values,
-            parameters,
-        )
+        cells = cell_channels(visible, mask, base, in_time, ladder, path, config.causal)
+        return cells, base, values, parameters
     channels = [visible.flatten(2), mask.flatten(2).to(values.dtype)]
     if config.fill != "none":
         channels.append(base.flatten(2))
@@ -98,15 +100,21 @@ def cell_channels(
 ) -> Tensor:
     """Return the inputs of a convolutional stem for each cell, float32 (B, T, L, CHANNELS).
 
-    They are: visible values; mask bits; the fill; whether price and size are visible or were found
-    by the ladder; the last and the next size at the same price, less the fill, and log1p of how
-    many states away they are; linear interpolation in time and the level's mean size, both less the
-    fill; the path of the mid (B, T, 1). With `causal` they hold nothing of later states and no
-    mean.
+    They are, in this order,
+
+    - the visible values, mask bits and fill of price and size;
+    - whether price and size are visible or were found by the ladder;
+    - the last and the next size at the same price, less the fill, and log1p of how many states
+      away each of them is;
+    - linear interpolation of price and size in time, less the fill;
+    - the path of the mid, (B, T, 1), the same for all levels;
+    - the level's mean visible size, less the fill.
+
+    With `causal` they hold nothing of later states and no mean.
     """
     size = base[..., 1]
     levels = size.shape[2]
-    own = torch.arange(size[0].numel(), device=size.device).view(size.shape[1:])
+    own = torch.arange(size[0].numel(), device=size.device).view(size.shape[1:])  # t * L + l
     left, right = ladder.neighbours(visible[..., 1])
     far = [
         torch.log1p(((own - at).abs() // levels).to(size.dtype)) / 4.0
@@ -114,10 +122,9 @@ def cell_channels(
     ]
     nothing = torch.zeros_like(size)
     left, right = (torch.where(ladder.carried, x - size, nothing) for x in (left, right))
-    mean = (
-        visible[..., 1].sum(1, keepdim=True) / (~mask[..., 1]).sum(1, keepdim=True).clamp(min=1)
-        - size
-    )
+    total = visible[..., 1].sum(1, keepdim=True)
+    count = (~mask[..., 1]).sum(1, keepdim=True).clamp(min=1)
+    mean = total / count - size
     in_time = in_time - base
     if causal:
         earlier = ladder.before < own

@@ -1,21 +1,30 @@
-"""Ladder carry: what a lookup knows of hidden values, since an order book moves by price and not by
-level.
+"""The ladder: hidden values looked up in other states, where the same price is at another level.
 
-Axes: B window, T state, L level, F field; `mask` is bool (B, T, L, F), True where hidden. No hidden
-value is read.
+When the mid moves, resting orders stay at their prices and change their levels. So what is hidden
+in one state is often visible in its neighbours. A *ladder* is the set of prices of some states near
+the one that lacks prices. No hidden value is read.
 
-- A hidden price: where two known prices of a state enclose exactly as many prices of a *ladder* as
-  levels are hidden between them, those are the levels' prices. The ladders, each tried for what
-  those before it left: the prices of the states next to it; of the two states on either side; of
-  each level's nearest known ones in time; and with what was found so far, once more of the states
-  next to it and of each level. Else: linear in time of the distance from the mid, held between the
-  nearest known prices of the state.
-- A hidden size at a known or found price: linear in time between the nearest states before and
-  after that show a size at this price; one side alone is carried. Else: linear in time at the same
-  level.
+A hidden price. If two known prices of a state enclose exactly as many prices of a ladder as levels
+are hidden between them, those are the levels' prices. The following ladders are tried in turn, each
+for the prices that are still missing; prices found count as known for the next:
 
-All windows at once and in fixed shapes (sorts and scans, whole ticks): it runs on a GPU inside a
-CUDA graph, can be traced, and finds the same on every device.
+1. the prices of the state before and the state after;
+2. the prices of the two states before and the two after;
+3. at each level, the nearest known price at or before the state and at or after it;
+4. and 5. the first and the third once more.
+
+A price that none of them finds has the distance from the mid that is linear in time at its level,
+held between the nearest known prices of its state.
+
+A hidden size at a known or found price. It is linear in time between the nearest states before and
+after that show a size at this price; if only one side has such a state, its size is taken. If there
+is none, the size is linear in time at its level.
+
+All windows are treated at once and in fixed shapes, by sorts and scans of whole ticks. So the
+search can be part of a CUDA graph, can be traced, and finds the same on every device.
+
+Axes: B window, T state, L level, F field (0 price, 1 size); `mask` is bool (B, T, L, F), True where
+hidden. A *place* is the index t * L + l of an entry within its window.
 """
 
 from dataclasses import dataclass
@@ -31,23 +40,19 @@ NEVER = 2**30  # ticks; stands for a price that is not known
 
 @dataclass
 class Ladder:
-    """What was found in windows, with every hidden price filled."""
+    """What was found in windows, with every hidden price filled; each field is (B, T, L)."""
 
-    price: (
-        Tensor  # float32 (B, T, L), ticks above the window's anchor (as lob.model.normalisation's)
-    )
-    price_known: Tensor  # bool (B, T, L): visible or found
-    size_visible: Tensor  # bool (B, T, L)
-    carried: Tensor  # bool (B, T, L): this price shows a size in another state
-    # int64 (B, T, L): place t * L + l of the last size at this price, or of the next if there is
-    # none
-    before: Tensor
-    after: Tensor  # int64 (B, T, L): place of the next one, or of the last if there is none
-    share: Tensor  # float32 (B, T, L): of the time from `before` to `after`
+    price: Tensor  # float32, in ticks above the window's anchor (lob/model/normalisation.py)
+    price_known: Tensor  # bool: visible or found
+    size_visible: Tensor  # bool
+    carried: Tensor  # bool: another state shows a size at this price
+    before: Tensor  # int64: place of the last size at this price, or of the next if there is none
+    after: Tensor  # int64: place of the next size at this price, or of the last if there is none
+    share: Tensor  # float32: how far the entry is on the way in time from `before` to `after`
 
     @property
     def size_known(self) -> Tensor:
-        """bool (B, T, L): visible or found."""
+        """Where a size is visible or found, bool (B, T, L)."""
         return self.size_visible | self.carried
 
     def neighbours(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +66,7 @@ class Ladder:
     def fill_sizes(self, values: Tensor, otherwise: Tensor) -> Tensor:
         """Return `values` (B, T, L), sizes or a function of them, with the hidden ones filled.
 
-        otherwise: `linear_time` of the values, for sizes at prices that no other state shows.
+        otherwise: `linear_time` of the values, for prices at which no other state shows a size.
         """
         left, right = self.neighbours(values)
         filled = torch.where(self.carried, left + (right - left) * self.share, otherwise)
@@ -69,9 +74,7 @@ class Ladder:
 
 
 def find_ladder(price_ticks: Tensor, mask: Tensor | None) -> Ladder:
-    """Look up what is hidden in windows, price_ticks int (B, T, L); nothing is where `mask` is
-    None.
-    """
+    """Look up what is hidden in windows, price_ticks int (B, T, L); without a mask nothing is."""
     if mask is None:
         price = (price_ticks - price_ticks[:, :1, :1]).to(torch.int32)
         visible = torch.ones_like(price, dtype=torch.bool)
@@ -81,7 +84,7 @@ def find_ladder(price_ticks: Tensor, mask: Tensor | None) -> Ladder:
     offset = price_ticks - anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
     offset = torch.where(visible_price, offset, 0).clamp(-NEVER, NEVER)  # clamped: room for int32
     price = torch.where(visible_price, offset, NEVER).to(torch.int32)
-    for reach in (1, 2, None, 1, None):
+    for reach in (1, 2, None, 1, None):  # states on either side; None: each level's nearest known
         price = enclosed_prices(price, next_states(price, reach) if reach else next_known(price))
     known = price < NEVER
     carried, before, after, share = same_price(price, known & visible_size)
@@ -92,45 +95,49 @@ def find_ladder(price_ticks: Tensor, mask: Tensor | None) -> Ladder:
 
 
 def linear_time(values: Tensor, known: Tensor) -> Tensor:
-    """Fill (B, T, L, ...) linearly in time; a level that is never known linearly across the levels
-    of each state.
+    """Fill `values` (B, T, L, ...) where not `known`, linearly in time at each level.
+
+    A level that is known in no state is filled linearly across the levels of each state instead.
     """
     never = ~known.any(dim=1, keepdim=True)
-    across = interpolate_time(
-        torch.where(known, values, 0).transpose(1, 2), known.transpose(1, 2)
-    ).transpose(1, 2)
+    by_level = torch.where(known, values, 0).transpose(1, 2)
+    across = interpolate_time(by_level, known.transpose(1, 2)).transpose(1, 2)
     reached = known.any(dim=2, keepdim=True)
     return interpolate_time(torch.where(known, values, across), known | (never & reached))
 
 
 def next_states(price: Tensor, reach: int) -> Tensor:
-    """The prices of `reach` states before and after each, (B, T, 2 * reach * L)."""
+    """Return the prices of the `reach` states before and after each, (B, T, 2 * reach * L)."""
     shifts = range(1, reach + 1)
     before = [F.pad(price[:, :-d], (0, 0, d, 0), value=NEVER) for d in shifts]
-    return torch.cat(
-        before + [F.pad(price[:, d:], (0, 0, 0, d), value=NEVER) for d in shifts], dim=2
-    )
+    after = [F.pad(price[:, d:], (0, 0, 0, d), value=NEVER) for d in shifts]
+    return torch.cat(before + after, dim=2)
 
 
 def next_known(price: Tensor) -> Tensor:
-    """Each level's known prices at or before and at or after each state, (B, T, 2 L)."""
+    """Return the nearest known prices of a level up to each state and from it on, (B, T, 2 L).
+
+    Where there is none this gives the price of the first or last state, which is then NEVER.
+    """
     before, after = nearest_known(price < NEVER)
-    last = torch.arange(price.shape[1], device=price.device)[-1]  # NEVER, where none is at or after
-    return torch.cat(
-        [price.gather(1, place) for place in (before.clamp(min=0), torch.minimum(after, last))],
-        dim=2,
-    )
+    last = torch.arange(price.shape[1], device=price.device)[-1]  # a tensor, so that tracing works
+    rows = before.clamp(min=0), torch.minimum(after, last)
+    return torch.cat([price.gather(1, row) for row in rows], dim=2)
 
 
 def enclosed_prices(price: Tensor, ladder: Tensor) -> Tensor:
-    """Fill NEVER in `price` (B, T, L) where known prices enclose exactly as many of `ladder` (B, T,
-    M) as it lacks.
+    """Find missing prices of `price` (B, T, L) in `ladder` (B, T, M); both hold NEVER for none.
+
+    Two known prices with only missing ones between them enclose some prices of the ladder. If these
+    are as many as are missing, they are put in.
     """
     levels = price.shape[2]
     known = price < NEVER
+    # All prices of a state and its ladder, each once and in order; NEVER fills up the rest.
     steps = torch.sort(torch.cat([price, ladder], dim=2), dim=2)[0]
     rank = torch.cumsum(F.pad(steps[..., 1:] != steps[..., :-1], (1, 0)).to(torch.int64), dim=2)
     distinct = torch.full_like(steps, NEVER).scatter(2, rank, steps)
+    # Ranks of two known prices differ by their levels' difference if as many prices lie between.
     own_rank = torch.searchsorted(distinct, price)
     level = torch.arange(levels, device=price.device)
     below, above = nearest_known(known, 2)
@@ -142,33 +149,28 @@ def enclosed_prices(price: Tensor, ladder: Tensor) -> Tensor:
 
 
 def hold_between(x: Tensor, price: Tensor) -> Tensor:
-    """Keep `x` (B, T, L) a tick above the next known price of a lower level and a tick below that
-    of a higher one.
-    """
-    levels = price.shape[2]
+    """Keep `x` (B, T, L) at least a tick away from the nearest known prices at both sides."""
+    count = price.shape[2]
     below, above = nearest_known(price < NEVER, 2)
     low = torch.where(below >= 0, price.gather(2, below.clamp(min=0)), -NEVER).float() + 1
-    high = (
-        torch.where(
-            above < levels, price.gather(2, torch.where(above < levels, above, 0)), NEVER
-        ).float()
-        - 1
-    )
+    high = torch.where(above < count, price.gather(2, torch.where(above < count, above, 0)), NEVER)
+    high = high.float() - 1
     return torch.minimum(torch.maximum(x, low), high)
 
 
 def same_price(price: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find the nearest entries of `source`, bool (B, T, L), at each entry's price in the states
-    before and after it.
+    """Find for each entry the nearest states before and after it that show something at its price.
 
-    Return whether there is any; their places t * L + l (if one is missing, that of the other; if
-    both are, the entry's own); and the share of the time between them that lies before the entry.
+    price: int (B, T, L); source: bool (B, T, L), the entries that show something. Return the fields
+    carried, before, after and share of `Ladder`. If only one such state exists, `before` and
+    `after` are both its place; if none does, they are the entry's own.
     """
     batch, steps, levels = price.shape
     count = steps * levels
-    # by price; those of one price by time
+    # Sorting brings entries of one price together; the sort is stable, so they stay in time order.
     ordered, place = torch.sort(price.flatten(1), dim=1, stable=True)
     before, after = nearest_known(source.flatten(1).gather(1, place))
+    # Shifted by one, so that an entry is not its own neighbour.
     before = F.pad(before[:, :-1], (1, 0), value=-1)
     after = F.pad(after[:, 1:], (0, 1), value=count)
     own = torch.arange(count, device=price.device).expand_as(place)

@@ -1,21 +1,24 @@
-"""Which values of a window are hidden: six masks, each a pure function of a key a window.
+"""Which values of a window are hidden: six masks, each a pure function of one key per window.
 
 Axes: B window, T state, L level, F field (0 price, 1 size); a mask is bool (B, T, L, F), True where
-hidden. `share` is the hidden part of all values, met in expectation (a fraction of a cell is
-rounded up or down at random).
+hidden. `share` is the hidden share of all values, met in expectation.
 
-- entry:  every single value by itself.
-- level:  all states of `share` of the levels, both fields.
-- span:   `share` of the time in spans of 16 states that begin at multiples of 16, all levels (four
-  of 16 at T = 256).
-- span64: one span of `share` of the time anywhere (64 states at T = 256 and 0.25), all levels.
-- patch:  cells of 16 states x 8 levels of a grid, both fields.
+- entry:  each value by itself, with probability `share`.
+- level:  `share` of the levels, in all states, prices and sizes.
+- span:   `share` of the time, in *spans* of 16 states that begin at multiples of 16 (at T = 256 and
+  a share of 0.25 four of 16), all levels.
+- span64: one span of `share` of the time that begins anywhere (64 states at T = 256 and 0.25), all
+  levels.
+- patch:  `share` of the *patches*, a grid of 16 states x 8 levels, prices and sizes.
 - tail:   the last `share` of the states, all levels: nothing after them is visible.
-- mix:    of 16 windows seven patch, five span, three tail, one entry.
+- mix:    one of the above for each window: 7 of 16 windows get patch, 5 span, 3 tail, 1 entry.
+
+What is hidden as a whole (a level, a span, a patch) is called a cell in this module. If `share`
+does not give a whole number of them, it is rounded up or down at random.
 
 Keys come from `window_keys(seed, epoch, samples)`, so a window's mask depends on nothing else: not
-on the rank, the batch or the device. Random bits are splitmix64 (Steele, Lea, Flood, 2014) of key
-and cell number.
+on the rank, the batch or the device. The random bits are splitmix64 (Steele, Lea, Flood, 2014) of
+the key and the number of a cell.
 """
 
 import torch
@@ -23,13 +26,16 @@ from torch import Tensor
 
 MASKS = ("entry", "level", "span", "span64", "patch", "tail")
 MODES = (*MASKS, "mix")
-# mask -> share of windows with it or a later one; else entry
+# Under 'mix', the share of windows that get this mask or one further right; the rest get entry.
 MIX = {"tail": 0.9375, "span": 0.75, "patch": 0.4375}
 SPAN_STATES, PATCH_STATES, PATCH_LEVELS = 16, 16, 8
 
 
 def scramble(x: Tensor) -> Tensor:
-    """splitmix64's output function on int64 (wrapping), elementwise."""
+    """Return splitmix64's output function of each int64, with arithmetic that wraps around.
+
+    The constants are the published ones as signed numbers; a mask after >> clears the sign's bits.
+    """
     x = x + -7046029254386353131  # 0x9E3779B97F4A7C15
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
@@ -37,31 +43,28 @@ def scramble(x: Tensor) -> Tensor:
 
 
 def window_keys(seed: int, epoch: int, samples: Tensor) -> Tensor:
-    """Return int64 (B,): a key for each sample number (int64), different for every seed and
-    epoch.
-    """
+    """Return a key for each sample number, int64 (B,), different for every seed and epoch."""
     base = scramble(scramble(torch.tensor(seed, dtype=torch.int64, device=samples.device)) ^ epoch)
     return scramble(base ^ scramble(samples.to(torch.int64)))
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
-    """Return float32 (B, count) in [0, 1), cell by cell from the keys."""
+    """Return random numbers in [0, 1) for cells 0 to count - 1 of each key, float32 (B, count)."""
     cells = torch.arange(count, device=keys.device, dtype=torch.int64)
     return draw(keys[:, None], cells[None, :])
 
 
 def draw(keys: Tensor, cells: Tensor) -> Tensor:
-    """Return float32 in [0, 1) for keys and cells that broadcast, int64: the same for the
-    same two.
+    """Return random numbers in [0, 1), float32, that are fixed by key and cell.
+
+    keys and cells: int64, of shapes that broadcast.
     """
     bits = scramble(keys ^ scramble(cells))
-    return ((bits >> 40) & 0xFFFFFF).float() * (1.0 / 16777216.0)
+    return ((bits >> 40) & 0xFFFFFF).float() * (1.0 / 16777216.0)  # 24 bits, all that float32 holds
 
 
 def choose_cells(keys: Tensor, count: int, share: float) -> Tensor:
-    """Return bool (B, count): `share * count` cells of each window, the fraction rounded at
-    random.
-    """
+    """Choose `share * count` cells of each window, rounded at random; return bool (B, count)."""
     draws = uniform(keys, count + 1)
     wanted = torch.floor(share * count + draws[:, count:])
     rank = draws[:, :count].argsort(dim=1).argsort(dim=1)
@@ -69,7 +72,7 @@ def choose_cells(keys: Tensor, count: int, share: float) -> Tensor:
 
 
 def trained_on(mode: str) -> set[str]:
-    """Return the masks that windows have in training with `mode`."""
+    """Return the masks that windows get in training with `mode`."""
     return {"entry", *MIX} if mode == "mix" else {mode}
 
 
@@ -94,16 +97,13 @@ def make_mask(keys: Tensor, states: int, levels: int, share: float, mode: str) -
         return mask
     time = torch.arange(states, device=keys.device)[None, :]
     if mode == "span":
-        hidden = choose_cells(keys, -(-states // SPAN_STATES), share).repeat_interleave(
-            SPAN_STATES, 1
-        )[:, :states]
+        spans = choose_cells(keys, -(-states // SPAN_STATES), share)
+        hidden = spans.repeat_interleave(SPAN_STATES, 1)[:, :states]
     else:
         draws = uniform(keys, 2)
         length = torch.floor(share * states + draws[:, :1])
-        begin = (
-            torch.floor(draws[:, 1:] * (states - length + 1))
-            if mode == "span64"
-            else states - length
-        )
+        begin = states - length
+        if mode == "span64":
+            begin = torch.floor(draws[:, 1:] * (begin + 1))
         hidden = (time >= begin) & (time < begin + length)
     return hidden[:, :, None, None].expand(shape)

@@ -1,16 +1,21 @@
-"""From ticks and sizes to what a network sees, and back; scriptable torch, on any device.
+"""From ticks and sizes to what a network sees, and back.
 
 Axes: B window, T state, L level, F field (0 price, 1 size). `mask` is bool (B, T, L, F), True where
 a value is hidden. No parameter is made from a hidden value, so what the network is given can't
 depend on one. There is one exception: the anchor of a window that shows no price. Its targets count
 from that anchor; what the network is given does not.
 
+The *anchor* is a price of the window from which ticks are counted, so that they stay small enough
+to be exact in float32.
+
 Schemes (`normalization`):
-- 'book': price as signed log of the distance in ticks from the state's mid, log1p(|d|) sign(d) / 4;
-  size as (log(size) - mean of the window's visible log sizes) / 2. The mid is linear in time where
-  a best price is hidden. Where `causal`, the mean is over the states up to each one.
-- 'minmax': price divided by the level's first visible price, sizes as they are, each min-max scaled
-  over the window's visible values: the scheme of the published reference, for comparison.
+
+- 'book': the price is log1p(|d|) sign(d) / 4 of its distance d in ticks from the state's mid; the
+  size is (log(size) - mean of the window's visible log sizes) / 2. Where a best price is hidden,
+  the mid is linear in time. With `causal`, a state's mean is over the states up to it.
+- 'minmax': the scheme of the published reference, for comparison. The price is its change relative
+  to the level's first visible price, the size is as it is, and both are min-max scaled over the
+  window's visible values.
 """
 
 import torch
@@ -22,28 +27,25 @@ SIZE_SCALE = 2.0  # log sizes of a crypto book have a standard deviation near 2
 
 
 def nearest_known(known: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
-    """Where along `dim` the nearest known entry at or before and at or after each one lies, int64
-    of `known`'s shape.
+    """Return where along `dim` the nearest known entries up to each entry and from it on lie.
 
-    -1 stands for none before, the axis' length for none after.
+    Both are int64 of `known`'s shape. -1 stands for none before, the axis' length for none after.
     """
     size = known.shape[dim]
     shape = [1] * known.dim()
     shape[dim] = size
     at = torch.arange(size, device=known.device).view(shape).expand_as(known)
     before = torch.cummax(torch.where(known, at, torch.full_like(at, -1)), dim=dim)[0]
-    after = torch.cummin(torch.where(known, at, torch.full_like(at, size)).flip([dim]), dim=dim)[
-        0
-    ].flip([dim])
+    backwards = torch.where(known, at, torch.full_like(at, size)).flip([dim])
+    after = torch.cummin(backwards, dim=dim)[0].flip([dim])
     return before, after
 
 
 def interpolate_time(values: Tensor, known: Tensor) -> Tensor:
-    """Fill `values` (B, T, ...) where not `known`, linearly in T between the nearest known ones of
-    the same column.
+    """Fill `values` (B, T, ...) where not `known`, linearly in time between the nearest known ones.
 
-    Before the first and after the last known one its value is carried; a column with none known
-    becomes 0.
+    Before the first known value of a column and after its last one, that value is repeated. A
+    column without a known value becomes 0.
     """
     steps = values.shape[1]
     before, after = nearest_known(known)
@@ -53,9 +55,8 @@ def interpolate_time(values: Tensor, known: Tensor) -> Tensor:
     left, right = torch.gather(values, 1, before), torch.gather(values, 1, after)
     time = torch.arange(steps, device=values.device).view([1, steps] + [1] * (values.dim() - 2))
     share = (time - before).to(values.dtype) / (after - before).clamp(min=1)
-    return torch.where(
-        has_before | has_after, left + (right - left) * share, torch.zeros_like(left)
-    )
+    has_any = has_before | has_after
+    return torch.where(has_any, left + (right - left) * share, torch.zeros_like(left))
 
 
 def signed_log(x: Tensor) -> Tensor:
@@ -67,29 +68,29 @@ def signed_exp(x: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, known: Tensor) -> Tensor:
-    """Mean of `x` (B, T, L) over the known entries of each window, (B, 1, 1); 0 where none is
-    known.
+    """Return the mean of `x` (B, T, L) over each window's known entries, (B, 1, 1); 0 if none is.
 
-    Summed by state first: in one run over 25,000 entries a runtime that adds them in turn loses a
-    digit and a half.
+    Each state is summed first: a runtime (of an exported network) that adds 25,000 entries one by
+    one loses a digit and a half.
     """
-    total = (
-        torch.where(known, x, torch.zeros_like(x)).sum(dim=2, keepdim=True).sum(dim=1, keepdim=True)
-    )
+    by_state = torch.where(known, x, torch.zeros_like(x)).sum(dim=2, keepdim=True)
+    total = by_state.sum(dim=1, keepdim=True)
     return total / known.sum(dim=(1, 2), keepdim=True).clamp(min=1)
 
 
 def running_mean(x: Tensor, known: Tensor) -> Tensor:
-    """Mean of `x` (B, T, L) over the known entries of each state and those before it, (B, T, 1); 0
-    where none is.
+    """Return the mean of `x` (B, T, L) over the known entries up to each state, (B, T, 1).
+
+    It is 0 where none is known.
     """
     total = torch.where(known, x, torch.zeros_like(x)).sum(dim=2, keepdim=True).cumsum(dim=1)
     return total / known.sum(dim=2, keepdim=True).cumsum(dim=1).clamp(min=1)
 
 
 def masked_range(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Least known value of each window and the range above it, both (B, 1, 1); 1 for a window of
-    equal values.
+    """Return the least known value of each window and the range above it, (B, 1, 1) each.
+
+    The range is 1 if all known values are equal or none is known.
     """
     low = torch.where(known, x, torch.full_like(x, float("inf"))).amin(dim=(1, 2), keepdim=True)
     high = torch.where(known, x, torch.full_like(x, float("-inf"))).amax(dim=(1, 2), keepdim=True)
@@ -100,8 +101,9 @@ def masked_range(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 def first_known_price(price_ticks: Tensor, known: Tensor) -> Tensor:
     """Return the first visible price of each level in time, int64 (B, 1, L).
 
-    A level that shows none takes the window's first visible price. A window that shows none takes
-    its first entry, so that targets stay small; `Reconstruction` undoes that.
+    A level without a visible price takes the window's first visible one. A window without any takes
+    its first entry although it is hidden, so that targets stay small; `Reconstruction` keeps it
+    from reaching the output.
     """
     first = known.to(torch.int8).argmax(dim=1, keepdim=True)
     per_level = torch.gather(price_ticks, 1, first)
@@ -111,23 +113,21 @@ def first_known_price(price_ticks: Tensor, known: Tensor) -> Tensor:
 
 
 def state_mids(offset: Tensor, known: Tensor) -> Tensor:
-    """Mid of each state, (B, T, 1), in the units of the prices `offset` (B, T, L), from visible
-    prices alone.
+    """Return the mid of each state, (B, T, 1), from visible prices (B, T, L) alone.
 
-    Exact where both best prices are visible, linear in time between such states. A window without
-    one takes the mean of the innermost visible bid and ask of each state instead, and one without
-    such a state the mean visible price.
+    It is exact where both best prices are visible and linear in time between such states. A window
+    without such a state takes the middle of each state's innermost visible bid and ask instead, and
+    a window without any visible bid and ask in one state takes its mean visible price.
     """
     half = offset.shape[2] // 2
     best = known[:, :, half - 1] & known[:, :, half]
     mid = (offset[:, :, half - 1] + offset[:, :, half]) * 0.5
     bids, asks = known[:, :, :half], known[:, :, half:]
-    inner_bid = torch.where(
-        bids, offset[:, :, :half], torch.full_like(offset[:, :, :half], float("-inf"))
-    ).amax(dim=2)
-    inner_ask = torch.where(
-        asks, offset[:, :, half:], torch.full_like(offset[:, :, half:], float("inf"))
-    ).amin(dim=2)
+    bid_prices, ask_prices = offset[:, :, :half], offset[:, :, half:]
+    shown_bids = torch.where(bids, bid_prices, torch.full_like(bid_prices, float("-inf")))
+    inner_bid = shown_bids.amax(dim=2)
+    shown_asks = torch.where(asks, ask_prices, torch.full_like(ask_prices, float("inf")))
+    inner_ask = shown_asks.amin(dim=2)
     inner = bids.any(dim=2) & asks.any(dim=2)
     inner_mid = torch.where(inner, (inner_bid + inner_ask) * 0.5, torch.zeros_like(mid))
     mean = masked_mean(offset, known).squeeze(2).expand_as(mid)
@@ -139,7 +139,7 @@ def state_mids(offset: Tensor, known: Tensor) -> Tensor:
 def fit(
     price_ticks: Tensor, sizes: Tensor, mask: Tensor, scheme: str, causal: bool = False
 ) -> dict[str, Tensor]:
-    """Return the parameters of `scheme` for each window, from its visible values alone.
+    """Return the parameters of `scheme` for each window, made of its visible values alone.
 
     price_ticks: int (B, T, L); sizes: float (B, T, L), > 0; mask: bool (B, T, L, 2). With `causal`
     and nothing hidden, the parameters of 'book' at a state depend on no later state.
@@ -151,12 +151,11 @@ def fit(
         anchor = anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
         offset = (price_ticks - anchor).float()
         log_sizes = torch.log(sizes.float().clamp(min=1e-30))
+        mean = running_mean if causal else masked_mean
         return {
             "anchor_ticks": anchor,
             "mid": state_mids(offset, known_price),
-            "size_centre": running_mean(log_sizes, known_size)
-            if causal
-            else masked_mean(log_sizes, known_size),
+            "size_centre": mean(log_sizes, known_size),
         }
     ratio = (price_ticks - anchor).float() / anchor.float().abs().clamp(min=1.0)
     price_low, price_range = masked_range(ratio, known_price)
@@ -173,8 +172,9 @@ def fit(
 def transform(
     price_ticks: Tensor, sizes: Tensor, parameters: dict[str, Tensor], scheme: str
 ) -> Tensor:
-    """Return the normalised values, float32 (B, T, L, 2); prices may be fractions of a tick
-    (float64).
+    """Return the normalised values, float32 (B, T, L, 2).
+
+    price_ticks: int (B, T, L), or float64 for fractions of a tick; sizes: float (B, T, L).
     """
     offset = (price_ticks - parameters["anchor_ticks"]).float()
     if scheme == "book":
@@ -188,8 +188,9 @@ def transform(
 
 
 def invert(values: Tensor, parameters: dict[str, Tensor], scheme: str) -> tuple[Tensor, Tensor]:
-    """Undo `transform`: price in ticks, float64 (B, T, L), not rounded, and size, float32 (B, T,
-    L).
+    """Undo `transform`: return prices in ticks, float64, not rounded, and sizes, float32.
+
+    values: (B, T, L, 2); both results are (B, T, L).
     """
     price, size = values[..., 0].float(), values[..., 1].float()
     if scheme == "book":

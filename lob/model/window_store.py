@@ -1,7 +1,8 @@
 """Windows for a network, gathered on its device.
 
-If the states of all pairs fit, they live on the GPU and a window is an index. Otherwise threads
-copy windows from the memory-mapped files into pinned memory, a few batches ahead.
+If the states of all pairs fit on the GPU they stay there, and a window is gathered by its first
+row. Otherwise threads copy windows from the memory-mapped files into pinned memory, a few batches
+ahead.
 """
 
 import itertools
@@ -20,11 +21,13 @@ RESIDENT_SHARE = 0.4  # of the GPU's free memory
 
 
 class WindowStore:
-    """Order book states of several pairs, addressed by one row number: rows of pair k begin at
-    `offsets[k]`.
+    """Order book states of several pairs under one numbering of rows.
 
-    `batches` yields windows (price_ticks int32 (B, T, L), sizes float32 (B, T, L)); `wait_seconds`
-    adds up the time that its caller waited for data.
+    The rows of pair k begin at `offsets[k]`. `batches` yields windows, price_ticks int32 (B, T, L)
+    and sizes float32 (B, T, L). `wait_seconds` adds up the time that its caller waited for data.
+
+    num_workers: threads that copy windows; resident: whether the states are kept on the device
+    (None: on a GPU, if they take less than RESIDENT_SHARE of its free memory).
     """
 
     def __init__(
@@ -36,47 +39,41 @@ class WindowStore:
         resident: bool | None = None,
     ):
         self.books, self.temporal_dim, self.device = books, temporal_dim, device
-        self.offsets = np.concatenate([[0], np.cumsum([book.rows for book in books])]).astype(
-            np.int64
-        )
+        ends = np.cumsum([book.rows for book in books])
+        self.offsets = np.concatenate([[0], ends]).astype(np.int64)
         self.num_workers, self.wait_seconds = max(1, num_workers), 0.0
-        size = sum(book.price_ticks.nbytes + book.sizes.nbytes for book in books)
         if resident is None:
-            resident = (
-                device.type == "cuda" and size < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
-            )
+            size = sum(book.price_ticks.nbytes + book.sizes.nbytes for book in books)
+            resident = device.type == "cuda" and size < RESIDENT_SHARE * free_bytes(device)
         self.resident = resident
         if resident:
-            self.price_ticks = torch.cat(
-                [torch.from_numpy(np.array(book.price_ticks)).to(device) for book in books]
-            )
-            self.sizes = torch.cat(
-                [torch.from_numpy(np.array(book.sizes)).to(device) for book in books]
-            )
+            self.price_ticks = on_device([book.price_ticks for book in books], device)
+            self.sizes = on_device([book.sizes for book in books], device)
 
     def start_rows(self, pair_index: np.ndarray, end_rows: np.ndarray) -> np.ndarray:
-        """First row (in the store's numbering) of the windows that end before `end_rows` of each
-        pair.
+        """Return the first rows, in the store's numbering, of windows.
+
+        A window is given by the number of its pair and by the row after its last, int64 (B,) each.
         """
         return self.offsets[pair_index] + end_rows - self.temporal_dim
 
     def gather(self, start_rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows that begin at `start_rows` (int64 (B,), on the device) of a resident store."""
+        """Return the windows from `start_rows` on, int64 (B,) on the device of a resident store."""
         rows = start_rows[:, None] + torch.arange(self.temporal_dim, device=self.device)
         return self.price_ticks[rows], self.sizes[rows]
 
     def copy_windows(self, start_rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Copy windows out of the files into (pinned) host memory."""
+        """Copy windows out of the files into host memory, which is pinned for a GPU."""
         shape = (len(start_rows), self.temporal_dim, self.books[0].depth)
         pin = self.device.type == "cuda"
         price_ticks = torch.empty(shape, dtype=torch.int32, pin_memory=pin)
         sizes = torch.empty(shape, dtype=torch.float32, pin_memory=pin)
         pairs = np.searchsorted(self.offsets, start_rows, side="right") - 1
-        for i, (pair, first) in enumerate(
-            zip(pairs, start_rows - self.offsets[pairs], strict=True)
-        ):
-            price_ticks.numpy()[i] = self.books[pair].price_ticks[first : first + self.temporal_dim]
-            sizes.numpy()[i] = self.books[pair].sizes[first : first + self.temporal_dim]
+        firsts = start_rows - self.offsets[pairs]
+        for i, (pair, first) in enumerate(zip(pairs, firsts, strict=True)):
+            book, rows = self.books[pair], slice(first, first + self.temporal_dim)
+            price_ticks.numpy()[i] = book.price_ticks[rows]
+            sizes.numpy()[i] = book.sizes[rows]
         return price_ticks, sizes
 
     def batches(self, batches_of_rows: Iterable[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -104,3 +101,12 @@ class WindowStore:
             finally:
                 for task in waiting:
                     task.cancel()
+
+
+def free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def on_device(arrays: list[np.ndarray], device: torch.device) -> Tensor:
+    """Return the arrays, one after the other, in one tensor on the device."""
+    return torch.cat([torch.from_numpy(np.array(array)).to(device) for array in arrays])

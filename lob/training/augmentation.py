@@ -1,5 +1,6 @@
-"""Training windows that were never recorded, but could have been; each a pure function of the
-window and its key.
+"""Variations of training windows: books that were never recorded but could have been.
+
+Each is a pure function of a window and its key (lob/model/masking.py).
 
 Axes: B window, T state, L level. Windows are price_ticks int (B, T, L) and sizes float (B, T, L),
 keys int64 (B,).
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from lob.model.masking import draw, scramble, uniform
 
-SLOWEST = 4  # times; COIN-M BTC sends 69 states/s where USD-M BTC sends 19 to 31
+SLOWEST = 4  # times slower; feeds differ as much: 69 states/s of COIN-M BTC, 19 to 31 of USD-M BTC
 
 
 def exchange_sides(price_ticks: Tensor, sizes: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn the windows of `where`, bool (B, 1), about the middle of their first state: bids become
-    asks.
+    """Mirror the windows of `where`, bool (B, 1), so that bids become asks and asks bids.
+
+    Prices are mirrored at the middle between the first state's lowest bid and highest ask.
     """
     turned = (price_ticks[:, :1, :1] + price_ticks[:, :1, -1:] - price_ticks).flip(2)
     where = where.unsqueeze(2)
@@ -25,12 +27,11 @@ def exchange_sides(price_ticks: Tensor, sizes: Tensor, where: Tensor) -> tuple[T
 def slow_down(
     price_ticks: Tensor, sizes: Tensor, keys: Tensor, share: float
 ) -> tuple[Tensor, Tensor]:
-    """Replay a share of the windows 2, 3 or 4 times slower, as of a feed with more states a second;
-    all end as before.
+    """Replay a share of the windows 2, 3 or 4 times slower, as a feed of more states per second.
 
-    From one recorded state to the next, sizes at unchanged prices change one by one at random
-    moments, and the levels whose price changes move together, so that every state is one that the
-    book could have had.
+    A slowed window ends at the same state and begins later. Between two recorded states, sizes at
+    unchanged prices change one by one at random moments, and all levels whose price changes do so
+    together, so that every state is one that the book could have had.
     """
     _, states, levels = price_ticks.shape
     speed_draw, moments = uniform(keys, states * (levels + 1) + 1).split(
@@ -38,26 +39,26 @@ def slow_down(
     )
     speed = torch.floor(1 + SLOWEST - (1 - speed_draw) / share * (SLOWEST - 1)).clamp(1, SLOWEST)
     last = states - 1
-    # (B, T), in recorded states
+    # Of each new state, (B, T): where between the recorded states it lies.
     place = last - torch.arange(last, -1, -1, device=keys.device) / speed
     earlier = place.floor()
-    passed = (place - earlier).unsqueeze(2)
+    passed = (place - earlier).unsqueeze(2)  # share of the time from this state to the next
     rows = earlier.long().unsqueeze(2).expand(-1, -1, levels)
     price, size = price_ticks.gather(1, rows), sizes.gather(1, rows)
     rows = (rows + 1).clamp(max=last)
     next_price, next_size = price_ticks.gather(1, rows), sizes.gather(1, rows)
-    moments = moments.view(-1, states, levels + 1).gather(
-        1, earlier.long().unsqueeze(2).expand(-1, -1, levels + 1)
-    )
+    # Each recorded state has a moment of change for each level, and one for all changes of price.
+    rows = earlier.long().unsqueeze(2).expand(-1, -1, levels + 1)
+    moments = moments.view(-1, states, levels + 1).gather(1, rows)
     changed = torch.where(price == next_price, moments[..., :-1], moments[..., -1:]) < passed
     return torch.where(changed, next_price, price), torch.where(changed, next_size, size)
 
 
 def vary_sizes(price_ticks: Tensor, sizes: Tensor, keys: Tensor, noise: float) -> Tensor:
-    """Multiply the sizes of half the windows by exp(uniform in +-noise), one factor a price for all
-    of a window.
+    """Multiply the sizes of half the windows by exp(uniform in +-noise), one factor for each price.
 
-    What rests at a price stays as steady as it was, but no window can be recognised by its sizes.
+    A price keeps its factor through the window, so what rests there stays as steady as it was. But
+    no window can be recognised by its sizes.
     """
     chosen = uniform(scramble(keys + 2), 1).unsqueeze(2) < 0.5
     power = 2 * draw(scramble(keys + 3)[:, None, None], price_ticks.long()) - 1
@@ -67,8 +68,9 @@ def vary_sizes(price_ticks: Tensor, sizes: Tensor, keys: Tensor, noise: float) -
 def augment(
     price_ticks: Tensor, sizes: Tensor, keys: Tensor, mirror: bool, slow: float, noise: float
 ) -> tuple[Tensor, Tensor]:
-    """Exchange bids and asks in half the windows where `mirror`, slow down a share of them, and
-    vary sizes.
+    """Vary sizes, slow down the share `slow` of the windows and, if `mirror`, mirror half of them.
+
+    Each has a key of its own, so that one variation says nothing about another.
     """
     if noise:
         sizes = vary_sizes(price_ticks, sizes, keys, noise)

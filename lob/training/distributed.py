@@ -1,5 +1,6 @@
-"""Processes that train together: how they start, agree, stop on SIGTERM, and end when one of them
-fails.
+"""Processes that train together: how they meet, add up, stop on SIGTERM and end if one fails.
+
+A *rank* is one of these processes, and its number from 0.
 """
 
 import builtins
@@ -19,13 +20,13 @@ from torch.multiprocessing import ProcessContext, ProcessExitedException, Proces
 
 from lob.config import CheckFailed, InputError
 
-# numbers; 2.4 GB of them took 7.1 ms in place and 9.9 ms by way of a buffer (two H200)
+# Gradients of at least so many numbers are summed where they are: 2.4 GB took 7.1 ms that way, and
+# 9.9 ms by way of a buffer (two H200).
 LARGE = 1 << 22
 MEETING_SECONDS = 60  # for all ranks to reach the first one
-WORK_SECONDS = 1800  # torch's own, for one rank to wait for what another one says later
-GRACE_SECONDS = (
-    10.0  # for the other ranks, after one failed: to end by themselves, and again after SIGTERM
-)
+WORK_SECONDS = 1800  # for a rank to wait for what another one says later; torch's own default
+# After one rank failed: for the others to end by themselves, and again after SIGTERM.
+GRACE_SECONDS = 10.0
 
 
 class StopSignal:
@@ -50,17 +51,17 @@ class Team:
     def total(self, *values: float | Tensor) -> Tensor:
         """Sum each value over all ranks, float64 (n,) on the device."""
         sums = torch.stack(
-            [torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values]
+            [torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in values]
         )
         if self.world > 1:
             dist.all_reduce(sums)
         return sums
 
     def add_up(self, gradients: list[Tensor]) -> None:
-        """Replace each gradient by its sum over all ranks, once a step, so that passes can be CUDA
-        graphs.
+        """Replace each gradient by its sum over all ranks.
 
-        Large ones are summed where they are, the many small ones together in a buffer.
+        This happens once per step and not in the backward pass, so that passes can be CUDA graphs.
+        Large gradients are summed where they are, the many small ones together in a buffer.
         """
         if self.world == 1:
             return
@@ -72,9 +73,8 @@ class Team:
             flat = torch.cat([gradient.flatten() for gradient in small])
             dist.all_reduce(flat)
             parts = flat.split([gradient.numel() for gradient in small])
-            torch._foreach_copy_(
-                small, [part.view_as(x) for part, x in zip(parts, small, strict=True)]
-            )
+            sums = [part.view_as(x) for part, x in zip(parts, small, strict=True)]
+            torch._foreach_copy_(small, sums)
 
     def agree(self, value: Any) -> Any:
         """Return the first rank's `value` on all ranks."""
@@ -92,11 +92,11 @@ class Team:
 
 @contextlib.contextmanager
 def join_team(rank: int, world: int, backend: str, port: int | None) -> Iterator[Team]:
-    """Pick this rank's device and join the others (by `port` of this machine, or as torchrun says);
-    leave in the end.
+    """Pick this rank's device and join the other ranks; leave them at the end of the block.
 
-    Raises CheckFailed if they don't meet. After an error nothing is waited for: the group is left
-    as it is, and the process ends.
+    They meet at `port` of this machine; without one, where torchrun's environment says. Raises
+    CheckFailed if they don't meet. If the block raises an error, the group is not taken down, since
+    that would wait for the other ranks.
     """
     local = int(os.environ.get("LOCAL_RANK", rank))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -104,31 +104,27 @@ def join_team(rank: int, world: int, backend: str, port: int | None) -> Iterator
         torch.cuda.set_device(device)
     if world > 1:
         store = meet(rank, world, port)
-        dist.init_process_group(
-            backend if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world
-        )
+        name = backend if device.type == "cuda" else "gloo"
+        dist.init_process_group(name, store=store, rank=rank, world_size=world)
     yield Team(rank, world, device)
     if world > 1:
         dist.destroy_process_group()
 
 
 def meet(rank: int, world: int, port: int | None) -> dist.Store:
-    """Return the store by which ranks find each other, once all have.
+    """Wait until all ranks have met, and return the store by which they exchange values.
 
-    It has a time limit of its own: what one rank does later, such as saving, may take longer than a
-    meeting.
+    The meeting has a short time limit. What a rank waits for later, such as another one's saving,
+    may take longer.
     """
     address = f"tcp://127.0.0.1:{port}" if port else "env://"
+    limit = timedelta(seconds=MEETING_SECONDS)
     try:
-        store, *_ = next(
-            dist.rendezvous(address, rank, world, timeout=timedelta(seconds=MEETING_SECONDS))
-        )
+        store, *_ = next(dist.rendezvous(address, rank, world, timeout=limit))
     except dist.DistError:
-        where = (
-            f"127.0.0.1:{port}"
-            if port
-            else f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        )
+        where = f"127.0.0.1:{port}"
+        if not port:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise CheckFailed(
             f"rank {rank} did not meet the other ranks at {where} within {MEETING_SECONDS} s: "
             "start all of them, and let this address through"
@@ -138,8 +134,9 @@ def meet(rank: int, world: int, port: int | None) -> dist.Store:
 
 
 def free_port() -> int:
-    """Return a port of this machine that no one listens on. Raises InputError if ranks can't meet
-    there.
+    """Return a port of this machine that no one listens on.
+
+    Raises InputError if ranks can't meet at the loopback address.
     """
     with socket.socket() as probe:
         try:
@@ -157,7 +154,8 @@ def free_port() -> int:
 def wait_for_ranks(context: ProcessContext) -> None:
     """Wait for the processes of `mp.spawn(..., join=False)`.
 
-    SIGTERM goes on to all of them. If one fails, the others are ended and its error is raised here.
+    SIGTERM is passed on to all of them. If one fails, the others are ended, and its error is raised
+    here: InputError and CheckFailed as they are, an OSError or a signal as CheckFailed.
     """
     signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in context.processes])
     try:
@@ -169,6 +167,7 @@ def wait_for_ranks(context: ProcessContext) -> None:
             f"rank {error.error_index} ended with {how}; the other ranks were ended"
         ) from None
     except ProcessRaisedException as error:
+        # The error comes as the text of a traceback, whose last line is "module.Kind: message".
         kind, _, text = str(error).strip().splitlines()[-1].partition(": ")
         for expected in (InputError, CheckFailed):
             if kind == f"{expected.__module__}.{expected.__name__}":

@@ -1,14 +1,13 @@
-"""What training minimises: the loss over hidden values, and the outlook, an auxiliary task of the
-window's vector.
+"""What training minimises: the loss over hidden values, and a second task, the outlook.
 
-The *outlook*: masked values alone ask nothing of the vector of a state that is visible, and it is
-this vector that a policy takes. So a linear head on the vector of a state shortly before the
-window's end predicts numbers of the book there, of the moves up to it and of the few states that
-follow. More distant states are not asked for, since the network learns them by heart: its forecasts
-of the volatility of 128 states correlated 0.50 with it in training windows and 0.23 in validation
-windows.
+The loss over hidden values asks nothing of the vector of a visible state, and it is this vector, of
+the last state, that a policy takes. The *outlook* does: from the vector of a state shortly before
+the window's end, a linear head predicts numbers of the book there, of the moves up to it and of the
+few states that follow. It does not ask for more distant states, since the network learns those by
+heart: its forecasts of the volatility over 128 states correlated with the truth by 0.50 in training
+windows and by 0.23 in validation windows.
 
-Axes: B window, T state, L level, F field. Prices are in ticks, as the encoder takes them.
+Axes: B window, T state, L level, F field (0 price, 1 size). Prices are in ticks.
 """
 
 from collections.abc import Callable
@@ -29,11 +28,11 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "huber": F.huber_loss,
     "smoothl1": F.smooth_l1_loss,
 }
-OUTLOOK_EVERY = 4  # windows, of which one is asked for its outlook
-AHEAD = 32  # states at most that the outlook looks ahead
+OUTLOOK_EVERY = 4  # one window in so many is asked for its outlook
+AHEAD = 32  # how many states the outlook looks ahead, at most
 
-# One over each target's standard deviation in windows of USD-M BTC (at most 4: the spread hardly
-# ever changes).
+# What outlook_targets multiplies its columns by, in their order: 1 / standard deviation in windows
+# of USD-M BTC, but at most 4, since the spread hardly ever changes.
 SCALES = (
     # imbalances over DEPTHS and all levels
     *(1.6, 1.6, 1.8, 3.0),
@@ -41,12 +40,12 @@ SCALES = (
     *(4.0, 0.6, 0.6, 2.0, 2.0),
     # states since the last move; mean log spread
     *(0.75, 4.0),
-    # return, volatility, number of moves over REACHES and the whole window
+    # return, volatility and number of moves: over each of REACHES, then over the whole past
     *(1.0, 1.0, 3.5),
     *(0.55, 0.65, 1.8),
     *(0.35, 0.5, 1.15),
     *(0.32, 0.52, 1.0),
-    # ahead: direction, which queue is gone first, widening
+    # ahead: direction of the first move, which best queue is gone first, widening of the spread
     *(1.2, 1.2, 2.8),
 )
 assert len(SCALES) == OUTLOOK_TARGETS
@@ -63,12 +62,11 @@ def masked_loss(
 def outlook_loss(
     model: BookEncoder, precision: Precision, price_ticks: Tensor, sizes: Tensor
 ) -> tuple[Tensor, int]:
-    """Return the squared error of the outlook, summed over one window in OUTLOOK_EVERY, and how
-    many these are.
+    """Return the outlook's squared error, summed over the windows that are asked, and their number.
 
-    The network sees the states up to the one it is asked about, moved to the window's end behind
-    copies of the first state: a window of another length would be another task than what the vector
-    is for.
+    The network sees the states up to the one that it is asked about. They are moved to the window's
+    end, behind copies of the first state, since a shorter window would not be what the vector is
+    made of in use.
     """
     price_ticks, sizes = price_ticks[::OUTLOOK_EVERY], sizes[::OUTLOOK_EVERY]
     states = price_ticks.shape[1]
@@ -81,23 +79,23 @@ def outlook_loss(
 
 
 def states_ahead(states: int) -> int:
-    """Return how many of a window's last states the outlook foretells: at most half of them."""
+    """Return how many of a window's last states the outlook is about: at most half of them."""
     return min(AHEAD, states // 2)
 
 
 def outlook_targets(price_ticks: Tensor, sizes: Tensor) -> Tensor:
-    """Return what the outlook asks for, float32 (B, OUTLOOK_TARGETS), of windows of at least 4
-    states.
+    """Return what the outlook's head should predict, float32 (B, OUTLOOK_TARGETS).
 
-    price_ticks: int (B, T, L); sizes: float (B, T, L). *Now* is the state `states_ahead` before the
-    last one. The columns are, each times its entry of SCALES:
+    price_ticks: int (B, T, L), of at least 4 states; sizes: float (B, T, L). *Now* is the state
+    `states_ahead` before the last one, a *move* is a change of the mid. The columns are, each times
+    its entry of SCALES,
 
     - the book now: imbalances over DEPTHS and all levels, log spread, logs of the best sizes and of
-      each side's mean size less the mean log size;
-    - the past: log1p of the states since the last move, mean log spread, and over REACHES and the
-      whole past the return, the realised volatility and log1p of the number of moves;
-    - ahead: direction of the first move of the mid, which best queue is gone first (1 the ask, -1
-      the bid), whether the spread widens.
+      each side's mean size, less the mean log size;
+    - the past: log1p of the number of states since the last move, mean log spread, and over REACHES
+      and the whole past the return, the realised volatility and log1p of the number of moves;
+    - ahead: the direction of the first move, which best queue is gone first (1 the ask's, -1 the
+      bid's), whether the spread widens.
     """
     half, coming = price_ticks.shape[2] // 2, states_ahead(price_ticks.shape[1])
     now = price_ticks.shape[1] - coming - 1
@@ -127,18 +125,15 @@ def outlook_targets(price_ticks: Tensor, sizes: Tensor) -> Tensor:
     columns.append(ahead.gather(1, first_move[:, None])[:, 0].sign())
     columns.append(torch.sign(first(gone_bid) - first(gone_ask)))
     columns.append((spread[:, now + 1 :] > spread[:, now, None]).any(1))
-    return torch.stack(
-        [column.float() * scale for column, scale in zip(columns, SCALES, strict=True)], dim=1
-    )
+    scaled = [column.float() * scale for column, scale in zip(columns, SCALES, strict=True)]
+    return torch.stack(scaled, dim=1)
 
 
 def volatility(moves: Tensor) -> Tensor:
-    """log(1 + root of the sum of squares) of moves in ticks, (B, N) to (B,)."""
+    """Return the realised volatility of moves in ticks, as its log1p: (B, N) to (B,)."""
     return torch.log1p(moves.square().sum(1).sqrt())
 
 
 def first(happens: Tensor) -> Tensor:
-    """Return where along the second axis something happens first, int64 (B,); the axis' length if
-    it never does.
-    """
+    """Return where in bool (B, N) something happens first, int64 (B,); N if it never does."""
     return torch.where(happens.any(1), happens.int().argmax(1), happens.shape[1])

@@ -1,4 +1,4 @@
-"""Optimizers and learning rates by the names of the trainer's config."""
+"""Optimizers and learning rates, and the check that keeps NaN and infinity from the weights."""
 
 import math
 
@@ -11,9 +11,7 @@ from lob.config import CheckFailed
 def make_optimizer(
     name: str, model: nn.Module, lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Return AdamW (the only one that decays weights), Adam or SGD (momentum 0.9), fused on a
-    GPU.
-    """
+    """Return AdamW, Adam or SGD with momentum 0.9, fused on a GPU; only AdamW decays weights."""
     makers = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     parameters = list(model.parameters())
     own = {"sgd": {"momentum": 0.9}, "adamw": {"weight_decay": weight_decay}}.get(name, {})
@@ -23,7 +21,7 @@ def make_optimizer(
 def make_plateau(
     optimizer: torch.optim.Optimizer, factor: float, patience: int
 ) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
-    """Return the decay of the learning rate by `factor` after `patience` bad epochs."""
+    """Return what multiplies the learning rate by `factor` after `patience` epochs of no gain."""
     return torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=factor, patience=patience, threshold=0
     )
@@ -32,21 +30,24 @@ def make_plateau(
 def scale_gradients(
     optimizer: torch.optim.Optimizer, gradients: list[Tensor], factor: Tensor
 ) -> None:
-    """Multiply gradients by `factor`; a fused optimizer does so within its step, without another
-    pass over them.
+    """Multiply gradients by `factor`, float32 on their device.
+
+    A fused optimizer does so within its step, which saves a pass over the gradients.
     """
     if optimizer.defaults["fused"]:
-        optimizer.grad_scale = 1 / factor  # type: ignore[attr-defined] # as GradScaler does
+        # The way torch.amp.GradScaler takes; the optimizer divides by grad_scale.
+        optimizer.grad_scale = 1 / factor  # type: ignore[attr-defined]
     else:
         torch._foreach_mul_(gradients, factor)
 
 
 def one_cycle(step: int, steps: int, peak: float) -> float:
-    """Learning rate of a step: cosine up from peak / 25 in the first 30 % of the steps, then down
-    to peak / 250,000.
+    """Return the learning rate of a step, from 0, of a cycle of `steps` steps.
 
-    The same as torch.optim.lr_scheduler.OneCycleLR (Smith and Topin 2017, arXiv:1708.07120), but
-    without a state, so that a run goes on from any step, also towards another last one.
+    It follows a cosine up from peak / 25 in the first 30 % of the steps, then one down to
+    peak / 250,000. These are the rates of torch.optim.lr_scheduler.OneCycleLR (Smith and Topin
+    2017, arXiv:1708.07120), but without a state: a run can go on from any step, and with another
+    number of steps.
     """
     top, low = 0.3 * steps - 1, peak / 25
     if step <= top:
@@ -57,16 +58,15 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
 
 
 class FiniteCheck:
-    """Keeps a non-finite loss or gradient from the weights, and ends the run with its place.
+    """Keeps a loss or gradient that is not finite from the weights, and ends the run.
 
-    On a CPU it looks at each step at once. On a GPU it tells the fused optimizer to skip the
-    update, and the host learns of that one step later, so that it never waits for the step under
-    way.
+    On a CPU it looks at each step at once. On a GPU it makes the fused optimizer skip the update,
+    and the host learns of that one step later, so that it never waits for the step under way.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device):
         self.optimizer, self.on_gpu = optimizer, device.type == "cuda"
-        # loss, norm, ranks asked to stop
+        # Of the step watched last: loss, gradient norm, number of ranks that were asked to stop.
         self.numbers = torch.zeros(3, dtype=torch.float64, pin_memory=self.on_gpu)
         self.place: tuple[int, int, int] | None = None
         if self.on_gpu:
@@ -77,8 +77,9 @@ class FiniteCheck:
     ) -> bool:
         """Look at a step before its update; return whether a rank was asked to stop.
 
-        place: epochs done, steps done in this one, number of the step. Raises NonFinite if the loss
-        or the gradient's norm of this step (on a GPU: of the step before) is not finite.
+        place: epochs done, steps done in this epoch, number of the step from 1. Raises NonFinite if
+        the loss or the gradient's norm of this step is not finite. On a GPU both what is returned
+        and what is raised are of the step before.
         """
         numbers = torch.stack([loss.double(), norm.double(), stopping.double()])
         if not self.on_gpu:
@@ -88,11 +89,12 @@ class FiniteCheck:
         self.numbers.copy_(numbers, non_blocking=True)
         self.copied.record()
         self.place = place
-        self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined] # as GradScaler does
+        found_inf = (~numbers.isfinite().all()).float()
+        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined] # see scale_gradients
         return asked
 
     def check(self) -> bool:
-        """Look at the step watched last."""
+        """Look at the step watched last; return and raise as `watch` does."""
         if self.place is None:
             return False
         if self.on_gpu:
@@ -110,7 +112,6 @@ class NonFinite(CheckFailed):
         epoch, batch, step = place
         self.place = place
         super().__init__(
-            f"loss {loss} and gradient norm {norm} at step {step} (epoch {epoch + 1}, batch "
-            f"{batch + 1} of it): "
-            "the weights were not updated"
+            f"loss {loss} and gradient norm {norm} at step {step} (epoch {epoch + 1}, "
+            f"batch {batch + 1} of it): the weights were not updated"
         )

@@ -1,9 +1,9 @@
-"""How a pass over windows runs: they are gathered on the device, and on a GPU the micro-step is one
-CUDA graph.
+"""How a pass runs: windows are gathered on the device, and on a GPU the rest is one CUDA graph.
 
-Forty narrow layers are some thousand kernels, and launching them one by one takes several times as
-long as running them. What a micro-step does (mask, forward pass, loss, backward pass) stands in
-fp8_ddp_trainer.py.
+A *pass* takes some of a step's windows through the network and back; what it computes is the
+*micro-step* (mask, forward pass, loss, backward pass), which stands in fp8_ddp_trainer.py. Forty
+narrow layers are some thousand kernels, and launching them one by one takes several times as long
+as running them: hence the graph.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from lob.model.window_store import WindowStore
 from lob.training.samples import Batch
 from lob.training.te_layer import load_fp8_state
 
-# Adds the gradients of windows (price_ticks and sizes (B, T, L), keys (B,)); returns summed loss
-# and count.
+# Takes price_ticks (B, T, L), sizes (B, T, L) and keys (B,) of windows, adds up gradients, and
+# returns the summed loss and the count of hidden values.
 MicroStep = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 WARM_UP_PASSES = 3
 
@@ -29,12 +29,15 @@ class GraphedStep:
     """A micro-step captured as one CUDA graph, for inputs of fixed shapes.
 
     gather: turns all inputs but the last, on the device, into price_ticks and sizes; the last input
-    is the keys. only: the call is the only one of its optimizer step, so it overwrites the
-    gradients. Otherwise each call adds to them: they live in place, so zero them and never drop
-    them.
+    is the keys.
 
-    The passes before the capture also give FP8's delayed scaling its first scales. Without them the
-    gradients of the first steps underflow (their norm is 1.7, not 4.0).
+    only: an optimizer step is one call, so the call overwrites the gradients. Otherwise each call
+    adds to them. The graph writes to the memory that they had at the capture, so between steps they
+    must be zeroed and never be set to None.
+
+    Before the capture the micro-step runs a few times, as torch asks for. These runs also give
+    FP8's delayed scaling its first scales. Without them the gradients of the first steps underflow
+    (their norm is 1.7, not 4.0).
     """
 
     def __init__(
@@ -55,10 +58,11 @@ class GraphedStep:
                 micro_step(*gather(*data), keys)
         torch.cuda.current_stream().wait_stream(side)
         if only:
+            # A backward pass that finds no gradient writes one, and that is what is captured.
             for parameter in parameters:
                 parameter.grad = None
         self.graph = torch.cuda.CUDAGraph()
-        # NCCL's own thread may look at events
+        # thread_local: NCCL's own thread may query events during the capture.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.loss, self.count = micro_step(*gather(*data), keys)
         for parameter in parameters:
@@ -75,8 +79,8 @@ class GraphedStep:
 class Passes:
     """Feeds windows to a micro-step and runs it, as one CUDA graph if `graph` is set.
 
-    size: windows of a pass; only: an optimizer step is one pass; fp8: the layers are Transformer
-    Engine's; fp8_state: the scales of a resumed run, or nothing.
+    size: windows per pass; only: an optimizer step is one pass; fp8: the layers are Transformer
+    Engine's; fp8_state: FP8's scales of a resumed run, else empty.
     """
 
     def __init__(
@@ -101,34 +105,29 @@ class Passes:
         self.warm = not fp8
 
     def windows(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield what `run` takes of each batch: start rows and keys for a graph that gathers, else
-        loaded windows.
+        """Yield what `run` takes for each batch.
+
+        It is start rows and keys if a graph gathers the windows itself, else the windows and keys.
         """
         if self.graph and self.store.resident:
             return self.start_rows(batches)
         return self.load(batches)
 
     def start_rows(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield start rows and keys of each batch, for a store that gathers windows on the
-        device.
-        """
+        """Yield start rows and keys of each batch."""
         for batch in batches:
-            yield (
-                torch.from_numpy(self.store.start_rows(batch.pair_index, batch.end_rows)),
-                batch.keys,
-            )
+            rows = self.store.start_rows(batch.pair_index, batch.end_rows)
+            yield torch.from_numpy(rows), batch.keys
 
     def load(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield price_ticks, sizes (B, T, L) and keys of each batch on the device."""
-        now, ahead = itertools.tee(batches)
+        now, ahead = itertools.tee(batches)  # the store reads a few batches ahead
         starts = (self.store.start_rows(batch.pair_index, batch.end_rows) for batch in ahead)
         for batch, (price_ticks, sizes) in zip(now, self.store.batches(starts), strict=True):
             yield price_ticks, sizes, batch.keys.to(self.store.device, non_blocking=True)
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """Run the micro-step on one item of `windows`; return its summed loss and count, float64
-        (2,).
-        """
+        """Run the micro-step on one item of `windows`; return loss sum and count, float64 (2,)."""
         if self.graph:
             if self.graphed is None:
                 gather = self.store.gather if self.store.resident else lambda *windows: windows
@@ -142,9 +141,7 @@ class Passes:
         return torch.stack([loss.double(), count.double()])
 
     def warm_up(self, *inputs: Tensor) -> None:
-        """Give delayed scaling its first scales, as GraphedStep does: a few passes whose gradients
-        are dropped.
-        """
+        """Give FP8's delayed scaling its first scales, as GraphedStep does, and drop gradients."""
         for _ in range(WARM_UP_PASSES):
             self.micro_step(*inputs)
         self.model.zero_grad()
@@ -152,13 +149,11 @@ class Passes:
         self.restore_fp8()
 
     def load_scales(self) -> None:
-        """Put FP8's scales of a resumed run back. Transformer Engine makes their tensors in its
-        first pass.
-        """
+        """Put FP8's scales of a resumed run back, once a first pass has made their tensors."""
         load_fp8_state(self.model, self.fp8_state)
 
     def restore_fp8(self) -> None:
-        """Put the scales back for good: from here on training moves them."""
+        """Put the scales back for the last time: from here on training changes them."""
         self.load_scales()
         self.fp8_state = {}
 
@@ -169,15 +164,16 @@ class Passes:
 
     @contextlib.contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Leave the time that training waited for data as it was."""
+        """Leave the time that training has waited for data as it is."""
         waited = self.store.wait_seconds
         yield
         self.store.wait_seconds = waited
 
     @contextlib.contextmanager
     def judging(self) -> Iterator[None]:
-        """Run the model without dropout, and uncompiled: a last batch of odd size is not worth a
-        compilation.
+        """Run the model without dropout and uncompiled.
+
+        The last batch of a split is of another size than the others, and not worth a compilation.
         """
         self.model.eval()
         with self.uncounted(), torch.compiler.set_stance("force_eager"):
@@ -185,8 +181,9 @@ class Passes:
         self.model.train()
 
     def measure_rate(self, batch: Batch) -> float:
-        """Windows/s of training passes over a growing part of a batch, until one takes half a
-        second.
+        """Return the windows/s of training passes.
+
+        They take more and more of the batch's windows until one lasts for half a second.
         """
 
         def time_pass(windows: int) -> float:
@@ -197,7 +194,7 @@ class Passes:
                     self.micro_step(*loaded)
             return time.perf_counter() - began
 
-        time_pass(1)  # loads and allocates what the passes that count find there
+        time_pass(1)  # not counted: it loads and allocates what later passes find there
         windows, seconds = 1, time_pass(1)
         while seconds < 0.5 and windows < len(batch.keys):
             windows = min(2 * windows, len(batch.keys))
@@ -207,18 +204,21 @@ class Passes:
 
 
 def windows_a_pass(config: EncoderConfig, share: int, batch_size: int, device: torch.device) -> int:
-    """Return how many of a rank's `share` of a step's windows run as one pass: `batch_size`, or
-    more on a GPU.
+    """Return how many windows run as one pass: `batch_size`, or more on a GPU.
 
-    The sums of a step stay the same. A layer keeps about ten vectors of the width and two of the
-    feed-forward's for a state, in two bytes (109 MB a window for 40 layers of width 192, as
-    measured), the inputs some 60 bytes a value, convolutions about 42 vectors of a cell's width for
-    a cell. Passes grow to 60 % of the GPU's free memory, and the share is divided evenly.
+    share: a rank's windows of a step; it is divided into equal passes. Their number does not change
+    the sums of a step. Passes may grow to 60 % of the GPU's free memory, of which they take
+
+    - for each state and layer, ten vectors of the layer's width and two of the feed-forward width,
+      in two bytes (that is 109 MB per window for 40 layers of width 192, as measured);
+    - for each value of the inputs 60 bytes;
+    - for each cell of the convolutions (a level of a state) 42 vectors of `cell_width`, in two
+      bytes.
     """
     most = batch_size
     if device.type == "cuda":
         bytes_a_state = config.layers * 2 * (10 * config.width + 2 * config.ffn_width)
-        bytes_a_state += 60 * 2 * config.depth
+        bytes_a_state += 60 * 2 * config.depth  # price and size of each level
         bytes_a_state += 42 * 2 * config.depth * config.cell_width
         free = torch.cuda.mem_get_info(device)[0]
         most = max(most, int(0.6 * free / (bytes_a_state * config.temporal_dim)))

@@ -1,4 +1,8 @@
-"""Which arithmetic a run uses, and why."""
+"""Which arithmetic a run uses and why, and the encoder that is built for it.
+
+Transformer Engine (TE) is NVIDIA's library of layers that multiply in FP8. A *recipe* is its way to
+scale values into FP8's range.
+"""
 
 import contextlib
 import functools
@@ -13,45 +17,44 @@ from lob.config import InputError
 from lob.model.encoder import BookEncoder, EncoderConfig, attend
 from lob.training.te_layer import TELayer, fp8_autocast, load_plain_state, te_obstacle
 
-# name -> compute capability it needs
-RECIPES = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0)}
+RECIPES = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0)}  # compute capability it needs
 FP8_PAYS_FROM_WIDTH = 768  # measured on an H100: below it plain compiled bf16 is as fast or faster
 
-# cuDNN's attention took 0.40 ms where FlashAttention 2 took 0.51 (H100, 192 windows, 8 heads of
-# width 24, both ways).
+# In order of preference: cuDNN's attention took 0.40 ms where FlashAttention 2 took 0.51 (H100, 192
+# windows, 8 heads of width 24, forward and backward).
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-# windows of another multiple broke cuDNN's attention in a CUDA graph: illegal memory access (H200)
+# With windows that are no multiple of so many states, cuDNN's attention ended in an illegal memory
+# access within a CUDA graph (H200).
 WHOLE_STATES = 128
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The arithmetic of the layers: 'fp8' (with a recipe), 'bf16' or 'fp32', and the reason
-    for it.
-    """
+    """The arithmetic of the layers, and the reason for it."""
 
-    name: str
-    recipe: str
+    name: str  # 'fp8', 'bf16' or 'fp32'
+    recipe: str  # of FP8, else empty
     reason: str
-    cudnn: bool = True  # its attention, where the GPU has it
+    cudnn: bool = True  # use cuDNN's attention, if the GPU has it
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """What a forward pass runs under: nothing for fp32, torch's bf16 autocast, and TE's FP8
-        autocast inside it.
+        """Run a forward pass under this arithmetic.
+
+        fp32 needs no autocast, bf16 torch's own, and fp8 Transformer Engine's within torch's.
         """
+        has_gpu = torch.cuda.is_available()
         with contextlib.ExitStack() as stack:
-            if torch.cuda.is_available():
-                stack.enter_context(sdpa_kernel(ATTENTION[not self.cudnn :], set_priority=True))
+            if has_gpu:
+                kernels = ATTENTION if self.cudnn else ATTENTION[1:]
+                stack.enter_context(sdpa_kernel(kernels, set_priority=True))
             if self.name != "fp32":
-                stack.enter_context(
-                    torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
-                )
+                stack.enter_context(torch.autocast("cuda" if has_gpu else "cpu", torch.bfloat16))
             if self.name == "fp8":
                 stack.enter_context(fp8_autocast(self.recipe))
             yield
@@ -62,7 +65,8 @@ def choose_precision(
 ) -> Precision:
     """Return the precision to use, with the reason for it.
 
-    Raises InputError if the hardware lacks what was asked for.
+    requested: 'auto', 'fastest', 'fp8', 'bf16' or 'fp32'; width: of the encoder; temporal_dim:
+    states of a window. Raises InputError if the hardware lacks what was asked for.
     """
     cudnn = temporal_dim % WHOLE_STATES == 0
     if device.type != "cuda":
@@ -91,7 +95,7 @@ def choose_precision(
 
 
 def fp8_obstacle(recipe: str, capability: tuple[int, int]) -> str:
-    """Return why FP8 can't be used here, or an empty text."""
+    """Return why FP8 can't be used on a GPU of this compute capability, or an empty text."""
     need = RECIPES[recipe]
     if capability < need:
         return f"the {recipe} recipe needs compute capability {need[0]}.{need[1]} or newer"
@@ -102,8 +106,9 @@ def fp8_obstacle(recipe: str, capability: tuple[int, int]) -> str:
 
 
 def check_dimensions(config: EncoderConfig, batch_size: int, precision: Precision) -> None:
-    """Raise InputError if FP8's matrix products can't take the shapes: each dimension must be a
-    multiple of 16.
+    """Raise InputError if heads don't divide the width, or FP8's products can't take the shapes.
+
+    batch_size: windows per pass. FP8 needs every dimension to be a multiple of 16.
     """
     if config.width % config.heads or (config.width // config.heads) % 2:
         raise InputError(
@@ -119,14 +124,14 @@ def check_dimensions(config: EncoderConfig, batch_size: int, precision: Precisio
     for name, size in sizes.items():
         if size % 16:
             raise InputError(
-                f"{name} = {size} must be a multiple of 16 under FP8: change it or use precision "
-                "'bf16'"
+                f"{name} = {size} must be a multiple of 16 under FP8: "
+                "change it or use precision 'bf16'"
             )
 
 
 @functools.cache
 def compiled_attend() -> Callable[..., Tensor]:
-    """`attend` with the rotation fused into one pass over queries and keys."""
+    """Return `attend` compiled: the rotation becomes one pass over queries and keys."""
     return torch.compile(attend, dynamic=False)
 
 
@@ -136,22 +141,24 @@ def build_encoder(
     """Return the encoder on `device`: of Transformer Engine layers under FP8, of plain ones
     otherwise.
 
-    Both start from the same weights for the same torch seed. `compiled`: torch.compile, on a GPU,
-    the plain layers or Transformer Engine's attention.
+    Both start from the same weights for the same torch seed. `compiled`: on a GPU, torch.compile is
+    applied to plain layers, to Transformer Engine layers' attention, and to stem and decoder.
     """
     model = plain = BookEncoder(config)
     if precision.name == "fp8":
         model = BookEncoder(config, TELayer)
         load_plain_state(model.to(device), plain.state_dict())
     if compiled and device.type == "cuda":
-        own: list[nn.Module] = []
-        for layer in model.layers:  # one layer's code serves all
+        modules: list[nn.Module] = []
+        for layer in model.layers:  # compiled one by one: one layer's code serves all
             if isinstance(layer, TELayer):
                 layer.attend = compiled_attend()
             else:
-                own.append(layer)
-        # Windows of other than whole WHOLE_STATES broke mixed-order reductions too (see above).
+                modules.append(layer)
+        if config.cell_width:
+            modules += [model.stem, model.decoder]
+        # Windows that are no multiple of WHOLE_STATES broke mixed-order reductions too.
         options = {} if precision.cudnn else {"triton.mix_order_reduction": False}
-        for module in own + ([model.stem, model.decoder] if config.cell_width else []):
+        for module in modules:
             module.compile(dynamic=False, options=options)
     return model.to(device)

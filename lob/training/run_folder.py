@@ -1,6 +1,6 @@
 """A run's folder: its name, its lock, its stored settings, and the columns of metrics.csv.
 
-`settings` is the whole config of a run, stored and compared here; no key of it is read.
+`settings` is the whole config of a run. It is stored and compared here, but no key of it is used.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ COLUMNS = (
     "windows_per_second",
     "data_wait_share",
 )
-KINDS = {"step", "validation", "epoch", "test"}  # of rows
+KINDS = {"step", "validation", "epoch", "test"}  # of rows of metrics.csv
 MAY_CHANGE = {  # keys in which a resumed run may differ from what it was before
     "epochs",
     "max_gpus",
@@ -50,8 +50,8 @@ def runs_named(runs_dir: str | Path, name: str) -> list[Path]:
     folder = Path(runs_dir)
     if name in ("", "..") or Path(name).name != name:
         raise InputError(
-            f"model_name = {name!r} must be the name of one folder; --runs_dir names the one it "
-            "lies in"
+            f"model_name = {name!r} must be the name of one folder; "
+            "--runs_dir names the folder of all runs"
         )
     found = [(1, folder / name)] if (folder / name).is_dir() else []
     for path in folder.glob(f"{glob.escape(name)}-*"):
@@ -62,9 +62,7 @@ def runs_named(runs_dir: str | Path, name: str) -> list[Path]:
 
 
 def is_named(run: Path, name: str) -> bool:
-    """Return whether a run was given this very name, as btc-2024 may have been: then it is no run
-    of btc.
-    """
+    """Return whether a run's model_name is exactly this: a run named btc-2024 is none of btc."""
     try:
         return bool(json.loads((run / "config.json").read_text())["model_name"] == name)
     except (OSError, ValueError, KeyError, TypeError):
@@ -97,8 +95,8 @@ def find_run(runs_dir: str | Path, name: str, settings: dict[str, Any]) -> Path:
     ]
     if changed:
         raise InputError(
-            f"{runs[-1]} was trained with another config: {'; '.join(changed)}: change it back to "
-            "resume"
+            f"{runs[-1]} was trained with another config: {'; '.join(changed)}: "
+            "change it back to resume"
         )
     return runs[-1]
 
@@ -106,8 +104,8 @@ def find_run(runs_dir: str | Path, name: str, settings: dict[str, Any]) -> Path:
 def claim_run(run: Path, how: int = fcntl.LOCK_EX) -> BinaryIO:
     """Open a run's metrics.csv and lock it until it is closed or this process ends.
 
-    Raises InputError if another process holds the lock. The lock belongs to the open file and
-    leaves nothing behind; on a file system without locks the file is opened without one.
+    how: LOCK_EX to write, LOCK_SH to see whether another process does. Raises InputError if another
+    process holds the lock. On a file system that has no locks the file is opened without one.
     """
     metrics = open(run / "metrics.csv", "ab+")  # noqa: SIM115 - the caller closes it
     try:
@@ -116,14 +114,15 @@ def claim_run(run: Path, how: int = fcntl.LOCK_EX) -> BinaryIO:
         raise InputError(
             f"{run} is still running: wait for its end, or stop it, to resume it"
         ) from None
-    except OSError:
+    except OSError:  # no locks here
         pass
     return metrics
 
 
 def changed_settings(run: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """Return, by key, how `settings` differ from those of a run. Raises InputError if the run has
-    none.
+    """Return how `settings` differ from a run's, as a text for each key.
+
+    Raises InputError if the run's config.json can't be read.
     """
     try:
         old = json.loads((run / "config.json").read_text())
@@ -139,9 +138,9 @@ def changed_settings(run: Path, settings: dict[str, Any]) -> dict[str, str]:
 
 
 def read_metrics(run: Path) -> "pd.DataFrame":
-    """Read a run's metrics.csv: a row a log entry, with the columns of `COLUMNS`.
+    """Read a run's metrics.csv: one row for each log entry, with the columns of `COLUMNS`.
 
-    Numbers that are not given are NaN. A last line without its end, as a killed run leaves it, is
+    Numbers that a row does not give are NaN. An unfinished last line, as a killed run leaves it, is
     not read. Raises ValueError if the file is damaged.
     """
     import pandas as pd

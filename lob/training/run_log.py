@@ -1,6 +1,4 @@
-"""What a training run leaves to look at: its folder, metrics.csv, TensorBoard events and the
-printed table.
-"""
+"""What a run shows: config.json, env.json, metrics.csv, TensorBoard events, and what is printed."""
 
 import json
 import math
@@ -28,11 +26,11 @@ from lob.training.samples import Sampler
 
 
 class RunLog:
-    """Writes a run's logs; on other ranks than the first it does nothing.
+    """Writes a run's logs, on the first rank; on the others nothing is active.
 
-    settings: the run's whole config, stored and shown; resumed: the run goes on; saved: metadata of
-    the checkpoint that it goes on from (what was logged after that is dropped); facts: what
-    precision and pairs came to, by key.
+    settings: the run's whole config, stored and shown; active: this is the first rank; resumed: the
+    run goes on; saved: metadata of the checkpoint that it goes on from (what was logged after it is
+    dropped), or nothing; facts: the precision and pairs that the config's choices came to.
     """
 
     def __init__(
@@ -52,8 +50,10 @@ class RunLog:
         self.facts = facts
         self.header_printed = False
         done = Progress(**saved.get("progress", {}))
-        self.clock, self.logged = time.perf_counter(), (done.windows_seen, done.step_seconds, 0.0)
-        self.purge_step = done.step + 1
+        self.clock = time.perf_counter()
+        # At the last log entry of a step: windows seen, seconds in steps, seconds of waiting.
+        self.logged = (done.windows_seen, done.step_seconds, 0.0)
+        self.purge_step = done.step + 1  # TensorBoard hides what was logged from here on
 
     def __enter__(self) -> "RunLog":
         if not self.active:
@@ -79,9 +79,8 @@ class RunLog:
         if self.metrics_bytes() == 0:
             self.write_row(COLUMNS)
         self.board = SummaryWriter(str(self.folder), purge_step=self.purge_step)
-        self.board.add_text(
-            "config", "\n".join(f"    {key} = {value!r}" for key, value in self.settings.items())
-        )
+        lines = (f"    {key} = {value!r}" for key, value in self.settings.items())
+        self.board.add_text("config", "\n".join(lines))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,7 +89,7 @@ class RunLog:
             self.board.close()
 
     def metrics_bytes(self) -> int:
-        """Return the length of metrics.csv."""
+        """Return the length of metrics.csv; 0 on other ranks than the first."""
         if not self.active:
             return 0
         return os.fstat(self.metrics.fileno()).st_size
@@ -100,7 +99,7 @@ class RunLog:
         self.metrics.flush()
 
     def count_time(self, progress: Progress, training: bool) -> None:
-        """Book the time since the last call."""
+        """Add the time since the last call to the run's, and if `training` to that of its steps."""
         now = time.perf_counter()
         progress.seconds += now - self.clock
         progress.step_seconds += (now - self.clock) * training
@@ -120,33 +119,29 @@ class RunLog:
         progress: Progress,
         epochs_left: int,
     ) -> None:
-        """Print what a run begins with: where it is, its data, model, precision, steps, duration on
-        a CPU.
-        """
+        """Print what a run begins with: folder, data, model, precision, step, time on a CPU."""
         data, encoder = sampler.data, passes.model.config
         passes_a_step = sampler.windows_a_step // team.world // passes.size
+        place = "on the GPU" if passes.store.resident else "in files"
         lines = [
             f"run        {self.folder}",
             f"data       {data.describe()}",
             f"model      {model_size}: {count_parameters(encoder):,} parameters, "
-            f"{flops_per_window(encoder) / 1e9:.2f} GFLOPs a window",
+            f"{flops_per_window(encoder) / 1e9:.2f} GFLOPs per window",
             f"precision  {precision.name} ({precision.reason})",
             f"step       {sampler.windows_a_step} windows in {passes_a_step} pass(es) on each of "
-            f"{team.world} "
-            f"rank(s) on {team.device.type}; {sampler.steps_an_epoch:,} steps an epoch; states "
-            f"{'on the GPU' if passes.store.resident else 'in files'}",
+            f"{team.world} rank(s) on {team.device.type}; "
+            f"{sampler.steps_an_epoch:,} steps per epoch; states {place}",
         ]
         if team.device.type == "cpu" and epochs_left:
             some = np.arange(min(passes.size, len(data.end_rows[0])))
             rate = team.world * passes.measure_rate(sampler.batch(0, some, 0, 0))
-            validation = len(data.end_rows[1]) / 3  # a forward pass alone
+            validation = len(data.end_rows[1]) / 3  # a forward pass is a third of a training step
             windows = sampler.steps_an_epoch * sampler.windows_a_step + validation
             minutes = windows * epochs_left / rate / 60
             estimate = f"{minutes / 60:,.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
-            lines.append(
-                f"time       about {estimate} at {rate:,.1f} windows/s, measured on this CPU just "
-                "now"
-            )
+            speed = f"{rate:,.1f} windows/s, measured on this CPU just now"
+            lines.append(f"time       about {estimate} at {speed}")
         if self.resumed:
             rest = f"epoch {progress.epoch + 1}"
             if not epochs_left:
@@ -155,14 +150,14 @@ class RunLog:
         self.print("\n".join(lines))
 
     def bar(self, progress: Progress, steps: int, windows_a_step: int) -> tqdm:
-        """Return a progress bar over the epoch's windows; it is drawn in a terminal alone."""
+        """Return a progress bar over the epoch's windows, which only a terminal shows."""
         return tqdm(
             total=steps * windows_a_step,
             initial=progress.step_in_epoch * windows_a_step,
             unit="window",
             leave=False,
             desc=f"epoch {progress.epoch + 1}",
-            disable=None if self.active else True,
+            disable=None if self.active else True,  # None: unless stderr is a terminal
         )
 
     def write(self, kind: str, progress: Progress, scalars: dict[str, float]) -> None:
@@ -184,7 +179,10 @@ class RunLog:
     def step(
         self, progress: Progress, loss: float, lr: float, norm: float, wait_seconds: float
     ) -> None:
-        """Log a step, and speed and waiting for data since the step logged before."""
+        """Log a step, with speed and share of waiting for data since the step logged before.
+
+        wait_seconds: for data, since this process began.
+        """
         self.count_time(progress, training=True)
         now = (progress.windows_seen, progress.step_seconds, wait_seconds)
         windows, seconds, waited = (b - a for a, b in zip(self.logged, now, strict=True))
@@ -198,17 +196,14 @@ class RunLog:
         }
         self.write("step", progress, scalars)
         if self.active and torch.cuda.is_available():
-            self.board.add_scalar(
-                "step/gpu_memory_gb", torch.cuda.max_memory_allocated() / 1e9, progress.step
-            )
+            gigabytes = torch.cuda.max_memory_allocated() / 1e9
+            self.board.add_scalar("step/gpu_memory_gb", gigabytes, progress.step)
 
     def validation(self, progress: Progress, loss: float) -> None:
         self.write("validation", progress, {"validation_loss": loss})
         if progress.step == 0:
-            linear = progress.linear_loss
-            self.print(
-                f"before     validation loss {loss:.6f}; linear interpolation in time {linear:.6f}"
-            )
+            linear = f"linear interpolation in time {progress.linear_loss:.6f}"
+            self.print(f"before     validation loss {loss:.6f}; {linear}")
 
     def epoch(
         self,
@@ -219,7 +214,7 @@ class RunLog:
         lr: float,
         rate: float,
     ) -> None:
-        """Log an epoch: its duration, losses, learning rate and windows/s."""
+        """Log an epoch: its duration, losses, learning rate, and windows/s (rate)."""
         scalars = {
             "train_loss": train,
             "validation_loss": validation,
@@ -238,8 +233,9 @@ class RunLog:
         )
 
     def test(self, progress: Progress, loss: float, linear: float) -> None:
-        """Log the best weights' loss on the test windows (nan where there are none) and end the
-        table of hparams.
+        """Log the best weights' loss on the test windows, and the config beside the run's scores.
+
+        loss and linear (interpolation's loss) are NaN if there are no test windows.
         """
         if math.isnan(loss):
             self.write("test", progress, {})  # the row says that the run has ended
@@ -257,25 +253,24 @@ class RunLog:
             self.board.add_hparams(keys, finite, name=".")
 
     def end(self, best: Path, meta: dict[str, Any]) -> None:
-        """Say where everything is. meta: the best checkpoint's."""
+        """Say where everything is. meta: the best checkpoint's metadata."""
         if self.active:
-            print(
-                f"best checkpoint {best}: epoch {meta['progress']['best_epoch']}, "
-                f"{describe_step(meta)}"
-            )
+            epoch = meta["progress"]["best_epoch"]
+            print(f"best checkpoint {best}: epoch {epoch}, {describe_step(meta)}")
             print(f"curves          tensorboard --logdir {self.folder.parent}", flush=True)
 
     def histograms(self, model: nn.Module, step: int) -> None:
+        """Write a histogram of each parameter's gradients to TensorBoard."""
         if self.active:
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
-                    self.board.add_histogram(
-                        f"gradients/{name}", parameter.grad.float().cpu().numpy(), step
-                    )
+                    gradients = parameter.grad.float().cpu().numpy()
+                    self.board.add_histogram(f"gradients/{name}", gradients, step)
 
     def picture(self, progress: Progress, values: Tensor, mask: Tensor, prediction: Tensor) -> None:
-        """One reconstructed window: truth, what was visible, and the prediction of what was not;
-        prices above sizes.
+        """Draw a reconstructed window (T, L, F): truth, what was visible, and what was predicted.
+
+        Prices stand above sizes.
         """
         if not self.active:
             return

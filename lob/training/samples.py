@@ -1,9 +1,11 @@
-"""The sampled windows of all pairs in three splits, and which of them each rank takes in each pass
-of an epoch.
+"""The sampled windows of all pairs in three splits, and which of them a rank takes in each pass.
 
-The order of an epoch and the keys of its masks follow from the seed, the epoch and the window
-alone. The windows of an optimizer step are one run of that order, so a step sees the same windows
-on any number of ranks and in any number of passes.
+The order of an epoch follows from the seed and the epoch alone; the key of a window's mask, from
+these and the window. The windows of an optimizer step stand side by side in that order, so a step
+sees the same windows on any number of ranks and in any number of passes.
+
+A window is given by the number of its pair and by its *end row*, the row after its last state in
+the pair's book.
 """
 
 import hashlib
@@ -29,13 +31,15 @@ from lob.windows.splits import (
 )
 
 HELD_OUT_EPOCH = -1  # masks of validation and test windows are the same in every epoch
-REPEATS = 64  # how often a window can be drawn in one epoch before its masks repeat
+REPEATS = 64  # drawn more often in one epoch, a window would have keys of the next window
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Books and, for each split, the windows in time order: pair number, end row and weight, each
-    (W,).
+    """Books, and the windows of each split: pair number, end row and weight, (W,) each.
+
+    Windows are in the order of pairs and, within a pair, of time. cuts_ns: the times at which
+    validation and test begin; shared_states: how many states lie in windows of two splits.
     """
 
     books: list[Book]
@@ -46,8 +50,10 @@ class Dataset:
     shared_states: int
 
     def check(self, depth: int) -> None:
-        """Refuse samples that can't be trained on: books of another depth, empty splits, states
-        shared by two.
+        """Refuse samples that can't be trained on.
+
+        Raises InputError if books have another depth or a split has no windows, and CheckFailed if
+        two splits share states.
         """
         found = self.books[0].depth
         if found != depth:
@@ -57,30 +63,27 @@ class Dataset:
             )
         if self.shared_states:
             raise CheckFailed(
-                f"{self.shared_states} states are shared by two splits: the samples are not to be "
-                "used"
+                f"{self.shared_states} states are shared by two splits: "
+                "the samples are not to be used"
             )
         if not len(self.end_rows[0]) or not len(self.end_rows[1]):
             raise InputError(
-                f"no windows to train or validate on ({self.describe()}): sample more, or change "
-                "split_ratios"
+                f"no windows to train or validate on ({self.describe()}): "
+                "sample more, or change split_ratios"
             )
 
     def describe(self) -> str:
-        counts = ", ".join(
-            f"{name} {len(ends):,}" for name, ends in zip(SPLITS, self.end_rows, strict=True)
-        )
-        states = sum(book.rows for book in self.books)
         pairs = ", ".join(book.pair for book in self.books)
+        states = sum(book.rows for book in self.books)
+        ends_of = zip(SPLITS, self.end_rows, strict=True)
+        counts = ", ".join(f"{name} {len(ends):,}" for name, ends in ends_of)
         return (
-            f"{pairs}; {states:,} states; windows: {counts}; states shared by two splits: "
-            f"{self.shared_states}"
+            f"{pairs}; {states:,} states; windows: {counts}; "
+            f"states shared by two splits: {self.shared_states}"
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells these windows from others: the books they are of, a hash, and the
-        calendar cuts.
-        """
+        """Return what tells these windows from others: their books, a hash, the calendar cuts."""
         digest = hashlib.sha256()
         for column in (self.pair_index, self.end_rows, self.weights):
             for array in column:
@@ -101,8 +104,8 @@ def open_dataset(
 ) -> Dataset:
     """Open the balanced samples of `pairs` (None: all) and divide their windows into three splits.
 
-    Raises InputError if a sample was made from another book or with other parameters, or if the
-    books differ in depth.
+    Raises InputError if a sample was made from another book or with other settings, or if the books
+    differ in depth.
     """
     folder = Path(data_dir)
     names = find_pairs(folder, "balanced_samples", pairs, "create_balanced_dataset.py")
@@ -149,7 +152,7 @@ def open_dataset(
 
 @dataclass(frozen=True)
 class Batch:
-    """The windows of one pass: number of the pair, end row and mask key, each int64 (B,)."""
+    """The windows of one pass: pair number, end row and mask key, int64 (B,) each."""
 
     pair_index: np.ndarray
     end_rows: np.ndarray
@@ -157,8 +160,9 @@ class Batch:
 
 
 class Sampler:
-    """Draws training windows by their weights, and deals training and held-out windows out to
-    ranks.
+    """Draws training windows by their weights, and deals windows out to ranks and passes.
+
+    Held-out windows are those of validation and test. windows_a_step: of all ranks together.
     """
 
     def __init__(self, data: Dataset, seed: int, windows_a_step: int):
@@ -167,16 +171,16 @@ class Sampler:
         self.steps_an_epoch = windows // windows_a_step
         if self.steps_an_epoch == 0:
             raise InputError(
-                f"{windows} training windows an epoch are fewer than a step of {windows_a_step}: "
+                f"{windows} training windows per epoch are fewer than a step of {windows_a_step}: "
                 "lower batch_size or accumulation_steps, or sample more"
             )
 
     def draw_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the windows of an epoch in order, and how often each was drawn before, int64 (N,)
-        each.
+        """Return the windows of an epoch in order, and how often each was drawn before.
 
-        A window of weight w is drawn floor(w) or ceil(w) times, w times in expectation. N is the
-        sum of all weights, rounded down or up (systematic sampling: one random offset for all).
+        Both are int64 (N,). A window of weight w is drawn floor(w) or ceil(w) times, w times in
+        expectation, by systematic sampling: one random offset for all windows. N is the sum of all
+        weights, rounded down or up.
         """
         rng = np.random.default_rng([self.seed, epoch])
         passed = np.floor(np.cumsum(self.data.weights[0]) + rng.random()).astype(np.int64)
@@ -189,9 +193,11 @@ class Sampler:
     def batch(
         self, split: int, windows: np.ndarray, repeats: np.ndarray | int, epoch: int
     ) -> Batch:
-        """Return the given windows of a split (0 training, 1 validation, 2 test) with their keys of
-        `epoch`.
+        """Return windows of a split (0 training, 1 validation, 2 test) with their keys of `epoch`.
+
+        windows: their numbers within the split; repeats: how often each was drawn before.
         """
+        # One number for each draw, different for all windows, repeats and splits.
         samples = torch.from_numpy(windows * REPEATS + repeats + split * 2**56)
         keys = window_keys(self.seed, epoch, samples)
         return Batch(self.data.pair_index[split][windows], self.data.end_rows[split][windows], keys)
@@ -199,8 +205,9 @@ class Sampler:
     def training(
         self, epoch: int, step: int, rank: int = 0, world: int = 1, passes: int = 1
     ) -> Iterator[Batch]:
-        """Yield this rank's passes of an epoch from `step` on; the windows left over at its end are
-        not drawn.
+        """Yield this rank's passes of an epoch from `step` on.
+
+        Windows that are too few for another step are left out at its end.
         """
         windows, repeats = self.draw_order(epoch)
         whole = np.arange(self.steps_an_epoch * self.windows_a_step)

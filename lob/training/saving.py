@@ -25,16 +25,19 @@ from lob.training.te_layer import fp8_state, load_plain_state, plain_name, plain
 
 BEST = "best.safetensors"
 STEPS = "step_*.safetensors"  # checkpoints that a run can go on from
-# seconds of training for each second that the last save took: a slow disk costs a tenth of the time
+# Seconds of training for each second that the last save took, so that saving after epochs takes at
+# most a tenth of the time, however slow the disk.
 SAVE_SPACING = 9
 
 
 class Saver:
-    """Writes a run's checkpoints, on the first rank alone, and knows when the next one is due.
+    """Writes a run's checkpoints and knows when the next one is due.
 
     facts: the metadata of a checkpoint that stay the same all through the run; keep: how many step
-    checkpoints are kept. `metrics_bytes` is the length of metrics.csv at the moment: what is logged
-    later is dropped on resuming.
+    checkpoints are kept; writes: this is the first rank, the only one that writes.
+
+    `metrics_bytes` in its methods is the length of metrics.csv at that moment. A run that resumes
+    from the checkpoint drops what was logged later.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Saver:
         self.saved_place = (progress.epoch, progress.step)
 
     def describe(self, metrics_bytes: int) -> dict[str, Any]:
-        """Return the metadata of a checkpoint of now."""
+        """Return the metadata of a checkpoint that is made now."""
         return self.facts | {
             "progress": asdict(self.progress),
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -70,19 +73,18 @@ class Saver:
         }
 
     def keep_best(self, metrics_bytes: int) -> None:
-        """Remember the weights of now as the best ones; the next save writes them."""
+        """Remember the present weights as the best ones; the next save writes them."""
         if self.writes:
-            weights = {
-                name: x.to("cpu", copy=True) for name, x in training_state(self.model).items()
-            }
-            self.best = weights, self.describe(metrics_bytes)
+            weights = training_state(self.model)
+            copies = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
+            self.best = copies, self.describe(metrics_bytes)
 
     def is_due(self, minutes: float) -> bool:
-        """Return whether the last save is more than so many minutes ago."""
+        """Return whether the last save is more than this many minutes ago."""
         return self.unsaved_seconds() > minutes * 60
 
     def is_worth_its_time(self) -> bool:
-        """Return whether enough training has passed since the last save for what a save takes."""
+        """Return whether training since the last save has lasted long enough to pay for another."""
         return self.unsaved_seconds() > SAVE_SPACING * self.save_seconds
 
     def unsaved_seconds(self) -> float:
@@ -92,9 +94,7 @@ class Saver:
         return self.saved_place == (self.progress.epoch, self.progress.step)
 
     def save(self, epoch_sums: Tensor, metrics_bytes: int) -> None:
-        """Write the best weights, if they are new, and all that a resumed run needs; remove old
-        step checkpoints.
-        """
+        """Write the best weights, if they are new, and a step checkpoint; remove old ones."""
         began = time.perf_counter()
         if self.writes:
             name = f"step_{self.progress.step:08d}.safetensors"
@@ -108,6 +108,7 @@ class Saver:
         self.save_seconds = self.saved_at - began
 
     def write(self, name: str, more: dict[str, Tensor], metrics_bytes: int) -> None:
+        """Write the best weights, if they are new, and the present state with `more` tensors."""
         if self.best:
             save_checkpoint(self.checkpoints / BEST, *self.best)
             self.best = None
@@ -117,9 +118,7 @@ class Saver:
     def save_failure(
         self, step: int, windows: Batch, epoch_sums: Tensor, metrics_bytes: int
     ) -> str:
-        """Keep the weights that a failed step met and the windows of all ranks in it; say where
-        they are.
-        """
+        """Write the weights before a failed step and its windows of all ranks; say where."""
         name = f"nonfinite_step_{step:08d}.safetensors"
         if self.writes:
             batch = {
@@ -136,7 +135,7 @@ def load_newest(
 ) -> tuple[Path | None, dict[str, Tensor], dict[str, Any]]:
     """Return the newest step checkpoint with its tensors and metadata.
 
-    Returns None and nothing if there is none, or if it is not wanted.
+    Return None and two empty dicts if there is none, or if it is not wanted.
     """
     newest = max(checkpoints.glob(STEPS), default=None) if wanted else None
     return (newest, *load_checkpoint(newest)) if newest else (None, {}, {})
@@ -145,7 +144,10 @@ def load_newest(
 def check_resumable(
     file: Path, saved: dict[str, Any], data: dict[str, Any], data_dir: str, world: int
 ) -> None:
-    """Raise InputError if a run can't go on: on other samples, or on this number of ranks."""
+    """Raise InputError if a run can't go on with these samples or on this number of ranks.
+
+    saved: the checkpoint's metadata; data: the identity of the samples that are there now.
+    """
     if saved["data"] != data:
         raise InputError(
             f"{file} was trained on other samples than those now in {data_dir}: "
@@ -154,7 +156,7 @@ def check_resumable(
     windows = saved["windows_a_step"]
     if windows % world:
         raise InputError(
-            f"the run's {windows} windows a step can't be divided among {world} ranks: "
+            f"the run's {windows} windows per step can't be divided among {world} ranks: "
             "set --max_gpus"
         )
 
@@ -167,10 +169,10 @@ def resume(
     optimizer: torch.optim.Optimizer,
     plateau: torch.optim.lr_scheduler.ReduceLROnPlateau,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Put a step checkpoint's weights, moments and learning rates back; return the epoch's sums and
-    FP8's scales.
+    """Put a step checkpoint's weights, moments and learning rates back.
 
-    Raises InputError if the file holds another network or optimizer.
+    Return the epoch's sums of the loss and of hidden values, and FP8's scales: zeros and nothing
+    without a file. Raises InputError if the file holds another network or optimizer.
     """
     if file is None:
         return torch.zeros(2, dtype=torch.float64), {}
@@ -187,17 +189,17 @@ def load_weights(file: str | Path, model: BookEncoder) -> dict[str, Any]:
     Raises InputError if the checkpoint holds another network.
     """
     tensors, meta = load_checkpoint(file, "model.")
-    free = {"dropout", "temporal_dim"}  # neither has weights
+    may_differ = {"dropout", "temporal_dim"}  # neither has weights
     found = meta["encoder"]
     differing = [
         f"{key} {found[key]!r}, not {value!r}"
         for key, value in asdict(model.config).items()
-        if key not in free and found[key] != value
+        if key not in may_differ and found[key] != value
     ]
     if differing:
         raise InputError(
-            f"{file} holds an encoder of {', '.join(differing)}: set these keys, or another "
-            "model_path"
+            f"{file} holds an encoder of {', '.join(differing)}: "
+            "set these keys, or another model_path"
         )
     check_weights(file, tensors, plain_state(model))
     load_plain_state(model, tensors)
@@ -207,10 +209,10 @@ def load_weights(file: str | Path, model: BookEncoder) -> dict[str, Any]:
 def training_state(
     model: BookEncoder, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint: the weights, and with an optimizer its moments and FP8's
-    scales.
+    """Return a checkpoint's tensors: weights, and with an optimizer its moments and FP8's scales.
 
-    The moments have the plain names too, so a run can go on with either encoder.
+    Moments have the plain names too (lob/training/te_layer.py), so a run that began with one
+    encoder can go on with the other.
     """
     tensors = {f"model.{name}": tensor for name, tensor in plain_state(model).items()}
     if optimizer is None:
@@ -229,11 +231,10 @@ def load_training_state(
     tensors: dict[str, Tensor],
     lr: float,
 ) -> dict[str, Tensor]:
-    """Put back what `training_state` returned, except FP8's scales: these are returned for
-    load_fp8_state.
+    """Put back what `training_state` returned, except FP8's scales, which are returned.
 
-    Raises InputError if the weights and moments read from `file` are another network's or
-    optimizer's.
+    They wait for `load_fp8_state`. Raises InputError if the weights and moments read from `file`
+    are those of another network or optimizer.
     """
     part: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "fp8": {}}
     for name, tensor in tensors.items():
@@ -256,9 +257,8 @@ def load_training_state(
         else:
             wanted = {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}
         check_weights(file, state, wanted)
-        optimizer.state[parameter] = {
-            key: value.to(parameter.device) for key, value in state.items()
-        }
+        moments = {key: value.to(parameter.device) for key, value in state.items()}
+        optimizer.state[parameter] = moments
     for group in optimizer.param_groups:
         group["lr"] = lr
     return part["fp8"]

@@ -1,9 +1,11 @@
 """The encoder of Transformer Engine layers; its weights are the plain ones under other names.
 
-The only module that imports transformer_engine, and only once CUDA was found. The layer is built of
-Transformer Engine's fused modules (norm and linear, norm and MLP) around the plain layer's own
-attention: `te.TransformerLayer` interleaves queries, keys and values by head and then copies them
-apart, 12 % of a step at width 192.
+A *plain name* is that of a parameter of the encoder in lob/model/encoder.py, which checkpoints use.
+
+This is the only module that imports transformer_engine, and it does so only once CUDA was found.
+The layer is built of Transformer Engine's fused modules (norm and linear, norm and MLP) around the
+plain layer's attention. `te.TransformerLayer` would interleave queries, keys and values by head and
+then copy them apart, which takes 12 % of a step at width 192.
 """
 
 import contextlib
@@ -59,7 +61,7 @@ def make_recipe(name: str) -> Any:
     from transformer_engine.common import recipe
 
     makers = {
-        # each rank's own scales: shared ones would cost collectives within the passes
+        # Each rank has its own scales: to share them the ranks would have to talk within a pass.
         "delayed": lambda: recipe.DelayedScaling(
             fp8_format=recipe.Format.HYBRID,
             amax_history_len=16,
@@ -73,8 +75,9 @@ def make_recipe(name: str) -> Any:
 
 
 class TELayer(nn.Module):
-    """The plain layer's mathematics in Transformer Engine modules, whose products run in FP8 under
-    its autocast.
+    """The plain layer's mathematics in Transformer Engine modules.
+
+    Under `fp8_autocast` their matrix products are in FP8. Attention never is.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -97,7 +100,7 @@ class TELayer(nn.Module):
 
 
 def plain_name(name: str) -> str:
-    """The plain name of a parameter of either encoder."""
+    """Return the plain name of a parameter of either encoder."""
     if not name.startswith("layers."):
         return name
     _, number, inner = name.split(".", 2)
@@ -105,10 +108,9 @@ def plain_name(name: str) -> str:
 
 
 def plain_state(model: BookEncoder) -> dict[str, Tensor]:
-    """The weights of either encoder under the plain names, float32."""
-    return {
-        plain_name(name): parameter.detach().float() for name, parameter in model.named_parameters()
-    }
+    """Return the weights of either encoder under the plain names, float32."""
+    named = model.named_parameters()
+    return {plain_name(name): parameter.detach().float() for name, parameter in named}
 
 
 def load_plain_state(model: BookEncoder, state: dict[str, Tensor]) -> None:
@@ -119,8 +121,9 @@ def load_plain_state(model: BookEncoder, state: dict[str, Tensor]) -> None:
 
 
 def fp8_state(model: nn.Module) -> dict[str, Tensor]:
-    """Scales and amax histories of delayed scaling, as plain tensors; empty for other recipes and
-    plain layers.
+    """Return copies of delayed scaling's scales and histories of largest values, by module.
+
+    The dict is empty for other recipes and for plain layers.
     """
     found = {}
     for name, module in model.named_modules():
@@ -132,9 +135,7 @@ def fp8_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_fp8_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put `fp8_state` back. The modules make these tensors at their first pass, so run one under
-    autocast before.
-    """
+    """Put `fp8_state` back. Run a pass under autocast before: it makes the tensors to be filled."""
     with torch.no_grad():
         for name, module in model.named_modules():
             for direction, meta in getattr(module, "fp8_meta", {}).items():
