@@ -1,5 +1,4 @@
-"""Pre-train an encoder on masked order book values: Transformer Engine and FP8 on NVIDIA GPUs,
-plain PyTorch elsewhere.
+"""Pre-train an encoder on masked order book values: FP8 on NVIDIA GPUs, PyTorch elsewhere.
 
     python fp8_ddp_trainer.py                                  all GPUs of this machine, or its CPU
     python fp8_ddp_trainer.py --model_size=tiny_transformer --epochs=4 --resume=True
@@ -10,8 +9,8 @@ config.json, env.json, metrics.csv, TensorBoard events and checkpoints (checkpoi
 and the last `keep_checkpoints` steps). A name in use gets -2, -3, ...; `--resume=True` goes on with
 the newest of them, bit for bit on a CPU.
 
-What happens, in order: main starts a process a GPU (mp.spawn), each calls train, which builds a
-Trainer. run_epochs takes one `step` after the other: some passes, each a `micro_step` (vary the
+What happens, in order: main starts one process per GPU (mp.spawn); each calls train, which builds
+a Trainer. run_epochs takes one `step` after the other: some passes, each a `micro_step` (vary the
 windows, hide values, forward pass under autocast, loss, backward pass); then gradients are summed
 over the ranks, scaled to the mean, clipped, and the optimizer steps. end_epoch validates and saves.
 """
@@ -19,7 +18,7 @@ over the ranks, scaled to the mean, clipped, and the optimizer steps. end_epoch 
 config = {
     # data
     "data_dir": "training_data",  # str: folder that holds book_states/ and balanced_samples/
-    "pairs": None,  # list[str] | None: pairs to train on; None: all sampled
+    "pairs": None,  # list[str] | None: pairs to train on; None: all that were sampled
     "split_ratios": [0.7, 0.25, 0.05],  # list[float | str]: shares of the recorded time for
     #   training, validation and test, or the two UTC dates at which validation and test begin
     "temporal_dim": 256,  # int >= 4: states of a window
@@ -48,8 +47,8 @@ config = {
     "loss": "mse",  # mse | mae | huber | smoothl1: what is minimised over hidden values
     # optimisation
     "epochs": 9,  # int >= 1: passes over the training windows
-    "batch_size": 64,  # int >= 1: windows of a GPU in a micro-step
-    "accumulation_steps": 1,  # int >= 1: micro-steps of an optimizer step
+    "batch_size": 64,  # int >= 1: windows per GPU in a micro-step
+    "accumulation_steps": 1,  # int >= 1: micro-steps per optimizer step
     "optimizer": "adamw",  # adamw | adam | sgd: of torch.optim
     "weight_decay": 0.05,  # >= 0: of adamw
     "lr": 1e-4,  # > 0 and < inf: learning rate at which plateau decay begins
@@ -125,7 +124,7 @@ from lob.training.run_log import RunLog
 from lob.training.samples import Dataset, Sampler, open_dataset
 from lob.training.saving import BEST, Saver, check_resumable, load_newest, load_weights, resume
 
-Windows = Iterator[tuple[Tensor, ...]]  # what a pass takes (Passes.windows)
+Windows = Iterator[tuple[Tensor, ...]]  # yields what each pass takes (Passes.windows)
 
 
 def main(config: dict) -> int:
@@ -142,13 +141,13 @@ def main(config: dict) -> int:
     ranks = min(gpus, config["max_gpus"] or gpus) if gpus else config["max_gpus"] or 1
     if ranks == 1:
         train(0, 1, None, config)
-    else:  # a process a GPU
+    else:  # one process per GPU
         wait_for_ranks(mp.spawn(train, (ranks, free_port(), config), nprocs=ranks, join=False))
     return 0
 
 
 def check_config(config: dict) -> dict:
-    """Refuse impossible settings before any work; put azure's folders in."""
+    """Return the config with Azure's folders put in. Raises InputError if it is impossible."""
     if config["load_model"] and config["model_path"] is None:
         raise InputError("load_model = True needs model_path: the checkpoint to begin with")
     encoder_config(config["model_size"], fill=config["fill"])
@@ -222,7 +221,7 @@ def apply_mask(
 
 
 class Trainer:
-    """A model in training. To build one checks everything and writes nothing."""
+    """A model in training. Building one checks everything and writes nothing."""
 
     log: RunLog
 
@@ -313,17 +312,14 @@ class Trainer:
         prediction, values, mask = self.predict(price_ticks, sizes, keys)
         loss, hidden = masked_loss(prediction, values, mask, config["loss"])
         (loss / self.nominal).backward()
-        if config["outlook"]:  # a second forward pass, with nothing hidden but the last states
+        if config["outlook"]:  # a second forward pass: no mask, and the last states cut off
             error, asked = outlook_loss(self.model, self.precision, price_ticks, sizes)
             share = asked / len(price_ticks)
             (config["outlook"] / (share * self.sampler.windows_a_step) * error).backward()
         return loss.detach(), hidden
 
     def prepare_step(self) -> float:
-        """Set the learning rate and the random state of a step, which follow from its number.
-
-        Return the rate.
-        """
+        """Set learning rate and random state of a step by its number; return the rate."""
         if self.config["use_scheduler"]:
             steps = self.config["epochs"] * self.sampler.steps_an_epoch
             for group in self.optimizer.param_groups:
@@ -370,7 +366,7 @@ class Trainer:
         return loss, norm, stopped
 
     def run_epochs(self, stop: StopSignal) -> None:
-        """Train to the last epoch or to early stopping and test, or train to SIGTERM."""
+        """Train to the last epoch or early stopping, then test; on SIGTERM save and return."""
         config, progress, sampler = self.config, self.progress, self.sampler
         team, log = self.team, self.log
         log.count_time(progress, training=False)

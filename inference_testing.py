@@ -26,7 +26,8 @@ config = {
     "split": "test",  # test | validation | all: by the checkpoint's calendar;
     #   all: whole recordings, which must not have been trained on
     "dates": None,  # list[str] | None: windows between two ISO dates (UTC); None: all windows
-    "fit_data_dir": None,  # str | None: data that the ridge regression is fitted on; None: data_dir
+    "fit_data_dir": None,  # str | None: data that ridge regression and probes are fitted on;
+    #   None: data_dir
     "masks": ["entry", "level", "span", "span64", "patch", "tail"],  # list[entry | level |
     #   span | span64 | patch | tail]: what is hidden, see lob/model/masking.py
     "mask_perc": 0.25,  # > 0 and < 1: share of the values that are hidden
