@@ -273,6 +273,24 @@ def finish_pending(memory):
     memory[ROWS] += 1
 
 
+@inlined
+def begin_message(time, message, kind, max_clock_step_ns, memory, counters):
+    """Open a message at its time, which never goes back; return False if it would by too much."""
+    if time < memory[TIME]:
+        if kind != SNAPSHOT:  # a snapshot may be older than the updates received before it
+            if memory[TIME] - time > max_clock_step_ns:
+                return False
+            counters[CLOCK] += 1
+        time = memory[TIME]
+    if memory[CROSSED_SINCE] != NEVER:
+        memory[CROSSED_NS] += time - memory[TIME]
+    memory[TIME] = time
+    memory[MESSAGE] = message
+    memory[OPEN] = 1
+    memory[IN_SNAPSHOT] = 0
+    return True
+
+
 @compiled
 def apply_rows(
     times,
@@ -314,19 +332,8 @@ def apply_rows(
                 if not end_message(limits, orders, memory, counters, levels, kept, out):
                     return i, NOT_INT32
                 memory[OPEN] = 0
-            time = times[i]
-            if time < memory[TIME]:
-                if kind != SNAPSHOT:  # a snapshot may be older than the updates received before it
-                    if memory[TIME] - time > max_clock_step_ns:
-                        return i, CLOCK_BACK
-                    counters[CLOCK] += 1
-                time = memory[TIME]
-            if memory[CROSSED_SINCE] != NEVER:
-                memory[CROSSED_NS] += time - memory[TIME]
-            memory[TIME] = time
-            memory[MESSAGE] = messages[i]
-            memory[OPEN] = 1
-            memory[IN_SNAPSHOT] = 0
+            if not begin_message(times[i], messages[i], kind, max_clock_step_ns, memory, counters):
+                return i, CLOCK_BACK
         if kind == SNAPSHOT:
             if memory[IN_SNAPSHOT] == 0:
                 counters[SNAPSHOTS] += 1
