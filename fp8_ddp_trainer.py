@@ -205,7 +205,7 @@ def apply_mask(
     each window that fixes its mask. Returns
 
     - tokens: what the network sees; a hidden value is 0 there, and its mask bit is 1;
-    - base: the first guess of each value (the fill), which the network corrects;
+    - base: the first guess of each value (the fill); the network adds its corrections to it;
     - values: the normalised targets;
     - mask: bool, True where hidden. The last three are (B, T, L, F), F = 0 price, 1 size.
 
@@ -296,8 +296,9 @@ class Trainer:
         task = self.config["mask_perc"], self.config["mask_mode"], self.encoder
         tokens, base, values, mask = apply_mask(price_ticks, sizes, keys, *task)
         with self.precision.autocast():
-            # FP8 begins and ends here: Transformer Engine's layers multiply in FP8 in this block,
-            # and in the backward pass of what it computed. Else it is torch's bf16, or nothing.
+            # FP8 begins and ends here (and in outlook_loss): in this block, and in the backward
+            # pass of what it computed, Transformer Engine's layers multiply in FP8. In other
+            # precisions it is torch's bf16 autocast, or nothing.
             prediction = self.model(tokens, base)
         return prediction, values, mask
 
@@ -315,7 +316,8 @@ class Trainer:
         if config["outlook"]:  # a second forward pass: no mask, and the last states cut off
             error, asked = outlook_loss(self.model, self.precision, price_ticks, sizes)
             share = asked / len(price_ticks)
-            (config["outlook"] / (share * self.sampler.windows_a_step) * error).backward()
+            weight = config["outlook"] / (share * self.sampler.windows_a_step)
+            (weight * error).backward()
         return loss.detach(), hidden
 
     def prepare_step(self) -> float:
@@ -345,7 +347,7 @@ class Trainer:
         gradients = [x.grad for x in self.model.parameters() if x.grad is not None]
         team.add_up(gradients)
         loss = loss_sum / hidden.clamp(min=1)
-        to_mean = (self.nominal / hidden.clamp(min=1)).float()
+        to_mean = (self.nominal / hidden.clamp(min=1)).float()  # about 1; scales the outlook too
         norm = nn.utils.get_total_norm(gradients) * to_mean
         clip = (self.config["max_grad_norm"] / (norm + 1e-6)).clamp(max=1)
         scale_gradients(self.optimizer, gradients, to_mean * clip)
