@@ -154,7 +154,8 @@ def check_config(config: dict) -> dict:
     if config["azure"]:
         disk = Path(config["azure_data_root"])
         if not disk.is_dir():
-            raise InputError(f"azure_data_root = {disk} is no folder: mount the disk, or set it")
+            reason = "is no folder: mount the data disk or set another one"
+            raise InputError(f"azure_data_root = {disk} {reason}")
         config = config | {key: str(disk / config[key]) for key in ("data_dir", "runs_dir")}
     check_writable(config["runs_dir"], "runs_dir")
     return config
