@@ -222,17 +222,33 @@ def make_mask_tables(
     make_row: Callable[[Cells, str], list[str]],
 ) -> list[str]:
     """A table a market, with a row for each way to hide that `make_row` makes of its case."""
+    cases = {f"{mask}/{quantity}": words for mask, words in labels.MASKS.items()}
+    return make_market_tables(cases, "error", f"/{quantity}", head, make_row)
+
+
+def make_market_tables(
+    cases: dict[str, str],
+    metric: str,
+    part: str,
+    head: list[str],
+    make_row: Callable[[Cells, str], list[str]],
+) -> list[str]:
+    """A table a market, with a row for each of its cases that has `metric`.
+
+    cases: a case's name without the market -> its words; part: which of the market's cases tell the
+    blocks of time.
+    """
     cells = read_cells("representation")
     if not cells:
         return say_missing("representation")
     lines = []
     for market in name_markets(cells):
         rows = []
-        for mask, words in labels.MASKS.items():
-            case = f"{market}/{mask}/{quantity}"
-            if (case, "error") in cells:
+        for name, words in cases.items():
+            case = f"{market}/{name}"
+            if (case, metric) in cells:
                 rows.append([words, *make_row(cells, case)])
-        lines += [name_market(cells, market, f"/{quantity}"), "", *format_table(head, rows), ""]
+        lines += [name_market(cells, market, part), "", *format_table(head, rows), ""]
     return lines[:-1]
 
 
@@ -248,9 +264,6 @@ def name_market(cells: Cells, market: str, part: str) -> str:
 
 def make_probe_tables() -> list[str]:
     """What linear probes tell from the encoder's vector and from simpler features."""
-    cells = read_cells("representation")
-    if not cells:
-        return say_missing("representation")
     head = [
         "question",
         "encoder",
@@ -263,15 +276,8 @@ def make_probe_tables() -> list[str]:
         "encoder less hand-made, 95 %",
         "verdict",
     ]
-    lines = []
-    for market in name_markets(cells):
-        rows = []
-        for task, words in labels.PROBES.items():
-            case = f"{market}/probe/{task}"
-            if (case, "ours") in cells:
-                rows.append([words, *make_probe_row(cells, case)])
-        lines += [name_market(cells, market, "/probe/"), "", *format_table(head, rows), ""]
-    return lines[:-1]
+    cases = {f"probe/{task}": words for task, words in labels.PROBES.items()}
+    return make_market_tables(cases, "ours", "/probe/", head, make_probe_row)
 
 
 def make_probe_row(cells: Cells, case: str) -> list[str]:
