@@ -54,8 +54,8 @@ import numpy as np
 from tqdm import tqdm
 
 from lob.book.order_book import ROWS, OrderBook, apply_rows
-from lob.book.states import StateWriter, check_states
-from lob.book.stream import Part, PartJoiner, apply_batch, describe_part, find_after_opening
+from lob.book.states import check_states
+from lob.book.stream import Part, PartJoiner, PartParser, apply_batch
 from lob.book.units import infer_units
 from lob.feeds.batch import FEEDS, Batch, find_feed, find_parts
 from lob.feeds.recordings import read_ahead
@@ -245,28 +245,26 @@ def parse_stream(
     else:
         tick_size, lot_size = units
     forecast_due = bool(first_batches)
-    states = StateWriter(folder, config["depth"])
-    updates, after_opening = 0, None
-    book = make_book(config, lot_size, states.append)
+    settings = {key: config[key] for key in BOOK_KEYS}
+    parser = PartParser(
+        folder, config["depth"], (tick_size, lot_size), FEEDS[feed].needs_snapshot, **settings
+    )
     total_bytes = sum(file.stat().st_size for file in files)
     with tqdm(total=total_bytes, unit="B", unit_scale=True, desc=name, disable=None) as progress:
         done_bytes = dict.fromkeys(map(str, files), 0)
         for batch in chain_freeing(first_batches, batches):
-            apply_batch(book, batch, tick_size)
-            after_opening = after_opening or find_after_opening(batch)
-            updates += len(batch.time_ns)
+            parser.take(batch)
             done_bytes[batch.file] = batch.file_bytes
             progress.update(sum(done_bytes.values()) - progress.n)
             if forecast_due and not first_batches:
                 forecast_due = False
                 share = sum(done_bytes.values()) / total_bytes
-                found = states.rows + int(book.memory[ROWS])  # written, and still in memory
-                said = forecast(found, config["depth"], share, folder, states.rows)
+                written = parser.states.rows
+                found = written + int(parser.book.memory[ROWS])  # written, and still in memory
+                said = forecast(found, config["depth"], share, folder, written)
                 if share < 1:
                     progress.write(f"{name}: {said}")
-        book.finish()
-    states.close()
-    return describe_part(book, states, tick_size, updates, after_opening)
+        return parser.finish()
 
 
 def make_book(
@@ -303,6 +301,11 @@ def forecast(rows: int, depth: int, share_read: float, folder: Path, written: in
 
 def no_state_error(depth: int, raw: Path, whole: Part) -> InputError:
     thin, crossed = whole.counters["thin_states"], whole.counters["crossed_states"]
+    if whole.counters["rows_before_snapshot"] and not whole.counters["snapshots"]:
+        return InputError(
+            f"{raw} holds no snapshot, so the book is never known: add the file that opens with "
+            "one, which is the first of its day"
+        )
     return InputError(
         f"{raw} holds no complete state of depth {depth} in {whole.updates:,} rows "
         f"({thin:,} states with fewer than {depth // 2} levels on a side, {crossed:,} crossed): "

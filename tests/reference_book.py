@@ -29,6 +29,7 @@ class ReferenceBook:
         self.counters = Counter()
         self.traded = 0
         self.new_segment = True
+        self.lost = False  # after a GAP, until the next SNAPSHOT
         # (ticks, lots, time, whether a segment begins, lots traded since the beginning)
         self.states = []
 
@@ -53,6 +54,15 @@ class ReferenceBook:
 
         Return whether it leaves a state.
         """
+        if self.lost:
+            kinds = [row[0] for row in rows]
+            there = [kinds.index(kind) for kind in (SNAPSHOT, GAP) if kind in kinds]
+            skipped = min(there, default=len(rows))
+            self.counters["rows_before_snapshot"] += skipped
+            self.lost = not there
+            rows = rows[skipped:]
+            if not rows:
+                return False
         if self.time is not None and time < self.time:
             self.counters["clock_steps_back"] += rows[0][0] != SNAPSHOT
             time = self.time
@@ -63,7 +73,7 @@ class ReferenceBook:
             if kind == GAP:
                 self.counters["gaps"] += 1
                 self.clear()
-                self.new_segment, self.crossed_since = True, None
+                self.new_segment, self.crossed_since, self.lost = True, None, True
                 return False
             if kind == SNAPSHOT and kind_before != SNAPSHOT:
                 self.counters["snapshots"] += 1
@@ -92,7 +102,7 @@ class ReferenceBook:
         if kind == ADD:
             self.change(side, price, there + size)
         elif kind in (SET, SNAPSHOT):
-            self.counters["unknown"] += size == 0 and there == 0
+            self.counters["unknown"] += kind == SET and size == 0 and there == 0
             self.change(side, price, size)
         elif there == 0:
             self.counters["unknown"] += 1

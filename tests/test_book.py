@@ -200,3 +200,20 @@ def test_many_levels_and_orders_grow_the_arrays():
     run.feed(*[(2, 1, DELETE, BID, 0, 0, int(p)) for p in prices[:-1]], by_order=True)
     assert run.book.levels(BID, 10)[0].tolist() == [-30_000]
     assert run.counter("unknown") == 0
+
+
+def test_after_a_gap_rows_are_skipped_until_the_next_snapshot():
+    lost = [(2, 10, GAP, BID, 0, 0), (3, 20, SET, BID, 98, 5), (3, 20, SET, ASK, 102, 5)]
+    again = [(4, 30, SET, BID, 97, 1), *opening(4, 30), (5, 40, SET, BID, 100, 1)]
+    run = Run().feed(*opening(), *lost, (4, 25, GAP, BID, 0, 0), *again)
+    price_ticks, _, timestamps, _, starts = run.end()
+    assert price_ticks.tolist() == [[99, 101], [99, 101], [100, 101]]
+    assert (timestamps // MS).tolist() == [0, 30, 40]
+    assert starts.tolist() == [1, 1, 0]
+    assert (run.counter("gaps"), run.counter("rows_before_snapshot")) == (2, 3)
+
+
+def test_a_whole_book_may_be_empty():
+    run = Run().feed(*opening(), (2, 10, SNAPSHOT, BID, 0, 0), *opening(3, 20))
+    assert run.end()[2].tolist() == [0, 20 * MS]
+    assert (run.counter("thin_states"), run.counter("unknown")) == (1, 0)

@@ -15,6 +15,9 @@ What each update does, with the counter of each exception in brackets (see `COUN
 | DELETE | the level is removed | the order is removed |
 | GAP | the book is emptied, and the segment ends | the same |
 
+After a GAP there is no book until the next SNAPSHOT: the rows between are skipped
+(rows_before_snapshot).
+
 SUB, MATCH and DELETE of what is not there are ignored, as is a SET of a level to 0 (unknown). A SET
 of an order that is not there adds it (unknown).
 
@@ -60,6 +63,7 @@ COUNTERS = (
     "snapshots",
     "snapshots_differ",  # in the best depth / 2 levels of a side from the book before them
     "gaps",
+    "rows_before_snapshot",  # skipped: before the first snapshot, or between a gap and the next one
     "clock_steps_back",  # messages stamped earlier than the one before them: they get its time
 )
 (
@@ -74,6 +78,7 @@ COUNTERS = (
     SNAPSHOTS,
     SNAPSHOTS_DIFFER,
     GAPS,
+    NO_BOOK,
     CLOCK,
 ) = range(len(COUNTERS))
 
@@ -106,7 +111,7 @@ NEVER = np.iinfo(np.int64).min
 BEFORE, AFTER, OPENING = range(3)
 
 # Why a call of the kernel ends.
-DONE, OUTPUT_FULL, GROW_LEVELS, GROW_ORDERS, CLOCK_BACK, NOT_INT32 = range(6)
+DONE, OUTPUT_FULL, GROW_LEVELS, GROW_ORDERS, BOOK_LOST, CLOCK_BACK, NOT_INT32 = range(7)
 
 
 @compiled
@@ -151,7 +156,7 @@ def apply_level(row, lot_size, counters, levels):
         change_level(side, price, size, False, time, lot_size, levels)
     elif kind in (SET, SNAPSHOT, DELETE):
         new = 0 if kind == DELETE else size
-        if not change_level(side, price, new, True, time, lot_size, levels):
+        if not change_level(side, price, new, True, time, lot_size, levels) and kind != SNAPSHOT:
             counters[UNKNOWN] += 1
     else:
         there = level_lots(side, price, levels)
@@ -314,7 +319,8 @@ def apply_rows(
     times, messages, prices (ticks), sizes (lots), order_ids: int64 (n,), order_ids empty for a
     by-level feed; kinds: uint8 (n,); is_buy: bool (n,). A message ends when a row of the next one
     comes, or by `OrderBook.finish`. If an array is full, the kernel stops before the row that needs
-    room; the caller makes room and calls again from that row.
+    room; the caller makes room and calls again from that row. After a GAP row it stops too: the
+    caller skips the rows before the next snapshot.
     """
     orders, memory, counters, levels, kept, out = borrow(
         (orders, memory, counters, levels, kept, out)
@@ -349,7 +355,7 @@ def apply_rows(
             memory[COMPARE] = 0
             memory[OPEN] = 0  # the book after a gap is no state
             memory[CROSSED_SINCE] = NEVER
-            continue
+            return i + 1, BOOK_LOST
         else:
             memory[IN_SNAPSHOT] = 0
         side = BID if is_buy[i] else ASK
@@ -407,6 +413,7 @@ class OrderBook:
         self.memory = np.zeros(PLACES, dtype=np.int64)
         self.memory[[TIME, CROSSED_SINCE, FIRST_VALID, LAST_VALID]] = NEVER
         self.memory[NEW_SEGMENT] = 1
+        self.lost = False  # whether rows are skipped until the next snapshot
         self.counters = np.zeros(len(COUNTERS), dtype=np.int64)
         self.orders = empty_table(1 << 12)
         self.side_arrays = empty_sides(1 << 12)
@@ -423,16 +430,18 @@ class OrderBook:
         """Return the arrays that the kernel changes, in the order of its arguments."""
         return self.orders, self.memory, self.counters, self.side_arrays, self.kept, self.out
 
-    def apply(self, times, messages, kinds, is_buy, prices, sizes, order_ids=None):
-        """Apply rows, arrays as in `apply_rows`.
+    def apply(self, times, messages, kinds, is_buy, prices, sizes, order_ids=None, row=0):
+        """Apply rows from `row` on, arrays as in `apply_rows`.
 
         Raises ValueError(row, reason) at a row that can't be applied. The reason is CLOCK_BACK, or
         NOT_INT32 if a price of the state before that row is too large.
         """
         columns = times, messages, kinds, is_buy, prices, sizes
         ids = np.empty(0, np.int64) if order_ids is None else order_ids
-        row, status = 0, None
+        status = None
         while status != DONE:
+            if self.lost:
+                row = self.skip_to_snapshot(kinds, row)
             row, status = apply_rows(*columns, ids, row, self.limits, *self.arrays())
             if status == OUTPUT_FULL:
                 self.write_out()
@@ -440,8 +449,18 @@ class OrderBook:
                 self.side_arrays = grown_sides(self.side_arrays)
             elif status == GROW_ORDERS:
                 self.orders = grown_table(self.orders)
+            elif status == BOOK_LOST:
+                self.lost = True
             elif status != DONE:
                 raise ValueError(row, status)
+
+    def skip_to_snapshot(self, kinds, row):
+        """Return the next row from `row` on that is a SNAPSHOT or another GAP; count the others."""
+        found = np.flatnonzero((kinds[row:] == SNAPSHOT) | (kinds[row:] == GAP))
+        skipped = int(found[0]) if len(found) else len(kinds) - row
+        self.counters[NO_BOOK] += skipped
+        self.lost = not len(found)
+        return row + skipped
 
     def finish(self):
         """End the last message and hand out the rows that remain."""

@@ -119,7 +119,7 @@ class StateWriter:
     """Appends states to a book's files in `folder`."""
 
     def __init__(self, folder: Path, depth: int):
-        self.half = depth // 2
+        self.folder, self.half = folder, depth // 2
         self.rows = 0
         self.any_trade = False
         shapes = {"price_ticks": (depth,), "sizes": (depth,), "top_of_book": (2,)}
@@ -138,6 +138,11 @@ class StateWriter:
         self.writers["segment_starts"].append(self.rows + np.flatnonzero(starts))
         self.any_trade = self.any_trade or bool(traded.any())
         self.rows += len(timestamps)
+
+    def restart(self) -> None:
+        """Forget all states."""
+        self.close()
+        self.__init__(self.folder, 2 * self.half)  # type: ignore[misc]
 
     def close(self) -> None:
         for writer in self.writers.values():

@@ -18,10 +18,13 @@ however many processes have parsed the parts. The rules of a join:
 - What was traded after the last state of the former part counts for the next state.
 - A book that was crossed at the end of the former part was crossed until its last message.
   `max_crossed_ms` and `subsample` count anew in each part.
+- Before the first snapshot there is no book. Parts before it are dropped, and their rows counted
+  (rows_before_snapshot). Without any snapshot the book begins empty.
 """
 
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,14 +35,16 @@ from lob.book.order_book import COUNTERS, OrderBook
 from lob.book.states import StateWriter
 from lob.book.units import to_lots, to_ticks
 from lob.config import InputError
-from lob.feeds.batch import SNAPSHOT, Batch
+from lob.feeds.batch import GAP, SNAPSHOT, Batch
 from lob.storage import load_array
 
 BLOCK_ROWS = 1 << 14  # rows that are joined at once
 
 
-def apply_batch(book: OrderBook, batch: Batch, tick_size: float) -> None:
+def apply_batch(book: OrderBook, batch: Batch, tick_size: float, row: int = 0) -> None:
     """Turn a batch's prices into ticks and its sizes into lots, exactly, and apply it to the book.
+
+    The rows before `row` are left out.
 
     Raises InputError, with file and row, if a value is no multiple of its unit, if time goes back
     too far, or if a price is too large.
@@ -47,7 +52,7 @@ def apply_batch(book: OrderBook, batch: Batch, tick_size: float) -> None:
     ticks, lots = to_ticks(batch, tick_size), to_lots(batch, book.lot_size)
     columns = batch.time_ns, batch.message, batch.update_type, batch.is_buy, ticks, lots
     try:
-        book.apply(*columns, batch.order_id)
+        book.apply(*columns, batch.order_id, row)
     except ValueError as error:
         row, reason = error.args
         place = batch.locate(row)
@@ -71,7 +76,7 @@ class Part(NamedTuple):
 
     rows: int  # states written
     updates: int  # update rows read
-    counters: dict[str, int]
+    counters: dict[str, int]  # those of the book (COUNTERS), and what the reader passed by
     crossed_ns: int  # how long the book was crossed, in all
     any_trade: bool  # whether the feed has trades
     tick_size: float
@@ -118,6 +123,68 @@ def find_after_opening(batch: Batch) -> tuple[int, str] | None:
     return (int(batch.time_ns[rows[0]]), batch.locate(rows[0])) if len(rows) else None
 
 
+class PartParser:
+    """Applies a part's batches to a book, and appends its states to the arrays in `folder`.
+
+    units: tick size and lot size; needs_snapshot: as in `lob.feeds.batch.feed`; settings: those of
+    `OrderBook`. Rows before the first snapshot are left out and counted. If the feed need not send
+    one, they make states until it comes: then these states are forgotten.
+    """
+
+    def __init__(
+        self, folder: Path, depth: int, units: tuple[float, float], needs_snapshot: bool, **settings
+    ):
+        self.states = StateWriter(folder, depth)
+        self.tick_size, self.lot_size = units
+        self.needs_snapshot, self.depth, self.settings = needs_snapshot, depth, settings
+        self.known = False  # whether a snapshot has come
+        self.updates = 0
+        self.passed_by: Counter[str] = Counter()
+        self.after_opening: tuple[int, str] | None = None
+        self.open_book()
+
+    def open_book(self) -> None:
+        self.book = OrderBook(self.depth, self.lot_size, self.states.append, **self.settings)
+
+    def take(self, batch: Batch) -> None:
+        """Apply a batch. Raises InputError as `apply_batch` does."""
+        row = 0 if self.known else self.find_snapshot(batch)
+        apply_batch(self.book, batch, self.tick_size, row)
+        self.after_opening = self.after_opening or find_after_opening(batch)
+        self.updates += len(batch.time_ns)
+        self.passed_by.update(batch.skipped or {})
+
+    def find_snapshot(self, batch: Batch) -> int:
+        """Return the row from which on to apply a batch, before which no snapshot has come."""
+        found = np.flatnonzero(batch.update_type == SNAPSHOT)
+        row = int(found[0]) if len(found) else len(batch.time_ns)
+        self.known = len(found) > 0
+        if self.needs_snapshot:
+            self.passed_by["rows_before_snapshot"] += row
+            return row
+        gaps = int(self.book.counters[kernel.GAPS]) + (batch.update_type[:row] == GAP).sum()
+        if not self.known or self.updates + row == gaps:
+            return 0
+        self.passed_by["rows_before_snapshot"] += self.updates + row
+        self.states.restart()
+        self.open_book()
+        return row
+
+    def finish(self) -> Part:
+        self.book.finish()
+        self.states.close()
+        part = describe_part(
+            self.book, self.states, self.tick_size, self.updates, self.after_opening
+        )
+        return part._replace(counters=add_counters(part.counters, self.passed_by))
+
+
+def add_counters(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    """Return the sums by name."""
+    names = dict.fromkeys([*first, *second])
+    return {name: first.get(name, 0) + second.get(name, 0) for name in names}
+
+
 class PartJoiner:
     """Appends the states of part after part to the arrays in `folder`, by the rules above."""
 
@@ -141,13 +208,15 @@ class PartJoiner:
 
         Raises InputError, with file and row, if its clock is too far behind the part before it.
         """
-        before, counters = self.joined, Counter(part.counters)
+        if self.joined and part.counters["snapshots"] and not self.joined.counters["snapshots"]:
+            part = self.drop_joined(part)
+        before = self.joined
         if before is None:
             self.joined = part
             if part.rows:
                 self.append_states(part, folder, kernel.NEVER, 0.0, True)
         else:
-            counters.update(before.counters)
+            counters = add_counters(before.counters, part.counters)
             counters["snapshots_differ"] += self.differs(before, part)
             counters["clock_steps_back"] += self.steps_back(before, part)
             clock = before.last_message
@@ -158,13 +227,25 @@ class PartJoiner:
                 self.append_states(part, folder, clock, traded, begins)
             self.joined = part._replace(
                 updates=before.updates + part.updates,
-                counters={name: counters[name] for name in COUNTERS},
+                counters=counters,
                 crossed_ns=before.crossed_ns + part.crossed_ns,
                 last_state=max(part.last_state, clock) if part.rows else before.last_state,
                 last_message=max(part.last_message, clock),
                 traded_since=part.traded_since + (0 if part.rows else before.traded_since),
             )
         shutil.rmtree(folder)
+
+    def drop_joined(self, part: Part) -> Part:
+        """Forget what was joined before the first snapshot; return its part with their rows."""
+        assert self.joined is not None
+        before, self.joined, self.last_row = self.joined, None, None
+        self.states.restart()
+        passed_by = {name: count for name, count in before.counters.items() if name not in COUNTERS}
+        passed_by["rows_before_snapshot"] = before.updates
+        return part._replace(
+            updates=before.updates + part.updates,
+            counters=add_counters(part.counters, passed_by),
+        )
 
     def differs(self, before: Part, part: Part) -> bool:
         """Return whether a part opens with another book than the one that was left before it.

@@ -21,12 +21,25 @@ ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)
 
 
 class Batch(NamedTuple):
-    """Consecutive update rows, as arrays of one length.
+    """Consecutive update rows, as arrays of one length. There may be none.
 
     A *message* is a run of rows with one `message` number: after its last row the book is a state.
-    A message may go on in the next batch. A SNAPSHOT row replaces the book if it follows a row of
-    another type or of another message. A GAP row, a message of its own, says that updates are
-    missing: it empties the book and ends the segment (a run of states without a gap).
+    A message may go on in the next batch.
+
+    A SNAPSHOT row begins a new whole book if it follows a row of another type or of another
+    message. So two snapshots in a row are two states, each with a number of its own, and a snapshot
+    whose rows carry a time each is one book if its rows share a number. A whole book without levels
+    is a SNAPSHOT row of size 0. Where a recording does not say what belongs to one snapshot,
+    `lob.feeds.snapshots.number_books` tells it from the rows.
+
+    A GAP row, a message of its own, says that updates are missing: it empties the book and ends the
+    segment (a run of states without a gap). The rows between it and the next SNAPSHOT row are no
+    book: they are skipped, and counted in rows_before_snapshot.
+
+    Whatever a reader passes by, it counts in `skipped`: messages delivered twice, lines that are no
+    updates of the book, checksums that differ. A name says what was counted ("messages_repeated").
+    The sums stand in meta.json's counters, and are printed if they are not 0. What was passed by
+    after the last row of a file comes in a batch without rows (`count_only`).
     """
 
     time_ns: np.ndarray  # int64, ns since the epoch, exchange time where the feed has it
@@ -40,12 +53,32 @@ class Batch(NamedTuple):
     first_row: int  # number of the batch's first row in the file, for error messages
     file_bytes: int  # how much of the (compressed) file has been read, for progress and forecast
     lines: np.ndarray | None = None  # int64, each row's line in the file, if a line is not one row
+    skipped: dict[str, int] | None = None  # what was passed by since the batch before, by name
 
     def locate(self, row: int) -> str:
         """Return the file and the row or line in it of a row of the batch, for error messages."""
         if self.lines is not None:
             return f"{self.file}, line {self.lines[row]}"
         return f"{self.file}, row {self.first_row + row}"
+
+
+def count_only(file: Path, file_bytes: int, skipped: dict[str, int]) -> Batch:
+    """Return a batch without rows, which tells what was passed by."""
+    whole = np.empty(0, np.int64)
+    number = np.empty(0, np.float64)
+    return Batch(
+        time_ns=whole,
+        message=whole,
+        update_type=np.empty(0, np.uint8),
+        is_buy=np.empty(0, bool),
+        price=number,
+        size=number,
+        order_id=None,
+        file=str(file),
+        first_row=0,
+        file_bytes=file_bytes,
+        skipped=skipped,
+    )
 
 
 Reader = Callable[[list[Path]], Iterator[Batch]]
@@ -57,6 +90,7 @@ class Feed(NamedTuple):
     recognise: Callable[[bytes], bool]  # whether a file is of this feed
     read: Reader
     opens_whole: Callable[[bytes], bool]  # whether a file opens with a whole book
+    needs_snapshot: bool  # whether there is no book before the first snapshot
 
 
 FEEDS: dict[str, Feed] = {}
@@ -65,13 +99,20 @@ FEEDS: dict[str, Feed] = {}
 def feed(
     recognise: Callable[[bytes], bool],
     opens_whole: Callable[[bytes], bool] = lambda head: False,
+    needs_snapshot: bool = False,
 ) -> Callable[[Reader], Reader]:
     """Make the function `read_<name>` known as the reader of feed <name>.
 
-    Both arguments are called with a file's head: its first 64 KiB, decompressed. A file that opens
-    with a whole book (a snapshot) may be parsed apart from the files before it; a feed that sends
-    GAP rows has no such files. The reader then checks each batch: it raises InputError, with file
-    and row, if a price or size is missing or not finite, or if a size is negative.
+    The first two arguments are called with a file's head: its first 64 KiB, decompressed. A file
+    that opens with a whole book (a snapshot) may be parsed apart from the files before it; a feed
+    that sends GAP rows has no such files.
+
+    Rows before the first snapshot are skipped and counted (rows_before_snapshot). Without any
+    snapshot the book begins empty, as at the opening of a market, if `needs_snapshot` is False. If
+    it is True, as of a feed that always sends a snapshot first, the recording is refused.
+
+    The reader then checks each batch: it raises InputError, with file and row, if a price or size
+    is missing or not finite, or if a size is negative.
     """
 
     def register(reader: Reader) -> Reader:
@@ -81,7 +122,8 @@ def feed(
                 check_numbers(batch)
                 yield batch
 
-        FEEDS[reader.__name__.removeprefix("read_")] = Feed(recognise, read, opens_whole)
+        name = reader.__name__.removeprefix("read_")
+        FEEDS[name] = Feed(recognise, read, opens_whole, needs_snapshot)
         return read
 
     return register

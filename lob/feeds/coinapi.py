@@ -25,6 +25,7 @@ from lob.feeds.batch import (
     to_float,
 )
 from lob.feeds.recordings import read_csv, read_head
+from lob.feeds.snapshots import number_books
 
 COINAPI_COLUMNS = ("time_exchange", "update_type", "is_buy", "entry_px", "entry_sx")
 COINAPI_TYPES = {
@@ -60,8 +61,13 @@ def read_coinapi(files: list[Path]) -> Iterator[Batch]:
     one pair's files are of one kind. `time_exchange` is a full date-time, or a time of day if the
     file's path holds the date (YYYYMMDD or YYYY-MM-DD). An opening snapshot that is stamped later
     in the day than the row after it belongs to the day before. All consecutive rows of one
-    time_exchange are one message.
+    time_exchange are one message, but for SNAPSHOT rows (see `number_books`).
     """
+    return number_books(read_times(files))
+
+
+def read_times(files: list[Path]) -> Iterator[Batch]:
+    """Yield the rows of CoinAPI's files, with one message for each time."""
     message, last_time = 0, None
     layouts = [coinapi_layout(file) for file in files]
     by_order = ["order_id" in options.column_types for _, options, _ in layouts]

@@ -8,6 +8,7 @@ import numpy as np
 from lob.config import InputError
 from lob.feeds.batch import GAP, Batch, feed, find_changes, to_ns
 from lob.feeds.recordings import read_npy_chunks
+from lob.feeds.snapshots import number_books
 
 
 @feed(lambda head: head.startswith(b"\x93NUMPY"))
@@ -15,8 +16,14 @@ def read_npy(files: list[Path]) -> Iterator[Batch]:
     """Read NumPy arrays (N, 5): time (s, ms, us or ns), update type, is_buy, price, size.
 
     The types are ADD 0, SUB 1, MATCH 2, SET 3, DELETE 4 and SNAPSHOT 5. All consecutive rows of one
-    time are one message. Error messages count rows from 0.
+    time are one message, but for SNAPSHOT rows (see `number_books`). Error messages count rows from
+    0.
     """
+    return number_books(read_times(files))
+
+
+def read_times(files: list[Path]) -> Iterator[Batch]:
+    """Yield the rows of the arrays, with one message for each time."""
     message, last_time = 0, None
     for file in files:
         row = 0

@@ -30,23 +30,24 @@ def is_tardis(head: bytes) -> bool:
 
 def opens_with_snapshot(head: bytes) -> bool:
     _, row = first_row(head)
-    return row.get("is_snapshot") == "true"
+    return row.get("is_snapshot") in ("true", "True", "TRUE", "1")
 
 
-@feed(is_tardis, opens_with_snapshot)
+@feed(is_tardis, opens_with_snapshot, needs_snapshot=True)
 def read_tardis(files: list[Path]) -> Iterator[Batch]:
     """Read Tardis.dev's CSV files `incremental_book_L2` of one symbol.
 
     The columns are described at https://docs.tardis.dev, "CSV data types". Rows of one
     `local_timestamp` are one message; `timestamp`, in microseconds, is the exchange's time. Amounts
-    are absolute, and 0 removes the level. A run of is_snapshot rows, whatever their times, is one
-    message and replaces the book.
+    are absolute, and 0 removes the level. A message of is_snapshot rows is a new whole book, and so
+    is the first one of a file: some exchanges send nothing else.
     """
     columns = list(TARDIS_TYPES)
     options = csv.ConvertOptions(column_types=TARDIS_TYPES, include_columns=columns, null_values=[])
-    message, last_time, last_snapshot = 0, None, False
+    message, last_time = 0, None
     symbols = {first_row(read_head(file))[1].get("symbol", "") for file in files} - {""}
     for file in files:
+        last_snapshot = False
         for row, column, file_bytes in read_csv(file, ",", options):
             symbols.update(column["symbol"].unique().to_pylist())
             if len(symbols) > 1:
@@ -57,7 +58,7 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
             snapshot = column["is_snapshot"].to_numpy(zero_copy_only=False)
             local = column["local_timestamp"].to_numpy()
             opens_snapshot = snapshot > np.append(last_snapshot, snapshot[:-1])
-            begins = np.where(snapshot, opens_snapshot, find_changes(local, last_time))
+            begins = opens_snapshot | find_changes(local, last_time)
             messages = message + np.cumsum(begins)
             message, last_time, last_snapshot = int(messages[-1]), local[-1], bool(snapshot[-1])
             yield Batch(

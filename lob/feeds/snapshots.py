@@ -1,0 +1,155 @@
+"""What belongs to one snapshot, in recordings that don't say so."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lob.feeds.batch import SNAPSHOT, Batch, find_changes
+from lob.jit import compiled
+
+ARRAYS = ("time_ns", "message", "update_type", "is_buy", "price", "size", "order_id", "lines")
+
+
+def number_books(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield batches with a message for each snapshot, of batches with one for each time.
+
+    Consecutive SNAPSHOT rows are one book, though each order may have the time at which it was
+    placed, until an order id (by level: a side's price) comes twice. By level, a later time whose
+    prices would cross the book begins another one too. A book begins with the first row of its
+    time, or with the row that comes twice if both have that time. A file begins a book. A book's
+    time is the latest of its rows.
+
+    The rows of a book that may go on are held back until the file's next batch.
+    """
+    number, before = 0, None
+    for _, batches_of_file in itertools.groupby(batches, lambda batch: batch.file):
+        held, begins_book = None, True
+        for batch in batches_of_file:
+            whole = batch if held is None else join(held, batch)
+            if not len(whole.message):
+                yield whole
+                continue
+            begins = find_messages(whole, before, begins_book)
+            end = find_open_book(whole, begins)
+            if end:
+                yield renumber(take_rows(whole, 0, end), begins[:end], number)
+                number += int(begins[:end].sum())
+                before = whole.message[end - 1]
+                begins_book = end == len(begins) or bool(begins[end])
+            held = take_rows(whole, end, len(begins)) if end < len(begins) else None
+        if held is not None:
+            begins = find_messages(held, before, begins_book)
+            yield renumber(held, begins, number)
+            number, before = number + int(begins.sum()), held.message[-1]
+
+
+def find_messages(batch: Batch, before: int | None, begins_book: bool) -> np.ndarray:
+    """Return bool (n,): whether each row begins a message.
+
+    before: message number of the row before the batch; begins_book: whether a SNAPSHOT row at the
+    batch's start begins a book.
+    """
+    begins = find_changes(batch.message, before)
+    snapshot = batch.update_type == SNAPSHOT
+    if not snapshot.any():
+        return begins
+    by_level = batch.order_id is None
+    twins = find_twins(batch, snapshot)
+    later_times = begins & snapshot
+    begins[1:] &= ~(snapshot[1:] & snapshot[:-1])
+    begins[0] |= snapshot[0] and begins_book
+    split_snapshots(snapshot, later_times, batch.is_buy, batch.price, twins, by_level, begins)
+    return begins
+
+
+def find_twins(batch: Batch, snapshot: np.ndarray) -> np.ndarray:
+    """Return int64 (n,): for each SNAPSHOT row the one before it of the same order or level, or -1.
+
+    A level is a side's price.
+    """
+    rows = np.flatnonzero(snapshot)
+    if batch.order_id is None:
+        keys = [batch.is_buy[rows], batch.price[rows]]
+    else:
+        keys = [batch.order_id[rows]]
+    order = np.lexsort(keys)
+    same = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
+    twins = np.full(len(snapshot), -1)
+    twins[rows[order[1:][same]]] = rows[order[:-1][same]]
+    return twins
+
+
+@compiled
+def split_snapshots(snapshot, later_times, is_buy, prices, twins, by_level, begins):
+    """Set `begins` where another book begins within a run of SNAPSHOT rows (see `number_books`)."""
+    book = -1  # first row of the book
+    for i in range(len(snapshot)):
+        if not snapshot[i]:
+            book = -1
+            continue
+        if book < 0:
+            book = time = i
+            best = np.array([-np.inf, np.inf])  # bid and ask of the rows before this time
+            best_now = best.copy()
+        elif later_times[i]:
+            time = i
+            best[0], best[1] = max(best[0], best_now[0]), min(best[1], best_now[1])
+            best_now[0], best_now[1] = -np.inf, np.inf
+        crosses = by_level and -np.inf < best[0] < best[1] < np.inf
+        if crosses:
+            crosses = prices[i] >= best[1] if is_buy[i] else prices[i] <= best[0]
+        if twins[i] >= book or crosses:
+            book = time if twins[i] < time and time > book else i
+            begins[book] = True
+            best[0], best[1] = -np.inf, np.inf
+            if book == i:
+                time = i
+                best_now[0], best_now[1] = -np.inf, np.inf
+        if is_buy[i]:
+            best_now[0] = max(best_now[0], prices[i])
+        else:
+            best_now[1] = min(best_now[1], prices[i])
+
+
+def find_open_book(batch: Batch, begins: np.ndarray) -> int:
+    """Return the first row of the snapshot that a batch ends with; its length if there is none."""
+    kinds = batch.update_type
+    if kinds[-1] != SNAPSHOT:
+        return len(kinds)
+    begins_run = np.append(True, kinds[:-1] != SNAPSHOT)
+    return int(np.flatnonzero((kinds == SNAPSHOT) & (begins | begins_run))[-1])
+
+
+def renumber(batch: Batch, begins: np.ndarray, number: int) -> Batch:
+    """Return a batch with new message numbers, which go on from `number`, and its books' times."""
+    snapshot = batch.update_type == SNAPSHOT
+    times = batch.time_ns
+    if snapshot.any():
+        begins_run = np.append(True, snapshot[1:] != snapshot[:-1])
+        starts = np.flatnonzero(begins | begins_run)
+        latest = np.repeat(np.maximum.reduceat(times, starts), np.diff([*starts, len(times)]))
+        times = np.where(snapshot, latest, times)
+    return batch._replace(message=number + np.cumsum(begins), time_ns=times)
+
+
+def join(first: Batch, second: Batch) -> Batch:
+    """Return two batches of a file, of which the second follows the first, as one."""
+    arrays: dict[str, Any] = {}
+    for name in ARRAYS:
+        parts = [getattr(batch, name) for batch in (first, second)]
+        arrays[name] = None if parts[0] is None else np.concatenate(parts)
+    skipped = Counter(first.skipped or {}) + Counter(second.skipped or {})
+    return first._replace(file_bytes=second.file_bytes, skipped=dict(skipped), **arrays)
+
+
+def take_rows(batch: Batch, begin: int, end: int) -> Batch:
+    """Return some rows of a batch; what the reader passed by is told with the first ones."""
+    arrays: dict[str, Any] = {}
+    for name in ARRAYS:
+        array = getattr(batch, name)
+        arrays[name] = None if array is None else array[begin:end]
+    skipped = None if begin else batch.skipped
+    return batch._replace(first_row=batch.first_row + begin, skipped=skipped, **arrays)
