@@ -19,13 +19,21 @@ class ReferenceBook:
     orders.
     """
 
-    def __init__(self, depth, by_order=False, max_crossed_ns=10**9, max_gap_ns=60 * 10**9):
-        self.half, self.by_order = depth // 2, by_order
+    def __init__(
+        self,
+        depth,
+        by_order=False,
+        max_crossed_ns=10**9,
+        max_gap_ns=60 * 10**9,
+        book_depth=None,
+    ):
+        self.half, self.by_order, self.book_depth = depth // 2, by_order, book_depth
         self.max_crossed_ns, self.max_gap_ns = max_crossed_ns, max_gap_ns
         self.levels, self.prices = ({}, {}), ([], [])
         self.touched = ({}, {})  # time of each level's last update
         self.orders = {}  # id -> (side, price, lots)
         self.time = self.last_valid = self.crossed_since = None
+        self.passed_by = {}  # side -> time and level that a MATCH at a worse price passed by
         self.counters = Counter()
         self.traded = 0
         self.new_segment = True
@@ -74,6 +82,7 @@ class ReferenceBook:
                 self.counters["gaps"] += 1
                 self.clear()
                 self.new_segment, self.crossed_since, self.lost = True, None, True
+                self.passed_by.clear()
                 return False
             if kind == SNAPSHOT and kind_before != SNAPSHOT:
                 self.counters["snapshots"] += 1
@@ -129,6 +138,8 @@ class ReferenceBook:
             self.shrink(order_id, self.orders[order_id][2])
         else:
             left = self.orders[order_id][2]
+            if kind == MATCH:
+                self.note_passed_by(*self.orders[order_id][:2])
             self.counters["overdrawn"] += size > left
             self.shrink(order_id, min(size, left))
 
@@ -145,28 +156,70 @@ class ReferenceBook:
             and self.prices[BID][-1] >= self.prices[ASK][0]
         )
 
-    def evict_ghost(self):
-        """Remove one of the best two levels if the book has been crossed for too long.
+    def note_passed_by(self, side, price):
+        """A crossed level at a better price than that of an order which is matched is no order."""
+        if self.crossed_since is None or not self.prices[side]:
+            return
+        best = self.prices[BID][-1] if side == BID else self.prices[ASK][0]
+        is_worse = price < best if side == BID else price > best
+        if is_worse and self.passed_by.get(side, (None, None))[1] != best:
+            self.passed_by[side] = (self.time, best)
 
-        It is the one that was updated longer ago, or the ask if both were at the same time.
+    def find_ghost(self):
+        """Return which of the best two levels of a book crossed for too long is a ghost, or None.
+
+        By level it is the one that was updated longer ago, or the ask if both were at the same
+        time. Order by order it takes a trace of what was lost.
         """
+        best = {BID: self.prices[BID][-1], ASK: self.prices[ASK][0]}
+        bid_is_older = self.touched[BID][best[BID]] < self.touched[ASK][best[ASK]]
+        older = (BID, best[BID]) if bid_is_older else (ASK, best[ASK])
+        if not self.by_order:
+            return older
+        for side in (BID, ASK):
+            time, price = self.passed_by.get(side, (None, None))
+            if price == best[side] and self.time - time > self.max_crossed_ns:
+                self.counters["ghosts_traded_through"] += 1
+                return side, price
+        if not self.counters["unknown"]:
+            return None
+        self.counters["ghosts_after_losses"] += 1
+        return older
+
+    def evict_ghost(self):
+        """Remove a ghost if the book has been crossed for too long."""
         if not self.is_crossed():
             self.crossed_since = None
+            self.passed_by.clear()
         elif self.crossed_since is None:
             self.crossed_since = self.time
-        elif self.time - self.crossed_since > self.max_crossed_ns:
-            bid, ask = self.prices[BID][-1], self.prices[ASK][0]
-            bid_is_older = self.touched[BID][bid] < self.touched[ASK][ask]
-            side, price = (BID, bid) if bid_is_older else (ASK, ask)
-            self.change(side, price, 0)
-            for id_, order in list(self.orders.items()):
-                if order[:2] == (side, price):
-                    del self.orders[id_]
+        elif self.time - self.crossed_since > self.max_crossed_ns and (ghost := self.find_ghost()):
+            self.remove_level(*ghost)
             self.counters["ghosts_evicted"] += 1
             self.crossed_since = self.time if self.is_crossed() else None
+            self.passed_by.clear()
+
+    def remove_level(self, side, price):
+        self.change(side, price, 0)
+        for id_, order in list(self.orders.items()):
+            if order[:2] == (side, price):
+                del self.orders[id_]
+
+    def cut_sides(self):
+        for side in (BID, ASK) if self.book_depth else ():
+            prices = self.prices[side][::-1] if side == BID else self.prices[side][:]
+            for price in prices[self.book_depth :]:
+                self.change(side, price, 0)
+                self.counters["levels_cut"] += 1
+            if prices[self.book_depth :]:
+                worst = prices[self.book_depth - 1]
+                for id_, order in list(self.orders.items()):
+                    if order[0] == side and (order[1] - worst) * (-1 if side == BID else 1) > 0:
+                        del self.orders[id_]
 
     def end_message(self, before):
         self.counters["messages"] += 1
+        self.cut_sides()
         if before is not None and before != [self.best(BID), self.best(ASK)]:
             self.counters["snapshots_differ"] += 1
         self.evict_ghost()

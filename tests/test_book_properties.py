@@ -51,7 +51,7 @@ def make_updates(rng, rows, by_order, price_range, message_rows, step_ms, ids, w
     )
 
 
-def run_kernel(rng, updates, depth, subsample, interval_ms, max_crossed_ms):
+def run_kernel(rng, updates, depth, subsample, interval_ms, max_crossed_ms, book_depth):
     """Feed rows in batches cut anywhere; return the rows written, the counters and the book.
 
     The output has room for few rows, so that it is often full.
@@ -66,6 +66,7 @@ def run_kernel(rng, updates, depth, subsample, interval_ms, max_crossed_ms):
         max_crossed_ms,
         max_gap_seconds=1,
         max_clock_step_ms=10**6,
+        book_depth=book_depth,
         capacity=64,
     )
     cuts = np.unique(rng.integers(0, len(updates[0]), size=7))
@@ -76,8 +77,10 @@ def run_kernel(rng, updates, depth, subsample, interval_ms, max_crossed_ms):
     return arrays, dict(zip(COUNTERS, book.counters.tolist(), strict=True)), book
 
 
-def run_reference(updates, depth, max_crossed_ms):
-    reference = ReferenceBook(depth, updates[6] is not None, int(max_crossed_ms * 10**6), 10**9)
+def run_reference(updates, depth, max_crossed_ms, book_depth):
+    reference = ReferenceBook(
+        depth, updates[6] is not None, int(max_crossed_ms * 10**6), 10**9, book_depth
+    )
     times, message = updates[0].tolist(), updates[1]
     ids = [0] * len(times) if updates[6] is None else updates[6].tolist()
     rows = list(zip(*(column.tolist() for column in updates[2:6]), ids, strict=True))
@@ -87,14 +90,20 @@ def run_reference(updates, depth, max_crossed_ms):
     return reference
 
 
-def compare(seed, rows, by_order, depth, thinning, **market):
+def compare(seed, rows, by_order, depth, thinning, book_depth=None, **market):
     """Run both on the same updates; compare all rows written, the counters and the final book."""
     subsample, interval_ms = thinning
     max_crossed_ms = market["step_ms"] * 5
     updates = make_updates(np.random.default_rng(seed), rows, by_order, **market)
-    reference = run_reference(updates, depth, max_crossed_ms)
+    reference = run_reference(updates, depth, max_crossed_ms, book_depth)
     arrays, counters, book = run_kernel(
-        np.random.default_rng(seed), updates, depth, subsample, interval_ms, max_crossed_ms
+        np.random.default_rng(seed),
+        updates,
+        depth,
+        subsample,
+        interval_ms,
+        max_crossed_ms,
+        book_depth,
     )
     assert {name: reference.counters[name] for name in COUNTERS} == counters
     expected = thin_states(reference.states, subsample, interval_ms * 10**6)
@@ -134,6 +143,7 @@ def test_random_updates_leave_the_book_of_the_dictionary_reference() -> None:
         ids=st.sampled_from([30, 200, 20_000]),
         wide_ids=st.booleans(),
         crossing=st.sampled_from([0.0, 0.001, 0.05]),
+        book_depth=st.sampled_from([None, None, 5, 12]),
     )
     def check(seed, by_order, depth, thinning, **market) -> None:
         nonlocal updates

@@ -19,7 +19,8 @@ After a GAP there is no book until the next SNAPSHOT: the rows between are skipp
 (rows_before_snapshot).
 
 SUB, MATCH and DELETE of what is not there are ignored, as is a SET of a level to 0 (unknown). A SET
-of an order that is not there adds it (unknown).
+of an order that is not there adds it (unknown). `lob/book/ghosts.py` says when a level goes without
+an update.
 
 A segment is a run of states without a gap. A GAP ends it, or too long a time without a state; a
 snapshot does not. A snapshot that differs from the book before it is counted (snapshots_differ).
@@ -27,6 +28,53 @@ snapshot does not. A snapshot that differs from the book before it is counted (s
 
 import numpy as np
 
+from lob.book.ghosts import cut_sides, evict_ghost, note_passed_by
+from lob.book.memory import (
+    AFTER,
+    BEFORE,
+    BOOK_LOST,
+    CLOCK,
+    CLOCK_BACK,
+    COMPARE,
+    COUNTERS,
+    CROSSED,
+    CROSSED_NS,
+    CROSSED_SINCE,
+    DONE,
+    DUPLICATES,
+    FIRST_VALID,
+    GAPS,
+    GROW_LEVELS,
+    GROW_ORDERS,
+    IN_SNAPSHOT,
+    INTERVAL,
+    LAST_VALID,
+    MESSAGE,
+    MESSAGES,
+    NEVER,
+    NEW_SEGMENT,
+    NO_BOOK,
+    NOT_INT32,
+    OPEN,
+    OPENING,
+    ORDERS,
+    OUTPUT_FULL,
+    OVERDRAWN,
+    PASSED_ASK,
+    PASSED_BID,
+    PENDING,
+    PLACES,
+    ROWS,
+    SEEN,
+    SNAPSHOTS,
+    SNAPSHOTS_DIFFER,
+    STATES,
+    THIN,
+    TIME,
+    TRADED,
+    TRADED_WRITTEN,
+    UNKNOWN,
+)
 from lob.book.order_table import (
     LOTS,
     PRICE,
@@ -35,7 +83,6 @@ from lob.book.order_table import (
     find_order,
     grown_table,
     remove_order,
-    remove_orders_at,
 )
 from lob.book.price_levels import (
     ASK,
@@ -45,73 +92,10 @@ from lob.book.price_levels import (
     grown_sides,
     keep_best,
     level_lots,
-    remove_level,
     write_state,
 )
 from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
 from lob.jit import borrow, compiled, inlined
-
-COUNTERS = (
-    "messages",  # completed messages; each leaves the book in a state
-    "states",  # messages that left a complete and uncrossed book: a row, unless it is thinned out
-    "crossed_states",  # messages that left a crossed book
-    "thin_states",  # messages that left fewer than depth / 2 levels on a side
-    "ghosts_evicted",  # levels that kept the book crossed for longer than max_crossed_ms
-    "unknown",  # updates of a level or an order that is not there
-    "duplicate_orders",  # ADD or SNAPSHOT rows with the id of an order that is there
-    "overdrawn",  # SUB or MATCH rows with more than was there
-    "snapshots",
-    "snapshots_differ",  # in the best depth / 2 levels of a side from the book before them
-    "gaps",
-    "rows_before_snapshot",  # skipped: before the first snapshot, or between a gap and the next one
-    "clock_steps_back",  # messages stamped earlier than the one before them: they get its time
-)
-(
-    MESSAGES,
-    STATES,
-    CROSSED,
-    THIN,
-    GHOSTS,
-    UNKNOWN,
-    DUPLICATES,
-    OVERDRAWN,
-    SNAPSHOTS,
-    SNAPSHOTS_DIFFER,
-    GAPS,
-    NO_BOOK,
-    CLOCK,
-) = range(len(COUNTERS))
-
-# What the kernel has to remember between two calls. numba passes arrays by reference, but numbers
-# by value. So all of it lies in one int64 array, `OrderBook.memory`, at these places: times in ns,
-# counts, and flags that are 0 or 1.
-PLACES = 17
-(
-    MESSAGE,  # number of the message that the last row belongs to
-    OPEN,  # flag: more rows of this message may follow
-    TIME,  # the message's time
-    IN_SNAPSHOT,  # flag: the last row was a SNAPSHOT row of this message
-    COMPARE,  # flag: this message holds a snapshot, to be compared with the book before it
-    NEW_SEGMENT,  # flag: the next state begins a segment
-    FIRST_VALID,  # time of the first state; NEVER before it
-    LAST_VALID,  # time of the last state; NEVER before the first
-    CROSSED_SINCE,  # time since when the book has been crossed; NEVER if it is not
-    CROSSED_NS,  # how long the book was crossed, in all
-    ORDERS,  # number of orders in the table
-    SEEN,  # states of this segment, also those that subsampling leaves out
-    PENDING,  # flag: the row after the finished ones holds a state that a later one may replace
-    INTERVAL,  # number of the state interval (state_interval_ms) that the pending state lies in
-    TRADED,  # signed lots traded since the last finished row: bought minus sold
-    TRADED_WRITTEN,  # of these, what the pending row holds
-    ROWS,  # finished rows of the output
-) = range(PLACES)
-NEVER = np.iinfo(np.int64).min
-
-# Places in `OrderBook.kept`: best levels before a snapshot, after it, and after the first message.
-BEFORE, AFTER, OPENING = range(3)
-
-# Why a call of the kernel ends.
-DONE, OUTPUT_FULL, GROW_LEVELS, GROW_ORDERS, BOOK_LOST, CLOCK_BACK, NOT_INT32 = range(7)
 
 
 @compiled
@@ -137,6 +121,8 @@ def apply_order(row, lot_size, orders, memory, counters, levels):
     elif not known:
         counters[UNKNOWN] += 1
     else:
+        if kind == MATCH and memory[CROSSED_SINCE] != NEVER:
+            note_passed_by(old_side, old_price, memory, levels)
         left = old_lots - size if kind != DELETE else 0
         if left < 0:
             counters[OVERDRAWN] += 1
@@ -178,37 +164,6 @@ def clear_book(bounds, ticks, orders, memory):
 
 
 @inlined
-def is_crossed(levels):
-    """Return whether the best bid is at or above the best ask."""
-    bounds, ticks = levels[:2]
-    if bounds[BID, 0] == bounds[BID, 1] or bounds[ASK, 0] == bounds[ASK, 1]:
-        return False
-    return ticks[BID, bounds[BID, 1] - 1] >= ticks[ASK, bounds[ASK, 0]]
-
-
-@inlined
-def evict_ghost(memory, counters, orders, max_crossed_ns, levels):
-    """Track how long the book has been crossed; after `max_crossed_ns` evict a ghost.
-
-    A ghost is a level that should be gone, but whose delete was lost. Of the two levels that cross,
-    the one whose last change is older is taken for it.
-    """
-    bounds, ticks, _, changed = levels[:4]
-    if not is_crossed(levels):
-        memory[CROSSED_SINCE] = NEVER
-    elif memory[CROSSED_SINCE] == NEVER:
-        memory[CROSSED_SINCE] = memory[TIME]
-    elif memory[TIME] - memory[CROSSED_SINCE] > max_crossed_ns:
-        bid, ask = bounds[BID, 1] - 1, bounds[ASK, 0]
-        side, index = (BID, bid) if changed[BID, bid] < changed[ASK, ask] else (ASK, ask)
-        memory[ORDERS] -= remove_orders_at(orders, side, ticks[side, index])
-        remove_level(side, index, levels)
-        counters[GHOSTS] += 1
-        # If the next level crosses too, it has the whole limit again.
-        memory[CROSSED_SINCE] = memory[TIME] if is_crossed(levels) else NEVER
-
-
-@inlined
 def end_message(limits, orders, memory, counters, levels, kept, out):
     """Judge the book after a whole message, and write it if it is a state that was asked for.
 
@@ -216,10 +171,12 @@ def end_message(limits, orders, memory, counters, levels, kept, out):
     written to the same row, over the one before it. A state of another interval or segment finishes
     that row (`ROWS` counts the finished ones).
     """
-    half, subsample, interval_ns, max_crossed_ns, max_gap_ns, _, lot_size = limits
+    half, subsample, interval_ns, max_crossed_ns, max_gap_ns, _, lot_size, book_depth = limits
     bounds = levels[0]
     out_ticks, out_sizes, out_times, out_traded, out_starts = out
     counters[MESSAGES] += 1
+    if book_depth > 0:
+        cut_sides(book_depth, orders, memory, counters, levels)
     if counters[MESSAGES] == 1:
         keep_best(half, levels, kept[OPENING])
     if memory[COMPARE] == 1:
@@ -354,7 +311,7 @@ def apply_rows(
             memory[NEW_SEGMENT] = 1
             memory[COMPARE] = 0
             memory[OPEN] = 0  # the book after a gap is no state
-            memory[CROSSED_SINCE] = NEVER
+            memory[CROSSED_SINCE] = memory[PASSED_BID] = memory[PASSED_ASK] = NEVER
             return i + 1, BOOK_LOST
         else:
             memory[IN_SNAPSHOT] = 0
@@ -396,6 +353,7 @@ class OrderBook:
         max_crossed_ms=1000,
         max_gap_seconds=60.0,
         max_clock_step_ms=1000,
+        book_depth=None,
         capacity=8192,
     ):
         self.half = depth // 2
@@ -409,9 +367,11 @@ class OrderBook:
             int(max_gap_seconds * 10**9),
             int(max_clock_step_ms * 10**6),
             self.lot_size,
+            book_depth or 0,
         )
         self.memory = np.zeros(PLACES, dtype=np.int64)
-        self.memory[[TIME, CROSSED_SINCE, FIRST_VALID, LAST_VALID]] = NEVER
+        for place in (TIME, CROSSED_SINCE, PASSED_BID, PASSED_ASK, FIRST_VALID, LAST_VALID):
+            self.memory[place] = NEVER
         self.memory[NEW_SEGMENT] = 1
         self.lost = False  # whether rows are skipped until the next snapshot
         self.counters = np.zeros(len(COUNTERS), dtype=np.int64)

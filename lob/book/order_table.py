@@ -61,11 +61,11 @@ def remove_order(orders, slot):
 
 
 @compiled
-def remove_orders_at(orders, side, price):
-    """Remove every order that rests at a side's `price`; return how many there were."""
+def remove_orders_in(orders, side, low, high):
+    """Remove every order of a side from price `low` to `high`; return how many there were."""
     slot = removed = 0
     while slot < orders.shape[0]:
-        if orders[slot, SIDE_PLUS_ONE] == side + 1 and orders[slot, PRICE] == price:
+        if orders[slot, SIDE_PLUS_ONE] == side + 1 and low <= orders[slot, PRICE] <= high:
             remove_order(orders, slot)  # another order may have moved into this slot
             removed += 1
         else:
