@@ -25,7 +25,11 @@ config = {
     "feed": None,  # str | None: name of the feed; None: recognised by the files' content
     "tick_size": None,  # > 0 and < inf | None: price of a tick, in the quote currency;
     #   None: the largest power of ten that divides the first million prices
-    "max_crossed_ms": 1000,  # int >= 0 and <= 1e12: evict a level that crosses the book for longer
+    "book_depth": None,  # int >= 1 and <= 1e6 | None: levels of a side that the feed tells of, such
+    #   as 10 of a subscription: what falls out of them is never deleted, so that each side is cut
+    #   to them after every message; None: all levels are kept
+    "max_crossed_ms": 1000,  # int >= 0 and <= 1e12: evict a level that crosses the book for longer;
+    #   order by order only if trades or unknown orders show that its delete was lost
     "max_gap_seconds": 60.0,  # >= 0 and <= 1e9: longer without a valid state ends a segment
     "max_clock_step_ms": 1000,  # int >= 0 and <= 1e12: exchange time may go back by this much,
     #   and is then clamped; more is an error
@@ -65,7 +69,16 @@ from lob.windows.splits import segment_ranges
 
 # Keys of the config that the joiner of parts takes, and those that the order book takes.
 JOINER_KEYS = ("state_interval_ms", "max_gap_seconds", "max_clock_step_ms")
-BOOK_KEYS = ("subsample", "max_crossed_ms", *JOINER_KEYS)
+BOOK_KEYS = ("subsample", "book_depth", "max_crossed_ms", *JOINER_KEYS)
+
+# What is printed behind a counter that is not 0.
+NOTES = {
+    "ghosts_evicted": "levels that crossed the book for longer than max_crossed_ms",
+    "ghosts_traded_through": "of these: orders at worse prices were matched meanwhile",
+    "ghosts_after_losses": "of these: rows of unknown orders show that rows were lost",
+    "rows_before_snapshot": "skipped, as there is no book before a snapshot",
+    "levels_cut": "past the best book_depth of a side",
+}
 
 
 def main(config: dict) -> int:
@@ -98,6 +111,12 @@ def check_config(config: dict) -> None:
         raise InputError(
             f"subsample = {subsample} and state_interval_ms = {interval_ms} both thin the states: "
             "set one of them"
+        )
+    book_depth = config["book_depth"]
+    if book_depth is not None and depth > 2 * book_depth:
+        raise InputError(
+            f"depth = {depth} needs {depth // 2} levels on each side, book_depth = {book_depth} "
+            f"keeps fewer: set --depth={2 * book_depth} or less"
         )
     if config["feed"] is not None and config["feed"] not in FEEDS:
         raise InputError(f"unknown feed {config['feed']!r}; there are {', '.join(FEEDS)}")
@@ -358,11 +377,12 @@ def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:
     ]
 
     def add(name: str, count: int, note: str = "") -> None:
-        lines.append(f"  {name:<18} {count:>12,}{note}")
+        lines.append(f"  {name:<22} {count:>12,}{note}")
 
     for name, count in meta["counters"].items():
         if count:
-            add(name.replace("_", " "), count)
+            note = f": {NOTES[name]}" if name in NOTES else ""
+            add(name.replace("_", " "), count, note)
     if not meta["counters"]["snapshots"]:
         add("snapshots", 0, ": the book began empty, levels not yet updated are missing")
     add("segments", meta["segments"], f", the longest of {meta['longest_segment']:,} states")

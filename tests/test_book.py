@@ -217,3 +217,71 @@ def test_a_whole_book_may_be_empty():
     run = Run().feed(*opening(), (2, 10, SNAPSHOT, BID, 0, 0), *opening(3, 20))
     assert run.end()[2].tolist() == [0, 20 * MS]
     assert (run.counter("thin_states"), run.counter("unknown")) == (1, 0)
+
+
+ORDERS = [
+    (1, 0, SNAPSHOT, BID, 99, 5, 1),
+    (1, 0, SNAPSHOT, BID, 98, 5, 2),
+    (1, 0, SNAPSHOT, ASK, 101, 6, 3),
+    (1, 0, SNAPSHOT, ASK, 103, 6, 4),
+]
+CROSSING = [
+    (2, 10, ADD, BID, 102, 1, 5),
+    (3, 600, ADD, BID, 97, 1, 6),
+    (4, 1700, ADD, BID, 96, 1, 7),
+]
+
+
+def run_orders(*rows):
+    run = Run(max_crossed_ms=500).feed(*ORDERS, *rows, by_order=True)
+    run.end()
+    evicted = [
+        run.counter(f"ghosts_{name}") for name in ("evicted", "traded_through", "after_losses")
+    ]
+    return run.book.levels(BID, 1)[0].tolist() + run.book.levels(ASK, 1)[0].tolist(), evicted
+
+
+def test_order_by_order_an_auction_is_not_taken_for_a_lost_delete():
+    assert run_orders(*CROSSING) == ([102, 101], [0, 0, 0])
+
+
+def test_order_by_order_rows_of_unknown_orders_show_that_a_delete_may_be_lost():
+    loss = (2, 5, DELETE, BID, 90, 1, 77)
+    assert run_orders(loss, *CROSSING) == ([102, 103], [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("match", "best"),
+    [
+        ((3, 20, MATCH, ASK, 103, 1, 4), [102, 103]),  # the ask at 101 was passed by
+        ((3, 20, MATCH, BID, 99, 1, 1), [99, 101]),  # the bid at 102 was passed by
+    ],
+)
+def test_order_by_order_a_level_that_trades_pass_by_is_evicted(match, best):
+    assert run_orders(CROSSING[0], match, *CROSSING[1:]) == (best, [1, 1, 0])
+    before = run_orders((2, 5, *match[2:]), *CROSSING)  # before the book was crossed
+    assert before == ([102, 101], [0, 0, 0])
+
+
+def test_order_by_order_trades_at_the_best_price_are_no_evidence():
+    fills = [(3, 20, MATCH, ASK, 101, 1, 3), (3, 20, MATCH, BID, 102, 0, 5)]
+    assert run_orders(CROSSING[0], *fills, *CROSSING[1:]) == ([102, 101], [0, 0, 0])
+
+
+@pytest.mark.parametrize("by_order", [False, True])
+def test_what_falls_out_of_the_levels_of_a_subscription_is_gone(by_order):
+    rows = [row if by_order else row[:6] for row in ORDERS]
+    rows.append((2, 10, ADD, ASK, 100, 1, *[9] * by_order))  # 103 falls out
+    rows.append((3, 20, DELETE, ASK, 100, 1, *[9] * by_order))
+    rows.append((4, 30, ADD, ASK, 104, 7, *[10] * by_order))
+    rows.append((5, 40, DELETE, ASK, 103, 6, *[4] * by_order))
+    run = Run(depth=4, book_depth=2).feed(*rows, by_order=by_order)
+    price_ticks, *_ = run.end()
+    assert price_ticks.tolist() == [
+        [98, 99, 101, 103],
+        [98, 99, 100, 101],
+        [98, 99, 101, 104],
+        [98, 99, 101, 104],
+    ]
+    names = ("levels_cut", "thin_states", "unknown")
+    assert [run.counter(name) for name in names] == [1, 1, 1]

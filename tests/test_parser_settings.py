@@ -37,10 +37,33 @@ def test_a_ghost_is_evicted_after_the_limit(tmp_path):
     text = "".join(
         row(f"0{s}.0", "ADD", 1, "101.50" if s == 1 else "98.50", "1", 40 + s) for s in range(1, 5)
     )
+    loss = row("00.5", "DELETE", 1, "98.50", "1", 77)  # of an order that is not there
     found = [
-        parse(tmp_path, text, max_crossed_ms=limit)[0]["ghosts_evicted"] for limit in (500, 60_000)
+        parse(tmp_path, loss + text, max_crossed_ms=limit)[0]["ghosts_evicted"]
+        for limit in (500, 60_000)
     ]
     assert found == [1, 0]
+    assert parse(tmp_path, text, max_crossed_ms=500)[0]["ghosts_evicted"] == 0
+
+
+def test_a_side_is_cut_to_the_levels_that_the_feed_tells_of(tmp_path, capsys):
+    """102.50 falls out of the best two asks, so that its delete is never told."""
+    changes = [("01.0", "SET", 0, "100.50", "2"), ("02.0", "SET", 0, "100.50", "0")]
+    changes += [("03.0", "SET", 0, "103.00", "7")]
+    text = "".join(f"2026-05-02T00:00:{t};x;{k};{b};{p};{s}\n" for t, k, b, p, s in changes)
+    lines = (HEADER + OPENING).splitlines()
+    opening = "".join(line.rpartition(";")[0] + "\n" for line in lines)
+    put(tmp_path, opening + text)
+    limits = {"data_dir": str(tmp_path), "depth": 4, "workers": 1}
+    for book_depth, second_ask in ((2, 103.0), (None, 102.5)):
+        data_parser.main({**data_parser.config, **limits, "book_depth": book_depth})
+        said = capsys.readouterr().out
+        assert ("past the best book_depth of a side" in said) == (book_depth == 2)
+        book = tmp_path / "book_states" / "A_B"
+        ticks = np.load(book / "price_ticks.npy")[-1] * 0.1
+        assert ticks.round(1).tolist() == [98.5, 99.5, 101.5, second_ask]
+    with pytest.raises(InputError, match="set --depth=2 or less"):
+        data_parser.main({**data_parser.config, **limits, "book_depth": 1})
 
 
 def test_a_clock_may_go_back_by_the_limit(tmp_path):

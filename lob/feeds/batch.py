@@ -77,6 +77,7 @@ def count_only(file: Path, file_bytes: int, skipped: dict[str, int]) -> Batch:
         file=str(file),
         first_row=0,
         file_bytes=file_bytes,
+        lines=whole,
         skipped=skipped,
     )
 

@@ -9,7 +9,7 @@ import io
 import itertools
 import re
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +21,15 @@ import pyarrow as pa
 from pyarrow import json as pj
 
 from lob.config import InputError
-from lob.feeds.batch import GAP, SET, SNAPSHOT, Batch, feed, to_ns
+from lob.feeds.batch import GAP, SET, SNAPSHOT, Batch, count_only, feed, to_ns
 from lob.feeds.recordings import read_line_blocks
 
 MOST_RECENT = 1000  # messages kept for a snapshot that is still to come
 DEPTH, UPDATE_ID = b'"depthUpdate"', b'"lastUpdateId"'  # in each depthUpdate; in each snapshot
+PARTIAL_STREAM = re.compile(rb'"stream": ?"([^"@]*)@depth\d')  # `@depth20@100ms`, not `@depth@0ms`
+PARTIAL_STREAMS = (b"@depth5", b"@depth10", b"@depth20")
+PARTIAL_LEVELS = (5, 10, 20)
+PARTIAL = 255  # kind of a partial book in `Depth`: no type of a row
 NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # of a damaged line
 
 LEVELS = pa.list_(pa.list_(pa.string()))
@@ -42,22 +46,27 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
     snapshots. A message's time is the transaction time T or, on spot, the event time E. Sizes are
     absolute, and 0 removes a level. A snapshot makes no state of its own: its rows belong to the
     message that bridges it (see `BinanceStream`). The files are one stream.
+
+    Partial books (streams such as `@depth20`) hold the best levels alone. Beside differences they
+    are passed by and counted (partial_books). If a recording has no differences, each of its books,
+    partial or REST, is a state, with the local time if it has none of its own.
     """
     stream = BinanceStream()
     for file in files:
-        line = 0
+        line = file_bytes = 0
         try:
             for lines, file_bytes in read_line_blocks(file):
+                first_line = line
                 found = find_messages(lines, line + 1)
                 last_line = line + lines.count(b"\n")
+                stream.skipped["lines_passed_by"] += last_line - first_line - len(found)
+                if any(word in lines for word in PARTIAL_STREAMS):
+                    found = stream.pass_partial(found)
                 messages = stream.read_alike(found)
                 if messages is None:
                     block = Block()
                     for line, text in found:  # `line` is named below if the message is at fault
-                        if DEPTH in text:
-                            stream.add_depth(block, line, parse_json(text))
-                        else:
-                            add_snapshot(block, line, parse_json(text))
+                        stream.add(block, line, text)
                     messages = block.make_messages()
                 for message in messages:
                     stream.take(message)
@@ -72,6 +81,12 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
             raise InputError(
                 f"{file}, line {line}: no whole Binance message ({error!r}): drop the line"
             ) from None
+        if file == files[-1]:
+            stream.end()
+            if stream.has_rows():
+                yield stream.make_batch(file, file_bytes)
+        if stream.skipped:
+            yield count_only(file, file_bytes, stream.take_skipped())
     if not stream.begun:
         raise InputError(
             f"{files[0].parent} holds no REST depth snapshot that its depthUpdate messages "
@@ -109,11 +124,11 @@ def parse_json(text: bytes) -> dict[str, Any]:
 
 
 class Depth(NamedTuple):
-    """A depthUpdate or a REST snapshot."""
+    """A depthUpdate, a REST snapshot or a partial book."""
 
-    kind: int  # update type of its rows: SET of a depthUpdate, SNAPSHOT of a snapshot
+    kind: int  # update type of its rows: SET of a depthUpdate, SNAPSHOT of a snapshot; or PARTIAL
     line: int  # its line in the file
-    time: int  # as sent: in ms, or us
+    time: int  # as sent: in ms, or us; of a book without a time the local one
     last: int  # id of the last update in it
     previous: int  # id of the update before its first one
     bids: np.ndarray  # float64 (levels, 2): price and size
@@ -191,9 +206,10 @@ def to_numbers(texts: list[str]) -> np.ndarray:
         return pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
 
 
-def add_snapshot(block: Block, line: int, data: dict[str, Any]) -> None:
-    update = data["lastUpdateId"]
-    block.add(SNAPSHOT, line, 0, update, update, data["bids"], data["asks"])
+def partial_symbol(text: bytes) -> str:
+    """Return the symbol of the stream of partial books that a line names; "" if it names none."""
+    found = PARTIAL_STREAM.search(text[:120]) or PARTIAL_STREAM.search(text[-80:])
+    return found[1].decode().upper() if found else ""
 
 
 class BinanceStream:
@@ -203,10 +219,15 @@ class BinanceStream:
     the other's `u` (futures), or if its `U` is the other's u + 1 (spot). A snapshot shows the book
     after update L. The first message with u >= L (spot: u > L) bridges it to the stream, provided
     that no update is missing between L and this message.
+
+    A snapshot of a known book adds the levels that were too deep for those before it, and removes
+    none: it may hold fewer itself. Whole books that come before the first depthUpdate wait until it
+    shows that there are differences.
     """
 
     def __init__(self) -> None:
         self.symbol: str | None = None
+        self.book_symbol: str | None = None  # of partial books
         self.spot = False
         self.message = 0  # number of the last message
         self.last: int | None = None  # update id that the stream has reached
@@ -217,17 +238,49 @@ class BinanceStream:
         # A snapshot stands in the file up to some seconds after its time. The messages since then
         # have to be applied to it.
         self.recent: deque[Depth] = deque(maxlen=MOST_RECENT)
+        self.most_levels = 0  # of a side of a snapshot
+        self.differences: bool | None = None  # whether there are depthUpdates of differences
+        self.books: list[Depth] = []  # wait until this is known
+        self.unused = 0  # messages since the book has been unknown
+        self.skipped: Counter[str] = Counter()  # what was passed by since the last batch
         self.rows: list[tuple[int, Depth]] = []  # for the next batch: message number, its levels
+
+    def add(self, block: Block, line: int, text: bytes) -> None:
+        """Add a message to a block."""
+        data = parse_json(text)
+        partial = partial_symbol(text)
+        if DEPTH in text and not partial:
+            self.add_depth(block, line, data)
+            return
+        if partial:
+            self.check_symbol(partial, self.symbol or self.book_symbol)
+            self.book_symbol = partial
+        sides = ("b", "a") if DEPTH in text else ("bids", "asks")
+        last = data["u" if DEPTH in text else "lastUpdateId"]
+        time = data.get("T") or data.get("E") or int(text.partition(b" ")[0])
+        bids, asks = (data[side] for side in sides)
+        block.add(PARTIAL if partial else SNAPSHOT, line, time, last, last, bids, asks)
 
     def add_depth(self, block: Block, line: int, data: dict[str, Any]) -> None:
         """Add a depthUpdate to a block; the stream's first one tells symbol and market."""
         if self.symbol is None:
             self.symbol, self.spot = data["s"], "pu" not in data
-        if data["s"] != self.symbol:
-            raise ValueError(f"it is of {data['s']}, those before it of {self.symbol}")
+        self.check_symbol(data["s"], self.symbol)
         previous = data["U"] - 1 if self.spot else data["pu"]
         time = data["T"] if "T" in data else data["E"]
         block.add(SET, line, time, data["u"], previous, data["b"], data["a"])
+
+    def check_symbol(self, symbol: str, before: str | None) -> None:
+        if before is not None and symbol != before:
+            raise ValueError(f"it is of {symbol}, those before it of {before}")
+
+    def pass_partial(self, found: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        """Return lines without those of partial books, if there are differences to read."""
+        if not self.differences:
+            return found
+        kept = [(line, text) for line, text in found if not partial_symbol(text)]
+        self.skipped["partial_books"] += len(found) - len(kept)
+        return kept
 
     def read_alike(self, found: list[tuple[int, bytes]]) -> list[Depth] | None:
         """Read a block's messages at once if they are depthUpdates as Binance usually sends them.
@@ -236,7 +289,7 @@ class BinanceStream:
         one, which takes twice the time.
         """
         text = b"\n".join(line.partition(b" ")[2] for _, line in found)
-        if self.symbol is None or UPDATE_ID in text:
+        if self.symbol is None or not self.differences or UPDATE_ID in text:
             return None
         try:
             columns = read_columns(text)
@@ -258,15 +311,58 @@ class BinanceStream:
 
     def take(self, message: Depth) -> None:
         """Take the next message of the stream, and put the rows that it brings."""
-        if message.kind == SNAPSHOT:
-            self.snapshot = message
-        else:
-            self.take_depth(message)
+        if message.kind != SET and not self.differences:
+            self.books.append(message)
+            if self.differences is False or len(self.books) == MOST_RECENT:
+                self.put_books()
+            return
+        if self.differences is False:
+            self.skipped["depth_updates_passed_by"] += 1
+            return
+        self.differences = True
+        books, self.books = self.books, []
+        for each in (*books, message):
+            if each.kind == SET:
+                self.take_depth(each)
+            elif self.is_partial(each):
+                self.skipped["partial_books"] += 1
+            else:
+                self.snapshot = each
         self.use_snapshot(message.line)
+
+    def is_partial(self, book: Depth) -> bool:
+        """Return whether a book is partial, which only streams with a name say.
+
+        One of 5, 10 or 20 levels beside larger snapshots is taken for partial too.
+        """
+        bids, asks = len(book.bids), len(book.asks)
+        larger = self.most_levels > PARTIAL_LEVELS[-1]
+        self.most_levels = max(self.most_levels, bids, asks)
+        return book.kind == PARTIAL or (larger and bids == asks and bids in PARTIAL_LEVELS)
+
+    def put_books(self) -> None:
+        """Put the waiting books, each a state: there are no differences."""
+        self.differences = False
+        books, self.books = self.books, []
+        for book in books:
+            self.put_rows(self.message + 1, book._replace(kind=SNAPSHOT))
+            self.begun = True
+
+    def end(self) -> None:
+        """Put what still waits at the end of the stream."""
+        if self.books:
+            self.put_books()
+        self.skipped["messages_before_snapshot"] += self.unused
+
+    def take_skipped(self) -> dict[str, int]:
+        skipped = {name: count for name, count in self.skipped.items() if count}
+        self.skipped.clear()
+        return skipped
 
     def take_depth(self, depth: Depth) -> None:
         if self.last is not None and depth.previous != self.last:
             if depth.last <= self.last:
+                self.skipped["messages_repeated"] += 1
                 return  # delivered twice: the book holds it already
             self.recent.clear()
             self.lose_book(depth)
@@ -276,6 +372,8 @@ class BinanceStream:
         self.recent.append(depth)
         if self.known:
             self.put_rows(self.message + 1, depth)
+        else:
+            self.unused += 1
 
     def use_snapshot(self, line: int) -> None:
         """Put the waiting snapshot's rows and the later messages', once the stream has reached it.
@@ -292,10 +390,16 @@ class BinanceStream:
             return  # the snapshot is older than the messages kept
         numbers = list(range(self.message + 1, self.message + 1 + len(later)))
         times = [depth.time for depth in later]
+        kind = SNAPSHOT
         if self.known:
+            kind = SET
+            self.skipped["snapshots"] += 1
             numbers = [self.message] * len(later)
             times = [times[-1]] * len(later)
-        self.put_rows(numbers[0], snapshot._replace(line=line, time=times[0]))
+        else:
+            self.skipped["messages_before_snapshot"] += self.unused - len(later)
+            self.unused = 0
+        self.put_rows(numbers[0], snapshot._replace(kind=kind, line=line, time=times[0]))
         for number, time, depth in zip(numbers, times, later, strict=True):
             self.put_rows(number, depth._replace(line=line, time=time))
         self.begun, self.known, self.loss_told = True, True, False
@@ -335,4 +439,5 @@ class BinanceStream:
             first_row=lines[0],
             file_bytes=file_bytes,
             lines=np.repeat(lines, rows),
+            skipped=self.take_skipped(),
         )
