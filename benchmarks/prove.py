@@ -73,16 +73,28 @@ METRICS = (
     "blocks",
 )
 PROBE_METRICS = (
+    "floor",
+    "persistence",
     "hand_made",
     "pca",
     "random",
     "ours",
+    "both",
     "hand_made_10pct",
     "ours_10pct",
+    "ours_residual",
+    "hand_made_residual",
+    "ours_r2_test",
+    "over_floor_low",
+    "over_floor_high",
     "over_hand_made_low",
     "over_hand_made_high",
+    "over_simple_low",
+    "over_simple_high",
     "over_random_low",
     "over_random_high",
+    "adds_low",
+    "adds_high",
     "blocks",
 )
 Cells = dict[tuple[str, str], float]  # by case and metric

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lob.evaluation import intervals, probes, scoring
+from lob.evaluation import intervals, probe_fits, probes, scoring
 
 
 def test_bootstrap_has_the_width_of_the_theory_and_counts_blocks():
@@ -42,7 +42,7 @@ def test_one_block_of_time_decides_nothing():
     assert np.isnan([low, high]).all()
     assert intervals.verdict(low, high) == "undecided"
     labels = np.array([0.0, 1.0, 0.0, 1.0])
-    measure = probes.area_under_curve
+    measure = probe_fits.area_under_curve
     right, wrong = (
         probes.resample(measure, score, labels, np.zeros(4), 0) for score in (labels, 1 - labels)
     )

@@ -1,5 +1,7 @@
 """Linear probes: labels and features against slow readings, fits against closed forms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from sklearn import metrics
 from test_tester import lively_encoder
 
 from lob.book.states import open_book
-from lob.evaluation import probe_tasks, probes
+from lob.evaluation import probe_fits, probe_tasks, probes
 
 
 def test_labels_are_those_of_a_slow_reading(data_dir):
@@ -67,18 +69,18 @@ def penalties_of(columns, penalty, count):
     return np.diag([penalty * count] * columns + [0.0])
 
 
-@pytest.mark.parametrize("penalty", probes.PENALTIES)
+@pytest.mark.parametrize("penalty", probe_fits.PENALTIES)
 def test_ridge_probe_is_the_closed_form(penalty):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, 6)) * [1, 10, 0.1, 3, 1, 1] + 5
     y = x @ rng.normal(size=6) + rng.normal(size=500)
     full = with_constant(x)
     weights = np.linalg.solve(full.T @ full + penalties_of(6, penalty, 500), full.T @ y)
-    probe = probes.fit_probe(x, y, penalty, classify=False)
+    probe = probe_fits.fit_probe(x, y, penalty, classify=False)
     np.testing.assert_allclose(probe(x), full @ weights, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("penalty", probes.PENALTIES)
+@pytest.mark.parametrize("penalty", probe_fits.PENALTIES)
 @pytest.mark.parametrize("noise", [1.0, 0.0])  # without noise the classes can be separated
 def test_logistic_probe_is_the_minimum_of_the_penalised_likelihood(penalty, noise):
     """The reference takes 300 damped Newton steps with a gradient that is written out."""
@@ -93,7 +95,7 @@ def test_logistic_probe_is_the_minimum_of_the_penalised_likelihood(penalty, nois
         curvature = full.T @ (full * (probability * (1 - probability))[:, None]) + ridge
         weights -= 0.3 * np.linalg.solve(curvature, gradient)
     assert np.abs(gradient).max() < 1e-9
-    probe = probes.fit_probe(x, y, penalty, classify=True)
+    probe = probe_fits.fit_probe(x, y, penalty, classify=True)
     np.testing.assert_allclose(probe(x), full @ weights, rtol=1e-6, atol=1e-6)
 
 
@@ -102,23 +104,24 @@ def test_area_under_curve_counts_pairs_and_log_loss_is_of_logits():
     score, y = rng.normal(size=200).round(1), (rng.random(200) > 0.6).astype(float)
     ones, zeros = score[y == 1], score[y == 0]
     pairs = [(one > zero) + 0.5 * (one == zero) for one in ones for zero in zeros]
-    area = probes.area_under_curve(score, y)
+    area = probe_fits.area_under_curve(score, y)
     assert area == pytest.approx(np.mean(pairs), abs=1e-12)
     assert area == pytest.approx(metrics.roc_auc_score(y, score), abs=1e-12)
     likelihood = np.where(y == 1, 1 / (1 + np.exp(-score)), 1 / (1 + np.exp(score)))
-    assert probes.log_loss(score, y) == pytest.approx(-np.log(likelihood).mean())
-    assert np.isnan(probes.area_under_curve(score, np.ones(200)))
+    assert probe_fits.log_loss(score, y) == pytest.approx(-np.log(likelihood).mean())
+    assert np.isnan(probe_fits.area_under_curve(score, np.ones(200)))
 
 
 def test_probe_sets_keep_pairs_apart_and_take_their_axes_from_training(tmp_path):
     folders = [
         write_book(tmp_path, pair, rows=1500, depth=8, seed=seed) for seed, pair in enumerate("AB")
     ]
-    books = [open_book(folder) for folder in folders]
+    seconds = np.arange(1500) * 10**9  # a state a second: a block of time is 1,024 states
+    books = [replace(open_book(folder), timestamps=seconds) for folder in folders]
     splits = [[(book, np.arange(100, 900, 20) + shift) for book in books] for shift in (0, 7, 13)]
     model, device = lively_encoder(8, 32), torch.device("cpu")
-    sets = probes.make_sets(model, splits, 16, 100, device, 0)
-    assert len(np.unique(sets[0].block)) == 16 and len(sets[0].block) == 80  # 8 blocks of each pair
+    sets = probes.make_sets(model, splits, 16, device, 0)
+    assert len(np.unique(sets[0].block)) == 2 and len(sets[0].block) == 80
 
     def inputs_of(split):
         encoded = [

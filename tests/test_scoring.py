@@ -121,9 +121,10 @@ def test_penalties_are_chosen_on_validation_windows():
     np.testing.assert_allclose(choose_weights(training, validation), best, rtol=1e-6)
     sets = []
     for _ in range(3):
-        features_by_name = dict.fromkeys(probes.FEATURES, rng.normal(size=(60, 50)))
+        vectors = {name: rng.normal(size=(60, 50)) for name in ("ours", "hand_made")}
+        floors = {"volatility_50": np.zeros((60, 1))}
         labels = {"volatility_50": rng.normal(size=60)}
-        sets.append(probes.ProbeSet(features_by_name, labels, np.arange(60)))
+        sets.append(probes.ProbeSet(vectors, floors, labels, np.arange(60)))
     # The labels are noise, so only the largest penalty does no harm.
     assert probes.probe_task("volatility_50", sets, 0).scores["ours"] > -0.2
 

@@ -1,7 +1,8 @@
-"""The tasks of linear probes, and the hand-made features that the embedding is compared with.
+"""The tasks of probes, and the hand-made features and floors that a vector is compared with.
 
 A probe predicts a label of the states that follow a window from features of the window. All these
-states lie in the window's segment, a run of states without a gap in time.
+states lie in the window's segment, a run of states without a gap in time. A floor is a fit on one
+to four numbers that a trader would look at first. Which numbers these are stands here, by task.
 
 One task in training, the outlook (lob/training/objective.py), also asks what follows: the next
 move, which best queue is gone first, whether the spread widens. So it teaches some of what is asked
@@ -25,9 +26,38 @@ TASKS = {
     "volatility_500": "log(1 + realised volatility in bps) of 500 states",
 }
 
+REACH_NAMES = (*(str(reach) for reach in REACHES), "all")
+HAND_MADE = (  # the names of the columns of `hand_made`
+    *(f"imbalance_{levels}" for levels in (*DEPTHS, "all")),
+    *("spread", "bid", "ask", "bids", "asks"),
+    *(f"{x}_{n}" for n in REACH_NAMES for x in ("return", "volatility", "moves", "duration")),
+    *("since_move", "mean_spread"),
+)
+MOVES = ("moves_20", "moves_80", "moves_all", "since_move")
+FLOORS = {  # task -> columns of `hand_made`; of volatility it is persistence alone (below)
+    "direction": ("imbalance_1",),
+    "move_10": MOVES,
+    "move_50": MOVES,
+    "depletion": ("imbalance_1",),
+    "widening": ("volatility_20", "volatility_80", "volatility_all", "since_move"),
+}
+
 
 def is_classification(task: str) -> bool:
     return not task.startswith("volatility")
+
+
+def find_floor(task: str, features: np.ndarray, states: int) -> np.ndarray:
+    """Return the numbers that a task's floor is fitted on, float64 (W, P).
+
+    features: what `hand_made` returns for windows of `states` states. A task of volatility has one
+    number, persistence: the window's volatility, scaled from its own length to the task's.
+    """
+    if task in FLOORS:
+        return features[:, [HAND_MADE.index(name) for name in FLOORS[task]]]
+    horizon = int(task.removeprefix("volatility_"))
+    past = np.expm1(features[:, HAND_MADE.index("volatility_all")])
+    return np.log1p(past * np.sqrt(horizon / (states - 1)))[:, None]
 
 
 def label_windows(book: Book, ends: np.ndarray) -> dict[str, np.ndarray]:

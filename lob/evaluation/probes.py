@@ -1,76 +1,190 @@
-"""Linear probes: what a linear model can predict from the frozen embedding of a window.
+"""Probes: what simple models can predict from a frozen vector of a window, beside simpler features.
 
-Probes are ridge and L2-regularised logistic regressions. They are fitted on the embedding of the
-window's last state and, to compare, on hand-made features, on principal components of the inputs
-and on the embedding of a randomly initialised encoder of the same shape. The penalty is chosen on
-validation windows. Training windows end at least `HORIZON` states before the training split does,
-and test windows begin an embargo after the cut. So no training label depends on a state of a test
-window.
+A probe is a linear model that is fitted on the vector of a window that ends now. To compare, probes
+are fitted on hand-made features, on both together, on the few numbers of a task's floor, and on
+other vectors such as principal components of the inputs. Gradient-boosted trees are fitted on the
+hand-made features. Settings are chosen on validation windows (lob/evaluation/probe_fits.py).
+
+Volatility has a level that differs from market to market and from day to day. So each method is
+fitted to the label and to the residual of persistence, the window's own volatility scaled to the
+task's states, and the better of the two on the validation windows is taken.
+
+`probe` takes anybody's vectors of one recording. Training windows end at least `HORIZON` states
+before the next part begins. So no training label depends on a state of a test window.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lob.book.states import Book
-from lob.evaluation.intervals import interval, verdict
-from lob.evaluation.probe_tasks import TASKS, hand_made, is_classification, label_windows
+from lob.config import InputError
+from lob.evaluation.intervals import interval, judge_lead, smallest_visible
+from lob.evaluation.probe_fits import (
+    Fit,
+    area_under_curve,
+    choose_boosted,
+    choose_linear,
+    correlate,
+    explained,
+    log_loss,
+)
+from lob.evaluation.probe_tasks import (
+    HORIZON,
+    TASKS,
+    find_floor,
+    hand_made,
+    is_classification,
+    label_windows,
+)
+from lob.evaluation.selection import Windows, in_parts, time_blocks
 from lob.model.encoder import BookEncoder
 from lob.model.inputs import build_inputs
 from lob.windows.splits import gather_windows
 
-FEATURES = {
+METHODS = {  # what is fitted on what; vectors of other names may be added, such as the last two
     "ours": "encoder",
+    "both": "encoder and hand-made",
     "hand_made": "hand-made features",
+    "boosted": "boosted trees on hand-made",
+    "floor": "floor",
+    "persistence": "persistence",  # of volatility, with nothing fitted
     "pca": "PCA of inputs",
     "random": "random weights",
 }
-OTHERS = [name for name in FEATURES if name != "ours"]
+SIMPLE = ("floor", "persistence", "hand_made")  # the best of them in a cell is "simple"
+SUMMED = ("over_simple", "adds")  # the leads that matter most
 SHARES = {1.0: "", 0.1: "_10pct", 0.01: "_1pct"}  # share of the training labels -> metric's ending
+CARE_AUC, CARE_R2 = 0.02, 0.05  # the smallest leads that anyone would care for
 COMPONENTS = 64  # principal components of the inputs
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 FEWEST = 20  # labels, with 5 of each class: with fewer a probe is neither fitted nor judged
 FEWEST_OF_CLASS = 5
 RESAMPLES = 400  # fewer than for a mean (intervals.py), since each AUC takes a sort
-PAIR_OFFSET = 2**40  # keeps the blocks of time of different pairs apart
-Probe = Callable[[np.ndarray], np.ndarray]  # features (W, P) -> predictions (W,), or logits
+PAIR_OFFSET = 2**40  # keeps the blocks of time of different recordings apart
+WITHIN = (1 / 2, 1 / 6, 1 / 3)  # shares of a recording: training, validation, test
 Measure = Callable[[np.ndarray, np.ndarray], float]  # predictions, labels -> higher is better
 
 
 @dataclass
 class ProbeSet:
-    """A split's windows, as probes need them."""
+    """Windows as probes need them.
 
-    features: dict[str, np.ndarray]  # by name, float64 (W, P)
-    labels: dict[str, np.ndarray]  # by task, float64 (W,), NaN where there is none
-    block: np.ndarray  # int64 (W,), the block of time in which each window lies
+    features: by name, float64 (W, P): `hand_made`, the vector `ours`, and other vectors; floors: by
+    task, float64 (W, P), of volatility persistence; labels: by task, float64 (W,), NaN where there
+    is none; block: int64 (W,), the block of time in which each window lies.
+    """
+
+    features: dict[str, np.ndarray]
+    floors: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    block: np.ndarray
+
+    def take(self, places: np.ndarray) -> "ProbeSet":
+        """Return some windows, by number or by a mask."""
+        features, floors, labels = (
+            {name: x[places] for name, x in values.items()}
+            for values in (self.features, self.floors, self.labels)
+        )
+        return ProbeSet(features, floors, labels, self.block[places])
 
 
 @dataclass(frozen=True)
 class Lead:
-    """The 95 % interval of the encoder's score less that of other features, and what it says."""
+    """How much more one method scores than another, with its 95 % interval, and what that says.
 
+    smallest: the smallest lead that such a recording would show. verdict: better, worse, level or
+    undecided. note: which method the other one is, if it was chosen.
+    """
+
+    value: float
     low: float
     high: float
+    smallest: float
     verdict: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
     """What probes found for one task.
 
-    scores: metric -> value. A metric's name is that of the features for the AUC (area under the
-    curve), or for volatility the R2. For log losses (nats) `_log_loss` follows, and then `_10pct`
-    or `_1pct` if only that share of the training labels was used. leads: name of the other features
-    -> the encoder's lead over them.
+    scores: metric -> value. A metric's name is that of the method for the AUC (area under the
+    curve), or for volatility R2 against the mean of the training labels. After a method's name
+    follow, for other numbers: `_log_loss` (nats); of volatility `_level` and `_residual` (R2 if
+    fitted to the label, and to the residual of persistence), `_r2_test` (against the mean of the
+    test labels), `_correlation` and `_bias` (mean of prediction less label). `_10pct` or `_1pct`
+    ends the name if only that share of the training labels was used. leads: `over_<method>`, the
+    vector's over another method, `over_simple` over the best of `SIMPLE` on the
+    test windows, and `adds`, that of
+    vector and hand-made features over the latter alone.
     """
 
     scores: dict[str, float]
     leads: dict[str, Lead]
     blocks: int
+
+
+def probe(
+    vectors: np.ndarray,
+    ends: np.ndarray,
+    book: Book,
+    states: int,
+    others: dict[str, np.ndarray] | None = None,
+    seed: int = 0,
+) -> dict[str, ProbeResult | None]:
+    """Return what anybody's vectors of windows are worth within one recording, by task.
+
+    vectors: (W, D), row i of the window of `states` states that ends before row `ends[i]` of the
+    book; ends: int64 (W,). others: more vectors of the same windows, by name. Probes are fitted on
+    the first half of the recording, chosen on the next sixth and tested on the last third, purged.
+    Windows that no `HORIZON` states of their part follow are left out. The result is None for a
+    task with too few labels. Raises InputError if vectors and windows don't fit together.
+    """
+    ends = np.asarray(ends, dtype=np.int64)
+    part = in_parts(book, ends, states, HORIZON, WITHIN)
+    used = part >= 0
+    named = {"ours": vectors, **(others or {})}
+    for name, x in named.items():
+        if np.ndim(x) != 2 or len(x) != len(ends) or not np.isfinite(x).all():
+            raise InputError(
+                f"the vectors {name!r} have the shape {np.shape(x)} or are not finite: give a row "
+                f"of finite numbers for each of the {len(ends)} windows"
+            )
+    chosen = {name: np.asarray(x, dtype=np.float64)[used] for name, x in named.items()}
+    windows = describe_windows(book, ends[used], states, chosen)
+    sets = [windows.take(part[used] == number) for number in range(3)]
+    return {task: probe_task(task, sets, seed) for task in TASKS}
+
+
+def describe_windows(
+    book: Book, ends: np.ndarray, states: int, vectors: dict[str, np.ndarray]
+) -> ProbeSet:
+    """Return windows with their vectors by name, hand-made features, floors, labels and blocks.
+
+    HORIZON states of the same segment must follow each window.
+    """
+    known = hand_made(book, ends, states)
+    floors = {task: find_floor(task, known, states) for task in TASKS}
+    labels = label_windows(book, ends)
+    return ProbeSet({"hand_made": known, **vectors}, floors, labels, time_blocks(book, ends))
+
+
+def join(sets: Sequence[ProbeSet]) -> ProbeSet:
+    """Return the windows of several recordings as one set; their blocks of time stay apart."""
+
+    def stack(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    blocks = [number * PAIR_OFFSET + found.block for number, found in enumerate(sets)]
+    return ProbeSet(
+        stack([found.features for found in sets]),
+        stack([found.floors for found in sets]),
+        stack([found.labels for found in sets]),
+        np.concatenate(blocks),
+    )
 
 
 @torch.inference_mode()
@@ -85,7 +199,7 @@ def encode_windows(
 
     Each of `models`, which have one shape, gives its hidden vector of the last state. `pca` holds
     the input values of the last state, and their means over the last 16 states and over the window;
-    `make_sets` turns it into principal components.
+    `to_components` turns it into principal components.
     """
     config = next(iter(models.values())).config
     found: dict[str, list[Tensor]] = {name: [torch.empty(0, config.width)] for name in models}
@@ -104,9 +218,8 @@ def encode_windows(
 
 def make_sets(
     model: BookEncoder,
-    splits: list[list[tuple[Book, np.ndarray]]],
+    splits: list[Windows],
     batch_size: int,
-    block_states: int,
     device: torch.device,
     seed: int,
 ) -> list[ProbeSet]:
@@ -115,112 +228,172 @@ def make_sets(
     splits: windows of each, as (book, end rows). The principal axes are those of the training
     windows.
     """
+    models = {"ours": model, "random": make_untrained(model, seed)}
+    states = model.config.temporal_dim
+    sets = []
+    for windows in splits:
+        parts = []
+        for book, ends in windows:
+            vectors = encode_windows(models, book, ends, batch_size, device)
+            parts.append(describe_windows(book, ends, states, vectors))
+        sets.append(join(parts))
+    return to_components(sets)
+
+
+def make_untrained(model: BookEncoder, seed: int) -> BookEncoder:
+    """Return an encoder of the same shape with random weights."""
     torch.manual_seed(seed)
-    untrained = BookEncoder(model.config).to(device).eval()
-    models = {"ours": model, "random": untrained}
-    sets = [make_set(models, windows, batch_size, block_states, device) for windows in splits]
+    return BookEncoder(model.config).to(next(model.parameters()).device).eval()
+
+
+def to_components(sets: list[ProbeSet]) -> list[ProbeSet]:
+    """Return the sets with `pca` in the principal axes of the training windows, sets[0]."""
     inputs = sets[0].features["pca"]
     centre = inputs.mean(0)
     axes = np.linalg.svd(inputs - centre, full_matrices=False)[2][:COMPONENTS].T
+    found = []
     for split in sets:
-        split.features["pca"] = (split.features["pca"] - centre) @ axes
-    return sets
+        components = (split.features["pca"] - centre) @ axes
+        found.append(replace(split, features=split.features | {"pca": components}))
+    return found
 
 
-def make_set(
-    models: dict[str, BookEncoder],
-    windows: list[tuple[Book, np.ndarray]],
-    batch_size: int,
-    block_states: int,
-    device: torch.device,
-) -> ProbeSet:
-    """Return features and labels of one split's windows, with `pca` still in the inputs' axes."""
-    features: dict[str, list[np.ndarray]] = {name: [] for name in FEATURES}
-    labels: dict[str, list[np.ndarray]] = {task: [] for task in TASKS}
-    blocks = []
-    states = models["ours"].config.temporal_dim
-    for number, (book, ends) in enumerate(windows):
-        encoded = encode_windows(models, book, ends, batch_size, device)
-        encoded["hand_made"] = hand_made(book, ends, states)
-        for name, x in encoded.items():
-            features[name].append(x)
-        for task, label in label_windows(book, ends).items():
-            labels[task].append(label)
-        blocks.append(number * PAIR_OFFSET + ends // block_states)
-    return ProbeSet(
-        {name: np.concatenate(parts) for name, parts in features.items()},
-        {task: np.concatenate(parts) for task, parts in labels.items()},
-        np.concatenate(blocks),
+def probe_task(
+    task: str,
+    sets: list[ProbeSet],
+    seed: int,
+    shares: Sequence[float] = (1.0,),
+    without: Sequence[str] = (),
+) -> ProbeResult | None:
+    """Return what probes score on sets[2] that were fitted on sets[0] and chosen on sets[1].
+
+    shares: of the training labels; with each the probes are fitted anew. without: methods to leave
+    out. Return None if one of the sets has too few labels.
+    """
+    classify = is_classification(task)
+    sets = [split.take(np.isfinite(split.labels[task])) for split in sets]
+    if not all(is_enough(split.labels[task], classify) for split in sets):
+        return None
+    train, judge, test = sets
+    labels = test.labels[task]
+    scores: dict[str, float] = {}
+    answers: dict[str, np.ndarray] = {}
+    order = np.random.default_rng(seed).permutation(len(train.block))
+    for share in shares:
+        some = train.take(order[: round(share * len(order))])
+        if not is_enough(some.labels[task], classify):
+            continue
+        methods = [name for name in list_methods(task, train) if name not in without]
+        for method in methods:
+            found = fit_targets(method, task, some, judge, seed)
+            best = min(found, key=lambda target: found[target].loss)
+            found_scores = score_method(task, some, test, found, best)
+            scores |= {f"{method}{name}{SHARES[share]}": x for name, x in found_scores.items()}
+            if share == 1:
+                answers[method] = found[best].predict(test)
+    leads = find_leads(answers, make_measure(task, train), labels, test.block, seed)
+    return ProbeResult(scores, leads, len(np.unique(test.block)))
+
+
+def list_methods(task: str, split: ProbeSet) -> list[str]:
+    """Return the methods of a task: those of `METHODS`, and the vectors with other names."""
+    derived = ["both", "boosted", "floor"]
+    if not is_classification(task):
+        derived.append("persistence")
+    there = {*split.features, *derived}
+    return [name for name in METHODS if name in there] + sorted(there - {*METHODS})
+
+
+@dataclass(frozen=True)
+class TaskFit:
+    """A fitted method: from windows to predictions (W,), and its loss on validation windows."""
+
+    predict: Callable[[ProbeSet], np.ndarray]
+    loss: float
+
+
+def fit_targets(
+    method: str, task: str, train: ProbeSet, judge: ProbeSet, seed: int
+) -> dict[str, TaskFit]:
+    """Return a method fitted to the label (`level`) and, of volatility, to the `residual` too."""
+    if method == "persistence":
+        error = judge.floors[task][:, 0] - judge.labels[task]
+        return {"level": TaskFit(lambda split: split.floors[task][:, 0], float(np.mean(error**2)))}
+    targets = ("level",) if is_classification(task) else ("level", "residual")
+    return {target: fit_method(method, task, train, judge, target, seed) for target in targets}
+
+
+def fit_method(
+    method: str, task: str, train: ProbeSet, judge: ProbeSet, target: str, seed: int
+) -> TaskFit:
+    def inputs(split: ProbeSet) -> np.ndarray:
+        if method == "floor":
+            return split.floors[task]
+        if method == "both":
+            return np.hstack([split.features["hand_made"], split.features["ours"]])
+        return split.features["hand_made" if method == "boosted" else method]
+
+    def persistence(split: ProbeSet) -> np.ndarray:
+        return split.floors[task][:, 0] if target == "residual" else np.zeros(len(split.block))
+
+    classify = is_classification(task)
+    fitted, judged = (
+        (inputs(split), split.labels[task] - persistence(split)) for split in (train, judge)
     )
-
-
-def fit_probe(features: np.ndarray, labels: np.ndarray, penalty: float, classify: bool) -> Probe:
-    """Fit a logistic regression (`classify`) or a ridge regression on standardised features.
-
-    features: float64 (W, P); labels: float64 (W,). The logistic regression minimises the mean log
-    loss + penalty / 2 * the sum of squared weights, the ridge regression the mean squared error +
-    penalty * that sum. The constant is not penalised. Return the function from features to logits
-    or, of the ridge regression, to predictions, (W,).
-    """
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    count = len(features)  # scikit-learn's penalties are relative to sums, ours to means
-    if classify:
-        linear = LogisticRegression(C=1 / (penalty * count), solver="newton-cholesky", tol=1e-8)
+    fit: Fit
+    if method == "boosted":
+        fit = choose_boosted(fitted, judged, classify, seed)
     else:
-        linear = Ridge(alpha=penalty * count)
-    model = make_pipeline(StandardScaler(), linear).fit(features, labels)
-    return model.decision_function if classify else model.predict
+        known = train.features["hand_made"].shape[1] if method == "both" else None
+        fit = choose_linear(fitted, judged, classify, known)
+    return TaskFit(lambda split: fit.predict(inputs(split)) + persistence(split), fit.loss)
 
 
-def log_loss(score: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean negative log likelihood (nats) of logits."""
-    from scipy.special import expit
-    from sklearn import metrics
+def score_method(
+    task: str, train: ProbeSet, test: ProbeSet, found: dict[str, TaskFit], best: str
+) -> dict[str, float]:
+    """Return a method's scores on the test windows, by the ending of the metric's name."""
+    labels, answer = test.labels[task], found[best].predict(test)
+    measure = make_measure(task, train)
+    scores = {"": measure(answer, labels)}
+    if is_classification(task):
+        return scores | {"_log_loss": log_loss(answer, labels)}
+    if len(found) > 1:
+        scores |= {f"_{name}": measure(fit.predict(test), labels) for name, fit in found.items()}
+    return scores | {
+        "_r2_test": explained(answer, labels, float(labels.mean())),
+        "_correlation": correlate(answer, labels),
+        "_bias": float(np.mean(answer - labels)),
+    }
 
-    return float(metrics.log_loss(labels, expit(score), labels=[0, 1]))
 
+def find_leads(
+    answers: dict[str, np.ndarray],
+    measure: Measure,
+    labels: np.ndarray,
+    block: np.ndarray,
+    seed: int,
+) -> dict[str, Lead]:
+    """Return the leads of the vector, and of vector and hand-made features, by name.
 
-def area_under_curve(score: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of pairs (a one, a zero) that the score orders rightly; a tie counts half.
-
-    It is NaN if a class is missing. It is computed from ranks (Mann and Whitney). scikit-learn's
-    roc_auc_score gives the same number, but its checks take a millisecond or more, and a bootstrap
-    asks for thousands of such numbers.
+    answers: predictions of the test windows by method. The simple method is the one that scores
+    most on these very windows, so that the vector is never compared with the weaker one.
     """
-    from scipy.stats import rankdata
-
-    ones = labels == 1
-    positive, negative = ones.sum(), (~ones).sum()
-    if not positive or not negative:
-        return float("nan")
-    right = rankdata(score)[ones].sum() - positive * (positive + 1) / 2
-    return float(right / (positive * negative))
-
-
-def explained(score: np.ndarray, labels: np.ndarray, centre: float) -> float:
-    """Return R2 against the constant `centre`, the mean of the training labels."""
-    unexplained = np.sum((score - labels) ** 2)
-    total = max(np.sum((labels - centre) ** 2), 1e-300)
-    return float(1 - unexplained / total)
-
-
-def choose_probe(
-    train: tuple[np.ndarray, np.ndarray], judge: tuple[np.ndarray, np.ndarray], classify: bool
-) -> Probe:
-    """Return the probe that is fitted on `train` and has the penalty of the least loss on `judge`.
-
-    Both are (features, labels).
-    """
-    features, labels = judge
-    probes = [fit_probe(*train, penalty, classify) for penalty in PENALTIES]
-    losses = []
-    for probe in probes:
-        score = probe(features)
-        losses.append(log_loss(score, labels) if classify else np.mean((score - labels) ** 2))
-    return probes[int(np.argmin(losses))]
+    scores = {name: measure(answer, labels) for name, answer in answers.items()}
+    simple = max((name for name in SIMPLE if name in answers), key=lambda name: scores[name])
+    drawn = {name: resample(measure, x, labels, block, seed) for name, x in answers.items()}
+    blocks = len(np.unique(block))
+    care = CARE_AUC if measure is area_under_curve else CARE_R2
+    wanted = {f"over_{name}": ("ours", name) for name in answers if name not in ("ours", "both")}
+    wanted |= {"over_simple": ("ours", simple), "adds": ("both", "hand_made")}
+    leads = {}
+    for name, (mine, other) in wanted.items():
+        value = scores[mine] - scores[other]
+        low, high = interval(drawn[mine] - drawn[other], value, blocks)
+        smallest = smallest_visible(low, high, blocks)
+        verdict = judge_lead(low, high, blocks, care)
+        leads[name] = Lead(value, low, high, smallest, verdict, METHODS.get(other, other))
+    return leads
 
 
 def resample(
@@ -240,57 +413,11 @@ def resample(
     return np.array(found)
 
 
-def probe_task(task: str, sets: list[ProbeSet], seed: int) -> ProbeResult | None:
-    """Return what probes score on sets[2] that were fitted on sets[0] and chosen on sets[1].
-
-    Return None if one of the sets has too few labels.
-    """
-    classify = is_classification(task)
-    labelled = [keep_labelled(split, task) for split in sets]
-    labels = [split.labels[task] for split in labelled]
-    if not all(is_enough(label, classify) for label in labels):
-        return None
-    order = np.random.default_rng(seed).permutation(len(labels[0]))
-    scores: dict[str, float] = {}
-    answers = {}
-    for share, suffix in SHARES.items():
-        some = order[: round(share * len(order))]
-        if not is_enough(labels[0][some], classify):
-            continue
-        measure = make_measure(classify, labels[0][some])
-        for name in FEATURES:
-            train, judge, test = (split.features[name] for split in labelled)
-            probe = choose_probe((train[some], labels[0][some]), (judge, labels[1]), classify)
-            answer = probe(test)
-            scores[name + suffix] = measure(answer, labels[2])
-            if classify:
-                scores[f"{name}_log_loss{suffix}"] = log_loss(answer, labels[2])
-            if share == 1:
-                answers[name] = answer
-    measure = make_measure(classify, labels[0])
-    block = labelled[2].block
-    drawn = {name: resample(measure, x, labels[2], block, seed) for name, x in answers.items()}
-    blocks = len(np.unique(block))
-    leads = {}
-    for name in OTHERS:
-        difference = scores["ours"] - scores[name]
-        low, high = interval(drawn["ours"] - drawn[name], difference, blocks)
-        leads[name] = Lead(low, high, verdict(-high, -low))  # of errors, so with the sign changed
-    return ProbeResult(scores, leads, blocks)
-
-
-def keep_labelled(split: ProbeSet, task: str) -> ProbeSet:
-    """Return the windows that have a label of the task."""
-    here = np.isfinite(split.labels[task])
-    features = {name: x[here] for name, x in split.features.items()}
-    return ProbeSet(features, {task: split.labels[task][here]}, split.block[here])
-
-
-def make_measure(classify: bool, training_labels: np.ndarray) -> Measure:
+def make_measure(task: str, train: ProbeSet) -> Measure:
     """Return the area under the curve, or R2 against the training labels' mean."""
-    if classify:
+    if is_classification(task):
         return area_under_curve
-    centre = float(training_labels.mean())
+    centre = float(train.labels[task].mean())
     return lambda score, labels: explained(score, labels, centre)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lob.evaluation.probe_tasks import TASKS
-from lob.evaluation.probes import FEATURES, OTHERS, ProbeResult
+from lob.evaluation.probes import CARE_AUC, CARE_R2, SUMMED, ProbeResult
+from lob.evaluation.probes import METHODS as PROBES
 from lob.evaluation.scoring import OURS, QUANTITIES, RIDGE, Comparison, MaskScores
 from lob.model.checkpoint import describe_step
 from lob.model.masking import trained_on
@@ -57,12 +58,26 @@ LEGEND = [
 PROBE_LEGEND = [
     "A probe is a linear model that is fitted on frozen features of a window that ends now. Its "
     "score is the area under the curve (AUC; 0.5: chance), or for volatility R2 (0: as good as the "
-    "mean); higher is better. A column 'over' holds the 95 % interval of the encoder's score less "
-    "that of other features, over blocks of time. The outlook, a task in training, teaches some of "
-    "what is asked here.",
+    "mean of the training labels); higher is better. The floor is fitted on one to four numbers: "
+    "best-queue imbalance (direction, depletion), recent moves (move_10, move_50), trailing "
+    "volatilities (widening) or persistence (volatility). Persistence is the window's volatility "
+    "scaled to the task's states, with nothing fitted. Volatility is fitted to the label and to "
+    "the residual of persistence, and the better of the two on validation windows is shown.",
+    "",
+    "A column 'over' holds the 95 % interval of the encoder's score less another one's, over "
+    "blocks of time, 'adds' that of encoder and hand-made features less the latter alone. If an "
+    f"interval holds 0, the two are level if a lead of {CARE_AUC} (AUC) or {CARE_R2} (R2) would "
+    "have been seen, else undecided. The outlook, a task in training, teaches some of what is "
+    "asked here.",
     "",
     *(f"- {name}: {meaning}" for name, meaning in TASKS.items()),
 ]
+SHOWN = [name for name in PROBES if name != "boosted"]  # the tester fits no trees
+LEADS = {
+    "over_simple": "over the best of floor, persistence and hand-made features",
+    "over_random": "over random weights",
+    "adds": "adds to hand-made features",
+}
 
 
 @dataclass
@@ -138,8 +153,12 @@ def rows_of_scores(scores: MaskScores) -> list[dict[str, Any]]:
 def rows_of_probe(case: str, result: ProbeResult) -> list[dict[str, Any]]:
     values: dict[str, float] = {**result.scores, "blocks": result.blocks}
     for name, lead in result.leads.items():
-        values |= {f"over_{name}_low": lead.low, f"over_{name}_high": lead.high}
-    note = "; ".join(f"over {name}: {lead.verdict}" for name, lead in result.leads.items())
+        values |= {f"{name}_low": lead.low, f"{name}_high": lead.high}
+    for name in SUMMED:
+        lead = result.leads[name]
+        values |= {name: lead.value, f"{name}_smallest": lead.smallest}
+    note = "; ".join(f"{name}: {lead.verdict}" for name, lead in result.leads.items())
+    note += f"; simple: {result.leads['over_simple'].note}"
     return [make_row(case, metric, value, note=note) for metric, value in values.items()]
 
 
@@ -172,15 +191,17 @@ def name_mask(scores: MaskScores) -> str:
 def head_of_probes(pair: str) -> str:
     """Return the lines above those of `show_probe`."""
     title = f"{pair}, linear probes: AUC, or R2 of volatility, higher is better"
-    columns = "".join(f"{label:>20}" for label in FEATURES.values())
-    return f"\n{title}; verdict: over hand-made\n{'':<16}{columns}   verdict"
+    columns = "".join(f"{PROBES[name]:>{len(PROBES[name]) + 3}}" for name in SHOWN)
+    verdict = "verdict: over the best of floor, persistence and hand-made features"
+    return f"\n{title}; {verdict}\n{'':<16}{columns}   verdict"
 
 
 def show_probe(task: str, result: ProbeResult | None) -> str:
     if result is None:
-        return f"{task:<16}{'too few labels':>20}"
-    scores = "".join(f"{result.scores[name]:>20.3f}" for name in FEATURES)
-    return f"{task:<16}{scores}   {result.leads['hand_made'].verdict}"
+        return f"{task:<16}   too few labels"
+    cells = [(PROBES[name], result.scores.get(name, math.nan)) for name in SHOWN]
+    scores = "".join(f"{format_number(score, '.3f'):>{len(name) + 3}}" for name, score in cells)
+    return f"{task:<16}{scores}   {result.leads['over_simple'].verdict}"
 
 
 def show_speed(rows: Sequence[dict[str, Any]]) -> str:
@@ -248,16 +269,16 @@ def compare_cells(quantity: str, found: Comparison) -> list[str]:
 
 def table_probes(found: PairReport) -> list[str]:
     """Return the lines of the table of a pair's probes."""
-    columns = [*FEATURES.values(), "encoder, 10 % of the labels"]
-    columns += [f"over {FEATURES[name]}" for name in OTHERS]
+    columns = [*(PROBES[name] for name in SHOWN), "encoder, 10 % of the labels"]
+    columns += LEADS.values()
     lines = [f"### {found.pair}, probes of the frozen encoder", ""]
     lines += table_head("task (AUC; R2 of volatility)", [*columns, "blocks"])
     for task, result in found.probes.items():
         if result is None:
             continue
-        scores = [result.scores.get(name, math.nan) for name in (*FEATURES, "ours_10pct")]
+        scores = [result.scores.get(name, math.nan) for name in (*SHOWN, "ours_10pct")]
         cells = [task, *(format_number(score, ".3f") for score in scores)]
-        for name in OTHERS:
+        for name in LEADS:
             lead = result.leads[name]
             cells.append(f"{format_interval(lead.low, lead.high)}, {lead.verdict}")
         lines.append(table_row([*cells, str(result.blocks)]))

@@ -4,6 +4,7 @@ Splits begin and end at the calendar cuts of the checkpoint's training, also for
 never seen. A window is named by its end row: the row after its last state.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from lob.config import InputError
 from lob.storage import open_table
 from lob.windows.splits import SPLITS, segment_ranges, split_of_windows, split_rows, window_ends
 
+BLOCK_SECONDS = 60  # of a block of time in the intervals of probes
+BLOCK_STATES = 1024
 Windows = list[tuple[Book, np.ndarray]]  # books, and the end rows of windows of each, int64 (W,)
 
 
@@ -98,3 +101,40 @@ def evenly_spaced(ends: np.ndarray, count: int) -> np.ndarray:
     """Return up to `count` of the window ends, evenly spaced."""
     places = np.linspace(0, len(ends) - 1, min(count, len(ends)))
     return ends[places.round().astype(np.int64)]
+
+
+def in_parts(
+    book: Book, ends: np.ndarray, states: int, after: int, shares: Sequence[float]
+) -> np.ndarray:
+    """Return int8 (W,): the part of a recording in which a window lies, 0, 1, ...; -1 if in none.
+
+    ends: int64 (W,), in any order. A part is a share of the book's rows. A window lies in it if its
+    states and `after` more of the same segment do. The first `states` rows of a part but the first
+    belong to none, so that windows on both sides of a border are not neighbours. Raises InputError
+    if a window lies outside of the book.
+    """
+    if len(ends) and (ends.min() < states or ends.max() > book.rows):
+        raise InputError(
+            f"windows of {states} states end at rows {ends.min()} to {ends.max()} of {book.pair}, "
+            f"which has {book.rows}: give end rows from {states} to {book.rows}"
+        )
+    borders = np.round(np.cumsum([0, *shares]) * book.rows).astype(np.int64)
+    begins = borders[:-1] + np.where(borders[:-1] > 0, states, 0)
+    rows = np.stack([begins, borders[1:]], axis=1)
+    part = split_of_windows(ends + after, states + after, rows)
+    segments = segment_ranges(book.segment_starts, book.rows)
+    segment = np.searchsorted(segments[:, 0], ends - 1, side="right") - 1
+    whole = (ends - states >= segments[segment, 0]) & (ends + after <= segments[segment, 1])
+    return np.where(whole, part, -1).astype(np.int8)
+
+
+def time_blocks(book: Book, ends: np.ndarray) -> np.ndarray:
+    """Return the number of the block of time in which each window ends, int64 (W,).
+
+    A block lasts BLOCK_SECONDS, or where states are rare as long as BLOCK_STATES of them take on
+    average. Time without a segment does not count for that.
+    """
+    segments = segment_ranges(book.segment_starts, book.rows) - [0, 1]  # first and last rows
+    recorded_ns = int(np.diff(book.timestamps[segments], axis=1).sum())
+    length_ns = max(BLOCK_SECONDS * 10**9, BLOCK_STATES * recorded_ns // book.rows)
+    return (book.timestamps[ends - 1] - book.timestamps[0]) // length_ns

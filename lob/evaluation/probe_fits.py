@@ -1,0 +1,144 @@
+"""Fits of probes: linear models and boosted trees, with settings chosen on validation windows.
+
+A probe predicts a label from features of a window, (W, P) to (W,). Of a task with two classes it
+predicts logits. All fits are scikit-learn's.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+# A vector that is added to a few known features is penalised so many times as much as they are.
+VECTOR_PENALTIES = (1.0, 10.0, 100.0, 1000.0, np.inf)
+LEAVES = (4, 16)  # of a boosted tree
+TREES = 150
+Probe = Callable[[np.ndarray], np.ndarray]
+Windows = tuple[np.ndarray, np.ndarray]  # features (W, P) and labels (W,), float64
+
+
+class Fit(NamedTuple):
+    """A probe, and its loss on the validation windows: log loss, or mean squared error."""
+
+    predict: Probe
+    loss: float
+
+
+def fit_probe(
+    features: np.ndarray,
+    labels: np.ndarray,
+    penalty: float,
+    classify: bool,
+    weights: np.ndarray | None = None,
+) -> Probe:
+    """Fit a logistic regression (`classify`) or a ridge regression on standardised features.
+
+    features: float64 (W, P); labels: float64 (W,). The logistic regression minimises the mean log
+    loss + penalty / 2 * the sum of squared weights, the ridge regression the mean squared error +
+    penalty * that sum. The constant is not penalised. weights: (P,), factors of the standardised
+    features; a factor of 1/10 is a penalty 100 times as large. Return the function from features to
+    logits or, of the ridge regression, to predictions, (W,).
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+    count = len(features)  # scikit-learn's penalties are relative to sums, ours to means
+    if classify:
+        linear = LogisticRegression(C=1 / (penalty * count), solver="newton-cholesky", tol=1e-8)
+    else:
+        linear = Ridge(alpha=penalty * count)
+    weigh = FunctionTransformer(lambda x: x if weights is None else x * weights)
+    model = make_pipeline(StandardScaler(), weigh, linear).fit(features, labels)
+    return model.decision_function if classify else model.predict
+
+
+def choose_linear(train: Windows, judge: Windows, classify: bool, known: int | None = None) -> Fit:
+    """Return the linear probe that is fitted on `train` and has the least loss on `judge`.
+
+    The penalty is chosen. known: number of the first columns that are known features; the others
+    are a vector, whose own penalty is chosen too.
+    """
+    columns = train[0].shape[1]
+    if known is None:
+        weightings: Sequence[np.ndarray | None] = [None]
+    else:
+        factors = [1 / np.sqrt(penalty) for penalty in VECTOR_PENALTIES]
+        weightings = [np.repeat([1.0, factor], [known, columns - known]) for factor in factors]
+    fits = []
+    for weights in weightings:
+        for penalty in PENALTIES:
+            probe = fit_probe(*train, penalty, classify, weights)
+            fits.append(Fit(probe, measure_loss(probe(judge[0]), judge[1], classify)))
+    return min(fits, key=lambda fit: fit.loss)
+
+
+def choose_boosted(train: Windows, judge: Windows, classify: bool, seed: int) -> Fit:
+    """Return gradient-boosted trees fitted on `train`, with size and number chosen on `judge`."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    kind = HistGradientBoostingClassifier if classify else HistGradientBoostingRegressor
+
+    def fit(leaves: int, trees: int):
+        model = kind(
+            learning_rate=0.05,
+            max_leaf_nodes=leaves,
+            max_iter=trees,
+            early_stopping=False,
+            random_state=seed,
+        )
+        return model.fit(*train)
+
+    found = []
+    for leaves in LEAVES:
+        model = fit(leaves, TREES)
+        stages = model.staged_decision_function if classify else model.staged_predict
+        losses = [measure_loss(stage.ravel(), judge[1], classify) for stage in stages(judge[0])]
+        found.append((min(losses), leaves, 1 + int(np.argmin(losses))))
+    loss, leaves, trees = min(found)
+    best = fit(leaves, trees)
+    return Fit(best.decision_function if classify else best.predict, loss)
+
+
+def measure_loss(score: np.ndarray, labels: np.ndarray, classify: bool) -> float:
+    return log_loss(score, labels) if classify else float(np.mean((score - labels) ** 2))
+
+
+def log_loss(score: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean negative log likelihood (nats) of logits."""
+    from scipy.special import expit
+    from sklearn import metrics
+
+    return float(metrics.log_loss(labels, expit(score), labels=[0, 1]))
+
+
+def area_under_curve(score: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of pairs (a one, a zero) that the score orders rightly; a tie counts half.
+
+    It is NaN if a class is missing. It is computed from ranks (Mann and Whitney). scikit-learn's
+    roc_auc_score gives the same number, but its checks take a millisecond or more, and a bootstrap
+    asks for thousands of such numbers.
+    """
+    from scipy.stats import rankdata
+
+    ones = labels == 1
+    positive, negative = ones.sum(), (~ones).sum()
+    if not positive or not negative:
+        return float("nan")
+    right = rankdata(score)[ones].sum() - positive * (positive + 1) / 2
+    return float(right / (positive * negative))
+
+
+def explained(score: np.ndarray, labels: np.ndarray, centre: float) -> float:
+    """Return R2 against the constant `centre`."""
+    unexplained = np.sum((score - labels) ** 2)
+    total = max(np.sum((labels - centre) ** 2), 1e-300)
+    return float(1 - unexplained / total)
+
+
+def correlate(score: np.ndarray, labels: np.ndarray) -> float:
+    """Return the correlation; 0 if one of the two is constant, and so says nothing of the other."""
+    if np.ptp(score) == 0 or np.ptp(labels) == 0:
+        return 0.0
+    return float(np.corrcoef(score, labels)[0, 1])
