@@ -5,7 +5,8 @@
 
 Recipes are compared on the validation markets, which are the default. `--roles="['test']"` opens
 the cells of the test markets: do that once, for the recipe that is committed, and say so in
-NOTES.md. A market is scored by the checkpoints of its depth (benchmarks/markets.py).
+NOTES.md. A test market is scored by the checkpoints of its depth, a validation market by all
+(benchmarks/markets.py). A market with a day that a checkpoint was trained on is refused.
 
 - `<market>/within/<task>`: fitted on the first half of the recording, chosen on the next sixth,
   tested on the last third, as an agent's own head would be;
@@ -83,7 +84,7 @@ def main(config: dict) -> int:
     found: dict[str, list[ProbeResult]] = {}
     for file in find_checkpoints(config["runs_dir"], config["checkpoints"]):
         model, meta = load_model(file, device)
-        mine = [market for market in scored if market.depth == model.config.depth]
+        mine = [market for market in scored if model.config.depth in market.depths()]
         print(f"{file}: depth {model.config.depth}, {counted(len(mine), 'recording')}", flush=True)
         jobs = make_jobs(config, model, meta, mine, device)
         for case, result in probe_all(jobs, config["workers"], config["seed"]):
@@ -94,7 +95,10 @@ def main(config: dict) -> int:
             "depth: parse the recordings with benchmarks.lay_recordings"
         )
     rows = median_rows(found)
-    rows += count_cells(rows, [market.cell for market in scored if market.counted])
+    counted_cells = [
+        name_cell(market, depth) for market in scored for depth in market.depths() if market.counted
+    ]
+    rows += count_cells(rows, counted_cells)
     report("probes", rows, config["write"])
     return 0
 
@@ -148,15 +152,25 @@ def make_jobs(
             print(f"{market.pair} is left out: no window has {HORIZON} states after it")
             continue
         windows = encode(book, ends)
-        whole.setdefault(market.cell, []).append(windows)
-        if "within" in config["ways"] and market.cell != SHORT and {0, 1, 2} <= {*part}:
-            sets = [windows.take(part == number) for number in range(3)]
-            jobs.append((f"{market.cell}/within", sets))
+        cell = name_cell(market, book.depth)
+        whole.setdefault(cell, []).append(windows)
+        if "within" not in config["ways"] or market.cell == SHORT:
+            continue
+        sets = [windows.take(part == number) for number in range(3)]
+        if all(len(split.block) for split in sets):
+            jobs.append((f"{cell}/within", sets))
+        else:
+            print(f"{cell}/within is left out: a part of the recording has no window")
     if "probe" in config["ways"] and whole:
         fitted = fit_sets(folder, model.config.temporal_dim, config["fit_windows"], encode)
         for cell, parts in whole.items():
             jobs.append((f"{cell}/probe", [*fitted, join_captures(parts)]))
     return jobs
+
+
+def name_cell(market: Market, depth: int) -> str:
+    """Return a cell's name; a market at another depth than its own is another cell."""
+    return market.cell if depth == market.depth else f"{market.cell}_D{depth}"
 
 
 def open_recording(folder: Path, pair: str) -> Book | None:
@@ -238,7 +252,11 @@ def probe_all(jobs: list[Job], workers: int, seed: int) -> list[tuple[str, Probe
     found = Parallel(count)(delayed(probe_cell)(sets, seed) for _, sets in jobs)
     cells = []
     for (case, _), results in zip(jobs, found, strict=True):
-        cells += [(f"{case}/{task}", result) for task, result in results.items() if result]
+        for task, result in results.items():
+            if result is None:
+                print(f"{case}/{task} is left out: too few labels")
+            else:
+                cells.append((f"{case}/{task}", result))
     return cells
 
 

@@ -15,6 +15,12 @@ from lob.evaluation.selection import BLOCK_SECONDS, in_parts, time_blocks
 STATES = 40
 
 
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    monkeypatch.setattr(probes, "RESAMPLES", 60)
+    monkeypatch.setattr(probe_fits, "TREES", 20)
+
+
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
     """A book of three segments, the last of which begins after a night."""

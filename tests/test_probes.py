@@ -108,7 +108,9 @@ def test_area_under_curve_counts_pairs_and_log_loss_is_of_logits():
     assert area == pytest.approx(np.mean(pairs), abs=1e-12)
     assert area == pytest.approx(metrics.roc_auc_score(y, score), abs=1e-12)
     likelihood = np.where(y == 1, 1 / (1 + np.exp(-score)), 1 / (1 + np.exp(score)))
-    assert probe_fits.log_loss(score, y) == pytest.approx(-np.log(likelihood).mean())
+    loss = probe_fits.log_loss(score, y)
+    assert loss == pytest.approx(-np.log(likelihood).mean())
+    assert loss == pytest.approx(metrics.log_loss(y, 1 / (1 + np.exp(-score))))
     assert np.isnan(probe_fits.area_under_curve(score, np.ones(200)))
 
 

@@ -73,6 +73,7 @@ PROBE_LEGEND = [
     *(f"- {name}: {meaning}" for name, meaning in TASKS.items()),
 ]
 SHOWN = [name for name in PROBES if name != "boosted"]  # the tester fits no trees
+ON_SCREEN = ("ours", "both", "hand_made", "floor", "persistence")
 LEADS = {
     "over_simple": "over the best of floor, persistence and hand-made features",
     "over_random": "over random weights",
@@ -191,15 +192,15 @@ def name_mask(scores: MaskScores) -> str:
 def head_of_probes(pair: str) -> str:
     """Return the lines above those of `show_probe`."""
     title = f"{pair}, linear probes: AUC, or R2 of volatility, higher is better"
-    columns = "".join(f"{PROBES[name]:>{len(PROBES[name]) + 3}}" for name in SHOWN)
-    verdict = "verdict: over the best of floor, persistence and hand-made features"
+    columns = "".join(f"{PROBES[name]:>{len(PROBES[name]) + 3}}" for name in ON_SCREEN)
+    verdict = "verdict: beside the best of the last three"
     return f"\n{title}; {verdict}\n{'':<16}{columns}   verdict"
 
 
 def show_probe(task: str, result: ProbeResult | None) -> str:
     if result is None:
         return f"{task:<16}   too few labels"
-    cells = [(PROBES[name], result.scores.get(name, math.nan)) for name in SHOWN]
+    cells = [(PROBES[name], result.scores.get(name, math.nan)) for name in ON_SCREEN]
     scores = "".join(f"{format_number(score, '.3f'):>{len(name) + 3}}" for name, score in cells)
     return f"{task:<16}{scores}   {result.leads['over_simple'].verdict}"
 
