@@ -5,7 +5,8 @@
 
 A block stands between `<!-- begin:KIND ARGUMENT -->` and `<!-- end -->`. KINDS below maps its kind
 to the function that makes its lines. Tables of keys come from the comments of the scripts' `config`
-dicts, tables of results from benchmarks/results/*.json (benchmarks/tables.py and worth.py).
+dicts, tables of results from benchmarks/results/*.json (benchmarks/tables.py, worth.py and
+probe_tables.py).
 """
 
 import ast
@@ -13,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import tables, worth
+from benchmarks import probe_tables, tables, worth
 from benchmarks.report import ROOT
 from benchmarks.tables import format_table
 from lob.config import read_comments
@@ -112,6 +113,7 @@ KINDS = {
     "sizes": worth.make_size_tables,
     "prices": worth.make_price_tables,
     "probes": worth.make_probe_tables,
+    "bench": probe_tables.make_bench,
     "precision": worth.make_precision_line,
     "variants": worth.make_variants_table,
     "results": tables.make_results_tables,

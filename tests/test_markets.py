@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, metadata, write_book
 
-from benchmarks import bench_probes, lay_recordings, markets
+from benchmarks import bench_probes, lay_recordings, markets, probe_tables
 from lob.config import InputError, read_comments
 from lob.evaluation import probe_fits, probes
 from lob.model.checkpoint import save_checkpoint
@@ -141,6 +141,22 @@ def test_the_bench_writes_all_cells_and_counts_them(data, monkeypatch, capsys):
         assert counts["compared"] == 2 == sum(others) + counts["undecided"]
     notes = [row["note"] for row in result["rows"] if row["metric"] == "ours"]
     assert all(re.search(r"over_simple: \w+; adds: \w+; simple: .*; median", x) for x in notes)
+    check_tables({(row["case"], row["metric"]): row for row in result["rows"]}, monkeypatch)
+
+
+def check_tables(cells, monkeypatch):
+    """The tables' lines are made of what the bench wrote, and there are none without it."""
+    monkeypatch.setattr(probe_tables, "read_cells", lambda name: {})
+    assert probe_tables.make_bench() == []
+    monkeypatch.setattr(probe_tables, "read_cells", lambda name: cells)
+    monkeypatch.setattr(probe_tables, "describe_conditions", lambda name: ["conditions"])
+    text = "\n".join(probe_tables.make_bench())
+    for way in ("within", "probe"):
+        case = f"{VALIDATION}_D40/{way}/direction"
+        ours, lead = (cells[case, name]["value"] for name in ("ours", "over_simple"))
+        assert f"{ours:.3f}" in text and f"/ {ours - lead:.3f}" in text
+        assert f"/ {cells[case, 'hand_made']['value']:.3f}" in text
+    assert "Shanghai 600519, 1 February 2023 (40 levels) |" in text and VALIDATION not in text
 
 
 def test_an_encoder_is_not_scored_on_a_day_that_it_was_trained_on(data, monkeypatch):
@@ -188,3 +204,22 @@ def test_cells_that_are_shown_apart_are_not_counted():
     assert {name: cells[case, name] for name in expected} == expected
     assert cells[case, "smallest_median"] == pytest.approx(0.029)
     assert not any(name.startswith("cells/probe") for name, _ in cells)
+
+
+def test_a_cell_is_marked_by_its_verdict():
+    values = {"ours": 0.61, "blocks": 30, "over_simple": 0.05, "both": 0.7, "hand_made": 0.7}
+    for low, high, shown in (
+        (0.01, 0.09, "**0.610** / 0.560"),
+        (-0.09, -0.01, "0.610 / 0.560"),
+        (-0.01, 0.01, "0.610 / 0.560 (=)"),
+        (-0.09, 0.09, "0.610 / 0.560 (?)"),
+    ):
+        ends = {}
+        for lead in ("over_simple", "adds"):
+            ends |= {f"{lead}_low": low, f"{lead}_high": high}
+        rows = [make_row("A/within/direction", *item) for item in (values | ends).items()]
+        cells = {(row["case"], row["metric"]): row for row in rows}
+        assert probe_tables.show_vector(cells, "A/within/direction") == shown
+        both = probe_tables.show_both(cells, "A/within/direction")
+        assert both.startswith("**0.700**" if low > 0 else "0.700 / 0.700")
+    assert probe_tables.show_vector({}, "A/within/direction") == ""
