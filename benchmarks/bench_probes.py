@@ -12,7 +12,8 @@ NOTES.md. A test market is scored by the checkpoints of its depth, a validation 
   tested on the last third, as an agent's own head would be;
 - `<market>/probe/<task>`: fitted on the training markets, tested on the whole recording.
 
-Metrics are named in lob/evaluation/probes.py. The values are medians over the checkpoints. Cases
+Metrics are named in lob/evaluation/probes.py. The values are medians over the checkpoints; random
+weights and principal components are tried beside the first one of a shape only. Cases
 `cells/<way>/<lead>` hold how many cells were compared and how often the vector won.
 """
 
@@ -68,7 +69,7 @@ from lob.evaluation.probes import (
 from lob.evaluation.report import rows_of_probe
 from lob.evaluation.selection import evenly_spaced, in_parts
 from lob.model.checkpoint import find_checkpoint, load_model
-from lob.model.encoder import BookEncoder
+from lob.model.encoder import BookEncoder, EncoderConfig
 from lob.results import make_row
 from lob.windows.splits import window_ends
 
@@ -82,12 +83,15 @@ def main(config: dict) -> int:
     device = pick_device(config["device"])
     scored = find_markets(config["roles"], config["markets"])
     found: dict[str, list[ProbeResult]] = {}
+    compared: set[EncoderConfig] = set()
     for file in find_checkpoints(config["runs_dir"], config["checkpoints"]):
         model, meta = load_model(file, device)
         mine = [market for market in scored if model.config.depth in market.depths()]
         print(f"{file}: depth {model.config.depth}, {counted(len(mine), 'recording')}", flush=True)
-        jobs = make_jobs(config, model, meta, mine, device)
-        for case, result in probe_all(jobs, config["workers"], config["seed"]):
+        first = model.config not in compared
+        compared.add(model.config)
+        jobs = make_jobs(config, model, meta, mine, device, first)
+        for case, result in probe_all(jobs, config["workers"], config["seed"], first):
             found.setdefault(case, []).append(result)
     if not found:
         raise InputError(
@@ -130,11 +134,21 @@ def find_checkpoints(runs_dir: str, paths: Sequence[str] | None) -> list[Path]:
 
 
 def make_jobs(
-    config: dict, model: BookEncoder, meta: dict[str, Any], markets: list[Market], device
+    config: dict,
+    model: BookEncoder,
+    meta: dict[str, Any],
+    markets: list[Market],
+    device: torch.device,
+    with_random: bool,
 ) -> list[Job]:
-    """Encode the windows of all markets and return the sets of windows of each cell and way."""
+    """Encode the windows of all markets and return the sets of windows of each cell and way.
+
+    with_random: encode them with random weights too.
+    """
     folder = Path(config["data_dir"]) / f"depth_{model.config.depth}" / "book_states"
-    models = {"ours": model, "random": make_untrained(model, config["seed"])}
+    models = {"ours": model}
+    if with_random:
+        models["random"] = make_untrained(model, config["seed"])
 
     def encode(book: Book, ends: np.ndarray) -> ProbeSet:
         vectors = encode_windows(models, book, ends, config["batch_size"], device)
@@ -244,12 +258,14 @@ def join_captures(parts: list[ProbeSet]) -> ProbeSet:
     return whole
 
 
-def probe_all(jobs: list[Job], workers: int, seed: int) -> list[tuple[str, ProbeResult]]:
+def probe_all(
+    jobs: list[Job], workers: int, seed: int, with_components: bool
+) -> list[tuple[str, ProbeResult]]:
     """Return the results of all tasks that have enough labels, by <market>/<way>/<task>."""
     from joblib import Parallel, delayed
 
     count = workers or len(os.sched_getaffinity(0))
-    found = Parallel(count)(delayed(probe_cell)(sets, seed) for _, sets in jobs)
+    found = Parallel(count)(delayed(probe_cell)(sets, seed, with_components) for _, sets in jobs)
     cells = []
     for (case, _), results in zip(jobs, found, strict=True):
         for task, result in results.items():
@@ -260,9 +276,13 @@ def probe_all(jobs: list[Job], workers: int, seed: int) -> list[tuple[str, Probe
     return cells
 
 
-def probe_cell(sets: list[ProbeSet], seed: int) -> dict[str, ProbeResult | None]:
-    sets = to_components(sets)
-    return {task: probe_task(task, sets, seed) for task in TASKS}
+def probe_cell(
+    sets: list[ProbeSet], seed: int, with_components: bool
+) -> dict[str, ProbeResult | None]:
+    if with_components:
+        sets = to_components(sets)
+    without = () if with_components else ("pca",)
+    return {task: probe_task(task, sets, seed, without=without) for task in TASKS}
 
 
 def median_rows(found: dict[str, list[ProbeResult]]) -> list[dict[str, Any]]:
