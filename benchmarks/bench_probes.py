@@ -51,7 +51,7 @@ from benchmarks.markets import MARKETS, SHORT, Market
 from benchmarks.report import report
 from lob.book.states import Book, open_book
 from lob.evaluation.intervals import BETTER, WORSE, find_discoveries, judge_lead
-from lob.evaluation.probe_tasks import HORIZON, TASKS, is_classification
+from lob.evaluation.probe_tasks import LEAST_HORIZON, TASKS, drop_labels, is_classification
 from lob.evaluation.probes import (
     CARE_AUC,
     CARE_R2,
@@ -64,10 +64,11 @@ from lob.evaluation.probes import (
     join,
     make_untrained,
     probe_task,
+    split_within,
     to_components,
 )
 from lob.evaluation.report import rows_of_probe
-from lob.evaluation.selection import evenly_spaced, in_parts
+from lob.evaluation.selection import evenly_spaced, in_parts, states_after
 from lob.model.checkpoint import find_checkpoint, load_model
 from lob.model.encoder import BookEncoder, EncoderConfig
 from lob.results import make_row
@@ -163,14 +164,14 @@ def make_jobs(
         check_apart(book, meta, folder)
         ends, part = choose_windows(book, model.config.temporal_dim, WITHIN, config["windows"])
         if not len(ends):
-            print(f"{market.pair} is left out: no window has {HORIZON} states after it")
+            print(f"{market.pair} is left out: no window has {LEAST_HORIZON} states after it")
             continue
         windows = encode(book, ends)
         cell = name_cell(market, book.depth)
         whole.setdefault(cell, []).append(windows)
         if "within" not in config["ways"] or market.cell == SHORT:
             continue
-        sets = [windows.take(part == number) for number in range(3)]
+        sets = split_within(windows, part, states_after(book, ends, WITHIN))
         if all(len(split.block) for split in sets):
             jobs.append((f"{cell}/within", sets))
         else:
@@ -218,13 +219,13 @@ def check_apart(book: Book, meta: dict[str, Any], folder: Path) -> None:
 def choose_windows(
     book: Book, states: int, shares: Sequence[float], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return end rows of windows that HORIZON states follow, and the part in which each lies.
+    """Return end rows of windows that LEAST_HORIZON states follow, and the part of each.
 
     Some lie in no part, for they are next to a border; across markets they count too.
     """
     ends = window_ends(book.segment_starts, book.rows, states)
-    ends = evenly_spaced(ends[in_parts(book, ends, states, HORIZON, (1.0,)) == 0], count)
-    return ends, in_parts(book, ends, states, HORIZON, shares)
+    ends = evenly_spaced(ends[in_parts(book, ends, states, LEAST_HORIZON, (1.0,)) == 0], count)
+    return ends, in_parts(book, ends, states, LEAST_HORIZON, shares)
 
 
 def fit_sets(folder: Path, states: int, count: int, encode) -> list[ProbeSet]:
@@ -238,8 +239,11 @@ def fit_sets(folder: Path, states: int, count: int, encode) -> list[ProbeSet]:
     for book in books:
         ends, part = choose_windows(book, states, ACROSS, -(-count // len(books)))
         for number in range(2):
-            if (part == number).any():
-                parts[number].append(encode(book, ends[part == number]))
+            mine = ends[part == number]
+            if len(mine):
+                found = encode(book, mine)
+                found.labels = drop_labels(found.labels, states_after(book, mine, ACROSS))
+                parts[number].append(found)
     if not all(parts):
         raise InputError(
             f"{folder} holds no training market with windows of {states} states: parse one with "

@@ -38,8 +38,8 @@ VOLATILITY = {
     "floor": "a line on it",
     "hand_made": "hand-made",
     "boosted": "trees",
+    "ours": "encoder",
     "ours_level": "encoder, fitted to the level",
-    "ours_residual": "encoder, fitted to the residual",
     "ours_r2_test": "encoder, R2 against the test mean",
     "persistence_r2_test": "persistence, the same",
     "ours_correlation": "encoder, correlation",
@@ -48,6 +48,7 @@ VOLATILITY = {
 LEGEND = [
     "The simple methods are the floor (best-queue imbalance, recent moves, trailing volatilities "
     "or persistence, by the question), persistence with nothing fitted, and 27 hand-made features. "
+    "All are fitted to the residual of persistence where volatility is asked for. "
     "The vector is set beside the one that is best on the very test windows. Scores are areas "
     "under the curve, of volatility R2 against the mean of the training labels. **Bold**: better "
     f"by a 95 % interval over blocks of time; (=): level, a lead of {CARE_AUC} (AUC) or {CARE_R2} "

@@ -130,7 +130,7 @@ def test_the_bench_writes_all_cells_and_counts_them(data, monkeypatch, capsys):
         case = f"{VALIDATION}_D40/{way}"
         for metric in metrics:
             assert (f"{case}/direction", metric) in cells, (way, metric)
-        for metric in ("persistence", "ours_level", "ours_residual", "ours_r2_test", "ours_bias"):
+        for metric in ("persistence", "ours_level", "ours_r2_test", "ours_bias"):
             assert (f"{case}/volatility_50", metric) in cells, (way, metric)
         least, value, most = (
             cells[f"{case}/direction", f"ours{name}"] for name in ("_least", "", "_most")

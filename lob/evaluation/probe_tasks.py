@@ -26,6 +26,16 @@ TASKS = {
     "volatility_500": "log(1 + realised volatility in bps) of 500 states",
 }
 
+HORIZONS = {  # task -> states that must follow a window; without them it has no label
+    "direction": HORIZON,
+    "move_10": 10,
+    "move_50": 50,
+    "depletion": HORIZON,
+    "widening": 50,
+    "volatility_50": 50,
+    "volatility_500": HORIZON,
+}
+LEAST_HORIZON = 50  # states that follow a window which is worth looking at
 REACH_NAMES = (*(str(reach) for reach in REACHES), "all")
 HAND_MADE = (  # the names of the columns of `hand_made`
     *(f"imbalance_{levels}" for levels in (*DEPTHS, "all")),
@@ -60,12 +70,16 @@ def find_floor(task: str, features: np.ndarray, states: int) -> np.ndarray:
     return np.log1p(past * np.sqrt(horizon / (states - 1)))[:, None]
 
 
-def label_windows(book: Book, ends: np.ndarray) -> dict[str, np.ndarray]:
+def label_windows(
+    book: Book, ends: np.ndarray, following: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Return the labels of each task, float64 (W,); NaN if a window has none.
 
-    ends: end rows, int64 (W,), of windows with at least HORIZON states after them.
+    ends: end rows, int64 (W,). following: int64 (W,), how many states after each window may be
+    looked at; None: at least HORIZON. A task that needs more than that has no label.
     """
-    now_and_after = ends[:, None] - 1 + np.arange(HORIZON + 1)
+    reach = np.full(len(ends), HORIZON) if following is None else following
+    now_and_after = ends[:, None] - 1 + np.minimum(np.arange(HORIZON + 1), reach[:, None])
     bid, ask = best_prices(book, now_and_after)
     mid = bid + ask  # in half ticks
     spread = ask - bid
@@ -74,7 +88,7 @@ def label_windows(book: Book, ends: np.ndarray) -> dict[str, np.ndarray]:
     mid_at_move = mid[np.arange(len(mid)), first_move]
     bid_gone = first_time(bid[:, 1:] < bid[:, :1])
     ask_gone = first_time(ask[:, 1:] > ask[:, :1])
-    return {
+    labels = {
         "direction": np.where(moved.any(1), mid_at_move > mid[:, 0], np.nan),
         "move_10": moved[:, :10].any(1).astype(float),
         "move_50": moved[:, :50].any(1).astype(float),
@@ -83,6 +97,12 @@ def label_windows(book: Book, ends: np.ndarray) -> dict[str, np.ndarray]:
         "volatility_50": log_volatility(returns_bps(mid)[:, :50]),
         "volatility_500": log_volatility(returns_bps(mid)[:, :500]),
     }
+    return drop_labels(labels, reach)
+
+
+def drop_labels(labels: dict[str, np.ndarray], following: np.ndarray) -> dict[str, np.ndarray]:
+    """Return labels without those that need more than the `following` states, int64 (W,)."""
+    return {task: np.where(following < HORIZONS[task], np.nan, x) for task, x in labels.items()}
 
 
 def hand_made(book: Book, ends: np.ndarray, states: int) -> np.ndarray:

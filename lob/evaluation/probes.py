@@ -6,11 +6,11 @@ other vectors such as principal components of the inputs. Gradient-boosted trees
 hand-made features. Settings are chosen on validation windows (lob/evaluation/probe_fits.py).
 
 Volatility has a level that differs from market to market and from day to day. So each method is
-fitted to the label and to the residual of persistence, the window's own volatility scaled to the
-task's states, and the better of the two on the validation windows is taken.
+fitted to the residual of persistence, the window's own volatility scaled to the task's states. A
+fit to the label itself stands beside it.
 
-`probe` takes anybody's vectors of one recording. Training windows end at least `HORIZON` states
-before the next part begins. So no training label depends on a state of a test window.
+`probe` takes anybody's vectors of one recording. A window has no label that would need states of
+the next part. So no training label depends on a state of a test window.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,14 +33,15 @@ from lob.evaluation.probe_fits import (
     log_loss,
 )
 from lob.evaluation.probe_tasks import (
-    HORIZON,
+    LEAST_HORIZON,
     TASKS,
+    drop_labels,
     find_floor,
     hand_made,
     is_classification,
     label_windows,
 )
-from lob.evaluation.selection import Windows, in_parts, time_blocks
+from lob.evaluation.selection import Windows, in_parts, states_after, time_blocks
 from lob.model.encoder import BookEncoder
 from lob.model.inputs import build_inputs
 from lob.windows.splits import gather_windows
@@ -65,6 +66,7 @@ FEWEST_OF_CLASS = 5
 RESAMPLES = 400  # fewer than for a mean (intervals.py), since each AUC takes a sort
 PAIR_OFFSET = 2**40  # keeps the blocks of time of different recordings apart
 WITHIN = (1 / 2, 1 / 6, 1 / 3)  # shares of a recording: training, validation, test
+MAIN = "main"  # what is fitted: the label, or for volatility its residual of persistence
 Measure = Callable[[np.ndarray, np.ndarray], float]  # predictions, labels -> higher is better
 
 
@@ -91,6 +93,9 @@ class ProbeSet:
         return ProbeSet(features, floors, labels, self.block[places])
 
 
+Predict = Callable[[ProbeSet], np.ndarray]  # windows -> predictions (W,)
+
+
 @dataclass(frozen=True)
 class Lead:
     """How much more one method scores than another, with its 95 % interval, and what that says.
@@ -113,9 +118,9 @@ class ProbeResult:
 
     scores: metric -> value. A metric's name is that of the method for the AUC (area under the
     curve), or for volatility R2 against the mean of the training labels. After a method's name
-    follow, for other numbers: `_log_loss` (nats); of volatility `_level` and `_residual` (R2 if
-    fitted to the label, and to the residual of persistence), `_r2_test` (against the mean of the
-    test labels), `_correlation` and `_bias` (mean of prediction less label). `_10pct` or `_1pct`
+    follow, for other numbers: `_log_loss` (nats); of volatility `_level` (R2 if fitted to the label
+    instead of the residual of persistence), `_r2_test` (against the mean of the test labels),
+    `_correlation` and `_bias` (mean of prediction less label). `_10pct` or `_1pct`
     ends the name if only that share of the training labels was used. leads: `over_<method>`, the
     vector's over another method, `over_simple` over the best of `SIMPLE` on the
     test windows, and `adds`, that of
@@ -140,11 +145,12 @@ def probe(
     vectors: (W, D), row i of the window of `states` states that ends before row `ends[i]` of the
     book; ends: int64 (W,). others: more vectors of the same windows, by name. Probes are fitted on
     the first half of the recording, chosen on the next sixth and tested on the last third, purged.
-    Windows that no `HORIZON` states of their part follow are left out. The result is None for a
-    task with too few labels. Raises InputError if vectors and windows don't fit together.
+    A window has no label that needs states beyond its part, and is left out if not even
+    `LEAST_HORIZON` follow it there. The result is None for a task with too few labels. Raises
+    InputError if vectors and windows don't fit together.
     """
     ends = np.asarray(ends, dtype=np.int64)
-    part = in_parts(book, ends, states, HORIZON, WITHIN)
+    part = in_parts(book, ends, states, LEAST_HORIZON, WITHIN)
     used = part >= 0
     named = {"ours": vectors, **(others or {})}
     for name, x in named.items():
@@ -155,8 +161,17 @@ def probe(
             )
     chosen = {name: np.asarray(x, dtype=np.float64)[used] for name, x in named.items()}
     windows = describe_windows(book, ends[used], states, chosen)
-    sets = [windows.take(part[used] == number) for number in range(3)]
+    sets = split_within(windows, part[used], states_after(book, ends[used], WITHIN))
     return {task: probe_task(task, sets, seed) for task in TASKS}
+
+
+def split_within(windows: ProbeSet, part: np.ndarray, following: np.ndarray) -> list[ProbeSet]:
+    """Return training, validation and test windows of one recording, with labels of their parts.
+
+    part, following: of each window, as `in_parts` and `states_after` return them.
+    """
+    labelled = replace(windows, labels=drop_labels(windows.labels, following))
+    return [labelled.take(part == number) for number in range(3)]
 
 
 def describe_windows(
@@ -164,11 +179,11 @@ def describe_windows(
 ) -> ProbeSet:
     """Return windows with their vectors by name, hand-made features, floors, labels and blocks.
 
-    HORIZON states of the same segment must follow each window.
+    A window has the labels for which enough states of its segment follow.
     """
     known = hand_made(book, ends, states)
     floors = {task: find_floor(task, known, states) for task in TASKS}
-    labels = label_windows(book, ends)
+    labels = label_windows(book, ends, states_after(book, ends))
     return ProbeSet({"hand_made": known, **vectors}, floors, labels, time_blocks(book, ends))
 
 
@@ -286,11 +301,10 @@ def probe_task(
         methods = [name for name in list_methods(task, train) if name not in without]
         for method in methods:
             found = fit_targets(method, task, some, judge, seed)
-            best = min(found, key=lambda target: found[target].loss)
-            found_scores = score_method(task, some, test, found, best)
+            found_scores = score_method(task, some, test, found)
             scores |= {f"{method}{name}{SHARES[share]}": x for name, x in found_scores.items()}
             if share == 1:
-                answers[method] = found[best].predict(test)
+                answers[method] = found[MAIN](test)
     leads = find_leads(answers, make_measure(task, train), labels, test.block, seed)
     return ProbeResult(scores, leads, len(np.unique(test.block)))
 
@@ -304,28 +318,19 @@ def list_methods(task: str, split: ProbeSet) -> list[str]:
     return [name for name in METHODS if name in there] + sorted(there - {*METHODS})
 
 
-@dataclass(frozen=True)
-class TaskFit:
-    """A fitted method: from windows to predictions (W,), and its loss on validation windows."""
-
-    predict: Callable[[ProbeSet], np.ndarray]
-    loss: float
-
-
 def fit_targets(
     method: str, task: str, train: ProbeSet, judge: ProbeSet, seed: int
-) -> dict[str, TaskFit]:
-    """Return a method fitted to the label (`level`) and, of volatility, to the `residual` too."""
+) -> dict[str, Predict]:
+    """Return a fitted method by target: `MAIN` and, of volatility, also the `level` itself."""
     if method == "persistence":
-        error = judge.floors[task][:, 0] - judge.labels[task]
-        return {"level": TaskFit(lambda split: split.floors[task][:, 0], float(np.mean(error**2)))}
-    targets = ("level",) if is_classification(task) else ("level", "residual")
+        return {MAIN: lambda split: split.floors[task][:, 0]}
+    targets = (MAIN,) if is_classification(task) else (MAIN, "level")
     return {target: fit_method(method, task, train, judge, target, seed) for target in targets}
 
 
 def fit_method(
     method: str, task: str, train: ProbeSet, judge: ProbeSet, target: str, seed: int
-) -> TaskFit:
+) -> Predict:
     def inputs(split: ProbeSet) -> np.ndarray:
         if method == "floor":
             return split.floors[task]
@@ -334,7 +339,8 @@ def fit_method(
         return split.features["hand_made" if method == "boosted" else method]
 
     def persistence(split: ProbeSet) -> np.ndarray:
-        return split.floors[task][:, 0] if target == "residual" else np.zeros(len(split.block))
+        known = target == MAIN and not classify
+        return split.floors[task][:, 0] if known else np.zeros(len(split.block))
 
     classify = is_classification(task)
     fitted, judged = (
@@ -346,20 +352,20 @@ def fit_method(
     else:
         known = train.features["hand_made"].shape[1] if method == "both" else None
         fit = choose_linear(fitted, judged, classify, known)
-    return TaskFit(lambda split: fit.predict(inputs(split)) + persistence(split), fit.loss)
+    return lambda split: fit.predict(inputs(split)) + persistence(split)
 
 
 def score_method(
-    task: str, train: ProbeSet, test: ProbeSet, found: dict[str, TaskFit], best: str
+    task: str, train: ProbeSet, test: ProbeSet, found: dict[str, Predict]
 ) -> dict[str, float]:
     """Return a method's scores on the test windows, by the ending of the metric's name."""
-    labels, answer = test.labels[task], found[best].predict(test)
+    labels, answer = test.labels[task], found[MAIN](test)
     measure = make_measure(task, train)
     scores = {"": measure(answer, labels)}
     if is_classification(task):
         return scores | {"_log_loss": log_loss(answer, labels)}
-    if len(found) > 1:
-        scores |= {f"_{name}": measure(fit.predict(test), labels) for name, fit in found.items()}
+    if "level" in found:
+        scores["_level"] = measure(found["level"](test), labels)
     return scores | {
         "_r2_test": explained(answer, labels, float(labels.mean())),
         "_correlation": correlate(answer, labels),
@@ -388,8 +394,10 @@ def find_leads(
     wanted |= {"over_simple": ("ours", simple), "adds": ("both", "hand_made")}
     leads = {}
     for name, (mine, other) in wanted.items():
-        value = scores[mine] - scores[other]
-        low, high = interval(drawn[mine] - drawn[other], value, blocks)
+        value, draws = scores[mine] - scores[other], drawn[mine] - drawn[other]
+        if np.allclose(answers[mine], answers[other]):  # the same fit, but for rounding
+            value, draws = 0.0, np.zeros_like(draws)
+        low, high = interval(draws, value, blocks)
         smallest = smallest_visible(low, high, blocks)
         verdict = judge_lead(low, high, blocks, care)
         leads[name] = Lead(value, low, high, smallest, verdict, METHODS.get(other, other))

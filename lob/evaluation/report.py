@@ -61,8 +61,7 @@ PROBE_LEGEND = [
     "mean of the training labels); higher is better. The floor is fitted on one to four numbers: "
     "best-queue imbalance (direction, depletion), recent moves (move_10, move_50), trailing "
     "volatilities (widening) or persistence (volatility). Persistence is the window's volatility "
-    "scaled to the task's states, with nothing fitted. Volatility is fitted to the label and to "
-    "the residual of persistence, and the better of the two on validation windows is shown.",
+    "scaled to the task's states, with nothing fitted; all else is fitted to its residual.",
     "",
     "A column 'over' holds the 95 % interval of the encoder's score less another one's, over "
     "blocks of time, 'adds' that of encoder and hand-made features less the latter alone. If an "

@@ -128,6 +128,18 @@ def in_parts(
     return np.where(whole, part, -1).astype(np.int8)
 
 
+def states_after(book: Book, ends: np.ndarray, shares: Sequence[float] = (1.0,)) -> np.ndarray:
+    """Return how many states of its segment and part follow each window, int64 (W,).
+
+    ends, shares: as for `in_parts`.
+    """
+    borders = np.round(np.cumsum([0, *shares]) * book.rows).astype(np.int64)
+    segments = segment_ranges(book.segment_starts, book.rows)
+    segment = np.searchsorted(segments[:, 0], ends - 1, side="right") - 1
+    part_end = borders[np.searchsorted(borders, ends, side="left")]
+    return np.minimum(segments[segment, 1], part_end) - ends
+
+
 def time_blocks(book: Book, ends: np.ndarray) -> np.ndarray:
     """Return the number of the block of time in which each window ends, int64 (W,).
 
