@@ -1,7 +1,7 @@
 """Pre-train an encoder on masked order book values: FP8 on NVIDIA GPUs, PyTorch elsewhere.
 
     python fp8_ddp_trainer.py                                  all GPUs of this machine, or its CPU
-    python fp8_ddp_trainer.py --model_size=tiny_transformer --epochs=4 --resume=True
+    python fp8_ddp_trainer.py --model_size=small_cell_transformer --epochs=4 --resume=True
     torchrun --nnodes=2 --nproc_per_node=8 ... fp8_ddp_trainer.py     across machines
 
 Reads `training_data/balanced_samples/` and `book_states/`; leaves `runs/<model_name>/`:
@@ -26,8 +26,9 @@ config = {
     "num_workers": 4,  # int >= 1: threads that copy windows if the states don't fit on the GPU
     # model
     "model_name": "pretrained_ddp",  # str: name of the run's folder
-    "model_size": "cell_transformer",  # cell_transformer | tiny_transformer | medium_transformer |
-    #   deep_narrow_transformer | wide_transformer: preset of lob/model/encoder.py
+    "model_size": "cell_transformer",  # cell_transformer | small_cell_transformer |
+    #   tiny_transformer | medium_transformer | deep_narrow_transformer | wide_transformer:
+    #   preset of lob/model/encoder.py
     "normalization": "book",  # book | minmax: log ticks from the mid and log sizes,
     #   or the published reference's scaling of each window
     "fill": "ladder",  # ladder | linear | none: stands in for a hidden value, and the network
@@ -46,7 +47,8 @@ config = {
     #   features of the book, its past moves and its next moves; 0: no second loss
     "loss": "mse",  # mse | mae | huber | smoothl1: what is minimised over hidden values
     # optimisation
-    "epochs": 9,  # int >= 1: passes over the training windows
+    "epochs": None,  # int >= 1 | None: passes over the training windows; None: chosen by how many
+    #   there are, so that a run sees some 170,000
     "batch_size": 64,  # int >= 1: windows per GPU in a micro-step
     "accumulation_steps": 1,  # int >= 1: micro-steps per optimizer step
     "optimizer": "adamw",  # adamw | adam | sgd: of torch.optim
@@ -77,6 +79,7 @@ config = {
     "keep_checkpoints": 3,  # int >= 1: checkpoints of steps that are kept, the newest
     "checkpoint_minutes": 30.0,  # >= 0: save after so many minutes too, not after epochs alone
     "validate_steps": 0,  # int >= 0: optimizer steps between validations; 0: after each epoch only
+    "validation_windows": None,  # int >= 1 | None: of a validation, evenly spaced; None: all
     "log_steps": 20,  # int >= 1: optimizer steps between log entries
     "histogram_steps": 0,  # int >= 0: optimizer steps between histograms of gradients; 0: none
 }
@@ -183,7 +186,8 @@ def train(rank: int, world: int, port: int | None, config: dict) -> None:
         trainer = Trainer(config, team, folder)
         pairs = [book.pair for book in trainer.data.books]
         facts = {"precision": trainer.precision.name, "pairs": pairs}
-        log = RunLog(folder, config, rank == 0, config["resume"], trainer.saved, facts)
+        settings = config | {"epochs": trainer.epochs}
+        log = RunLog(folder, settings, rank == 0, config["resume"], trainer.saved, facts)
         with log as trainer.log:
             trainer.describe()
             try:
@@ -238,7 +242,8 @@ class Trainer:
             check_resumable(found, self.saved, identity, config["data_dir"], team.world)
         windows = config["batch_size"] * config["accumulation_steps"] * team.world  # of a step
         windows = self.saved.get("windows_a_step", windows)
-        self.sampler = Sampler(self.data, config["seed"], windows)
+        self.sampler = Sampler(self.data, config["seed"], windows, config["validation_windows"])
+        self.epochs = config["epochs"] or self.sampler.choose_epochs()
 
         keys = ("temporal_dim", "causal", "dropout", "normalization", "fill")
         choices = {key: config[key] for key in keys}
@@ -288,9 +293,10 @@ class Trainer:
 
     def describe(self) -> None:
         """Print what the run is made of, how long it will take and where it goes on."""
-        epochs_left = 0 if self.is_stale() else max(0, self.config["epochs"] - self.progress.epoch)
+        epochs_left = 0 if self.is_stale() else max(0, self.epochs - self.progress.epoch)
         parts = self.precision, self.sampler, self.passes, self.team, self.progress
         self.log.describe(self.config["model_size"], *parts, epochs_left)
+        self.log.print(self.sampler.describe_length(self.epochs, self.config["epochs"] is None))
 
     def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
         """Hide values of windows and predict them: prediction, targets, mask, (B, T, L, F) each."""
@@ -324,7 +330,7 @@ class Trainer:
     def prepare_step(self) -> float:
         """Set learning rate and random state of a step by its number; return the rate."""
         if self.config["use_scheduler"]:
-            steps = self.config["epochs"] * self.sampler.steps_an_epoch
+            steps = self.epochs * self.sampler.steps_an_epoch
             for group in self.optimizer.param_groups:
                 group["lr"] = one_cycle(self.progress.step, steps, self.config["max_lr"])
         entropy = [self.config["seed"], self.team.rank, self.progress.step]
@@ -375,7 +381,7 @@ class Trainer:
         log.count_time(progress, training=False)
         if progress.step == 0:
             self.validate()
-        while progress.epoch < config["epochs"] and not self.is_stale():
+        while progress.epoch < self.epochs and not self.is_stale():
             place = progress.epoch, progress.step_in_epoch
             batches = sampler.training(*place, team.rank, team.world, self.passes_a_step)
             windows = self.passes.windows(batches)

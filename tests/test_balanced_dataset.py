@@ -18,7 +18,15 @@ from create_balanced_dataset import main
 from lob.book.states import open_book
 from lob.config import InputError
 from lob.storage import open_table, save_table
-from lob.windows.balancing import SAMPLE, SCORED, draw_split, measure_overlap, normalised_entropy
+from lob.windows.balancing import (
+    SAMPLE,
+    SCORED,
+    choose_stride,
+    choose_windows,
+    draw_split,
+    measure_overlap,
+    normalised_entropy,
+)
 from lob.windows.splits import calendar_cuts, split_rows
 
 T = 32
@@ -316,7 +324,22 @@ def test_pairs_get_their_shares(folder):
 
     assert counts(pair_weights={"AAA": 1, "BBB": 2.0}) == {"AAA": [70, 25, 15], "BBB": [140, 50, 0]}
     assert counts() == {"AAA": [126, 45, 15], "BBB": [84, 30, 0]}  # by states, 6,000 and 4,000
-    assert sum(sum(c) for c in counts(windows=None, min_stride=1).values()) == 10_000 // 64
+    assert sum(sum(c) for c in counts(windows=None, min_stride=None).values()) == 10_000 // 8
+
+
+@pytest.mark.parametrize(
+    ("states", "windows", "stride"),
+    [
+        (5, 1, 1),
+        (10_000, 1_250, 2),
+        (168_119, 21_014, 2),
+        (10**6, 24_000, 13),
+        (10**9, 15_625_000, 16),
+    ],
+)
+def test_windows_and_their_distance_follow_from_the_number_of_states(states, windows, stride):
+    assert choose_windows(states) == windows
+    assert choose_stride(states, windows) == stride
 
 
 def test_two_dates_may_cut_the_calendar(folder):

@@ -1,13 +1,21 @@
 """The convolutional stem and decoder: no leaks, the ladder's prices stay, FLOPs are counted."""
 
+import numpy as np
 import pytest
 import torch
 from test_ladder import moving_book
 from torch.utils.flop_counter import FlopCounterMode
 
 from lob.model.embedding import Reconstruction, WindowEncoder
-from lob.model.encoder import BookEncoder, count_parameters, encoder_config, flops_per_window
+from lob.model.encoder import (
+    BookEncoder,
+    count_parameters,
+    doubt,
+    encoder_config,
+    flops_per_window,
+)
 from lob.model.inputs import build_inputs
+from lob.model.ladder import find_ladder
 from lob.model.masking import MASKS, make_mask, window_keys
 from lob.training.te_layer import load_plain_state, plain_state
 
@@ -100,6 +108,26 @@ def test_cells_hold_the_sizes_last_and_next_seen_at_their_price():
     assert right[0, 1, 2] == pytest.approx(float(values[0, 2, 2, 1]))
     assert left[0, 2, 1] == pytest.approx(float(values[0, 0, 1, 1]))  # price 20, two states ago
     assert cells[0, 1, 1, 8:12].abs().sum() == 0  # price 21 is there once
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_correction_counts_the_less_the_nearer_its_price_was_seen(causal):
+    price_ticks, sizes, mask = hidden_windows("entry")
+    tokens, _, _, _ = build_inputs(price_ticks, sizes, mask, small(causal=causal))
+    found = doubt(tokens)[..., 0]
+    ladder = find_ladder(price_ticks, mask)
+    checked = 0
+    for window, state, level in np.argwhere(mask[..., 1].numpy())[::4]:
+        if not ladder.price_known[window, state, level]:
+            continue
+        same = ladder.price[window] == ladder.price[window, state, level]
+        shows = same & ladder.price_known[window] & ~mask[window, ..., 1]
+        states = np.flatnonzero(shows.any(dim=1))
+        away = np.abs(states - state)[states < state if causal else states != state]
+        expected = away.min() / (away.min() + 64) if len(away) else 1.0
+        assert float(found[window, state, level]) == pytest.approx(expected, rel=1e-4)
+        checked += 1
+    assert checked > 100
 
 
 @pytest.mark.parametrize("preset", ["cell_transformer", "deep_narrow_transformer"])

@@ -67,3 +67,27 @@ def test_samples_of_other_windows_or_weights_are_told_apart():
     ]
     assert data.identity() == dataset().identity()
     assert all(other.identity() != data.identity() for other in others)
+
+
+@pytest.mark.parametrize(("windows", "epochs"), [(800, 30), (18_664, 9), (15_000_000, 1)])
+def test_the_length_of_a_run_follows_from_the_number_of_windows(windows, epochs):
+    sampler = Sampler(dataset(np.ones(windows)), 0, 64)
+    assert sampler.choose_epochs() == epochs
+    said = sampler.describe_length(epochs, True)
+    assert f"{windows // 64 * 64:,} windows" in said and "chosen" in said
+    assert "warning" not in said
+
+
+def test_a_run_too_short_to_learn_from_is_called_so():
+    sampler = Sampler(dataset(np.ones(800)), 0, 64)
+    assert "warning: in fewer than 300 steps" in sampler.describe_length(20, False)
+    assert "warning" not in sampler.describe_length(25, False)
+
+
+def test_validation_windows_thin_the_validation_split_alone():
+    sampler = Sampler(dataset(np.ones(30)), 3, 8, validation_windows=10)
+    ends = np.concatenate([batch.end_rows for batch in sampler.held_out(1, 4)])
+    assert ends.tolist() == list(range(200, 230, 3))
+    assert sum(len(batch.end_rows) for batch in sampler.held_out(2, 4)) == 30
+    shares = [batch.end_rows for rank in (0, 1) for batch in sampler.held_out(1, 4, rank, 2)]
+    assert sorted(np.concatenate(shares)) == ends.tolist()

@@ -33,7 +33,6 @@ FILLS = ("none", "linear", "ladder")
 OUTLOOK_TARGETS = 26  # numbers that the outlook's head predicts (lob/training/objective.py)
 INPUT_MULTIPLE = 16  # FP8 matrix products need every dimension to be a multiple of 16
 CHANNELS = 16  # inputs of a cell, as lob.model.inputs.cell_channels makes them
-TOKEN_CHANNELS = 16  # numbers that a cell gives to its state's token and gets back from it
 STEM_DILATIONS = (1, 2, 4)  # of each block: states from one tap of a convolution to the next
 DECODER_DILATIONS = (1, 2, 4, 8, 1)
 
@@ -49,6 +48,7 @@ class EncoderConfig:
     heads: int = 4
     ffn_width: int = 128
     cell_width: int = 0  # C of a convolutional stem and decoder; 0: a linear layer and head
+    token_channels: int = 16  # numbers that a cell gives to its state's token and gets back
     dropout: float = 0.0
     normalization: str = "book"
     fill: str = "linear"  # the first guess of hidden values, to which the head's output is added
@@ -66,6 +66,15 @@ class EncoderConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny_transformer": {"width": 64, "layers": 2, "heads": 4, "ffn_width": 256},
+    "small_cell_transformer": {
+        "width": 64,
+        "layers": 2,
+        "heads": 4,
+        "ffn_width": 128,
+        "cell_width": 16,
+        "token_channels": 8,
+        "fill": "ladder",
+    },
     "medium_transformer": {"width": 768, "layers": 12, "heads": 12, "ffn_width": 3072},
     "deep_narrow_transformer": {"width": 192, "layers": 40, "heads": 8, "ffn_width": 1536},
     "cell_transformer": {
@@ -178,18 +187,31 @@ class CellBlock(nn.Module):
         return x + self.conv2(y)[:, :, :states].permute(0, 2, 3, 1)
 
 
+def doubt(inputs: Tensor) -> Tensor:
+    """Return how far the fill of each cell may be corrected, between 0 and 1, (B, T, L, 1).
+
+    inputs: those of a stem, (B, T, L, CHANNELS). Of a size that was seen at the same price d states
+    away this is d / (d + 64): the nearer, the less is left to correct, and the noise of a learned
+    correction would outweigh it. It is 1 for a price that no other state shows.
+    """
+    far = inputs[..., 10:12]  # log1p of states to the last and the next size at the price, / 4
+    nearest = torch.where(far > 0, far, float("inf")).amin(dim=3, keepdim=True)
+    return 1 / (1 + 64 / torch.expm1(4.0 * nearest))
+
+
 class CellStem(nn.Module):
     """Inputs (B, T, L, CHANNELS) -> cells (B, T, L, C) and tokens (B, T, D)."""
 
-    def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
+    def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.mix = nn.Linear(CHANNELS, cell_width)
-        self.level = nn.Parameter(torch.zeros(levels, cell_width))
+        width = config.cell_width
+        self.mix = nn.Linear(CHANNELS, width)
+        self.level = nn.Parameter(torch.zeros(config.depth, width))
         self.blocks = nn.Sequential(
-            *(CellBlock(cell_width, dilation, causal) for dilation in STEM_DILATIONS)
+            *(CellBlock(width, dilation, config.causal) for dilation in STEM_DILATIONS)
         )
-        self.pool = nn.Linear(cell_width, TOKEN_CHANNELS)
-        self.token = nn.Linear(levels * TOKEN_CHANNELS, width)
+        self.pool = nn.Linear(width, config.token_channels)
+        self.token = nn.Linear(config.depth * config.token_channels, config.width)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         cells = self.blocks(self.mix(inputs) + self.level)
@@ -203,16 +225,17 @@ class CellDecoder(nn.Module):
     learned changes of the others made them worse under every mask (NOTES.md).
     """
 
-    def __init__(self, levels: int, cell_width: int, width: int, causal: bool):
+    def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.levels = levels
-        self.spread = nn.Linear(width, levels * TOKEN_CHANNELS)
-        self.join = nn.Linear(cell_width + TOKEN_CHANNELS, cell_width)
+        width = config.cell_width
+        self.levels = config.depth
+        self.spread = nn.Linear(config.width, config.depth * config.token_channels)
+        self.join = nn.Linear(width + config.token_channels, width)
         self.blocks = nn.Sequential(
-            *(CellBlock(cell_width, dilation, causal) for dilation in DECODER_DILATIONS)
+            *(CellBlock(width, dilation, config.causal) for dilation in DECODER_DILATIONS)
         )
-        self.norm = nn.LayerNorm(cell_width)
-        self.head = nn.Linear(cell_width, 1)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -242,8 +265,7 @@ class BookEncoder(nn.Module):
         self.stem: Any = None
         self.decoder: Any = None
         if config.cell_width:
-            shape = (config.depth, config.cell_width, config.width, config.causal)
-            self.stem, self.decoder = CellStem(*shape), CellDecoder(*shape)
+            self.stem, self.decoder = CellStem(config), CellDecoder(config)
         else:
             self.embed = nn.Linear(config.input_width, config.width)
         self.layers = nn.ModuleList([make_layer(config) for _ in range(config.layers)])
@@ -289,7 +311,7 @@ class BookEncoder(nn.Module):
         """Return predicted values, float32 (B, T, L, F): `base`, the fill, and its correction."""
         if self.stem is not None:
             cells, x = self.stem(tokens)
-            return base + self.decoder(cells, self.attend(x))
+            return base + doubt(tokens) * self.decoder(cells, self.attend(x))
         return base + self.head(self.encode(tokens)).float().view(base.shape)
 
 

@@ -116,10 +116,9 @@ def cell_channels(
     levels = size.shape[2]
     own = torch.arange(size[0].numel(), device=size.device).view(size.shape[1:])  # t * L + l
     left, right = ladder.neighbours(visible[..., 1])
-    far = [
-        torch.log1p(((own - at).abs() // levels).to(size.dtype)) / 4.0
-        for at in (ladder.before, ladder.after)
-    ]
+    state = torch.arange(size.shape[1], device=size.device).unsqueeze(1)
+    states_away = [(state - at // levels).abs() for at in (ladder.before, ladder.after)]
+    far = [torch.log1p(away.to(size.dtype)) / 4.0 for away in states_away]
     nothing = torch.zeros_like(size)
     left, right = (torch.where(ladder.carried, x - size, nothing) for x in (left, right))
     total = visible[..., 1].sum(1, keepdim=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lob.book.states import Book, identity, open_book
-from lob.config import CheckFailed, InputError
+from lob.config import CheckFailed, InputError, counted
 from lob.model.masking import window_keys
 from lob.storage import find_pairs, open_table
 from lob.windows.splits import (
@@ -31,6 +31,9 @@ from lob.windows.splits import (
 )
 
 HELD_OUT_EPOCH = -1  # masks of validation and test windows are the same in every epoch
+SEEN_WINDOWS = 170_000  # of a run, if the user does not say: what the default recipe was made with
+MOST_EPOCHS = 30  # of those runs: more teach a network its windows by heart
+FEWEST_STEPS = 300  # of the optimizer: shorter runs have hardly left their beginning
 REPEATS = 64  # drawn more often in one epoch, a window would have keys of the next window
 
 
@@ -163,10 +166,14 @@ class Sampler:
     """Draws training windows by their weights, and deals windows out to ranks and passes.
 
     Held-out windows are those of validation and test. windows_a_step: of all ranks together.
+    validation_windows: how many of the validation windows are used, evenly spaced; None: all.
     """
 
-    def __init__(self, data: Dataset, seed: int, windows_a_step: int):
+    def __init__(
+        self, data: Dataset, seed: int, windows_a_step: int, validation_windows: int | None = None
+    ):
         self.data, self.seed, self.windows_a_step = data, seed, windows_a_step
+        self.validation_windows = validation_windows
         windows = int(data.weights[0].sum())
         self.steps_an_epoch = windows // windows_a_step
         if self.steps_an_epoch == 0:
@@ -174,6 +181,28 @@ class Sampler:
                 f"{windows} training windows per epoch are fewer than a step of {windows_a_step}: "
                 "lower batch_size or accumulation_steps, or sample more"
             )
+
+    def choose_epochs(self) -> int:
+        """Return how many epochs to train, if the user does not say.
+
+        A run then sees some SEEN_WINDOWS windows, but none of them more than MOST_EPOCHS times, and
+        all of them at least once.
+        """
+        windows = self.steps_an_epoch * self.windows_a_step
+        return max(1, min(MOST_EPOCHS, round(SEEN_WINDOWS / windows)))
+
+    def describe_length(self, epochs: int, chosen: bool) -> str:
+        """Return how long a run of so many epochs is, and whether that is too short."""
+        steps, windows = epochs * self.steps_an_epoch, self.steps_an_epoch * self.windows_a_step
+        text = f"length     {counted(epochs, 'epoch')} of {windows:,} windows, {steps:,} steps"
+        if chosen:
+            text += " (chosen by the number of windows: --epochs)"
+        if steps < FEWEST_STEPS:
+            text += (
+                f"\nwarning: in fewer than {FEWEST_STEPS} steps a network learns little more than "
+                "what it begins with: sample more windows, raise --epochs, or lower --batch_size"
+            )
+        return text
 
     def draw_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the windows of an epoch in order, and how often each was drawn before.
@@ -221,7 +250,11 @@ class Sampler:
         return self.batch(split, np.arange(1), 0, HELD_OUT_EPOCH)
 
     def held_out(self, split: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Batch]:
-        """Return this rank's batches of all windows of a split."""
-        mine = np.arange(rank, len(self.data.end_rows[split]), world)
+        """Return this rank's batches of a split; `validation_windows` thins those of validation."""
+        count = len(self.data.end_rows[split])
+        most = self.validation_windows if split == 1 else None
+        kept = count if most is None else min(most, count)
+        windows = np.arange(kept) * count // max(kept, 1)
+        mine = windows[rank::world]
         starts = range(0, len(mine), batch_size)
         return [self.batch(split, mine[i : i + batch_size], 0, HELD_OUT_EPOCH) for i in starts]

@@ -32,6 +32,12 @@ SCORED = (
 # Windows that one thread sums up. It is fixed, so that sums don't depend on the number of threads.
 CHUNK = 8192
 LARGEST = float(np.finfo(np.float64).max)
+# How many windows are drawn if nobody says: one for every 64 states, but enough for a training run
+# of a few thousand steps, unless more than one for every 8 states were needed for that.
+STATES_A_WINDOW = 64
+ENOUGH_WINDOWS = 24_000
+LEAST_STATES_A_WINDOW = 8
+WIDEST_STRIDE = 16
 
 
 @dataclass
@@ -83,6 +89,20 @@ def open_pairs(
     return pairs, cuts
 
 
+def choose_windows(states: int) -> int:
+    """Return how many windows to draw of so many states, if the user does not say."""
+    enough = min(ENOUGH_WINDOWS, states // LEAST_STATES_A_WINDOW)
+    return max(1, states // STATES_A_WINDOW, enough)
+
+
+def choose_stride(states: int, windows: int) -> int:
+    """Return the least distance of two windows, in states, if the user does not say.
+
+    It leaves at least three times as many windows as are wanted to choose from.
+    """
+    return max(1, min(WIDEST_STRIDE, states // (3 * windows)))
+
+
 def share_windows(
     pairs: list[Pair],
     windows: int | None,
@@ -92,7 +112,7 @@ def share_windows(
 ) -> np.ndarray:
     """Return int64 (pairs, 3): how many windows to draw of each pair in each split.
 
-    `windows` is their sum; None: one for every 64 states of the books. Each split gets its share in
+    `windows` is their sum; None: as many as `choose_windows` says. Each split gets its share in
     `split_ratios` of them; if these are two dates, its share of all windows there are. A split's
     windows are divided among the pairs that have any in it, in proportion to `pair_weights` (None:
     to their number of states). Raises InputError if a weight is missing or not above 0, or if
@@ -117,7 +137,7 @@ def share_windows(
                 f"split_ratios = {split_ratios}, or lower --temporal_dim"
             )
     shares = shares / np.maximum(shares.sum(axis=0), 1e-300) * ratios
-    total = windows or max(1, sum(states.values()) // 64)
+    total = windows or choose_windows(sum(states.values()))
     # Rounding the running sum, and not each share, keeps the total exact.
     edges = np.round(total * np.cumsum(shares) / shares.sum())
     return np.diff(edges.astype(np.int64), prepend=0).reshape(shares.shape)
