@@ -272,16 +272,21 @@ def test_a_bad_pair_does_not_keep_the_others_from_being_done(data_dir):
     assert meta["rows"] == 3000 - 255
 
 
-def test_the_most_extreme_windows_are_the_most_extreme(data_dir):
-    """Also where they share states, or lie in one block of 4,096 windows."""
+def test_extreme_windows_are_those_of_the_largest_values_far_apart():
+    """Moments at which several statistics are large at once: each is drawn once."""
     rows = np.zeros(9000, STATISTICS)
     rows["end_row"] = np.arange(9000) + 256
+    moments = [5000, 5003, 700, 2500, 8990, 4900, 100, 6400]
+    sizes = np.array([80.0, 79.0, 70.0, 60.0, 50.0, 45.0, 40.0, 30.0])
     for name, sign in EXTREMES.values():
         rows[name] = np.random.default_rng(len(name)).normal(size=9000)
-        rows[name][5000] = -90 if sign == 0 else 80
-    rows["mid_price_change_bps"][4900] = -70
+        rows[name][moments] = -sizes if sign <= 0 else sizes
+    rows["mid_price_change_bps"][4000] = -90  # the largest fall, by far
+    rows["mid_price_change_bps"][moments[2:]] = sizes[2:]
     found = find_extremes(rows)
-    assert found == {title: 4900 if title == "largest fall" else 5000 for title in EXTREMES}
+    assert found["largest rise"] == 700 and found["largest fall"] == 4000
+    assert [found[title] for title in list(EXTREMES)[2:]] == [5000, 2500, 8990, 100]
+    assert find_extremes(rows[:1]) == dict.fromkeys(EXTREMES, 0)
 
 
 def test_the_pictures_of_a_single_window_are_drawn(tmp_path):

@@ -1,5 +1,6 @@
 """Pictures of a pair's market conditions."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ LABELS = {
     "traded_direction": "traded size: bought less sold (share)",
 }
 TWO_LINE_LABELS = {name: label.replace(" (", "\n(") for name, label in LABELS.items()}
+PARTS = 64  # of a recording: extreme windows are drawn from different ones
 EXTREMES = {  # title -> statistic, its sign; 0: either sign
     "largest rise": ("mid_price_change_bps", 1),
     "largest fall": ("mid_price_change_bps", -1),
@@ -234,22 +236,40 @@ def draw_day(book: Book, rows: np.ndarray) -> plt.Figure:
 
 
 def find_extremes(rows: np.ndarray) -> dict[str, int]:
-    """Return the row of the most extreme window by each of EXTREMES.
+    """Return the row of an extreme window by each of EXTREMES, each from another moment.
+
+    One burst is often the extreme by several statistics. So a title takes its most extreme window
+    of those that lie a PARTS-th of the recording or more from the windows of the titles before it.
 
     It takes one pass in blocks, because the rows may be more than memory holds.
     """
-    best = dict.fromkeys(EXTREMES, (-np.inf, 0))
-    for begin in range(0, len(rows), 4096):
-        block = rows[begin : begin + 4096]
-        for title, (name, sign) in EXTREMES.items():
-            values = block[name] * sign if sign else np.abs(block[name])
-            row = int(np.argmax(values))
-            best[title] = max(best[title], (float(values[row]), begin + row))
-    return {title: row for title, (_, row) in best.items()}
+    parts = min(PARTS, len(rows))
+    edges = np.linspace(0, len(rows), parts + 1).astype(np.int64)
+    best: dict[str, list[tuple[float, int]]] = {title: [] for title in EXTREMES}  # of each part
+    for first, last in itertools.pairwise(edges):
+        found = dict.fromkeys(EXTREMES, (-np.inf, int(first)))
+        for begin in range(first, last, 4096):
+            block = rows[begin : min(begin + 4096, last)]
+            for title, (name, sign) in EXTREMES.items():
+                values = block[name] * sign if sign else np.abs(block[name])
+                row = int(np.argmax(values))
+                found[title] = max(found[title], (float(values[row]), begin + row))
+        for title, candidate in found.items():
+            best[title].append(candidate)
+    chosen: dict[str, int] = {}
+    for title, candidates in best.items():
+        ranked = [row for _, row in sorted(candidates, reverse=True)]
+        far = [
+            row
+            for row in ranked
+            if all(abs(row - other) * parts >= len(rows) for other in chosen.values())
+        ]
+        chosen[title] = (far or ranked)[0]
+    return chosen
 
 
 def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
-    """Draw the depth maps of the most extreme windows."""
+    """Draw the depth maps of extreme windows, each of another moment."""
     # The first window begins where its segment begins, which tells the length of all windows.
     first_end = rows["end_row"][0]
     first_segment = np.searchsorted(book.segment_starts, first_end) - 1
@@ -271,7 +291,7 @@ def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
         axis.set(xlabel="book state", ylabel="price")
         add_size_bar(mesh, axis, "resting size")
     note = "blue line: mid; grey: outside of the recorded levels"
-    figure.suptitle(f"{book.pair}: the most extreme windows ({note})", fontsize=11)
+    figure.suptitle(f"{book.pair}: extreme windows, each of another moment ({note})", fontsize=11)
     return figure
 
 
