@@ -91,7 +91,6 @@ if __name__ == "__main__":
     config = load_config(config, __file__)
 
 import fcntl
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -106,11 +105,11 @@ from lob.model.checkpoint import Progress
 from lob.model.encoder import EncoderConfig, encoder_config
 from lob.model.inputs import build_inputs
 from lob.model.masking import make_mask
-from lob.model.normalisation import interpolate_time
 from lob.model.window_store import WindowStore
 from lob.storage import check_writable
 from lob.training.augmentation import augment
 from lob.training.distributed import StopSignal, Team, free_port, join_team, wait_for_ranks
+from lob.training.filled import Filled, fill_window
 from lob.training.objective import masked_loss, outlook_loss
 from lob.training.optimisation import (
     FiniteCheck,
@@ -123,9 +122,11 @@ from lob.training.optimisation import (
 from lob.training.passes import Passes, windows_a_pass
 from lob.training.precision import build_encoder, check_dimensions, choose_precision
 from lob.training.run_folder import claim_run, find_run, new_run
-from lob.training.run_log import RunLog
+from lob.training.run_log import RunLog, show_progress
 from lob.training.samples import Dataset, Sampler, open_dataset
 from lob.training.saving import BEST, Saver, check_resumable, load_newest, load_weights, resume
+from lob.training.scores import Judge, Predicted, Scores
+from lob.windows.splits import SPLITS
 
 Windows = Iterator[tuple[Tensor, ...]]  # yields what each pass takes (Passes.windows)
 
@@ -186,6 +187,7 @@ def train(rank: int, world: int, port: int | None, config: dict) -> None:
         trainer = Trainer(config, team, folder)
         pairs = [book.pair for book in trainer.data.books]
         facts = {"precision": trainer.precision.name, "pairs": pairs}
+        facts["data"] = trainer.data.describe()
         settings = config | {"epochs": trainer.epochs}
         log = RunLog(folder, settings, rank == 0, config["resume"], trainer.saved, facts)
         with log as trainer.log:
@@ -298,8 +300,8 @@ class Trainer:
         self.log.describe(self.config["model_size"], *parts, epochs_left)
         self.log.print(self.sampler.describe_length(self.epochs, self.config["epochs"] is None))
 
-    def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
-        """Hide values of windows and predict them: prediction, targets, mask, (B, T, L, F) each."""
+    def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> Predicted:
+        """Hide values of windows; return prediction, targets, mask and fill, (B, T, L, F) each."""
         task = self.config["mask_perc"], self.config["mask_mode"], self.encoder
         tokens, base, values, mask = apply_mask(price_ticks, sizes, keys, *task)
         with self.precision.autocast():
@@ -307,7 +309,7 @@ class Trainer:
             # pass of what it computed, Transformer Engine's layers multiply in FP8. In other
             # precisions it is torch's bf16 autocast, or nothing.
             prediction = self.model(tokens, base)
-        return prediction, values, mask
+        return prediction, values, mask, base
 
     def micro_step(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Add the gradients of one pass; return its summed loss and its count of hidden values.
@@ -317,7 +319,7 @@ class Trainer:
         config = self.config
         variations = config["mirror"], config["slow"], config["size_noise"]
         price_ticks, sizes = augment(price_ticks, sizes, keys, *variations)
-        prediction, values, mask = self.predict(price_ticks, sizes, keys)
+        prediction, values, mask, _ = self.predict(price_ticks, sizes, keys)
         loss, hidden = masked_loss(prediction, values, mask, config["loss"])
         (loss / self.nominal).backward()
         if config["outlook"]:  # a second forward pass: no mask, and the last states cut off
@@ -437,56 +439,56 @@ class Trainer:
             self.save()
 
     @torch.inference_mode()
-    def evaluate(self, split: int) -> tuple[float, float]:
-        """Return the loss over a split's hidden values, and that of linear interpolation in time.
+    def evaluate(self, split: int) -> Scores:
+        """Score the network, the ladder and linear interpolation in time on a split's windows.
 
-        Each rank takes its share of the windows; both are means over all of them.
+        Each rank takes its share of the windows; the scores are over all of them.
         """
-        team, kind = self.team, self.config["loss"]
-        batches = self.sampler.held_out(split, self.config["batch_size"], team.rank, team.world)
+        team, config = self.team, self.config
+        batches = self.sampler.held_out(split, config["batch_size"], team.rank, team.world)
         if self.passes.fp8_state and batches:  # resumed, and no training pass yet
             self.reconstruct()  # a pass, in which FP8's scales get their tensors
             self.passes.load_scales()
-        sums = torch.zeros(3, dtype=torch.float64, device=team.device)
+        task = config["mask_perc"], config["mask_mode"], config["loss"]
+        judge = Judge(self.encoder, *task, team.device)
         with self.passes.judging():
-            for windows in self.passes.load(batches):
-                prediction, values, mask = self.predict(*windows)
-                loss, hidden = masked_loss(prediction, values, mask, kind)
-                line, _ = masked_loss(interpolate_time(values, ~mask), values, mask, kind)
-                sums += torch.stack([loss.double(), line.double(), hidden.double()])
-        loss_sum, line_sum, count = team.total(*sums).tolist()
-        return loss_sum / max(count, 1), line_sum / max(count, 1)
+            loaded = self.passes.load(batches)
+            for windows in show_progress(loaded, len(batches), SPLITS[split], team.rank == 0):
+                judge.add(windows, self.predict(*windows))
+        return judge.scores(team.total)
 
     @torch.inference_mode()
-    def reconstruct(self) -> list[Tensor]:
-        """Return values, mask and prediction of the first validation window, (T, L, F) each."""
+    def reconstruct(self) -> tuple[Filled, float, str]:
+        """Return a validation window as it is filled, the price of its tick, and its pair."""
+        batch = self.sampler.first_held_out(1, self.config["batch_size"])
         with self.passes.judging():
-            (windows,) = self.passes.load([self.sampler.first_held_out(1)])
-            prediction, values, mask = self.predict(*windows)
-        return [values[0].cpu(), mask[0].cpu(), prediction[0].float().cpu()]
+            (windows,) = self.passes.load([batch])
+            predicted = self.predict(*windows)
+        task = self.config["mask_perc"], self.config["mask_mode"]
+        number, window = fill_window(windows, predicted, self.encoder, *task)
+        book = self.data.books[batch.pair_index[number]]
+        return window, book.tick_size, book.pair
 
     def validate(self) -> float:
         """Validate, log, and keep the weights if they are the best so far."""
         progress = self.progress
         self.log.count_time(progress, training=True)
-        loss, progress.linear_loss = self.evaluate(1)
+        scores = self.evaluate(1)
         self.log.count_time(progress, training=False)
-        self.log.validation(progress, loss)
-        if loss < progress.best_loss:
-            progress.best_loss = loss
+        self.log.validation(progress, scores, self.encoder.fill)
+        if scores.loss() < progress.best_loss:
+            progress.best_loss = scores.loss()
             progress.best_epoch = progress.epoch + (progress.step_in_epoch > 0)
             self.saver.keep_best(self.log.metrics_bytes())
-        return loss
+        return scores.loss()
 
     def test(self) -> None:
         """Score the best weights on the test split and say where everything is."""
         best = self.saver.checkpoints / BEST
         meta = load_weights(best, self.model) if self.team.rank == 0 else {}
         self.team.share(self.model)
-        has_windows = len(self.data.end_rows[2]) > 0
-        losses = self.evaluate(2) if has_windows else (math.nan, math.nan)
-        self.log.test(self.progress, *losses)
-        self.log.end(best, meta)
+        scores = self.evaluate(2) if len(self.data.end_rows[2]) else None
+        self.log.test(self.progress, scores, self.encoder.fill, best, meta)
 
     def save_failure(self, epoch: int, batch: int, step: int) -> str:
         """Keep the weights and the windows of a step that failed; say where they are."""

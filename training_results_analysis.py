@@ -8,7 +8,8 @@ The script reads config.json, env.json, metrics.csv and, if the run was tested, 
 into `runs/analysis/`:
 
 - runs.csv: all columns, a row for each run;
-- curves.png: losses, learning rate and gradient norm;
+- curves.png: losses, learning rate and gradient norm, beside the ladder's loss; runs whose losses
+  don't compare stand in pictures of their own, curves_2.png and so on;
 - accuracy.csv: the rows of all reports, if a run was tested;
 - effects.png: runs that differ in one key alone, if there are any;
 - precision.png: FP8 beside bf16, if two runs differ in nothing else.
@@ -50,14 +51,16 @@ from lob.evaluation.runs import (
     find_failure,
     find_lost_losses,
     find_plateau,
+    group_comparable,
     make_table,
     sort_key,
 )
-from lob.plotting import PALETTE, save
+from lob.plotting import PALETTE, plt, save
 from lob.results import read_rows
 from lob.storage import check_writable, new_file
 from lob.training.run_folder import KINDS, read_metrics
 
+MOST_CURVES = 6  # pictures of curves, at most
 PRINTED = {  # column of the table -> its head in print
     "run": "run",
     "model_size": "model",
@@ -68,6 +71,7 @@ PRINTED = {  # column of the table -> its head in print
     "data_wait_share": "waiting",
     "train_loss": "train",
     "best_validation": "best val.",
+    "ladder": "ladder",
     "best_epoch": "at epoch",
     "test": "test",
 }
@@ -92,7 +96,10 @@ def main(config: dict[str, Any]) -> None:
     order = sort_table(table, runs, config["sort_by"])
     table, runs = table.iloc[order], [runs[i] for i in order]
     different = find_different_keys(runs)
-    print("losses, lower is better; waiting: share of the time in which steps waited for data")
+    print(
+        "losses, lower is better; ladder: what the ladder, which is not trained, leaves in "
+        "validation;\nwaiting: share of the time in which steps waited for data"
+    )
     print(format_table(table))
     print(describe_differences(runs, different))
     for r in runs:
@@ -191,7 +198,7 @@ def sort_table(table: pd.DataFrame, runs: Sequence[Run], sort_by: str) -> np.nda
 
 
 def format_table(table: pd.DataFrame) -> str:
-    losses = ("train_loss", "best_validation", "test")
+    losses = ("train_loss", "best_validation", "ladder", "test")
     formats = dict.fromkeys(losses, "{:.6f}".format)
     formats["minutes"] = "{:.1f}".format
     formats["windows_per_second"] = "{:,.0f}".format
@@ -292,15 +299,20 @@ def save_pictures(
 
     Pictures of an older analysis that are not drawn again are removed.
     """
-    shown = runs[: len(PALETTE)]
-    title = counted(len(runs), "run")
-    if len(shown) < len(runs):
-        title = f"The table's first {len(shown)} of {len(runs)} runs"
+    groups = group_comparable(runs)
     figures = {
-        "curves": draw_curves(shown, title, smoothing),
-        "effects": draw_effects(runs, different),
-        "precision": draw_precision(runs),
+        ("curves" if number == 0 else f"curves_{number + 1}"): draw_group(groups, number, smoothing)
+        for number in range(min(len(groups), MOST_CURVES))
     }
+    if len(groups) > MOST_CURVES:
+        print(
+            f"curves of {MOST_CURVES} groups are drawn: losses of the table's runs compare "
+            f"within {len(groups)} groups"
+        )
+    figures |= {"effects": draw_effects(runs, different), "precision": draw_precision(runs)}
+    for old in output.glob("curves*.png"):
+        if old.stem not in figures:
+            old.unlink()
     files = []
     for name, figure in figures.items():
         file = output / f"{name}.png"
@@ -309,6 +321,20 @@ def save_pictures(
         else:
             files.append(save(figure, file))
     return files
+
+
+def draw_group(groups: Sequence[Sequence[Run]], number: int, smoothing: int) -> plt.Figure | None:
+    """Draw the curves of a group of runs whose losses compare, titled with what sets it apart."""
+    runs = groups[number]
+    shown = runs[: len(PALETTE)]
+    title = counted(len(runs), "run")
+    if len(shown) < len(runs):
+        title = f"The table's first {len(shown)} of {len(runs)} runs"
+    first_of_each = [group[0] for group in groups]
+    apart = find_different_keys(first_of_each, LOSS_KEYS)
+    if apart:
+        title += f" with {', '.join(f'{key} = {runs[0].config.get(key)!r}' for key in apart)}"
+    return draw_curves(shown, title, smoothing)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -110,6 +110,26 @@ def show_depth(
     axis.grid(False)
     axis.ticklabel_format(axis="y", useOffset=False, style="plain")
     return mesh
+
+
+def cover(axis: plt.Axes, mesh: AxesImage, prices: np.ndarray, hidden: np.ndarray) -> None:
+    """Paint those pixels of a depth map grey whose nearest level is hidden.
+
+    prices: of the levels, (T, L); hidden: bool (T, L).
+    """
+    low, high = mesh.get_extent()[2:]
+    rows, states = mesh.get_size()
+    price_of_row = low + (np.arange(rows) + 0.5) * (high - low) / rows
+    nearest = np.abs(price_of_row[:, None, None] - prices).argmin(axis=2)
+    image = np.ma.masked_equal(hidden[np.arange(states), nearest], False)
+    axis.imshow(
+        image,
+        aspect="auto",
+        origin="lower",
+        extent=mesh.get_extent(),
+        cmap=ListedColormap([GREY]),
+        interpolation="nearest",
+    )
 
 
 def add_size_bar(mesh: AxesImage, axes: plt.Axes | np.ndarray, label: str, **options: Any) -> None:

@@ -22,6 +22,9 @@ from lob.storage import new_file
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW = ("case", "metric", "value", "unit", "note")
+# TensorBoard tags of a checkpoint's skills on tested windows. The tester writes them; the trainer
+# names them among the metrics of its page HPARAMS.
+TEST_SCORES = {"ladder": "test/skill_over_ladder", "ridge": "test/skill_over_ridge"}
 PACKAGES = (
     "torch",
     "numpy",
@@ -31,7 +34,7 @@ PACKAGES = (
     "scipy",
     "scikit-learn",
     "safetensors",
-    "tensorboardX",
+    "tensorboard",
     "transformer-engine",
     "triton",
     "order-book",
@@ -54,10 +57,9 @@ def make_report(
     Raises ValueError if a row lacks an entry other than the note, has an unknown one, or has a
     value that is not finite.
     """
-    words = [word.replace(f"{ROOT}/", "") for word in sys.orig_argv[1:]]
     return {
         "benchmark": benchmark,
-        "command": " ".join(["python", *words]),
+        "command": describe_command(),
         "commit": describe_commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "device": device or describe_device(),
@@ -95,11 +97,19 @@ def is_row(found: Any) -> bool:
     return isinstance(found, dict) and set(found) >= {*ROW}
 
 
+def describe_command() -> str:
+    """Return how this process was started, with paths from the root of the repository."""
+    words = [word.replace(f"{ROOT}/", "") for word in sys.orig_argv[1:]]
+    return " ".join(["python", *words])
+
+
 def describe_environment() -> dict[str, Any]:
-    """Return commit, versions, machine and GPU of this process."""
+    """Return command, date, commit, versions, machine and GPU of this process."""
     torch = sys.modules.get("torch")  # not imported here, so that scripts without torch start fast
     gpus = torch.cuda.device_count() if torch is not None else 0
     return {
+        "command": describe_command(),
+        "date": datetime.now(UTC).isoformat(sep=" ", timespec="minutes"),
         "commit": describe_commit(),
         "python": platform.python_version(),
         "versions": describe_versions(),

@@ -31,9 +31,12 @@ CONFIG = {
     "optimizer": "adamw",
 }
 HEADER = (
-    "kind,epoch,step,windows_seen,seconds,train_loss,validation_loss,learning_rate,gradient_norm,"
-    "windows_per_second,data_wait_share\n"
+    "kind,epoch,step,windows_seen,seconds,train_loss,validation_loss,ladder_loss,linear_loss,"
+    "learning_rate,gradient_norm,windows_per_second,data_wait_share\n"
 )
+
+
+LADDER = 0.7  # its validation loss in every run
 
 
 def write_run(
@@ -48,16 +51,17 @@ def write_run(
     (folder / "env.json").write_text(json.dumps({"commit": "abc1234", "gpu": None}))
     epochs = len(validation) - 1
     losses = steps if steps is not None else [1.0] * (10 * epochs)
-    lines = [f"validation,0,0,0,0.0,,{validation[0]},,,,\n"]
+    lines = [f"validation,0,0,0,0.0,,{validation[0]},{LADDER},0.9,,,,\n"]
     for epoch in range(1, epochs + 1):
         for entry in range(10 * (epoch - 1), 10 * epoch):
             step = 10 * (entry + 1)
             at = f"{epoch - 1},{step},{8 * step},0.0"
-            lines.append(f"step,{at},{losses[entry]},,1e-4,0.5,400.0,0.25\n")
+            lines.append(f"step,{at},{losses[entry]},,,,1e-4,0.5,400.0,0.25\n")
         at = f"{epoch},{100 * epoch},{800 * epoch},{2.0 * epoch}"
         loss = validation[epoch]
-        lines.append(f"validation,{at},,{loss},,,,\n")
-        lines.append(f"epoch,{at},{0.9 * loss},{loss},1e-4,,{400 + epoch},\n")
+        lines.append(f"validation_price,{at},,{loss},{LADDER},0.9,,,,\n")
+        lines.append(f"validation,{at},,{loss},{LADDER},0.9,,,,\n")
+        lines.append(f"epoch,{at},{0.9 * loss},{loss},,,1e-4,,{400 + epoch},\n")
     (folder / "metrics.csv").write_text(HEADER + "".join(lines))
     return folder
 
@@ -85,7 +89,7 @@ def test_table_holds_the_runs_numbers(tmp_path, capsys):
     write_run(tmp_path / "runs" / "good", [1.0, 0.8, 0.5, 0.6, 0.4])
     write_run(tmp_path / "runs" / "better", [1.0, 0.3, 0.2, 0.35, 0.3])
     with open(tmp_path / "runs" / "better" / "metrics.csv", "a") as handle:
-        handle.write("test,4,400,3200,8.0,,0.25,,,,\n")
+        handle.write("test,4,400,3200,8.0,,0.25,,,,,,\n")
     _, table = analyse(tmp_path, capsys)
     assert list(table["run"]) == ["better", "good"]
     better = table.iloc[0]
@@ -203,12 +207,12 @@ def test_damaged_runs_are_named_in_one_line_and_the_others_analysed(tmp_path, ca
     (runs / "cut_config" / "config.json").write_text('{"epochs": 4, "max')
     metrics = {name: runs / name / "metrics.csv" for name in os.listdir(runs)}
     metrics["wrong_header"].write_text("step,loss\n1,0.5\n")
-    metrics["text"].write_text(HEADER + "step,0,10,80,0.0,abc,,,,,\n")
-    metrics["too_wide"].write_text(HEADER + "step,0,10,80,0.0,1,,,,,,7,8\n" * 3)
+    metrics["text"].write_text(HEADER + "step,0,10,80,0.0,abc,,,,,,,\n")
+    metrics["too_wide"].write_text(HEADER + "step,0,10,80,0.0,1,,,,,,,,7,8\n" * 3)
     metrics["empty"].write_text("")
     metrics["no_rows"].write_text(HEADER)
     metrics["binary"].write_bytes(bytes(range(256)) * 10)
-    metrics["kind"].write_text(HEADER + "stop,0,10,80,0.0,1.0,,,,,\n")
+    metrics["kind"].write_text(HEADER + "stop,0,10,80,0.0,1.0,,,,,,,\n")
     (runs / "list_env" / "env.json").write_text("[]")
     (runs / "list_report" / "report.json").write_text("[1]")
     (runs / "odd_report" / "report.json").write_text('{"rows": [{"case": "BTC/patch/log_size"}]}')
@@ -267,6 +271,29 @@ def test_the_difference_of_fp8_is_in_percent_of_bf16(tmp_path):
     figure = analysis.draw_precision([analysis.read_run(folder) for folder in folders])
     assert figure is not None
     assert figure.axes[1].lines[0].get_ydata() == pytest.approx([0.0, 20.0, 10.0])
+
+
+def test_curves_of_runs_that_do_not_compare_stand_apart_beside_the_ladder(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    for name, mask in (("a", "patch"), ("b", "tail"), ("c", "patch")):
+        write_run(runs / name, [1.0, 0.5], mask_mode=mask)
+    found = [analysis.read_run(folder) for folder in analysis.find_runs(str(runs), [])]
+    groups = runs_room.group_comparable(found)
+    assert [[run.name for run in group] for group in groups] == [["a", "c"], ["b"]]
+    figure = analysis.draw_group(groups, 0, 20)
+    assert figure is not None
+    (loss, *_) = figure.axes
+    assert "2 runs with mask_mode = 'patch'" in loss.get_title()
+    lines = {line.get_label(): list(line.get_ydata()) for line in loss.lines}
+    assert lines["ladder, not trained"] == [LADDER, LADDER] and {"a", "c"} < set(lines)
+    analyse(tmp_path, capsys)
+    pictures = runs / "analysis"
+    assert {file.name for file in pictures.glob("curves*")} == {"curves.png", "curves_2.png"}
+    (runs / "b" / "config.json").unlink()
+    (runs / "b" / "metrics.csv").unlink()
+    _, table = analyse(tmp_path, capsys)
+    assert {file.name for file in pictures.glob("curves*")} == {"curves.png"}
+    assert table["ladder"].tolist() == [LADDER, LADDER]
 
 
 def test_accuracy_reports_are_tabled(tmp_path, capsys, no_pictures):

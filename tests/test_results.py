@@ -20,7 +20,16 @@ def test_an_environment_is_described_without_loading_torch():
 
 def test_an_environment_names_commit_versions_and_machine():
     found = describe_environment()
-    assert list(found) == ["commit", "python", "versions", "gpu", "gpus", "machine"]
+    assert list(found) == [
+        "command",
+        "date",
+        "commit",
+        "python",
+        "versions",
+        "gpu",
+        "gpus",
+        "machine",
+    ]
     assert found["versions"]["numpy"] and found["commit"]
 
 

@@ -11,19 +11,31 @@ import pytest
 import torch
 from conftest import ROOT, metadata
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from test_trainer import metrics
 from test_trainer_settings import settings, train, trainer
 
 import fp8_ddp_trainer
 from benchmarks.prove import read_test_loss
 from fp8_ddp_trainer import main
-from lob.config import InputError
+from lob.config import InputError, read_comments
 from lob.model.checkpoint import load_checkpoint, save_checkpoint
 from lob.model.encoder import BookEncoder, encoder_config
+from lob.model.masking import trained_on
+from lob.training.board import LEARNING_KEYS, METRICS, SKILL
 from lob.training.run_folder import new_run, runs_named
+from lob.training.run_log import RunLog
 from lob.training.saving import load_weights, training_state
+from lob.training.scores import ANSWERS, FIELDS
 
 pytestmark = pytest.mark.usefixtures("kept_signals")
+
+
+def read_board(run: Path) -> EventAccumulator:
+    board = EventAccumulator(str(run), size_guidance={"scalars": 0, "histograms": 0, "images": 0})
+    board.Reload()
+    return board
 
 
 @pytest.fixture(scope="module")
@@ -31,31 +43,64 @@ def logged(sampled, tmp_path_factory) -> tuple[Path, EventAccumulator]:
     """A run of two epochs, and its TensorBoard events."""
     intervals = {"validate_steps": 9, "histogram_steps": 10, "log_steps": 4}
     run = train(sampled, tmp_path_factory.mktemp("logged"), epochs=2, **intervals)
-    board = EventAccumulator(str(run), size_guidance={"scalars": 0, "histograms": 0, "images": 0})
-    board.Reload()
-    return run, board
+    return run, read_board(run)
+
+
+COLUMNS_OF_TAGS = {
+    "loss/train": ("step", "train_loss"),
+    "optimizer/learning_rate": ("step", "learning_rate"),
+    "optimizer/gradient_norm": ("step", "gradient_norm"),
+    "speed/windows_per_second": ("step", "windows_per_second"),
+    "speed/data_wait_share": ("step", "data_wait_share"),
+    **{f"loss/{name}": ("validation", f"{name}_loss") for name in ANSWERS},
+    **{
+        f"{group}/{part}_{name}": (f"validation_{part}", f"{name}_loss")
+        for group, parts in (("loss_by_field", FIELDS), ("loss_by_mask", trained_on("mix")))
+        for part in parts
+        for name in ANSWERS
+    },
+}
 
 
 def test_tensorboard_holds_what_metrics_csv_holds(logged):
     run, board = logged
-    for tag in (
-        "step/train_loss",
-        "step/learning_rate",
-        "step/gradient_norm",
-        "step/windows_per_second",
-        "step/data_wait_share",
-        "epoch/train_loss",
-        "epoch/validation_loss",
-        "epoch/learning_rate",
-        "epoch/windows_per_second",
-        "validation/validation_loss",
-        "test/validation_loss",
-    ):
-        kind, column = tag.split("/")
+    for tag, (kind, column) in COLUMNS_OF_TAGS.items():
         rows = [(int(row["step"]), float(row[column])) for row in metrics(run, kind)]
         found = [(event.step, event.value) for event in board.Scalars(tag)]
-        assert len(found) > 0 and [step for step, _ in found] == [step for step, _ in rows], tag
+        assert len(found) > 1 and [step for step, _ in found] == [step for step, _ in rows], tag
         np.testing.assert_allclose(found, rows, rtol=1e-6)
+    assert set(board.Tags()["scalars"]) == {*COLUMNS_OF_TAGS, *SKILL.values()}
+    ladder, loss = (
+        np.array([event.value for event in board.Scalars(tag)])
+        for tag in ("loss/ladder", "loss/validation")
+    )
+    skill = [event.value for event in board.Scalars("skill/over_ladder")]
+    np.testing.assert_allclose(skill, 1 - loss / ladder, atol=1e-6)
+    assert skill[0] == pytest.approx(0, abs=1e-6) and len(set(ladder)) == 1
+
+
+def test_every_loss_stands_in_one_chart_beside_the_ladder(logged):
+    _, board = logged
+    losses = {tag for tag in board.Tags()["scalars"] if tag.startswith("loss")}
+    event = board.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    charts = [chart for group in Layout.FromString(event).category for chart in group.chart]
+    charted = [tag for chart in charts for tag in chart.multiline.tag]
+    assert sorted(charted) == sorted({*losses, *SKILL.values()})
+    assert [*charts[0].multiline.tag] == [f"loss/{name}" for name in ("train", *ANSWERS)]
+
+
+def test_events_are_on_disk_when_an_entry_was_logged(sampled, tmp_path, monkeypatch):
+    seen = []
+
+    def look(log, progress, loss, *rest):
+        kept(log, progress, loss, *rest)
+        events = read_board(log.folder).Scalars("loss/train")
+        seen.append((events[-1].step, events[-1].value) == (progress.step, np.float32(loss)))
+
+    kept = RunLog.step
+    monkeypatch.setattr(RunLog, "step", look)
+    train(sampled, tmp_path, log_steps=20)
+    assert seen and all(seen)
 
 
 def test_intervals_are_kept(logged):
@@ -71,16 +116,79 @@ def test_intervals_are_kept(logged):
         assert [event.step for event in board.Histograms(tag)] == list(range(10, last + 1, 10))
 
 
-def test_tensorboard_shows_pictures_config_and_hparams(logged):
+def test_tensorboard_shows_a_picture_an_epoch(logged):
     run, board = logged
     epochs = [int(row["step"]) for row in metrics(run, "epoch")]
-    pictures = board.Images("reconstruction")
+    pictures = board.Images("fills")
     assert [event.step for event in pictures] == epochs and pictures[0].width > 600
     assert pictures[0].encoded_image_string != pictures[1].encoded_image_string
-    text = board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert "mask_perc = 0.25" in text and "model_size = 'tiny_transformer'" in text
+
+
+def test_tensorboard_tells_what_the_run_is_and_how_it_learns(logged):
+    run, board = logged
+
+    def text(name: str) -> str:
+        return board.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
+
+    assert "mask_perc = 0.25" in text("config") and "log_steps = 4" in text("config")
+    env = json.loads((run / "env.json").read_text())
+    for name in ("command", "date", "commit", "data"):
+        assert f"- **{name}**: {env[name]}" in text("run")
+    assert "; train from 2026-05-02 02:36, validation from" in text("run")
+    assert "torch 2." in text("run") and "test loss" in text("result")
     plugins = board.summary_metadata["_hparams_/session_start_info"].plugin_data
-    assert plugins.plugin_name == "hparams" and b"mask_perc" in plugins.content
+    content = HParamsPluginData.FromString(plugins.content)
+    assert set(content.session_start_info.hparams) == set(LEARNING_KEYS)
+    experiment = board.summary_metadata["_hparams_/experiment"].plugin_data.content
+    named = HParamsPluginData.FromString(experiment).experiment.metric_infos
+    assert {info.name.tag for info in named} == set(METRICS)
+    assert "_hparams_/session_end_info" in board.summary_metadata
+
+
+def test_a_run_that_has_not_ended_has_its_settings_and_scores(sampled, tmp_path, monkeypatch):
+    monkeypatch.setattr(fp8_ddp_trainer.Trainer, "test", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(sampled, tmp_path)
+    board = read_board(tmp_path / "pretrained_ddp")
+    assert "_hparams_/session_start_info" in board.summary_metadata
+    assert "_hparams_/session_end_info" not in board.summary_metadata
+    assert len(board.Scalars("skill/over_ladder")) == 2
+
+
+def test_the_page_hparams_offers_the_values_that_the_trainer_takes():
+    comments = read_comments(ROOT / "fp8_ddp_trainer.py")
+    for key, names in LEARNING_KEYS.items():
+        rule = "False | True" if comments[key].rule == "bool" else comments[key].rule
+        assert bool(names) == (" | " in rule) and (not names or set(names) == {*rule.split(" | ")})
+
+
+@pytest.mark.parametrize(
+    ("fill", "begins", "other"),
+    [
+        ("ladder", "the ladder, at which training began, ", "linear interpolation in time "),
+        ("linear", "linear interpolation in time, at which training began, ", "the ladder "),
+        ("none", "the ladder ", "linear interpolation in time "),
+    ],
+)
+def test_the_last_lines_name_the_fill_that_training_began_at(
+    sampled, tmp_path, capsys, fill, begins, other
+):
+    run = train(sampled, tmp_path, fill=fill)
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("test loss  ")]
+    mine, first, second = line.removeprefix("test loss  ").split("; ")
+    assert first.startswith(begins) and second.startswith(other)
+    row = metrics(run, "test")[0]
+    shown = {float(mine), *(float(part.rsplit(" ", 1)[1]) for part in (first, second))}
+    columns = ("validation_loss", "ladder_loss", "linear_loss")
+    assert shown == {round(float(row[column]), 6) for column in columns}
+
+
+def test_a_run_of_another_version_is_not_gone_on_with(sampled, tmp_path):
+    run = train(sampled, tmp_path)
+    rest = (run / "metrics.csv").read_text().split("\n", 1)[1]
+    (run / "metrics.csv").write_text("kind,epoch,step\n" + rest)
+    with pytest.raises(InputError, match="was begun by another version"):
+        main(settings(sampled, tmp_path, resume=True, epochs=2))
 
 
 def test_the_best_weights_are_tested_and_not_the_last(sampled, tmp_path):
@@ -88,9 +196,9 @@ def test_the_best_weights_are_tested_and_not_the_last(sampled, tmp_path):
     changes = {"optimizer": "sgd", "use_scheduler": False, "lr": 5.0, "batch_size": 300}
     run, begin = train(sampled, tmp_path, **changes), trainer(sampled, tmp_path, **changes)
     before, after = (float(row["validation_loss"]) for row in metrics(run, "validation"))
-    assert after > 1.1 * before == pytest.approx(1.1 * begin.evaluate(1)[0], rel=1e-5)
+    assert after > 1.1 * before == pytest.approx(1.1 * begin.evaluate(1).loss(), rel=1e-5)
     tested = float(metrics(run, "test")[0]["validation_loss"])
-    assert tested == pytest.approx(begin.evaluate(2)[0], rel=1e-5)
+    assert tested == pytest.approx(begin.evaluate(2).loss(), rel=1e-5)
 
 
 def test_the_last_epochs_weights_are_kept_where_the_step_before_was_just_saved(
@@ -175,9 +283,9 @@ def test_a_resumed_run_has_its_scales_before_it_is_scored(sampled, tmp_path, mon
         model.head.load_state_dict(state)
 
     monkeypatch.setattr("lob.training.passes.load_fp8_state", load)
-    found = made.evaluate(1)
+    found = made.evaluate(1).loss()
     made.passes.fp8_state = {}
-    assert found == made.evaluate(1) and (made.model.head.weight == 1).all()
+    assert found == made.evaluate(1).loss() and (made.model.head.weight == 1).all()
 
 
 def test_azure_moves_data_and_runs_to_the_data_disk(sampled, tmp_path):

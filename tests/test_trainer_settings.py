@@ -17,6 +17,7 @@ from fp8_ddp_trainer import Trainer, apply_mask, check_config, main
 from lob.config import InputError
 from lob.model.encoder import PRESETS, BookEncoder, encoder_config
 from lob.model.inputs import build_inputs
+from lob.model.masking import make_mask, scramble, uniform
 from lob.training.distributed import Team
 from lob.training.optimisation import FiniteCheck, NonFinite, make_optimizer, one_cycle
 from lob.training.precision import Precision, check_dimensions, choose_precision
@@ -140,7 +141,8 @@ def test_losses_are_means_over_hidden_values(sampled, tmp_path, loss):
     made = trainer(sampled, tmp_path, loss=loss, fill="none")
     batch = next(made.sampler.training(0, 0, passes=2))
     ((price_ticks, sizes, keys),) = made.passes.load([batch])
-    prediction, values, mask = (t.detach().numpy() for t in made.predict(price_ticks, sizes, keys))
+    predicted = made.predict(price_ticks, sizes, keys)
+    prediction, values, mask, _ = (t.detach().numpy() for t in predicted)
     found = made.passes.run(*next(made.passes.windows([batch]))).numpy()
     error = (prediction - values).astype(np.float64)
     np.testing.assert_allclose(found, [LOSS[loss](error)[mask].sum(), mask.sum()], rtol=1e-5)
@@ -155,7 +157,7 @@ def test_validation_is_scored_beside_interpolation_and_its_waiting_is_not_counte
     made = trainer(sampled, tmp_path)
     sums, count = np.zeros(2), 0
     for windows in made.passes.load(made.sampler.held_out(1, 16)):
-        prediction, values, mask = (t.detach().numpy() for t in made.predict(*windows))
+        prediction, values, mask, _ = (t.detach().numpy() for t in made.predict(*windows))
         line = np.empty(values.shape)
         for window, level, field in np.ndindex(len(values), *values.shape[2:]):
             truth, hidden = values[window, :, level, field], mask[window, :, level, field]
@@ -165,8 +167,52 @@ def test_validation_is_scored_beside_interpolation_and_its_waiting_is_not_counte
             sums[number] += ((answer - values)[mask].astype(np.float64) ** 2).sum()
         count += mask.sum()
     waited = made.passes.store.wait_seconds
-    assert made.evaluate(1) == pytest.approx(tuple(sums / count), rel=1e-4)
+    scores = made.evaluate(1)
+    found = [scores.loss("validation"), scores.loss("linear")]
+    assert found == pytest.approx(list(sums / count), rel=1e-4)
     assert made.passes.store.wait_seconds == waited > 0
+
+
+@pytest.mark.parametrize("fill", ["none", "linear", "ladder"])
+def test_losses_are_split_by_field_and_by_the_mask_that_a_window_got(sampled, tmp_path, fill):
+    made = trainer(sampled, tmp_path, fill=fill, mask_mode="mix")
+    scores = made.evaluate(1)
+    squares: dict[str, list[np.ndarray]] = {}
+    for price_ticks, sizes, keys in made.passes.load(made.sampler.held_out(1, 16)):
+        encoder = replace(made.encoder, fill="ladder")
+        choice = uniform(scramble(keys), 1)[:, 0].numpy()
+        names = np.select([choice < 0.4375, choice < 0.75, choice < 0.9375], [5, 3, 6], 0)
+        for number, name in enumerate(names):
+            mode = ("entry", "", "", "span", "", "patch", "tail")[name]
+            mask = make_mask(keys[[number]], 32, 16, 0.25, mode)
+            only = price_ticks[[number]], sizes[[number]], mask
+            _, ladder, values, _ = build_inputs(*only, encoder)
+            square = ((ladder - values) ** 2).numpy()
+            hidden = mask.numpy()
+            for part, field in (("price", 0), ("size", 1)):
+                squares.setdefault(part, []).append(square[..., field][hidden[..., field]])
+            for part in ("all", mode):
+                squares.setdefault(part, []).append(square[hidden])
+    assert scores.parts() == ["price", "size", "entry", "span", "patch", "tail"]
+    for part, parts in squares.items():
+        mean = np.concatenate(parts).astype(np.float64).mean()
+        assert scores.loss("ladder", part) == pytest.approx(mean, rel=1e-4), part
+        if fill == "ladder":  # the network adds nothing yet
+            assert scores.loss("validation", part) == pytest.approx(mean, rel=1e-4), part
+    assert scores.loss("linear", "level") == 0
+
+
+def test_windows_that_an_own_mask_hides_count_in_no_mask_of_the_house(
+    sampled, tmp_path, monkeypatch
+):
+    def hide_best(keys, states, levels, *_):
+        mask = torch.zeros(len(keys), states, levels, 2, dtype=torch.bool)
+        mask[:, 5:9, levels // 2] = True
+        return mask
+
+    monkeypatch.setattr(fp8_ddp_trainer, "make_mask", hide_best)
+    scores = trainer(sampled, tmp_path, mask_mode="mix").evaluate(1)
+    assert scores.parts() == ["price", "size"] and np.isfinite(scores.loss())
 
 
 def test_accumulation_takes_the_step_of_one_large_batch(sampled, tmp_path):

@@ -6,8 +6,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.colors import ListedColormap
-from matplotlib.image import AxesImage
 from torch import Tensor
 
 from lob.book.states import Book
@@ -16,7 +14,7 @@ from lob.evaluation.report import MASKS, METHODS, describe_training
 from lob.evaluation.ridge import Ridges
 from lob.evaluation.scoring import OURS, RIDGE, Masking, fill, profile_errors, window_errors
 from lob.model.encoder import BookEncoder
-from lob.plotting import BLUE, GREEN, GREY, RED, add_size_bar, show_depth
+from lob.plotting import BLUE, GREEN, GREY, RED, add_size_bar, cover, show_depth
 
 PROFILED_MASKS = ("patch", "span64", "tail")
 METHODS_DRAWN = {name: METHODS[name] for name in ("linear_time", "ladder", RIDGE, OURS)}
@@ -118,26 +116,6 @@ def draw_fills(
         axis.set_ylabel("price")
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-def cover(axis: plt.Axes, mesh: AxesImage, prices: np.ndarray, hidden: np.ndarray) -> None:
-    """Paint those pixels of a depth map grey whose nearest level is hidden.
-
-    prices: of the levels, (T, L); hidden: bool (T, L).
-    """
-    low, high = mesh.get_extent()[2:]
-    rows, states = mesh.get_size()
-    price_of_row = low + (np.arange(rows) + 0.5) * (high - low) / rows
-    nearest = np.abs(price_of_row[:, None, None] - prices).argmin(axis=2)
-    image = np.ma.masked_equal(hidden[np.arange(states), nearest], False)
-    axis.imshow(
-        image,
-        aspect="auto",
-        origin="lower",
-        extent=mesh.get_extent(),
-        cmap=ListedColormap([GREY]),
-        interpolation="nearest",
-    )
 
 
 def draw_error_profiles(

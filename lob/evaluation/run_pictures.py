@@ -16,7 +16,10 @@ PANELS = 9  # keys in the picture of effects, at most
 
 
 def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
-    """Draw loss, learning rate and gradient norm by step; validation loss by time and windows."""
+    """Draw loss, learning rate and gradient norm by step; validation loss by time and windows.
+
+    The runs' losses must compare. Beside them stands that of the ladder, which is not trained.
+    """
     seconds = max(run.metrics["validation"]["seconds"].max() for run in runs)
     unit, name = pick_unit(seconds)
     figure, axes = plt.subplot_mosaic(
@@ -33,6 +36,10 @@ def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
         axes["loss"].plot(validation["step"], losses, "--o", label=run.name, **style)
         axes["time"].plot(validation["seconds"] / unit, losses, "-o", **style)
         axes["windows"].plot(validation["windows_seen"], losses, "-o", **style)
+    ladders = [run.ladder_loss for run in runs if np.isfinite(run.ladder_loss)]
+    for panel in ("loss", "time", "windows") if ladders else ():
+        level, label = float(np.mean(ladders)), "ladder, not trained"
+        axes[panel].axhline(level, color="black", lw=1.2, ls=":", label=label)
     axes["loss"].set_title(f"{title}: loss in training (lines, smoothed) and in validation (dots)")
     axes["loss"].set(xlabel="optimizer step", ylabel="loss")
     axes["rate"].set(xlabel="optimizer step", ylabel="learning rate")

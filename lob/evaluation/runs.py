@@ -54,6 +54,12 @@ class Run:
         return float(before.iloc[0]) if len(before) else float("nan")
 
     @property
+    def ladder_loss(self) -> float:
+        """The validation loss of the ladder, which is not trained; NaN if it is not known."""
+        known = self.metrics["validation"]["ladder_loss"].dropna()
+        return float(known.iloc[-1]) if len(known) else float("nan")
+
+    @property
     def epochs(self) -> int:
         """Epochs done."""
         return int(max(self.metrics["epoch"]["epoch"], default=0))
@@ -84,6 +90,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         "train_loss": epoch["train_loss"].iloc[-1] if len(epoch) else np.nan,
         "before_training": run.loss_before,
         "best_validation": run.best_loss,
+        "ladder": run.ladder_loss,
         "best_epoch": best_epoch,
         "test": test["validation_loss"].iloc[-1] if len(test) else np.nan,
     }
@@ -108,6 +115,15 @@ def group_runs(runs: Sequence[Run], but: set[str]) -> list[list[Run]]:
     for run in runs:
         rest = {key: value for key, value in sorted(run.config.items()) if key not in NAMES | but}
         groups.setdefault(repr(rest), []).append(run)
+    return list(groups.values())
+
+
+def group_comparable(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return groups of runs whose losses compare: taken over values hidden in the same way."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        rest = repr([sorted(run.pairs), *(run.config.get(key) for key in LOSS_KEYS)])
+        groups.setdefault(rest, []).append(run)
     return list(groups.values())
 
 

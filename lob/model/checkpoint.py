@@ -39,7 +39,6 @@ class Progress:
     windows_seen: int = 0
     best_loss: float = math.inf
     best_epoch: int = 0  # the epoch that reached best_loss, from 1; 0: before training
-    linear_loss: float = math.nan  # validation loss of linear interpolation in time, same masks
     seconds: float = 0.0  # of the run, over all sessions
     step_seconds: float = 0.0  # of these, in training steps
     epoch_began: float = 0.0  # step_seconds when the epoch under way began

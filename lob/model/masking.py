@@ -107,3 +107,17 @@ def make_mask(keys: Tensor, states: int, levels: int, share: float, mode: str) -
             begin = torch.floor(draws[:, 1:] * (begin + 1))
         hidden = (time >= begin) & (time < begin + length)
     return hidden[:, :, None, None].expand(shape)
+
+
+def name_masks(mask: Tensor, keys: Tensor, share: float, mode: str) -> Tensor:
+    """Return which of MASKS each window got with `mode`, int64 (B,); len(MASKS) for none of them.
+
+    mask: bool (B, T, L, F), made with `keys`. It is compared with what `make_mask` makes, because
+    `mix` draws a mask for each window, and a user's own function may hide anything.
+    """
+    _, states, levels, _ = mask.shape
+    found = torch.full_like(keys, len(MASKS))
+    for name in trained_on(mode):
+        is_this = (make_mask(keys, states, levels, share, name) == mask).flatten(1).all(1)
+        found = torch.where(is_this, MASKS.index(name), found)
+    return found

@@ -1,21 +1,27 @@
 """Optimizers and learning rates, and the check that keeps NaN and infinity from the weights."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from lob.config import CheckFailed
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+
 
 def make_optimizer(
     name: str, model: nn.Module, lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Return AdamW, Adam or SGD with momentum 0.9, fused on a GPU; only AdamW decays weights."""
-    makers = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     parameters = list(model.parameters())
     own = {"sgd": {"momentum": 0.9}, "adamw": {"weight_decay": weight_decay}}.get(name, {})
-    return makers[name](parameters, lr=lr, fused=parameters[0].is_cuda, **own)
+    return OPTIMIZERS[name](parameters, lr=lr, fused=parameters[0].is_cuda, **own)
 
 
 def make_plateau(

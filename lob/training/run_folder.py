@@ -23,12 +23,17 @@ COLUMNS = (
     "seconds",
     "train_loss",
     "validation_loss",
+    "ladder_loss",
+    "linear_loss",
     "learning_rate",
     "gradient_norm",
     "windows_per_second",
     "data_wait_share",
 )
 KINDS = {"step", "validation", "epoch", "test"}  # of rows of metrics.csv
+# Begins the kind of a row with the losses of a part of the hidden values: of the prices or sizes
+# alone, or of the windows that one mask hides.
+OF_PART = "validation_"
 MAY_CHANGE = {  # keys in which a resumed run may differ from what it was before
     "epochs",
     "max_gpus",
@@ -88,6 +93,7 @@ def find_run(runs_dir: str | Path, name: str, settings: dict[str, Any]) -> Path:
     runs = runs_named(runs_dir, name)
     if not runs:
         raise InputError(f"there is no run {name!r} in {runs_dir} to resume: leave out --resume")
+    check_columns(runs[-1])
     changed = [
         change
         for key, change in changed_settings(runs[-1], settings).items()
@@ -99,6 +105,20 @@ def find_run(runs_dir: str | Path, name: str, settings: dict[str, Any]) -> Path:
             "change it back to resume"
         )
     return runs[-1]
+
+
+def check_columns(run: Path) -> None:
+    """Raise InputError if another version began the run's metrics.csv, with other columns."""
+    try:
+        with open(run / "metrics.csv") as metrics:
+            first = metrics.readline().rstrip("\n")
+    except OSError:
+        return
+    if first and first != ",".join(COLUMNS):
+        raise InputError(
+            f"{run} was begun by another version, whose metrics.csv has other columns: "
+            "start without --resume; --load_model=True takes its weights"
+        )
 
 
 def claim_run(run: Path, how: int = fcntl.LOCK_EX) -> BinaryIO:
@@ -154,7 +174,8 @@ def read_metrics(run: Path) -> "pd.DataFrame":
     counts = dict.fromkeys(("epoch", "step", "windows_seen"), "int64")
     numbers = dict.fromkeys(COLUMNS[1:], "float64") | counts
     rows = pd.read_csv(io.BytesIO(raw), dtype={"kind": "category", **numbers}, engine="c")
-    unknown = set(rows["kind"].cat.categories) - KINDS
+    kinds = rows["kind"].cat.categories
+    unknown = {kind for kind in kinds if not str(kind).startswith(OF_PART)} - KINDS
     if unknown:
         raise ValueError(f"metrics.csv has rows of the unknown kinds {sorted(unknown)}")
     if not len(rows):

@@ -1,16 +1,15 @@
 """What a run shows: config.json, env.json, metrics.csv, TensorBoard events, and what is printed."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from lob.config import InputError
@@ -21,8 +20,15 @@ from lob.storage import new_file
 from lob.training.distributed import Team
 from lob.training.passes import Passes
 from lob.training.precision import Precision
-from lob.training.run_folder import COLUMNS, changed_settings, claim_run
+from lob.training.run_folder import COLUMNS, OF_PART, changed_settings, claim_run
 from lob.training.samples import Sampler
+from lob.training.scores import ANSWERS, Scores
+
+if TYPE_CHECKING:
+    from lob.training.picture import Filled
+
+# What stands for a hidden value without training, in words.
+NAMES = {"ladder": "the ladder", "linear": "linear interpolation in time"}
 
 
 class RunLog:
@@ -30,7 +36,7 @@ class RunLog:
 
     settings: the run's whole config, stored and shown; active: this is the first rank; resumed: the
     run goes on; saved: metadata of the checkpoint that it goes on from (what was logged after it is
-    dropped), or nothing; facts: the precision and pairs that the config's choices came to.
+    dropped), or nothing; facts: what the config's choices came to (precision, pairs, data).
     """
 
     def __init__(
@@ -58,7 +64,7 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         if not self.active:
             return self
-        from tensorboardX import SummaryWriter
+        from lob.training.board import STEP_TAGS, Board  # loads TensorBoard, which takes a second
 
         environment = describe_environment() | self.facts
         try:
@@ -78,9 +84,8 @@ class RunLog:
         self.metrics.truncate(min(self.metrics_bytes(), self.saved.get("metrics_bytes", 0)))
         if self.metrics_bytes() == 0:
             self.write_row(COLUMNS)
-        self.board = SummaryWriter(str(self.folder), purge_step=self.purge_step)
-        lines = (f"    {key} = {value!r}" for key, value in self.settings.items())
-        self.board.add_text("config", "\n".join(lines))
+        self.board, self.step_tags = Board(self.folder, self.purge_step), STEP_TAGS
+        self.board.begin(self.settings, describe_facts(environment))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,7 +166,7 @@ class RunLog:
         )
 
     def write(self, kind: str, progress: Progress, scalars: dict[str, float]) -> None:
-        """Append a row to metrics.csv and the scalars to TensorBoard."""
+        """Append a row to metrics.csv."""
         if not self.active:
             return
         row = {
@@ -173,8 +178,6 @@ class RunLog:
             **scalars,
         }
         self.write_row(row.get(column, "") for column in COLUMNS)
-        for name, value in scalars.items():
-            self.board.add_scalar(f"{kind}/{name}", value, progress.step)
 
     def step(
         self, progress: Progress, loss: float, lr: float, norm: float, wait_seconds: float
@@ -195,15 +198,23 @@ class RunLog:
             "data_wait_share": waited / seconds,
         }
         self.write("step", progress, scalars)
-        if self.active and torch.cuda.is_available():
-            gigabytes = torch.cuda.max_memory_allocated() / 1e9
-            self.board.add_scalar("step/gpu_memory_gb", gigabytes, progress.step)
+        if self.active:
+            shown = [(tag, scalars[column]) for column, tag in self.step_tags.items()]
+            if torch.cuda.is_available():
+                shown.append(("speed/gpu_memory_gb", torch.cuda.max_memory_allocated() / 1e9))
+            self.board.scalars(shown, progress.step)
 
-    def validation(self, progress: Progress, loss: float) -> None:
-        self.write("validation", progress, {"validation_loss": loss})
+    def validation(self, progress: Progress, scores: Scores, fill: str) -> None:
+        """Log the losses of a validation, whole and in parts. fill: what training began at."""
+        for part in ("all", *scores.parts()):
+            kind = "validation" if part == "all" else f"{OF_PART}{part}"
+            losses = {f"{answer}_loss": scores.loss(answer, part) for answer in ANSWERS}
+            self.write(kind, progress, losses)
+        if self.active:
+            self.board.validation(scores, progress.step)
         if progress.step == 0:
-            linear = f"linear interpolation in time {progress.linear_loss:.6f}"
-            self.print(f"before     validation loss {loss:.6f}; {linear}")
+            beside = describe_untrained(scores, fill)
+            self.print(f"before     validation loss {scores.loss():.6f}; {beside}")
 
     def epoch(
         self,
@@ -232,68 +243,67 @@ class RunLog:
             f"{rate:>10,.0f}"
         )
 
-    def test(self, progress: Progress, loss: float, linear: float) -> None:
-        """Log the best weights' loss on the test windows, and the config beside the run's scores.
+    def test(
+        self, progress: Progress, scores: Scores | None, fill: str, best: Path, meta: dict[str, Any]
+    ) -> None:
+        """Log the best weights' loss on the test windows, and say where everything is.
 
-        loss and linear (interpolation's loss) are NaN if there are no test windows.
+        scores: None if there are no test windows. fill: what training began at. best: the best
+        checkpoint; meta: its metadata.
         """
-        if math.isnan(loss):
+        if scores is None:
             self.write("test", progress, {})  # the row says that the run has ended
-            self.print("test loss  none: no window lies in the test split")
+            result = "test loss  none: no window lies in the test split"
         else:
-            self.write("test", progress, {"validation_loss": loss})
-            self.print(f"test loss  {loss:.6f}; linear interpolation in time {linear:.6f}")
-        if self.active:
-            keys = {
-                key: value if isinstance(value, int | float | str | bool) else str(value)
-                for key, value in self.settings.items()
-            }
-            scores = {"best_validation_loss": progress.best_loss, "test_loss": loss}
-            finite = {name: value for name, value in scores.items() if not math.isnan(value)}
-            self.board.add_hparams(keys, finite, name=".")
-
-    def end(self, best: Path, meta: dict[str, Any]) -> None:
-        """Say where everything is. meta: the best checkpoint's metadata."""
-        if self.active:
-            epoch = meta["progress"]["best_epoch"]
-            print(f"best checkpoint {best}: epoch {epoch}, {describe_step(meta)}")
-            print(f"curves          tensorboard --logdir {self.folder.parent}", flush=True)
+            losses = {f"{answer}_loss": scores.loss(answer) for answer in ANSWERS}
+            self.write("test", progress, losses)
+            result = f"test loss  {scores.loss():.6f}; {describe_untrained(scores, fill)}"
+        if not self.active:
+            return
+        epoch = meta["progress"]["best_epoch"]
+        of = f"best checkpoint {best}: epoch {epoch}, {describe_step(meta)}"
+        self.board.end(f"{result}\n\n{of}")
+        print(f"{result}\n{of}")
+        print(f"curves          tensorboard --logdir {self.folder.parent}", flush=True)
 
     def histograms(self, model: nn.Module, step: int) -> None:
         """Write a histogram of each parameter's gradients to TensorBoard."""
         if self.active:
-            for name, parameter in model.named_parameters():
-                if parameter.grad is not None:
-                    gradients = parameter.grad.float().cpu().numpy()
-                    self.board.add_histogram(f"gradients/{name}", gradients, step)
+            self.board.histograms(model, step)
 
-    def picture(self, progress: Progress, values: Tensor, mask: Tensor, prediction: Tensor) -> None:
-        """Draw a reconstructed window (T, L, F): truth, what was visible, and what was predicted.
-
-        Prices stand above sizes.
-        """
+    def picture(self, progress: Progress, window: "Filled", tick: float, pair: str) -> None:
+        """Draw a window and what fills its hidden values. tick: the price of a tick."""
         if not self.active:
             return
-        import matplotlib
+        from lob.training.picture import draw_filled
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
+        title = f"{pair}, step {progress.step:,}: squared error of log size"
+        self.board.picture(draw_filled(window, tick, title), progress.step)
 
-        images = {
-            "truth": values,
-            "visible": torch.where(mask, math.nan, values),
-            "encoder": torch.where(mask, prediction, values),
-        }
-        figure, axes = plt.subplots(
-            2, 3, figsize=(12, 6), layout="constrained", sharex=True, sharey=True
-        )
-        for field, name in enumerate(("price", "size")):
-            low, high = values[..., field].quantile(torch.tensor([0.01, 0.99])).tolist()
-            for axis, (title, image) in zip(axes[field], images.items(), strict=True):
-                picture = image[..., field].T.numpy()
-                axis.imshow(
-                    picture, aspect="auto", origin="lower", vmin=low, vmax=high, cmap="magma"
-                )
-                axis.set(title=f"{name}, {title}", xlabel="book state", ylabel="level")
-        self.board.add_figure("reconstruction", figure, progress.step)
-        plt.close(figure)
+
+def describe_untrained(scores: Scores, fill: str) -> str:
+    """Return the losses of what needs no training, first that of the fill training began at."""
+    parts = []
+    for answer in sorted(NAMES, key=lambda answer: answer != fill):
+        words = f"{NAMES[answer]}, at which training began," if answer == fill else NAMES[answer]
+        parts.append(f"{words} {scores.loss(answer):.6f}")
+    return "; ".join(parts)
+
+
+def describe_facts(environment: dict[str, Any]) -> dict[str, str]:
+    """Return what env.json says, in a line each."""
+    facts = {}
+    for name, value in environment.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {inner}" for key, inner in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        if value is not None:
+            facts[name] = str(value)
+    return facts
+
+
+def show_progress(things: Iterable[Any], total: int, name: str, active: bool) -> Iterable[Any]:
+    """Return the same things with a progress bar over them, which only a terminal shows."""
+    disable = None if active else True  # None: unless stderr is a terminal
+    return tqdm(things, total=total, desc=name, unit="batch", leave=False, disable=disable)

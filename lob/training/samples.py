@@ -82,8 +82,17 @@ class Dataset:
         counts = ", ".join(f"{name} {len(ends):,}" for name, ends in ends_of)
         return (
             f"{pairs}; {states:,} states; windows: {counts}; "
-            f"states shared by two splits: {self.shared_states}"
+            f"states shared by two splits: {self.shared_states}; {self.describe_dates()}"
         )
+
+    def describe_dates(self) -> str:
+        """Return when the recordings begin, and when each next split does (UTC)."""
+        begin = min(int(book.timestamps[0]) for book in self.books)
+        end = max(int(book.timestamps[-1]) for book in self.books)
+        times = np.array([begin, *self.cuts_ns, end]).astype("datetime64[ns]")
+        texts = [str(time).replace("T", " ") for time in np.datetime_as_string(times, unit="m")]
+        named = ", ".join(f"{name} from {text}" for name, text in zip(SPLITS, texts, strict=False))
+        return f"{named} to {texts[-1]} UTC"
 
     def identity(self) -> dict[str, Any]:
         """Return what tells these windows from others: their books, a hash, the calendar cuts."""
@@ -245,9 +254,10 @@ class Sampler:
             for place in places_of_step:
                 yield self.batch(0, windows[place], repeats[place], epoch)
 
-    def first_held_out(self, split: int) -> Batch:
-        """Return a split's first window."""
-        return self.batch(split, np.arange(1), 0, HELD_OUT_EPOCH)
+    def first_held_out(self, split: int, most: int) -> Batch:
+        """Return a split's first windows, at most so many."""
+        some = np.arange(min(most, len(self.data.end_rows[split])))
+        return self.batch(split, some, 0, HELD_OUT_EPOCH)
 
     def held_out(self, split: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """Return this rank's batches of a split; `validation_windows` thins those of validation."""
