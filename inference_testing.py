@@ -8,7 +8,8 @@ The script reads a checkpoint (by default the best one of the newest run) and `b
 hides values of recorded windows and compares how well the encoder and naive methods fill them. Then
 it fits linear probes: linear models that predict the next states from the frozen embedding of a
 window. It writes `report.json` (benchmark `representation`), `report.md` and pictures into the
-checkpoint's run. With `benchmark` it only times the encoder, and writes `latency.json`.
+checkpoint's run, and adds them to its TensorBoard events. With `benchmark` it only times the
+encoder, and writes `latency.json`.
 
 Naive methods and probes are fitted on training windows, and the best of them are chosen on
 validation windows. The checkpoint's calendar cut decides which windows these are, also for pairs
@@ -33,8 +34,8 @@ config = {
     "mask_perc": 0.25,  # > 0 and < 1: share of the values that are hidden
     "windows": 48,  # int >= 1: windows of a pair, evenly spaced, and as many of the balanced sample
     "fit_windows": 24,  # int >= 1: training windows of the ridge, and as many validation windows
-    "probe_windows": 400,  # int >= 0: training windows of the probes, half as many for
-    #   validation and for test; 0: no probes
+    "probe_windows": None,  # int >= 0 | None: training windows of the probes, half as many for
+    #   validation and for test; 0: no probes; None: 400 if the tested windows span 30 minutes
     "block_states": 1024,  # int >= 1: states of a block of time in the bootstrap of the masks
     "pictures": True,  # bool: draw a reconstructed window, and errors by level and distance
     "batch_size": 16,  # int >= 1: windows that are filled and scored at a time
@@ -58,6 +59,7 @@ import torch
 
 from lob.book.states import Book, open_books
 from lob.evaluation import latency, probes, report
+from lob.evaluation.board import add_test
 from lob.evaluation.probe_tasks import HORIZON, TASKS
 from lob.evaluation.report import PairReport
 from lob.evaluation.ridge import Ridges, fit_ridges
@@ -70,6 +72,8 @@ from lob.model.masking import trained_on
 from lob.results import make_report, write_report
 from lob.storage import check_writable, new_file
 from lob.windows.splits import parse_dates
+
+PROBE_WINDOWS, PROBE_MINUTES = 400, 30.0  # where probe_windows is None
 
 
 def main(config: dict) -> int:
@@ -94,17 +98,21 @@ def main(config: dict) -> int:
     maskings = make_maskings(config, model, device)
     known_masks = trained_on(meta["config"]["mask_mode"])
     fitted: dict[tuple, Ridges | None] = {}  # pairs that are fitted on the same windows share them
-    found = []
+    found: list[PairReport] = []
+    pictures: dict[str, Path] = {}
     for book in books:
         ridges = fit_masks(config, selection, maskings, book, fitted)
         scores = score_masks(config, model, selection, maskings, ridges, book, known_masks)
-        probed = probe_embedding(config, model, selection, device, book)
-        notes = find_notes(config, selection, book, bool(probed))
+        probe_windows, why_none = plan_probes(config["probe_windows"], selection, book)
+        probed = probe_embedding(config, probe_windows, model, selection, device, book)
+        notes = find_notes(config, selection, book)
+        if why_none:
+            notes.append(why_none)
         for note in notes:
             print(note)
         found.append(PairReport(book.pair, scores, probed, notes))
         if config["pictures"]:
-            draw(config, model, meta, selection, maskings, ridges, book, folder)
+            pictures |= draw(config, model, meta, selection, maskings, ridges, book, folder)
 
     speed = time_embedding(config, model, device, books[0])
     print(f"one window {report.show_speed(speed)}")
@@ -113,6 +121,7 @@ def main(config: dict) -> int:
     text = report.to_markdown(f"Accuracy of {checkpoint.name} on {device.type}", found)
     with new_file(folder / "report.md") as handle:
         handle.write(text.encode())
+    add_test(folder, meta["progress"]["step"], found, text, pictures)
     print(f"report     {folder / 'report.md'}")
     return 0
 
@@ -177,7 +186,9 @@ def fit_masks(
     for masking in maskings:
         key = (masking.mask, *(str(source.path) for source, _ in training))
         if key not in fitted:
-            fitted[key] = fit_ridges(masking.hide(training), masking.hide(validation))
+            name = "fitting the ridge"
+            sets = masking.hide_all(training, name), masking.hide_all(validation, name)
+            fitted[key] = fit_ridges(*sets)
         found[masking.mask] = fitted[key]
     return found
 
@@ -225,8 +236,29 @@ def score_masks(
     return found
 
 
+def plan_probes(wanted: int | None, selection: Selection, book: Book) -> tuple[int, str]:
+    """Return how many windows the probes are fitted on, and why there are none, in words.
+
+    wanted: probe_windows. Without it a market too short to tell anything is not probed.
+    """
+    ends = selection.tested(book, HORIZON)
+    minutes = 0.0
+    if len(ends):
+        first, last = book.timestamps[ends[0] - selection.states], book.timestamps[ends[-1] - 1]
+        minutes = float(last - first) / 60e9
+    count = PROBE_WINDOWS if wanted is None else wanted
+    if wanted is None and minutes < PROBE_MINUTES:
+        span = f"the tested windows span {minutes:.1f} minutes of market, too few to judge by"
+        return 0, f"(no probes: {span}; --probe_windows={PROBE_WINDOWS} fits them all the same)"
+    sets = [selection.to_fit(book, split, count, HORIZON) for split in ("train", "validation")]
+    if count and not (len(ends) and all(sets)):
+        return 0, f"(no probes: a split has no window with {HORIZON} states after it)"
+    return count, ""
+
+
 def probe_embedding(
     config: dict,
+    count: int,
     model: BookEncoder,
     selection: Selection,
     device: torch.device,
@@ -234,16 +266,15 @@ def probe_embedding(
 ) -> dict[str, probes.ProbeResult | None]:
     """Return what linear probes score on the tested windows, by task.
 
-    Return an empty dict if no probes are wanted, or if a split has no windows for them.
+    count: training windows; for 0 an empty dict is returned.
     """
-    count = config["probe_windows"]
     if not count:
         return {}
     tested = evenly_spaced(selection.tested(book, HORIZON), count // 2)
     splits = [
         selection.to_fit(book, "train", count, HORIZON),
         selection.to_fit(book, "validation", count // 2, HORIZON),
-        [(book, tested)] if len(tested) else [],
+        [(book, tested)],
     ]
     if not all(splits):
         return {}
@@ -257,7 +288,7 @@ def probe_embedding(
     return found
 
 
-def find_notes(config: dict, selection: Selection, book: Book, probed: bool) -> list[str]:
+def find_notes(config: dict, selection: Selection, book: Book) -> list[str]:
     """Return what a reader must know about how a pair's numbers were made."""
     notes = []
     if not selection.to_fit(book, "validation", config["fit_windows"]):
@@ -265,8 +296,6 @@ def find_notes(config: dict, selection: Selection, book: Book, probed: bool) -> 
         notes.append(f"(no validation windows: {chosen})")
     if config["split"] == "validation":
         notes.append("(split = 'validation': methods and penalties were chosen on these windows)")
-    if config["probe_windows"] and not probed:
-        notes.append(f"(probes left out: a split has no window with {HORIZON} states after it)")
     return notes
 
 
@@ -279,10 +308,11 @@ def draw(
     ridges: dict[str, Ridges | None],
     book: Book,
     folder: Path,
-) -> None:
+) -> dict[str, Path]:
     """Draw one window as it was, masked and filled, and errors by level and by distance.
 
     The distance of a hidden value is the number of states to the nearest one that shows its level.
+    Return the files by name.
     """
     from lob.evaluation.pictures import draw_pair  # loads matplotlib
     from lob.plotting import save
@@ -291,8 +321,11 @@ def draw(
     middle = ends[len(ends) // 2]
     some = evenly_spaced(ends, config["batch_size"])
     figures = draw_pair(model, meta, maskings, ridges, book, middle, some)
+    files = {}
     for name, figure in figures.items():
-        print(f"picture    {save(figure, folder / f'{book.pair}_{name}.png')}")
+        files[f"{book.pair}_{name}"] = save(figure, folder / f"{book.pair}_{name}.png")
+        print(f"picture    {files[f'{book.pair}_{name}']}")
+    return files
 
 
 def time_variants(config: dict, model: BookEncoder, book: Book) -> list[dict]:

@@ -279,6 +279,7 @@ def score(config: dict, folder: Path, pairs: list[str], gpu: str) -> None:
         "pairs": pairs,
         "data_dir": config["data_dir"],
         "fit_data_dir": config["data_dir"],
+        "probe_windows": 400,  # by default the tester does not probe a short market
         **config["scoring"],
     }
     call("inference_testing.py", keys, folder.with_suffix(".log"), gpu)

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,18 +12,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, metadata, refusal, write_book
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ladder import moving_book
+from torch.utils.tensorboard import SummaryWriter
 
 import inference_testing
 import lob.storage
 from lob.book.states import identity, open_book, open_books
 from lob.config import InputError
-from lob.evaluation import fills, latency, probe_tasks, probes, scoring
+from lob.evaluation import fills, latency, probe_tasks, probes, report, scoring
 from lob.evaluation.fills import hide
 from lob.evaluation.ridge import FITTED, fit_ridges
 from lob.model.checkpoint import load_model, save_checkpoint
 from lob.model.encoder import BookEncoder, encoder_config
 from lob.model.masking import MASKS, make_mask, trained_on, window_keys
+from lob.results import TEST_SCORES
 from lob.windows.splits import calendar_cuts, window_ends
 
 
@@ -156,12 +161,64 @@ def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, chec
         assert (f"mask {mask}, not trained on this mask" in text) == unseen
         assert (f"mask {mask}, not trained on this mask" in done.stdout) == unseen
         assert cells[f"BTC_USD/{mask}/log_size", "trained_on"] == (not unseen)
+    verdict = "(better than|worse than|undecided beside) "
+    for begins, ends in (
+        ("  log of size", f"({'|'.join(report.METHODS.values())})"),
+        ("direction ", "hand-made"),
+    ):
+        told = [line for line in done.stdout.splitlines() if line.startswith(begins)]
+        assert told and all(re.search(f"   {verdict}{ends}$", line) for line in told)
     assert "(step 0, the weights before training: no later ones" in done.stdout
     assert "lower is better" in done.stdout
     lines = done.stdout.splitlines()
     assert not [line for line in lines if "| " in line]
     assert not [line for line in lines if len(line) > 120 and str(folder) not in line]
     assert sum(line.startswith("  log of size (squared error)") for line in lines) == 2
+
+
+def test_a_short_market_is_not_probed_unless_asked(sampled, checkpoint, monkeypatch):
+    model, meta = load_model(checkpoint)
+    books = open_books(sampled, None, model.config.depth)
+    config = {**inference_testing.config, "data_dir": str(sampled), "split": "validation"}
+    selection = inference_testing.select_windows(config, model, meta, books)
+    count, why = inference_testing.plan_probes(None, selection, books[0])
+    ends = selection.tested(books[0], probe_tasks.HORIZON)
+    times = books[0].timestamps
+    minutes = (times[ends[-1] - 1] - times[ends[0] - 32]) / 60e9
+    assert count == 0 and f"span {minutes:.1f} minutes of market" in why
+    assert "--probe_windows=400 fits them all the same" in why
+    assert inference_testing.plan_probes(400, selection, books[0]) == (400, "")
+    assert inference_testing.plan_probes(0, selection, books[0]) == (0, "")
+    monkeypatch.setattr(inference_testing, "PROBE_MINUTES", minutes)
+    assert inference_testing.plan_probes(None, selection, books[0]) == (400, "")
+    monkeypatch.setattr(inference_testing, "HORIZON", 10**6)
+    count, why = inference_testing.plan_probes(400, selection, books[0])
+    assert count == 0 and "a split has no window with 1000000 states after it" in why
+
+
+def test_a_test_joins_the_events_of_its_run_once(sampled, checkpoint, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint.parent.parent, run)
+    words = {"windows": 6, "fit_windows": 6, "batch_size": 8, "latency_runs": 1, "masks": ["entry"]}
+    folders = {"data_dir": str(sampled), "model_path": str(run / "checkpoints" / checkpoint.name)}
+    config = {**inference_testing.config, **words, **folders, "pictures": False}
+    inference_testing.main(config)
+    assert not list(run.glob("events.*"))  # no run's events to add to
+    with SummaryWriter(str(run)) as writer:
+        writer.add_scalar("loss/train", 1.0, 20)
+    inference_testing.main({**config, "pictures": True})
+    inference_testing.main({**config, "pictures": True})
+    assert "(no probes: the tested windows span " in capsys.readouterr().out
+    board = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    assert set(board.Tags()["scalars"]) == {"loss/train", *TEST_SCORES.values()}
+    rows = json.loads((run / "report.json").read_text())["rows"]
+    cells = {(row["case"], row["metric"]): row["value"] for row in rows}
+    for name, tag in TEST_SCORES.items():
+        skill = cells["BTC_USD/entry/log_size", f"skill_{name}"]
+        assert [event.value for event in board.Scalars(tag)] == [pytest.approx(skill)] * 2
+    assert {*board.Tags()["images"]} == {"test/BTC_USD_fills", "test/BTC_USD_errors"}
+    text = board.Tensors("test/text_summary")
+    assert len(text) == 1 and b"# Accuracy of" in text[0].tensor_proto.string_val[0]
 
 
 def test_masks_in_training_are_those_that_windows_get():

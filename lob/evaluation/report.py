@@ -8,7 +8,7 @@ from typing import Any
 from lob.evaluation.probe_tasks import TASKS
 from lob.evaluation.probes import CARE_AUC, CARE_R2, SUMMED, ProbeResult
 from lob.evaluation.probes import METHODS as PROBES
-from lob.evaluation.scoring import OURS, QUANTITIES, RIDGE, Comparison, MaskScores
+from lob.evaluation.scoring import OURS, QUANTITIES, RIDGE, Comparison, MaskScores, Rival
 from lob.model.checkpoint import describe_step
 from lob.model.masking import trained_on
 from lob.results import make_row
@@ -16,7 +16,7 @@ from lob.results import make_row
 NOT_TRAINED = "not trained on this mask"
 QUANTITY_NAMES = {
     "mid": "mid (ticks)",
-    "offset": "price's distance from mid (ticks)",
+    "offset": "distance from mid (ticks)",
     "log_size": "log of size (squared error)",
 }
 QUANTITY_MEANINGS = {
@@ -31,8 +31,8 @@ METHODS = {
     "linear_time": "linear in time",
     "linear_levels": "linear over levels",
     "ladder": "ladder carry",
-    "plain_ridge": "ridge regression",
-    RIDGE: "ridge regression with ladder",
+    "plain_ridge": "ridge",
+    RIDGE: "ridge with ladder",
     OURS: "encoder",
 }
 MASKS = {
@@ -48,11 +48,12 @@ LEGEND = [
     "",
     *(f"- {name}: {QUANTITY_MEANINGS[name]}" for name in QUANTITIES),
     "",
-    "Ladder carry looks a hidden size up at the same price in the states around it. The best "
-    "naive method is, of all methods but the encoder, the one with the least error on validation "
-    "windows. Skill is 1 - the encoder's error / that method's error. The difference is the "
-    "encoder's error less that method's, as a 95 % interval over blocks of time. The verdict is "
-    "undecided if the interval holds 0, or if there is one block. The win rate is the share of "
+    "Ladder carry looks a hidden size up at the same price in the states around it. Ridge is a "
+    "ridge regression on what is visible around a value, with or without the ladder's answer. "
+    "The best naive method is, of all methods but the encoder, the one with the least error on "
+    "validation windows. Skill is 1 - the encoder's error / that method's error. The difference is "
+    "the encoder's error less that method's, as a 95 % interval over blocks of time. The verdict "
+    "is undecided if the interval holds 0, or if there is one block. The win rate is the share of "
     "windows on which the encoder is better; a tie counts half.",
 ]
 PROBE_LEGEND = [
@@ -131,9 +132,10 @@ def rows_of_scores(scores: MaskScores) -> list[dict[str, Any]]:
         values = {f"{name}_error": error for name, error in found.errors.items() if name != OURS}
         values |= {"error": found.error, "median_error": found.median_error, "blocks": found.blocks}
         values["trained_on"] = int(scores.trained_on)
-        rivals = [
+        rivals: list[tuple[str, str, Rival | None]] = [
             ("untrained", "best_untrained_error", found.untrained),
             ("naive", "best_naive_error", found.naive),
+            ("ladder", "ladder_error", found.ladder),
             ("ridge", "ridge_error", found.ridge),
         ]
         for kind, error, rival in rivals:
@@ -168,8 +170,8 @@ def rows_of_probe(case: str, result: ProbeResult) -> list[dict[str, Any]]:
 def head_of_scores(pair: str, windows: str) -> str:
     """Return the lines above those of `show_scores`. windows: their number and split, in words."""
     title = f"{pair}, {windows}: mean errors, lower is better"
-    columns = f"{'':<36}{'encoder':>9}     {'best untrained method':<27}{'ridge with ladder':>18}"
-    return f"\n{title}; verdict: beside the best naive method\n{columns}   verdict"
+    columns = f"{'':<30}{'encoder':>9}{'untrained, the best':>29}{'ridge':>10}"
+    return f"\n{title}\n{columns}   verdict, beside the best of all others"
 
 
 def show_scores(scores: MaskScores) -> str:
@@ -178,10 +180,17 @@ def show_scores(scores: MaskScores) -> str:
     for quantity, found in scores.comparisons.items():
         ridge = "-" if found.ridge is None else f"{found.ridge.error:.4g}"
         lines.append(
-            f"  {QUANTITY_NAMES[quantity]:<34}{found.error:>9.4g}{found.untrained.error:>12.4g} "
-            f"{METHODS[found.untrained.method]:<19}{ridge:>18}   {found.naive.verdict}"
+            f"  {QUANTITY_NAMES[quantity]:<28}{found.error:>9.4g}{found.untrained.error:>10.4g} "
+            f"{METHODS[found.untrained.method]:<18}{ridge:>10}   "
+            f"{say_verdict(found.naive, METHODS[found.naive.method])}"
         )
     return "\n".join(lines)
+
+
+def say_verdict(found: Rival | Lead, name: str) -> str:
+    """Return in words how the encoder does beside another, such as 'worse than ladder carry'."""
+    words = {"better": "better than", "worse": "worse than", "undecided": "undecided beside"}
+    return f"{words[found.verdict]} {name}"
 
 
 def name_mask(scores: MaskScores) -> str:

@@ -5,12 +5,13 @@ methods are all but the encoder: the untrained ones and the ridge regressions. A
 batch, W window, T state, L level, K column.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lob.book.states import Book
 from lob.evaluation.fills import UNTRAINED, Hidden, fill_untrained, hide, to_columns
@@ -24,6 +25,7 @@ from lob.windows.splits import gather_windows
 
 MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
 OURS = "encoder"
+LADDER = "ladder"
 RIDGE = "ridge_ladder"
 QUANTITIES = ("mid", "offset", "log_size")  # as `window_errors` measures them
 SAME = 1e-4  # share of a method's mean error: a smaller difference is taken for rounding
@@ -55,6 +57,12 @@ class Masking:
                 mask = make_mask(keys, self.states, book.depth, self.share, self.mask)
                 yield hide(price, sizes, mask)
 
+    def hide_all(self, windows: list[tuple[Book, np.ndarray]], name: str) -> Iterable[Hidden]:
+        """Return the batches of `hide` with a progress bar, which only a terminal shows."""
+        batches = sum(-(-len(ends) // self.batch_size) for _, ends in windows)
+        title = f"{name}, mask {self.mask}"
+        return tqdm(self.hide(windows), title, batches, leave=False, disable=None, unit="batch")
+
 
 @dataclass(frozen=True)
 class Rival:
@@ -76,11 +84,11 @@ class Rival:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The encoder beside three naive methods in one quantity, over `blocks` of time.
+    """The encoder beside four naive methods in one quantity, over `blocks` of time.
 
     errors: the mean error of every method. untrained: the untrained method that is best on the
-    validation windows. naive: the best one there of all naive methods. ridge: the ridge regression
-    with the ladder; None if it was not fitted.
+    validation windows. naive: the best one there of all naive methods. ladder: the ladder. ridge:
+    the ridge regression with the ladder; None if it was not fitted.
     """
 
     errors: dict[str, float]
@@ -88,6 +96,7 @@ class Comparison:
     blocks: int
     untrained: Rival
     naive: Rival
+    ladder: Rival
     ridge: Rival | None
 
     @property
@@ -121,7 +130,7 @@ def score(
 ) -> Errors:
     """Return the errors of all methods: the untrained ones and, if given, `fitted` and `model`."""
     found: dict[str, dict[str, list[np.ndarray]]] = {quantity: {} for quantity in QUANTITIES}
-    for hidden in masking.hide(windows):
+    for hidden in masking.hide_all(windows, "scoring"):
         for method, columns in fill(hidden, fitted, model).items():
             for quantity, error in window_errors(columns, hidden).items():
                 found[quantity].setdefault(method, []).append(error.double().cpu().numpy())
@@ -200,7 +209,7 @@ def compare(errors: Errors, judged: Errors, block: np.ndarray, seed: int) -> dic
         if untrained is None or best is None or not seen.any():
             continue
         here = {name: values[seen] for name, values in methods.items()}
-        names = [name for name in (untrained, best, RIDGE) if name in here]
+        names = [name for name in (untrained, best, LADDER, RIDGE) if name in here]
         rivals = {name: set_beside(here, name, block[seen], seed) for name in names}
         found[quantity] = Comparison(
             errors={name: float(values.mean()) for name, values in here.items()},
@@ -208,6 +217,7 @@ def compare(errors: Errors, judged: Errors, block: np.ndarray, seed: int) -> dic
             blocks=len(np.unique(block[seen])),
             untrained=rivals[untrained],
             naive=rivals[best],
+            ladder=rivals[LADDER],
             ridge=rivals.get(RIDGE),
         )
     return found
@@ -251,7 +261,7 @@ def profile_errors(
     the level, (T,). They are NaN where nothing was hidden. Methods without an answer are left out.
     """
     sums: dict[str, list[np.ndarray]] = {}
-    for hidden in masking.hide(windows):
+    for hidden in masking.hide_all(windows, "errors by level"):
         here = hidden.mask[..., 1]
         levels = here.shape[2]
         level = torch.arange(levels, device=here.device).expand_as(here)[here]
