@@ -59,14 +59,19 @@ from lob.windows.balancing import (
     share_windows,
 )
 
-SPLIT_COLUMNS = (
-    "windows",
-    "available",
-    "outliers",
-    "strata",
-    "exhausted_strata",
-    "mean_overlap",
-    "distinct_windows",
+SPLIT_COLUMNS = {  # of a split's facts -> head in print
+    "windows": "windows drawn",
+    "available": "to draw from",
+    "outliers": "outliers left out",
+    "strata": "conditions met",
+    "exhausted_strata": "drawn to the last",
+    "mean_overlap": "states shared",
+    "distinct_windows": "side by side",
+}
+COLUMNS_EXPLAINED = (
+    "  conditions: cells of volatility x spread x direction; drawn to the last: those that had no "
+    "more windows\n  to give; states shared: share of a window's states that the one before it has "
+    "too; side by side: windows\n  that would hold as many states if they shared none"
 )
 LEVELS = [0.01, 0.5, 0.99]  # quantiles that are printed
 
@@ -136,11 +141,12 @@ def save_sample(pair: Pair, sample: Sample, cuts: np.ndarray, config: dict) -> P
 def summarise(pair: Pair, sample: Sample, outlier_std: float) -> str:
     """Return what a sample holds: its splits, its evenness, each statistic before and after."""
     splits = sample.facts["splits"]
-    header = "".join(f"{column.replace('_', ' '):>18}" for column in SPLIT_COLUMNS)
+    header = "".join(f"{head:>19}" for head in SPLIT_COLUMNS.values())
     lines = [f"  {'':<12}{header}"]
     for name, split in splits.items():
         cells = "".join(format_cell(split[column]) for column in SPLIT_COLUMNS)
         lines.append(f"  {name:<12}{cells}")
+    lines.append(COLUMNS_EXPLAINED)
     outliers = splits["train"]["outliers"]
     windows = outliers + splits["train"]["available"]
     if outliers > 0.1 * windows:
@@ -149,7 +155,7 @@ def summarise(pair: Pair, sample: Sample, outlier_std: float) -> str:
             f"and are left out: raise --outlier_std={outlier_std:g}"
         )
     lines.append(
-        "  normalised entropy of conditions in training: "
+        "  evenness of conditions in training (entropy; 1: all as frequent): "
         f"{sample.facts['entropy_before']:.3f} before, {sample.facts['entropy_after']:.3f} after"
     )
     before, after = compared_rows(pair, sample)
@@ -167,7 +173,7 @@ def summarise(pair: Pair, sample: Sample, outlier_std: float) -> str:
 
 
 def format_cell(value: Any) -> str:
-    return f"{value:>18,.2f}" if isinstance(value, float) else f"{value:>18,}"
+    return f"{value:>19,.2f}" if isinstance(value, float) else f"{value:>19,}"
 
 
 def compared_rows(pair: Pair, sample: Sample) -> tuple[np.ndarray, np.ndarray]:

@@ -491,8 +491,8 @@ def test_the_script_prints_and_draws_before_and_after(folder, capsys):
     printed = capsys.readouterr().out
     for words in (
         "states shared by two splits: 0",
-        "mean overlap",
-        "normalised entropy",
+        "states shared",
+        "evenness of conditions",
         *SCORED,
         "AAA_balanced.png",
     ):
