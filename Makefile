@@ -37,7 +37,7 @@ pipeline: .venv/installed
 	@echo "comparison of runs                                                runs/analysis/"
 	@echo "exported encoder                                                  exports/"
 	@echo "TensorBoard                                                       $(BIN)/tensorboard --logdir runs"
-	@echo "masked error of the encoder, and of linear interpolation (normalised values, test windows):"
+	@echo "error over hidden values of the test windows (normalised values), of the encoder and without training:"
 	@grep '^test loss' runs/pipeline.log | tail -1
 
 test: .venv/installed-dev
