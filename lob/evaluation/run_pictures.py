@@ -36,10 +36,7 @@ def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
         axes["loss"].plot(validation["step"], losses, "--o", label=run.name, **style)
         axes["time"].plot(validation["seconds"] / unit, losses, "-o", **style)
         axes["windows"].plot(validation["windows_seen"], losses, "-o", **style)
-    ladders = [run.ladder_loss for run in runs if np.isfinite(run.ladder_loss)]
-    for panel in ("loss", "time", "windows") if ladders else ():
-        level, label = float(np.mean(ladders)), "ladder, not trained"
-        axes[panel].axhline(level, color="black", lw=1.2, ls=":", label=label)
+    draw_ladder([axes[panel] for panel in ("loss", "time", "windows")], runs)
     axes["loss"].set_title(f"{title}: loss in training (lines, smoothed) and in validation (dots)")
     axes["loss"].set(xlabel="optimizer step", ylabel="loss")
     axes["rate"].set(xlabel="optimizer step", ylabel="learning rate")
@@ -52,6 +49,23 @@ def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
         axes[panel].xaxis.set_major_formatter(EngFormatter(sep=""))
     axes["loss"].legend(ncols=2, fontsize=8)
     return figure
+
+
+def draw_ladder(axes: Sequence[plt.Axes], runs: Sequence[Run]) -> None:
+    """Draw the ladder's loss: a line, or one for each run if other seeds hid other values."""
+    losses = {run.name: run.ladder_loss for run in runs if np.isfinite(run.ladder_loss)}
+    if not losses:
+        return
+    style: dict[str, Any] = {"lw": 1.2, "ls": ":"}
+    alike = max(losses.values()) - min(losses.values()) < 0.01 * max(losses.values())
+    for axis in axes:
+        axis.plot([], [], color="black", label="ladder, not trained", **style)
+        if alike:
+            axis.axhline(float(np.mean([*losses.values()])), color="black", **style)
+            continue
+        for colour, run in zip(PALETTE, runs, strict=False):
+            if run.name in losses:
+                axis.axhline(losses[run.name], color=colour, **style)
 
 
 def pick_unit(seconds: float) -> tuple[float, str]:

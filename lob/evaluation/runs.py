@@ -20,6 +20,7 @@ LOSS_KEYS = (
     "temporal_dim",
     "depth_dim",
     "normalization",
+    "causal",
     "mask_mode",
     "mask_perc",
     "loss",

@@ -6,7 +6,7 @@ TensorBoard shows it some 350 pixels wide, so it has few panels and large letter
 from lob.plotting import cover, plt, show_depth
 from lob.training.filled import Filled
 
-LETTERS = 24  # points, in a picture 10 inches wide
+LETTERS = 22  # points, in a picture 10 inches wide
 MOST_ERROR = 2.0  # of log size, as the strongest colour
 
 
@@ -16,7 +16,7 @@ def draw_filled(window: Filled, tick: float, title: str) -> plt.Figure:
     Above a fill stands its squared error of log size, above its errors that of its prices.
     """
     with plt.rc_context({"axes.titlesize": LETTERS, "axes.labelsize": LETTERS}):
-        figure, axes = plt.subplots(2, 3, figsize=(10, 8), layout="constrained")
+        figure, axes = plt.subplots(2, 3, figsize=(10, 7), layout="constrained")
         states = len(window.prices)
         panels = {"truth": (window.prices, window.sizes)} | window.fills
         scale = None

@@ -90,7 +90,7 @@ class Dataset:
         begin = min(int(book.timestamps[0]) for book in self.books)
         end = max(int(book.timestamps[-1]) for book in self.books)
         times = np.array([begin, *self.cuts_ns, end]).astype("datetime64[ns]")
-        texts = [str(time).replace("T", " ") for time in np.datetime_as_string(times, unit="m")]
+        texts = [str(time).replace("T", " ") for time in np.datetime_as_string(times, unit="s")]
         named = ", ".join(f"{name} from {text}" for name, text in zip(SPLITS, texts, strict=False))
         return f"{named} to {texts[-1]} UTC"
 
