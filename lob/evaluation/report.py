@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lob.evaluation.probe_tasks import TASKS
-from lob.evaluation.probes import CARE_AUC, CARE_R2, SUMMED, ProbeResult
+from lob.evaluation.probes import CARE_AUC, CARE_R2, SUMMED, Lead, ProbeResult
 from lob.evaluation.probes import METHODS as PROBES
 from lob.evaluation.scoring import OURS, QUANTITIES, RIDGE, Comparison, MaskScores, Rival
 from lob.model.checkpoint import describe_step
@@ -189,8 +189,8 @@ def show_scores(scores: MaskScores) -> str:
 
 def say_verdict(found: Rival | Lead, name: str) -> str:
     """Return in words how the encoder does beside another, such as 'worse than ladder carry'."""
-    words = {"better": "better than", "worse": "worse than", "undecided": "undecided beside"}
-    return f"{words[found.verdict]} {name}"
+    words = {"better": "better than", "worse": "worse than", "level": "level with"}
+    return f"{words.get(found.verdict, 'undecided beside')} {name}"
 
 
 def name_mask(scores: MaskScores) -> str:
@@ -201,8 +201,7 @@ def head_of_probes(pair: str) -> str:
     """Return the lines above those of `show_probe`."""
     title = f"{pair}, linear probes: AUC, or R2 of volatility, higher is better"
     columns = "".join(f"{PROBES[name]:>{len(PROBES[name]) + 3}}" for name in ON_SCREEN)
-    verdict = "verdict: beside the best of the last three"
-    return f"\n{title}; {verdict}\n{'':<16}{columns}   verdict"
+    return f"\n{title}\n{'':<16}{columns}   beside the best of the last three"
 
 
 def show_probe(task: str, result: ProbeResult | None) -> str:
@@ -210,7 +209,8 @@ def show_probe(task: str, result: ProbeResult | None) -> str:
         return f"{task:<16}   too few labels"
     cells = [(PROBES[name], result.scores.get(name, math.nan)) for name in ON_SCREEN]
     scores = "".join(f"{format_number(score, '.3f'):>{len(name) + 3}}" for name, score in cells)
-    return f"{task:<16}{scores}   {result.leads['over_simple'].verdict}"
+    lead = result.leads["over_simple"]
+    return f"{task:<16}{scores}   {say_verdict(lead, lead.note)}"
 
 
 def show_speed(rows: Sequence[dict[str, Any]]) -> str:
