@@ -75,7 +75,7 @@ config = {
     "runs_dir": "runs",  # str: folder of all runs
     "resume": False,  # bool: go on with the newest run of this name
     "load_model": False,  # bool: begin with the weights of model_path
-    "model_path": None,  # str | None: checkpoint to begin with
+    "model_path": None,  # str | None: checkpoint, run or pretrained weights to begin with
     "keep_checkpoints": 3,  # int >= 1: checkpoints of steps that are kept, the newest
     "checkpoint_minutes": 30.0,  # >= 0: save after so many minutes too, not after epochs alone
     "validate_steps": 0,  # int >= 0: optimizer steps between validations; 0: after each epoch only
@@ -101,7 +101,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from lob.model.checkpoint import Progress
+from lob.model.checkpoint import BEST, Progress, find_checkpoint
 from lob.model.encoder import EncoderConfig, encoder_config
 from lob.model.inputs import build_inputs
 from lob.model.masking import make_mask
@@ -124,7 +124,7 @@ from lob.training.precision import build_encoder, check_dimensions, choose_preci
 from lob.training.run_folder import claim_run, find_run, new_run
 from lob.training.run_log import RunLog, show_progress
 from lob.training.samples import Dataset, Sampler, open_dataset
-from lob.training.saving import BEST, Saver, check_resumable, load_newest, load_weights, resume
+from lob.training.saving import Saver, check_resumable, load_newest, load_weights, resume
 from lob.training.scores import Judge, Predicted, Scores
 from lob.windows.splits import SPLITS
 
@@ -261,8 +261,10 @@ class Trainer:
 
         torch.manual_seed(config["seed"])
         self.model = build_encoder(self.encoder, self.precision, team.device, config["compile"])
-        if config["load_model"] and not self.saved:
-            load_weights(config["model_path"], self.model)
+        before = self.saved
+        if config["load_model"] and not before:
+            file = find_checkpoint(config["runs_dir"], config["model_path"])
+            before = load_weights(file, self.model)
         name, lr, decay = config["optimizer"], config["lr"], config["weight_decay"]
         self.optimizer = make_optimizer(name, self.model, lr, decay)
         factor, patience = config["lr_decay_factor"], config["lr_decay_patience"]
@@ -272,7 +274,7 @@ class Trainer:
         sums, fp8_state = resume(found, tensors, self.saved, *trained)
         self.epoch_sums = sums.to(team.device)  # of the loss and of hidden values
         facts = {"config": config, "encoder": asdict(self.encoder), "data": identity}
-        facts["windows_a_step"] = windows
+        facts |= {"windows_a_step": windows, "seen": self.data.seen(before)}
         keep, writes = config["keep_checkpoints"], team.rank == 0
         self.saver = Saver(checkpoints, facts, *trained, self.progress, keep, writes)
 

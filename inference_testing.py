@@ -13,7 +13,8 @@ encoder, and writes `latency.json`.
 
 Naive methods and probes are fitted on training windows, and the best of them are chosen on
 validation windows. The checkpoint's calendar cut decides which windows these are, also for pairs
-that it has never seen.
+that it has never seen, unless `split_ratios` is set. Windows that are not later than all that the
+checkpoint was trained on are refused, unless `allow_earlier` is set.
 
 The naive methods are in lob/evaluation/fills.py and ridge.py and in lob/model/ladder.py, the masks
 in lob/model/masking.py, the probes in lob/evaluation/probes.py.
@@ -23,9 +24,12 @@ config = {
     "data_dir": "training_data",  # str: folder that holds book_states/ and balanced_samples/
     "pairs": None,  # list[str] | None: pairs to test on; None: all under book_states/
     "runs_dir": "runs",  # str: folder of the training runs
-    "model_path": None,  # str | None: checkpoint file; None: the best one of the newest run
-    "split": "test",  # test | validation | all: by the checkpoint's calendar;
+    "model_path": None,  # str | None: checkpoint, run or pretrained weights; None: the newest run
+    "split": "test",  # test | validation | all: what is tested;
     #   all: whole recordings, which must not have been trained on
+    "split_ratios": None,  # list[float | str] | None: how recordings that were not trained on are
+    #   split, as for training; None: by the checkpoint's calendar
+    "allow_earlier": False,  # bool: also test windows that are not later than all training data
     "dates": None,  # list[str] | None: windows between two ISO dates (UTC); None: all windows
     "fit_data_dir": None,  # str | None: data that ridge regression and probes are fitted on;
     #   None: data_dir
@@ -71,7 +75,7 @@ from lob.model.encoder import BookEncoder
 from lob.model.masking import trained_on
 from lob.results import make_report, write_report
 from lob.storage import check_writable, new_file
-from lob.windows.splits import parse_dates
+from lob.windows.splits import calendar_cuts, parse_dates
 
 PROBE_WINDOWS, PROBE_MINUTES = 400, 30.0  # where probe_windows is None
 
@@ -81,7 +85,7 @@ def main(config: dict) -> int:
     check_config(config)
     device = pick_device(config["device"])
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
-    folder = run_folder(checkpoint)
+    folder = run_folder(checkpoint, config["runs_dir"])
     check_writable(folder, "the checkpoint's run")
     model, meta = load_model(checkpoint, device)
     books = open_books(config["data_dir"], config["pairs"], model.config.depth)
@@ -153,9 +157,16 @@ def select_windows(
         fit_books = [] if config["split"] == "all" else list(books)
     dates = None if config["dates"] is None else parse_dates(config["dates"], "dates")
     cuts = np.asarray(meta["data"]["cuts_ns"], dtype=np.int64)
+    if config["split_ratios"] is not None:
+        times = [book.timestamps for book in books]
+        cuts = calendar_cuts(times, [book.segment_starts for book in books], config["split_ratios"])
     selection = Selection(model.config.temporal_dim, cuts, config["split"], dates, fit_books)
     for book in books:
-        selection.check(book, meta["data"].get("books", []))
+        if config["split"] == "all" or config["split_ratios"] is not None:
+            selection.refuse_trained(book, meta["seen"]["books"])
+        selection.check(book)
+        if not config["allow_earlier"]:
+            selection.refuse_earlier(book, meta["seen"]["until_ns"])
     return selection
 
 

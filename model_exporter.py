@@ -3,6 +3,7 @@
     python model_exporter.py                    the best checkpoint of the newest run
     python model_exporter.py --parts="['actor_critic']" --trainable=True --training_mode=True
     python model_exporter.py --formats=[] --embeddings=True      only training_data/embeddings/
+    python model_exporter.py --formats=[] --pretrained=pretrained/mine    weights to pass on
 
 A part is the encoder, or the encoder with what is needed for one use of it. Each takes windows of
 any batch size B, with T states and L levels: price_ticks int64 (B, T, L), sizes float32 (B, T, L).
@@ -26,11 +27,14 @@ config = {
     "data_dir": "training_data",  # str: folder whose book_states/ give the windows of the check
     "pairs": None,  # list[str] | None: pairs to check and embed with; None: all under book_states/
     "runs_dir": "runs",  # str: folder of all runs
-    "model_path": None,  # str | None: checkpoint; None: the best one of the newest run
+    "model_path": None,  # str | None: checkpoint, run or pretrained weights; None: the newest run
     "exports_dir": "exports",  # str: folder of the exported files
     "parts": ["encoder", "reconstruction", "actor_critic"],  # list[encoder |
     #   reconstruction | actor_critic]: what is exported
     "formats": ["torchscript", "onnx"],  # list[torchscript | onnx] | []: file formats; []: no files
+    "pretrained": None,  # str | None: folder of weights for use that is written too,
+    #   such as pretrained/<name>
+    "card": None,  # dict | None: what its card says beside what the run knows: licence, data, ...
     "precisions": ["fp32"],  # list[fp32 | bf16]: precisions of the layers, a file for each
     "devices": None,  # list[cpu | cuda] | None: devices of TorchScript files, a file for each;
     #   None: all of this machine
@@ -60,6 +64,7 @@ if __name__ == "__main__":
 import copy
 import hashlib
 import importlib.util
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,13 +78,18 @@ from tqdm import tqdm
 from lob.book.states import Book, identity, open_book, open_books
 from lob.export.actor_critic import ACTIONS, ActorCritic
 from lob.export.check import compare, outputs_of
+from lob.export.pretrained import check_folder, choose_scores, write_pretrained
 from lob.export.program import ENDINGS, about, write_program
+from lob.model.card import GIVEN, read_card
 from lob.model.checkpoint import describe_step, find_checkpoint, load_model, run_folder
-from lob.model.embedding import Reconstruction, WindowEncoder, in_bf16
+from lob.model.embedding import Reconstruction, WindowEncoder, embed_windows, in_bf16
 from lob.model.encoder import BookEncoder, EncoderConfig, count_parameters
-from lob.model.window_store import WindowStore
+from lob.results import read_rows
 from lob.storage import FORMAT_VERSION, check_writable, find_pairs, format_bytes, new_table
-from lob.windows.splits import gather_windows, segment_ranges, window_ends
+from lob.windows.splits import gather_windows, strided_ends, window_ends
+
+# Keys of the trainer that name a run or a place and are no part of its recipe.
+PLACES = ("data_dir", "runs_dir", "azure_data_root", "model_name", "resume")
 
 
 def main(config: dict) -> int:
@@ -88,13 +98,16 @@ def main(config: dict) -> int:
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
     encoder, meta = load_model(checkpoint)
     check_encoder(config, encoder.config)
-    folder = Path(config["exports_dir"]) / run_folder(checkpoint.resolve()).name
+    run = run_folder(checkpoint.resolve(), config["runs_dir"])
+    folder = Path(config["exports_dir"]) / run.name
     # All that can be refused is looked at before any file is written.
     inputs = {}
     books = []
     if config["formats"]:
         inputs = find_inputs(config, encoder.config)
         check_writable(config["exports_dir"], "exports_dir")
+    if config["pretrained"]:
+        check_folder(Path(config["pretrained"]))
     if config["embeddings"]:
         books = open_books(config["data_dir"], config["pairs"], encoder.config.depth)
         check_writable(config["data_dir"], "data_dir")
@@ -108,6 +121,8 @@ def main(config: dict) -> int:
         print(f"{'file':<28}{'bytes':>12}{'difference':>12}{'batch 1':>12}")
         for part in config["parts"]:
             export_part(part, encoder, inputs[part], folder, origin, config)
+    if config["pretrained"]:
+        share(Path(config["pretrained"]), checkpoint, encoder, meta, run, config["card"] or {})
     for book in books:
         write_embeddings(book, encoder, config, origin)
     return 0
@@ -131,8 +146,11 @@ def check_config(config: dict) -> None:
             "pooling = 'all' is possible for the part encoder alone: "
             "set --parts=\"['encoder']\" and --embeddings=False, or --pooling=last"
         )
-    if not config["formats"] and not config["embeddings"]:
-        raise InputError("formats = [] and embeddings = False leave nothing to do: set one of them")
+    if not config["formats"] and not config["embeddings"] and not config["pretrained"]:
+        raise InputError(
+            "formats = [] and embeddings = False leave nothing to do: "
+            "set one of them, or --pretrained"
+        )
 
 
 def check_encoder(config: dict, encoder: EncoderConfig) -> None:
@@ -297,6 +315,29 @@ def describe(
     }
 
 
+def share(
+    folder: Path,
+    checkpoint: Path,
+    encoder: BookEncoder,
+    meta: dict[str, Any],
+    run: Path,
+    said: dict[str, Any],
+) -> None:
+    """Write pretrained weights, whose card holds the run's commit and scores and what is `said`."""
+    recipe = {key: value for key, value in meta["config"].items() if key not in PLACES}
+    card = read_card(checkpoint, meta) | {"recipe": recipe}
+    if (run / "env.json").is_file():
+        environment = json.loads((run / "env.json").read_text())
+        card |= {key: environment[key] for key in ("commit", "versions")}
+    if (run / "report.json").is_file():
+        card["scores"] = choose_scores(read_rows(run / "report.json"))
+    card = write_pretrained(folder, encoder, meta | {"config": recipe}, card | said)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{folder}: {format_bytes(size)}, trained until {card['last_date']}")
+    if missing := [key for key in GIVEN if not card[key]]:
+        print(f"the card does not say: {', '.join(missing)} (set --card)")
+
+
 def write_embeddings(
     book: Book, encoder: BookEncoder, config: dict, origin: dict[str, Any]
 ) -> None:
@@ -309,11 +350,7 @@ def write_embeddings(
     states = encoder.config.temporal_dim
     width = encoder.config.width
     stride = config["embedding_stride"]
-    ranges = [
-        range(first + states, end + 1, stride)
-        for first, end in segment_ranges(book.segment_starts, book.rows).tolist()
-        if end - first >= states
-    ]
+    ranges = strided_ends(book.segment_starts, book.rows, states, stride)
     windows = sum(len(ends) for ends in ranges)
     if not windows:
         raise InputError(f"{book.path} has no run of {states} states without a gap: set --pairs")
@@ -325,25 +362,18 @@ def write_embeddings(
             f"{format_bytes(free)}: raise --embedding_stride"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch_size = config["batch_size"] or (256 if device == "cuda" else 16)
-    starts = (
-        np.asarray(ends[first : first + batch_size]) - states
-        for ends in ranges
-        for first in range(0, len(ends), batch_size)
-    )
     module = make_part("encoder", encoder, config, "fp32", device)
-    store = WindowStore([book], states, torch.device(device))
+    assert isinstance(module, WindowEncoder)
     file = Path(config["data_dir"]) / "embeddings" / f"{book.pair}.npy"
     parameters = {"temporal_dim": states, "pooling": config["pooling"], "stride": stride}
     made_from = {"book": identity(book), **origin}
     with (
         new_table(file, np.float32, parameters, made_from, (width,)) as table,
         tqdm(total=windows, desc=book.pair, unit=" windows", disable=None) as progress,
-        torch.inference_mode(),
     ):
-        for price_ticks, sizes in store.batches(starts):
-            table.append(module(price_ticks, sizes).cpu().numpy())
-            progress.update(len(sizes))
+        for embeddings in embed_windows(module, book, ranges, config["batch_size"]):
+            table.append(embeddings)
+            progress.update(len(embeddings))
         table.extra["end_row_ranges"] = [[ends.start, ends.stop, ends.step] for ends in ranges]
     print(f"{file}: {windows:,} windows of {width} values")
 

@@ -26,7 +26,9 @@ The market of an episode, in states t of the recording:
 config = {
     "data_dir": "training_data",  # str: folder that holds book_states/
     "runs_dir": "runs",  # str: folder of the training runs
-    "model_path": None,  # str | None: checkpoint file; None: the best one of the newest run
+    "model_path": None,  # str | None: checkpoint, run or pretrained weights; None: the newest run
+    "split_ratios": None,  # list[float | str] | None: how this recording is split, as for training;
+    #   None: by the checkpoint's calendar
     "pair": None,  # str | None: recording to replay; None: the first under book_states/
     "split": "test",  # test | validation: period that judges (validation chose the checkpoint)
     "variants": ["frozen", "scratch"],  # list[frozen | scratch]: pre-trained embeddings,
@@ -80,7 +82,14 @@ from lob.model.encoder import BookEncoder, EncoderConfig
 from lob.model.inputs import build_inputs
 from lob.results import describe_environment
 from lob.storage import find_pairs, new_file
-from lob.windows.splits import SPLITS, gather_windows, split_of_windows, split_rows, window_ends
+from lob.windows.splits import (
+    SPLITS,
+    calendar_cuts,
+    gather_windows,
+    split_of_windows,
+    split_rows,
+    window_ends,
+)
 
 HOLD = 1  # 0 sells, 2 buys
 ACCOUNTS = ("net_bps", "gross_bps", "spread_bps", "fee_bps", "trades")  # net: gross - spread - fee
@@ -146,7 +155,7 @@ def make_replay(book: Book, temporal_dim: int, cuts_ns: np.ndarray, config: dict
         if len(episodes[period]) == 0:
             raise InputError(
                 f"{book.pair} has no two decisions in the {period} period of this checkpoint: "
-                f"set --pair, or a --decision_stride below {stride}"
+                f"set --pair, --split_ratios, or a --decision_stride below {stride}"
             )
     if decisions > 1 << 24:  # the number of a decision must be exact in float32
         raise InputError(f"decision_stride = {stride} gives {decisions:,} decisions: raise it")
@@ -439,6 +448,8 @@ def main(config: dict) -> int:
             f"run data_parser.py --depth={encoder.config.depth}"
         )
     cuts_ns = np.array(meta["data"]["cuts_ns"], dtype=np.int64)
+    if config["split_ratios"] is not None:
+        cuts_ns = calendar_cuts([book.timestamps], [book.segment_starts], config["split_ratios"])
     replay = make_replay(book, encoder.config.temporal_dim, cuts_ns, config)
     rows = judge(replay, book, config, encoder)
     test = describe_test(replay, book, config)
@@ -454,7 +465,7 @@ def main(config: dict) -> int:
         "environment": describe_environment(),
     }
     page = "\n".join([f"# PPO with {checkpoint.name} on {book.pair}", *text, ""])
-    folder = run_folder(checkpoint)
+    folder = run_folder(checkpoint, config["runs_dir"])
     with new_file(folder / "ppo_agent.json") as handle:
         handle.write(json.dumps(facts, indent=1).encode())
     with new_file(folder / "ppo_agent.md") as handle:

@@ -12,3 +12,28 @@ The last three don't import one another. `feeds`, `book` and `windows` don't imp
 one module imports Transformer Engine. No room takes a config dict: it takes the values that it
 needs. CONTRIBUTING.md says more, and tests/test_house.py enforces it.
 """
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from lob.model.pretrained import Encoder
+
+
+def load(
+    model_path: "str | Path | None" = None,
+    device: "str | torch.device | None" = None,
+    runs_dir: "str | Path" = "runs",
+) -> "Encoder":
+    """Return a trained encoder, ready for use (lob/model/pretrained.py).
+
+    model_path: a folder of pretrained weights, such as pretrained/<name>, a run's folder or name,
+    or a checkpoint; None: the newest run under `runs_dir`; device: None takes a GPU if there is
+    one. Raises InputError if there is no such checkpoint, or none of this version.
+    """
+    # Here, so that scripts without a network start without torch.
+    from lob.model.pretrained import load as load_encoder
+
+    return load_encoder(model_path, device, runs_dir)

@@ -254,6 +254,7 @@ def test_an_unseen_instrument_is_scored_with_the_ridge_of_the_seen_one(
         f"--data_dir={tmp_path}",
         f"--model_path={checkpoint}",
         "--split=all",
+        "--allow_earlier=True",
         "--masks=['patch']",
         *SMALL,
         "--probe_windows=0",
@@ -332,9 +333,9 @@ def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, che
             assert len(ends) and ends.max() + probe_tasks.HORIZON <= first - 32
     possible = window_ends(book.segment_starts, book.rows, 32)
     assert len(np.intersect1d(tested, possible)) == len(tested)
-    everything = {**config, "split": "all", "fit_data_dir": str(sampled)}
+    everything = {**config, "split": "all", "fit_data_dir": str(sampled), "allow_earlier": True}
     whole = inference_testing.select_windows(everything, model, meta, books)
     assert whole.to_fit(book, "train", 8) == []
-    meta["data"]["books"] = [identity(book)]
+    meta["seen"]["books"] = [identity(book)]
     with pytest.raises(InputError, match="BTC_USD was trained on"):
         inference_testing.select_windows(everything, model, meta, books)

@@ -13,7 +13,14 @@ import numpy as np
 from lob.book.states import Book, identity
 from lob.config import InputError
 from lob.storage import open_table
-from lob.windows.splits import SPLITS, segment_ranges, split_of_windows, split_rows, window_ends
+from lob.windows.splits import (
+    SPLITS,
+    segment_ranges,
+    split_of_windows,
+    split_rows,
+    to_iso,
+    window_ends,
+)
 
 BLOCK_SECONDS = 60  # of a block of time in the intervals of probes
 BLOCK_STATES = 1024
@@ -70,21 +77,44 @@ class Selection:
         each = -(-count // max(len(found), 1))
         return [(other, evenly_spaced(ends, each)) for other, ends in found]
 
-    def check(self, book: Book, trained_books: list[dict]) -> None:
-        """Raise InputError if a book has no window to test, or was trained on and is tested whole.
-
-        trained_books: the identities of the books that the checkpoint was trained on.
-        """
-        if self.split == "all" and identity(book) in trained_books:
-            raise InputError(
-                f"{book.pair} was trained on, and split = 'all' holds those windows too: "
-                "set --split=test"
-            )
+    def check(self, book: Book) -> None:
+        """Raise InputError if a book has no window to test."""
         if not len(self.tested(book)):
             raise InputError(
                 f"{book.pair} has no window in the split {self.split!r} of this checkpoint: "
-                "set --pairs, or --split=all for a recording that was not trained on"
+                "set --pairs, or for a recording that was not trained on --split=all or "
+                '--split_ratios="[0.7,0.25,0.05]"'
             )
+
+    def refuse_trained(self, book: Book, trained_books: list[dict]) -> None:
+        """Raise InputError if a book is one of those whose identities are given.
+
+        A checkpoint's own books are split by its own calendar alone.
+        """
+        if identity(book) in trained_books:
+            raise InputError(
+                f"{book.pair} was trained on, and the tested windows might be those: set "
+                "--split=test and leave out --split_ratios"
+            )
+
+    def refuse_earlier(self, book: Book, until_ns: int) -> None:
+        """Raise InputError if a tested window is not later than `until_ns`, ns since the epoch.
+
+        An encoder that was trained on later data knows what came after such a window.
+        """
+        begins = book.timestamps[self.tested(book) - self.states]
+        early = int((begins <= until_ns).sum())
+        if not early:
+            return
+        later = ""
+        next_second = (until_ns // 10**9 + 1) * 10**9
+        if (begins >= next_second).any():
+            dates = [to_iso(next_second), to_iso(int(book.timestamps[-1]) + 10**9)]
+            later = f'--dates="{dates}" to leave them out, or '
+        raise InputError(
+            f"{early:,} of {len(begins):,} windows of {book.pair} begin before {to_iso(until_ns)}, "
+            f"the last date of the encoder's training data: set {later}--allow_earlier=True"
+        )
 
 
 def balanced_ends(selection: Selection, book: Book, data_dir: str | Path, count: int) -> np.ndarray:

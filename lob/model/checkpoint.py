@@ -2,6 +2,7 @@
 
     runs/<name>/checkpoints/best.safetensors             the weights with the least validation loss
     runs/<name>/checkpoints/step_00001200.safetensors    weights and all that a resumed run needs
+    pretrained/<name>/model.safetensors                  weights for use (lob/export/pretrained.py)
 
 Weights are named `model.<plain name>` and are float32; a *plain name* is that of a parameter of
 BookEncoder. Step files also hold `optimizer.<plain name>.<key>`, `fp8.<name>` (scales of FP8) and
@@ -10,8 +11,12 @@ BookEncoder. Step files also hold `optimizer.<plain name>.<key>`, `fp8.<name>` (
 The file's metadata is one JSON text, `checkpoint`, with the keys of METADATA: the EncoderConfig,
 the trainer's config, the progress, the learning rate, the identity of the data and more. No random
 state is stored: the order of windows, masks and dropout follow from seed, epoch and step.
+
+Weights for use are bf16, and their metadata stand in the `config.json` beside them, without what
+only a resumed run needs (RESUMED).
 """
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, replace
@@ -23,10 +28,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lob.config import InputError
+from lob.config import InputError, nearest
 from lob.model.encoder import FILLS, BookEncoder, EncoderConfig, unbuilt
 from lob.model.normalisation import SCHEMES
+from lob.results import ROOT
 from lob.storage import FORMAT_VERSION, new_file
+
+BEST = "best.safetensors"  # of a run
+WEIGHTS, SETTINGS = "model.safetensors", "config.json"  # of a folder of pretrained weights
 
 
 @dataclass
@@ -55,6 +64,10 @@ METADATA: dict[str, Any] = {
     "data": {"books": [{"pair": ""}], "cuts_ns": [0, 0]},
     "metrics_bytes": 0,
 }
+RESUMED = ("lr", "plateau", "windows_a_step", "metrics_bytes")  # what only a resumed run needs
+# What weights were trained on, in their own run and in those whose weights they began with: the
+# time of the last state, and the identities of the books.
+SEEN: dict[str, Any] = {"until_ns": 0, "books": [{"pair": ""}]}
 DAMAGED = (
     "damaged, or not of this version: name another with --model_path, or train again "
     "(with --resume: delete it to go on from the one before)"
@@ -82,10 +95,13 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
         )
     try:
         with safe_open(file, framework="pt") as handle:
-            meta = json.loads((handle.metadata() or {}).get("checkpoint", "null"))
+            text = (handle.metadata() or {}).get("checkpoint", "null")
             every = handle.keys()
             names = [name for name in every if name.startswith(prefix)]
             tensors = {name.removeprefix(prefix): handle.get_tensor(name) for name in names}
+        if file.name == WEIGHTS:
+            text = file.with_name(SETTINGS).read_text()
+        meta = json.loads(text)
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
         # ValueError and RecursionError come from json: broken or deeply nested metadata.
         raise InputError(
@@ -97,8 +113,26 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
             f"{file} has checkpoint version {found!r}, this program reads {FORMAT_VERSION}: "
             "train again"
         )
-    check_kind(file, "", meta, METADATA)
+    check_metadata(file, meta)
     return tensors, meta
+
+
+def check_metadata(file: Path, meta: dict[str, Any]) -> None:
+    """Raise InputError unless a checkpoint's metadata can be used; put in what may be left out."""
+    pretrained = file.name == WEIGHTS
+    left_out = RESUMED if pretrained else ()
+    example = {key: value for key, value in METADATA.items() if key not in left_out}
+    check_kind(file, "", meta, example)
+    if pretrained and meta.get("sha256") != file_sha256(file):
+        raise InputError(f"{file} is not the file that its {SETTINGS} describes: fetch both again")
+    data = meta["data"]
+    # Training windows end before the first cut.
+    meta.setdefault("seen", {"until_ns": data["cuts_ns"][0], "books": data["books"]})
+    check_kind(file, "", meta, {"seen": SEEN})
+
+
+def file_sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def check_kind(file: Path, name: str, found: Any, example: Any) -> None:
@@ -131,26 +165,44 @@ def check_kind(file: Path, name: str, found: Any, example: Any) -> None:
         raise InputError(f"{file}: metadata {name!r} {said}: {DAMAGED}")
 
 
-def find_checkpoint(runs_dir: str | Path, model_path: str | None) -> Path:
-    """Return `model_path`, or if it is None the best checkpoint of the newest run.
+def find_checkpoint(runs_dir: str | Path, model_path: str | Path | None) -> Path:
+    """Return the file of a checkpoint.
 
-    Raises InputError if there is none.
+    model_path: a checkpoint; a run, by its folder or by its name under `runs_dir`, which stands for
+    its best checkpoint; a folder of pretrained weights; None: the newest run that has a best
+    checkpoint. A relative path may also begin at the root of this repository. Raises InputError if
+    there is no checkpoint.
     """
-    if model_path is not None:
-        return Path(model_path)
-    files = Path(runs_dir).glob("*/checkpoints/best.safetensors")
-    newest_last = sorted(files, key=lambda file: file.stat().st_mtime)
-    if not newest_last:
-        raise InputError(
-            f"no run under {runs_dir} has a best checkpoint: "
-            "run fp8_ddp_trainer.py or set --model_path"
-        )
-    return newest_last[-1]
+    if model_path is None:
+        files = Path(runs_dir).glob(f"*/checkpoints/{BEST}")
+        newest_last = sorted(files, key=lambda file: file.stat().st_mtime)
+        if not newest_last:
+            raise InputError(
+                f"no run under {runs_dir} has a best checkpoint: "
+                "run fp8_ddp_trainer.py or set --model_path"
+            )
+        return newest_last[-1]
+    for folder in (Path(), Path(runs_dir), ROOT):
+        path = folder / model_path
+        for file in (path, path / "checkpoints" / BEST, path / BEST, path / WEIGHTS):
+            if file.is_file():
+                return file
+    names = [path.name for path in Path(runs_dir).glob("*/")]
+    raise InputError(
+        f"there is no checkpoint {model_path}{nearest(model_path, names)}: train one with "
+        "fp8_ddp_trainer.py, or set --model_path to a checkpoint, a run or pretrained weights"
+    )
 
 
-def run_folder(checkpoint: Path) -> Path:
-    """Return the folder of the run that a checkpoint belongs to, or else that it lies in."""
+def run_folder(checkpoint: Path, runs_dir: str | Path) -> Path:
+    """Return where what is made of a checkpoint is written: its run's folder, or else its own.
+
+    What is made of pretrained weights goes into a folder of their name under `runs_dir`, since
+    theirs stays as it was fetched.
+    """
     folder = checkpoint.parent
+    if checkpoint.name == WEIGHTS:
+        return Path(runs_dir) / checkpoint.absolute().parent.name
     return folder.parent if folder.name == "checkpoints" else folder
 
 

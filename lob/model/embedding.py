@@ -5,13 +5,17 @@ Axes: B window, T state, L level, D width. Windows are price_ticks int (B, T, L)
 """
 
 import copy
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lob.book.states import Book
 from lob.model.encoder import BookEncoder, EncoderConfig
 from lob.model.inputs import build_inputs
 from lob.model.normalisation import invert
+from lob.model.window_store import WindowStore
 
 
 class Bf16Linear(nn.Linear):
@@ -54,6 +58,27 @@ class WindowEncoder(nn.Module):
         if self.pooling == "last":
             return hidden[:, -1]
         return hidden.mean(dim=1) if self.pooling == "mean" else hidden
+
+
+@torch.inference_mode()
+def embed_windows(
+    module: WindowEncoder, book: Book, ends: Sequence[range], batch_size: int | None
+) -> Iterator[np.ndarray]:
+    """Yield the embeddings of a book's windows in batches, float32 (B, D) each.
+
+    ends: end rows of the windows, as `lob.windows.splits.strided_ends` returns them; batch_size
+    None: 16 on a CPU, so that they fit into its cache, and 256 on a GPU.
+    """
+    states = module.encoder.config.temporal_dim
+    device = module.encoder.norm.weight.device
+    size = batch_size or (256 if device.type == "cuda" else 16)
+    starts = (
+        np.asarray(some[first : first + size]) - states
+        for some in ends
+        for first in range(0, len(some), size)
+    )
+    for price_ticks, sizes in WindowStore([book], states, device).batches(starts):
+        yield module(price_ticks, sizes).cpu().numpy()
 
 
 class Reconstruction(nn.Module):

@@ -107,6 +107,22 @@ class Dataset:
             "cuts_ns": self.cuts_ns.tolist(),
         }
 
+    def seen(self, before: dict[str, Any]) -> dict[str, Any]:
+        """Return what weights have seen once they are trained on these windows, as SEEN has it.
+
+        before: metadata of the checkpoint that training begins with; empty if there is none.
+        """
+        before = before.get("seen", {"until_ns": 0, "books": []})
+        pairs, ends = self.pair_index[0], self.end_rows[0]
+        last = [
+            int(book.timestamps[ends[pairs == number].max() - 1])
+            for number, book in enumerate(self.books)
+            if (pairs == number).any()
+        ]
+        own = [identity(book) for book in self.books]
+        others = [book for book in before["books"] if book not in own]
+        return {"until_ns": max([before["until_ns"], *last]), "books": [*others, *own]}
+
 
 def open_dataset(
     data_dir: str | Path,

@@ -18,12 +18,18 @@ import torch
 from torch import Tensor
 
 from lob.config import InputError
-from lob.model.checkpoint import METADATA, Progress, check_weights, load_checkpoint, save_checkpoint
+from lob.model.checkpoint import (
+    BEST,
+    METADATA,
+    Progress,
+    check_weights,
+    load_checkpoint,
+    save_checkpoint,
+)
 from lob.model.encoder import BookEncoder
 from lob.training.samples import Batch
 from lob.training.te_layer import fp8_state, load_plain_state, plain_name, plain_state
 
-BEST = "best.safetensors"
 STEPS = "step_*.safetensors"  # checkpoints that a run can go on from
 # Seconds of training for each second that the last save took, so that saving after epochs takes at
 # most a tenth of the time, however slow the disk.
@@ -130,6 +136,15 @@ class Saver:
         return f"the weights before it and its windows are in {self.checkpoints / name}"
 
 
+# Which key of the trainer chooses a field of EncoderConfig; model_size chooses the others.
+CHOSEN_BY = {
+    "depth": "depth_dim={depth}",
+    "causal": "causal={causal}",
+    "normalization": "normalization={normalization}",
+    "fill": "fill={fill}",
+}
+
+
 def load_newest(
     checkpoints: Path, wanted: bool
 ) -> tuple[Path | None, dict[str, Tensor], dict[str, Any]]:
@@ -186,24 +201,35 @@ def resume(
 def load_weights(file: str | Path, model: BookEncoder) -> dict[str, Any]:
     """Put a checkpoint's weights into a model and return its metadata.
 
-    Raises InputError if the checkpoint holds another network.
+    The head of the outlook serves training alone: one that the checkpoint lacks stays as it is in
+    the model, and one that the model lacks is left out. Raises InputError if the checkpoint holds
+    another network.
     """
     tensors, meta = load_checkpoint(file, "model.")
-    may_differ = {"dropout", "temporal_dim"}  # neither has weights
+    may_differ = {"dropout", "temporal_dim", "outlook"}  # the first two have no weights
     found = meta["encoder"]
-    differing = [
-        f"{key} {found[key]!r}, not {value!r}"
+    differing = {
+        key: value
         for key, value in asdict(model.config).items()
         if key not in may_differ and found[key] != value
-    ]
+    }
     if differing:
-        raise InputError(
-            f"{file} holds an encoder of {', '.join(differing)}: "
-            "set these keys, or another model_path"
-        )
-    check_weights(file, tensors, plain_state(model))
+        said = ", ".join(f"{key} {found[key]!r}, not {value!r}" for key, value in differing.items())
+        keys = {
+            CHOSEN_BY.get(key, f"model_size={meta['config']['model_size']}") for key in differing
+        }
+        words = " ".join(sorted(f"--{key.format(**found)}" for key in keys))
+        raise InputError(f"{file} holds an encoder of {said}: set {words}, or another model_path")
+    own = plain_state(model)
+    tensors = {name: x for name, x in tensors.items() if name in own or not is_outlook(name)}
+    tensors |= {name: x for name, x in own.items() if name not in tensors and is_outlook(name)}
+    check_weights(file, tensors, own)
     load_plain_state(model, tensors)
     return meta
+
+
+def is_outlook(name: str) -> bool:
+    return name.startswith("outlook.")
 
 
 def training_state(

@@ -29,6 +29,20 @@ def window_ends(segment_starts: np.ndarray, rows: int, temporal_dim: int) -> np.
     return np.concatenate([np.empty(0, dtype=np.int64), *ends])
 
 
+def strided_ends(
+    segment_starts: np.ndarray, rows: int, temporal_dim: int, stride: int
+) -> list[range]:
+    """Return `end_row` of every `stride`-th window of each segment, a range for each segment.
+
+    Segments that are shorter than a window are left out.
+    """
+    return [
+        range(first + temporal_dim, end + 1, stride)
+        for first, end in segment_ranges(segment_starts, rows).tolist()
+        if end - first >= temporal_dim
+    ]
+
+
 def calendar_cuts(
     timestamps: Sequence[np.ndarray],
     segment_starts: Sequence[np.ndarray],
@@ -105,6 +119,11 @@ def parse_dates(dates: Sequence[float | str], key: str = "split_ratios") -> np.n
     if max(abs(moment) for moment in nanoseconds) >= 2**63:
         raise InputError(f"{key} = {dates!r}: dates must lie between the years 1678 and 2262")
     return np.array(nanoseconds, dtype=np.int64)
+
+
+def to_iso(time_ns: int) -> str:
+    """Return ns since the epoch as an ISO date and time in UTC, cut off after the second."""
+    return datetime.fromtimestamp(time_ns // 10**9, UTC).isoformat().removesuffix("+00:00")
 
 
 def split_rows(timestamps: np.ndarray, cuts: np.ndarray, embargo: int) -> np.ndarray:

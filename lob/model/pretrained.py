@@ -1,0 +1,205 @@
+"""An encoder in use: `lob.load(...)`, then windows or a whole book -> vectors.
+
+Axes: B window, T state, L level, D width, N consecutive states, W windows among them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lob.book.states import Book, open_book
+from lob.config import InputError
+from lob.model.card import read_card
+from lob.model.checkpoint import find_checkpoint, load_model
+from lob.model.embedding import WindowEncoder, embed_windows
+from lob.model.encoder import BookEncoder
+from lob.windows.splits import strided_ends
+
+ORDER = "L/2 bids from deepest to best, then asks from best to deepest"
+
+
+class Encoder:
+    """A trained encoder of windows of T = `states` order book states of L = `levels` levels.
+
+    - `card`: a dict of what it was trained on, until when, and its licence (lob/model/card.py);
+    - `module`: the network, price_ticks int64 (B, T, L) and sizes float32 (B, T, L) -> float32
+      (B, D), with gradients, for who trains it further. It is in evaluation mode, without dropout;
+      `module.train()` changes that.
+
+    The last state of a window is the present one. The vector of a window knows nothing after it.
+    """
+
+    def __init__(self, model: BookEncoder, card: dict[str, Any]):
+        self.module = WindowEncoder(model, "last").eval()
+        self.card = card
+        self.states, self.levels = model.config.temporal_dim, model.config.depth
+        self.width = model.config.width
+
+    def __repr__(self) -> str:
+        return (
+            f"Encoder({self.card['name']!r}: windows of {self.states} states x {self.levels} "
+            f"levels -> {self.width} numbers, trained until {self.card['last_date']})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.encoder.norm.weight.device
+
+    @torch.no_grad()
+    def embed(
+        self,
+        prices: Any,
+        sizes: Any,
+        tick_size: float | None = None,
+        stride: int = 1,
+        batch_size: int | None = None,
+    ) -> Any:
+        """Return a vector for each window, float32 (B, D): a tensor if tensors are given.
+
+        prices, sizes: arrays, tensors or DataFrames of one shape; either windows (B, T, L), or
+        consecutive states (N, L), of which every `stride`-th window is taken: the first ends with
+        state T - 1. Along the last axis stand L/2 bids from deepest to best, then asks from best to
+        deepest. Prices are whole ticks, or with a `tick_size` in the exchange's units; sizes are in
+        the base currency. Else the result is a NumPy array.
+
+        Raises InputError, in one line, unless shape, order and sizes are right.
+        """
+        price_ticks = as_ticks(prices, tick_size)
+        amounts = as_tensor(sizes, "sizes").float()
+        self.check(price_ticks, amounts, stride)
+        if price_ticks.dim() == 2:
+            windows = [x.unfold(0, self.states, stride) for x in (price_ticks, amounts)]
+            price_ticks, amounts = (x.transpose(1, 2) for x in windows)
+        size = batch_size or (256 if self.device.type == "cuda" else 16)
+        vectors = [
+            self.module(
+                price_ticks[i : i + size].to(self.device), amounts[i : i + size].to(self.device)
+            )
+            for i in range(0, len(price_ticks), size)
+        ]
+        found = torch.cat(vectors)
+        return found if isinstance(prices, Tensor) else found.cpu().numpy()
+
+    def check(self, price_ticks: Tensor, sizes: Tensor, stride: int) -> None:
+        """Raise InputError unless these are windows (B, T, L) or states (N, L) for this encoder."""
+        shape = tuple(price_ticks.shape)
+        wanted = f"windows (B, {self.states}, {self.levels}) or states (N, {self.levels})"
+        if shape != tuple(sizes.shape):
+            raise InputError(f"prices are {shape}, sizes {tuple(sizes.shape)}: give one shape")
+        if len(shape) not in (2, 3) or shape[-1] != self.levels:
+            raise InputError(f"prices are {shape}: this encoder takes {wanted}")
+        if len(shape) == 3 and (shape[1] != self.states or not shape[0]):
+            raise InputError(f"prices are {shape}: this encoder takes {wanted}")
+        if len(shape) == 2 and shape[0] < self.states:
+            raise InputError(f"{shape[0]} states are given: a window takes {self.states}")
+        if stride < 1:
+            raise InputError(f"stride = {stride} must be at least 1")
+        falls = (price_ticks.diff(dim=-1) <= 0).nonzero()
+        if len(falls):
+            at = falls[0].tolist()
+            low, high = (price_ticks[(*at[:-1], at[-1] + i)].item() for i in (0, 1))
+            raise InputError(
+                f"prices must ascend along the levels ({ORDER}), but {low} stands before {high} "
+                f"ticks at {at}: reverse the bids or the asks"
+            )
+        wrong = (~(sizes > 0) | sizes.isinf()).nonzero()
+        if len(wrong):
+            at = wrong[0].tolist()
+            value = sizes[tuple(at)].item()
+            raise InputError(f"a size is {value} at {at}: each must be finite and above 0")
+
+    def end_rows(self, book: str | Path | Book, stride: int = 1) -> np.ndarray:
+        """Return the row after the last state of each window that `embed_book` takes, int64 (W,).
+
+        Each segment of the book, a run of states without a gap, begins with a window of its own.
+        """
+        ranges = self.find_ends(open_if_path(book), stride)
+        return np.concatenate([np.asarray(ends, dtype=np.int64) for ends in ranges])
+
+    def embed_book(
+        self, book: str | Path | Book, stride: int = 1, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Return a vector for every `stride`-th window of a parsed book, float32 (W, D).
+
+        book: its folder, such as training_data/book_states/BTC_USD. `end_rows` says where the
+        windows end. Raises InputError if the book has other levels or no window.
+        """
+        book = open_if_path(book)
+        ranges = self.find_ends(book, stride)
+        return np.concatenate([*embed_windows(self.module, book, ranges, batch_size)])
+
+    def find_ends(self, book: Book, stride: int) -> list[range]:
+        if book.depth != self.levels:
+            raise InputError(
+                f"{book.path} has depth {book.depth}, the encoder wants {self.levels}: "
+                f"run data_parser.py --depth={self.levels}"
+            )
+        if stride < 1:
+            raise InputError(f"stride = {stride} must be at least 1")
+        ranges = strided_ends(book.segment_starts, book.rows, self.states, stride)
+        if not ranges:
+            raise InputError(
+                f"{book.path} has no run of {self.states} states without a gap: "
+                "take a longer book, or parse with a larger --max_gap_seconds"
+            )
+        return ranges
+
+
+def load(
+    model_path: str | Path | None = None,
+    device: str | torch.device | None = None,
+    runs_dir: str | Path = "runs",
+) -> Encoder:
+    """Return a trained encoder, ready for use; `lob.load` says what its arguments are."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device = {str(device)!r}, but torch finds no CUDA device: take 'cpu'")
+    checkpoint = find_checkpoint(runs_dir, model_path)
+    model, meta = load_model(checkpoint, device)
+    return Encoder(model, read_card(checkpoint, meta))
+
+
+def open_if_path(book: str | Path | Book) -> Book:
+    return book if isinstance(book, Book) else open_book(book)
+
+
+def as_tensor(values: Any, name: str) -> Tensor:
+    """Return numbers as an int64 or float64 tensor. Raises InputError if they are no numbers."""
+    if isinstance(values, Tensor):
+        return values.detach().double() if values.is_floating_point() else values.long()
+    try:
+        array = np.asarray(values)
+        return torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else np.float64))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} are no numbers ({error}): give an array of numbers") from None
+
+
+def as_ticks(prices: Any, tick_size: float | None) -> Tensor:
+    """Return prices as whole ticks, int64. Raises InputError if they are no multiples of it."""
+    given = as_tensor(prices, "prices")
+    if tick_size is None:
+        if given.is_floating_point():
+            raise InputError("prices are no integers: give tick_size, 1 if they count ticks")
+        return given
+    tick_size = float(tick_size)
+    if not 0 < tick_size < np.inf:
+        raise InputError(f"tick_size = {tick_size} must be a number above 0")
+    per_one = round(1 / tick_size)
+    # A tick of 0.01 is rounded itself; a product with 100 is not.
+    is_whole = abs(per_one * tick_size - 1) < 1e-9
+    ticks = given.double() * per_one if is_whole else given.double() / tick_size
+    whole = ticks.round()
+    # Off by 1e-9 of itself, at most by 1e-4 of a tick, or by some ulps if that is more.
+    tolerance = (1e-9 * ticks.abs()).clamp(max=1e-4).maximum(1e-15 * ticks.abs())
+    off = ~((ticks - whole).abs() <= tolerance)
+    if off.any():
+        price = given[off][0].item()
+        raise InputError(
+            f"the price {price} is no multiple of tick_size = {tick_size}: give the market's tick "
+            "size, and prices in float64"
+        )
+    return whole.long()
