@@ -1,16 +1,21 @@
 """Latency and throughput of exported encoders, for each format, precision and device.
 
     python -m benchmarks.bench_export --write=True
+    python -m benchmarks.bench_export --write=True --devices="['cuda']" \
+      --presets="['cell_transformer','deep_narrow_transformer']" \
+      --formats="['torchscript','eager','graphed']"
 
 Weights and windows are random, since their values do not change the time. On a CPU a single window
 is encoded by one thread, as in a program that trades, and a batch by all cores. Files for a GPU are
-TorchScript.
+TorchScript. Beside files a network can be timed in this process: by its eager layers, or on a GPU
+as one CUDA graph; in bf16 on a GPU, from pinned memory and back (lob/evaluation/latency.py).
 """
 
 config = {
     "presets": ["tiny_transformer", "deep_narrow_transformer"],  # list[str]: model sizes
-    "formats": ["torchscript", "onnx"],  # list[torchscript | onnx]: one of these or both
-    "devices": ["cpu"],  # list[cpu | cuda]: where files run (ONNX files run on the CPU)
+    "formats": ["torchscript", "onnx"],  # list[torchscript | onnx | eager | graphed]: files,
+    #   or the network in this process
+    "devices": ["cpu"],  # list[cpu | cuda]: where they run (ONNX files on the CPU, graphs on a GPU)
     "depth": 96,  # int >= 2: levels of a state
     "temporal_dim": 256,  # int >= 4: states of a window
     "runs": 200,  # int >= 1: single windows that are timed
@@ -38,6 +43,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import report
+from lob.evaluation import latency
 from lob.export.program import ENDINGS, write_program
 from lob.model.embedding import WindowEncoder, in_bf16
 from lob.model.encoder import BookEncoder, encoder_config
@@ -56,6 +62,9 @@ def main(config: dict) -> None:
         encoder = BookEncoder(sizes).eval()
         for format_, precision, device in variants(config):
             case = f"{preset}/{format_}_{precision}_{device}"
+            if format_ not in ENDINGS:
+                rows += measure_in_process(case, encoder, windows, format_, device, config)
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / f"encoder{ENDINGS[format_]}"
                 write_encoder(file, encoder, windows, precision, device)
@@ -65,11 +74,14 @@ def main(config: dict) -> None:
 
 
 def variants(config: dict) -> Iterator[tuple[str, str, str]]:
-    """Yield format, precision and device of each file; ONNX files run on the CPU alone."""
+    """Yield format, precision and device of what can be run."""
+    in_process = {"cpu": "fp32", "cuda": "bf16"}  # the precisions that latency.py takes
+    runs_on = {"onnx": ("cpu",), "graphed": ("cuda",)}
     for format_ in config["formats"]:
         for precision in ("fp32", "bf16"):
             for device in config["devices"]:
-                if format_ == "torchscript" or device == "cpu":
+                fits = format_ in ENDINGS or precision == in_process[device]
+                if fits and device in runs_on.get(format_, ("cpu", "cuda")):
                     yield format_, precision, device
 
 
@@ -147,6 +159,30 @@ def measure(
         make_row(case, "p50_ms", p50, "ms", note),
         make_row(case, "p99_ms", p99, "ms", note),
         make_row(case, "windows_per_second", rate, "1/s", note),
+    ]
+
+
+def measure_in_process(
+    case: str,
+    encoder: BookEncoder,
+    windows: tuple[Tensor, Tensor],
+    variant: str,
+    device: str,
+    config: dict,
+) -> list[dict[str, Any]]:
+    """Return the rows of a network that runs in this process, as those of a file."""
+    torch.set_num_threads(CORES)
+    count = config["batch_size"]
+    found = latency.time_variant(encoder, windows, config["runs"], device, variant, (count,))
+    names = {"p50": "p50_ms", "p99": "p99_ms", "windows_per_second": "windows_per_second"}
+    note = (
+        f"random weights, {config['depth']} levels, {config['temporal_dim']} states; in this "
+        f"process, copies included; windows per second in batches of {count}"
+    )
+    return [
+        make_row(case, names[row["metric"]], row["value"], row["unit"], note)
+        for row in found
+        if row["metric"] in names
     ]
 
 

@@ -75,7 +75,12 @@ CASES = {  # (benchmark and) case -> words
     "latency/cuda/graphed": "one CUDA graph",
 }
 
-FORMATS = {"torchscript": "TorchScript", "onnx": "ONNX"}
+FORMATS = {
+    "torchscript": "TorchScript",
+    "onnx": "ONNX",
+    "eager": "eager layers",
+    "graphed": "one CUDA graph",
+}
 
 # (benchmark and) metric -> heading and the factor to its unit; None: not shown
 METRICS: dict[str, tuple[str, float] | None] = {

@@ -347,14 +347,18 @@ def test_the_shell_gets_the_status(sampled, tmp_path):
 
 
 def test_the_benchmark_ends_with_one_line_of_json(capsys):
-    files = [("torchscript", "fp32", "cpu"), ("torchscript", "bf16", "cpu")]
+    files = [
+        ("torchscript", "fp32", "cpu"),
+        ("torchscript", "bf16", "cpu"),
+        ("eager", "fp32", "cpu"),
+    ]
     quick = {
         "presets": ["tiny_transformer"],
         "depth": 16,
         "temporal_dim": 32,
         "runs": 5,
         "batch_size": 8,
-        "formats": ["torchscript"],
+        "formats": ["torchscript", "eager", "graphed"],  # there are no graphs on a CPU
     }
     bench_export.main({**bench_export.config, **quick})
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -95,11 +95,19 @@ def benchmark(
 
 
 def time_variant(
-    model: BookEncoder, windows: tuple[Tensor, Tensor], runs: int, name: str, variant: str
+    model: BookEncoder,
+    windows: tuple[Tensor, Tensor],
+    runs: int,
+    name: str,
+    variant: str,
+    batches: tuple[int, ...] = (),
 ) -> list[dict[str, Any]]:
-    """Return the rows of one of `VARIANTS` on the device `name`."""
+    """Return the rows of one of `VARIANTS` on the device `name`.
+
+    batches: sizes to try, of no more than `windows`; empty: those of `BATCHES`.
+    """
     device = torch.device(name)
-    batches = BATCHES[name]
+    batches = batches or BATCHES[name]
     price, sizes = (x.pin_memory() if name == "cuda" else x for x in windows)
     module = WindowEncoder(copy.deepcopy(model), "last").to(device).eval()
     if name == "cuda":
@@ -120,8 +128,10 @@ def through(device: torch.device, encode: Encode) -> Encode:
 def compile_parts(
     module: WindowEncoder, price: Tensor, sizes: Tensor, options: dict | None = None
 ) -> WindowEncoder:
-    """Compile the inputs and, with torch.compile's `options`, the layers; return the module."""
+    """Compile the inputs and, with options of torch.compile, stem and layers; return the module."""
     module.tokens.compile()
+    if module.encoder.stem is not None:
+        module.encoder.stem.compile(options=options)
     for layer in module.encoder.layers:  # each by itself: layers are alike and share one kernel
         layer.compile(options=options)
     with torch.inference_mode():
