@@ -230,8 +230,12 @@ def test_a_checkpoint_is_found_by_file_folder_and_name(run, shipped, monkeypatch
     monkeypatch.setattr("lob.model.checkpoint.ROOT", shipped.parents[1])
     monkeypatch.chdir(tmp_path)
     assert find_checkpoint("runs", "pretrained/small") == shipped / "model.safetensors"
-    with pytest.raises(InputError, match="no checkpoint parnt, did you mean 'parent'"):
-        find_checkpoint(run.parent, "parnt")
+    (tmp_path / "parent").mkdir()  # a folder of the run's name that is no run
+    assert find_checkpoint(run.parent, "parent") == best
+    with pytest.raises(InputError, match="there is no checkpoint parnt"):
+        lob.load("parnt", runs_dir=run.parent)
+    with pytest.raises(InputError, match="holds no best checkpoint"):
+        find_checkpoint(run.parent, run.parent)
 
 
 def test_windows_become_the_networks_vectors(sampled, shipped, encoder):

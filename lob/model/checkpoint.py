@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lob.config import InputError, nearest
+from lob.config import InputError
 from lob.model.encoder import FILLS, BookEncoder, EncoderConfig, unbuilt
 from lob.model.normalisation import SCHEMES
 from lob.results import ROOT
@@ -91,7 +91,8 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
     file = Path(file)
     if not file.is_file():
         raise InputError(
-            f"there is no checkpoint {file}: train one with fp8_ddp_trainer.py or set --model_path"
+            f"there is no checkpoint {file}: train one with fp8_ddp_trainer.py, "
+            "or set --model_path to a checkpoint, a run or pretrained weights"
         )
     try:
         with safe_open(file, framework="pt") as handle:
@@ -171,7 +172,7 @@ def find_checkpoint(runs_dir: str | Path, model_path: str | Path | None) -> Path
     model_path: a checkpoint; a run, by its folder or by its name under `runs_dir`, which stands for
     its best checkpoint; a folder of pretrained weights; None: the newest run that has a best
     checkpoint. A relative path may also begin at the root of this repository. Raises InputError if
-    there is no checkpoint.
+    there is none; `load_checkpoint` refuses a file that isn't there.
     """
     if model_path is None:
         files = Path(runs_dir).glob(f"*/checkpoints/{BEST}")
@@ -182,15 +183,19 @@ def find_checkpoint(runs_dir: str | Path, model_path: str | Path | None) -> Path
                 "run fp8_ddp_trainer.py or set --model_path"
             )
         return newest_last[-1]
-    for folder in (Path(), Path(runs_dir), ROOT):
-        path = folder / model_path
-        for file in (path, path / "checkpoints" / BEST, path / BEST, path / WEIGHTS):
+    places = [folder / model_path for folder in (Path(), Path(runs_dir), ROOT)]
+    for place in places:
+        weights = list(place.glob("*.safetensors"))
+        only = weights if len(weights) == 1 else []  # such as pretrained weights
+        for file in (place, place / "checkpoints" / BEST, place / BEST, *only):
             if file.is_file():
                 return file
-    names = [path.name for path in Path(runs_dir).glob("*/")]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        return places[0]
     raise InputError(
-        f"there is no checkpoint {model_path}{nearest(model_path, names)}: train one with "
-        "fp8_ddp_trainer.py, or set --model_path to a checkpoint, a run or pretrained weights"
+        f"the folder {folder} holds no best checkpoint: it is no run, or has none yet; "
+        "name a checkpoint with --model_path"
     )
 
 
