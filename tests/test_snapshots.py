@@ -197,6 +197,13 @@ def test_by_level_a_later_time_that_would_cross_the_book_begins_another() -> Non
     assert [index for index, _ in number(rows, by_order=False)] == [0, 0, 0, 0, 1, 1]
 
 
+def test_a_snapshot_of_the_time_of_the_update_before_it_belongs_to_its_message() -> None:
+    """Wherever a batch ends: the state after the message is the snapshot."""
+    rows = [(7, SET, True, 1), (7, SNAPSHOT, True, 2), (7, SNAPSHOT, True, 3), (7, SET, True, 4)]
+    for cut in range(1, 4):
+        assert number(rows, [cut]) == [(0, 7)] * 4
+
+
 # Before the first snapshot there is no book.
 
 

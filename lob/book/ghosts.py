@@ -24,7 +24,7 @@ from lob.book.memory import (
     TRADED_THROUGH,
     UNKNOWN,
 )
-from lob.book.order_table import remove_orders_in
+from lob.book.order_table import PRICE, SIDE_PLUS_ONE, find_order, remove_orders_in
 from lob.book.price_levels import ASK, BID, remove_level
 from lob.jit import compiled, inlined
 
@@ -39,9 +39,13 @@ def is_crossed(levels):
 
 
 @compiled
-def note_passed_by(side, price, memory, levels):
-    """Remember a side's best level of a crossed book if an order at a worse price is matched."""
+def note_match(order_id, orders, memory, levels):
+    """Remember the best level of a crossed book's side if an order at a worse price is matched."""
     bounds, ticks = levels[:2]
+    slot = find_order(orders, order_id)
+    side, price = orders[slot, SIDE_PLUS_ONE] - 1, orders[slot, PRICE]
+    if side < 0:
+        return
     if bounds[side, 0] == bounds[side, 1]:
         return
     best = ticks[BID, bounds[BID, 1] - 1] if side == BID else ticks[ASK, bounds[ASK, 0]]

@@ -28,7 +28,7 @@ snapshot does not. A snapshot that differs from the book before it is counted (s
 
 import numpy as np
 
-from lob.book.ghosts import cut_sides, evict_ghost, note_passed_by
+from lob.book.ghosts import cut_sides, evict_ghost, note_match
 from lob.book.memory import (
     AFTER,
     BEFORE,
@@ -121,8 +121,6 @@ def apply_order(row, lot_size, orders, memory, counters, levels):
     elif not known:
         counters[UNKNOWN] += 1
     else:
-        if kind == MATCH and memory[CROSSED_SINCE] != NEVER:
-            note_passed_by(old_side, old_price, memory, levels)
         left = old_lots - size if kind != DELETE else 0
         if left < 0:
             counters[OVERDRAWN] += 1
@@ -321,6 +319,8 @@ def apply_rows(
         if by_order:
             if 2 * memory[ORDERS] >= orders.shape[0]:
                 return i, GROW_ORDERS
+            if kind == MATCH and memory[CROSSED_SINCE] != NEVER:
+                note_match(order_ids[i], orders, memory, levels)
             order_row = kind, side, prices[i], sizes[i], order_ids[i], memory[TIME]
             apply_order(order_row, lot_size, orders, memory, counters, levels)
         else:

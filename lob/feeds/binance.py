@@ -26,8 +26,6 @@ from lob.feeds.recordings import read_line_blocks
 
 MOST_RECENT = 1000  # messages kept for a snapshot that is still to come
 DEPTH, UPDATE_ID = b'"depthUpdate"', b'"lastUpdateId"'  # in each depthUpdate; in each snapshot
-PARTIAL_STREAM = re.compile(rb'"stream": ?"([^"@]*)@depth\d')  # `@depth20@100ms`, not `@depth@0ms`
-PARTIAL_STREAMS = (b"@depth5", b"@depth10", b"@depth20")
 PARTIAL_LEVELS = (5, 10, 20)
 PARTIAL = 255  # kind of a partial book in `Depth`: no type of a row
 NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # of a damaged line
@@ -60,9 +58,7 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
                 found = find_messages(lines, line + 1)
                 last_line = line + lines.count(b"\n")
                 stream.skipped["lines_passed_by"] += last_line - first_line - len(found)
-                if any(word in lines for word in PARTIAL_STREAMS):
-                    found = stream.pass_partial(found)
-                messages = stream.read_alike(found)
+                messages = stream.read_alike(found := stream.pass_partial(found))
                 if messages is None:
                     block = Block()
                     for line, text in found:  # `line` is named below if the message is at fault
@@ -207,9 +203,16 @@ def to_numbers(texts: list[str]) -> np.ndarray:
 
 
 def partial_symbol(text: bytes) -> str:
-    """Return the symbol of the stream of partial books that a line names; "" if it names none."""
-    found = PARTIAL_STREAM.search(text[:120]) or PARTIAL_STREAM.search(text[-80:])
-    return found[1].decode().upper() if found else ""
+    """Return the symbol of the stream of partial books that a line names; "" if it names none.
+
+    Such a stream is `btcusdt@depth20@100ms`; `btcusdt@depth@100ms` is one of differences.
+    """
+    place = text.find(b"@depth", 0, 120)
+    if place < 0:
+        place = text.find(b"@depth", len(text) - 60)
+    if place < 0 or not text[place + 6 : place + 7].isdigit():
+        return ""
+    return text[text.rfind(b'"', 0, place) + 1 : place].decode().upper()
 
 
 class BinanceStream:
@@ -311,6 +314,10 @@ class BinanceStream:
 
     def take(self, message: Depth) -> None:
         """Take the next message of the stream, and put the rows that it brings."""
+        if self.differences and message.kind == SET:
+            self.take_depth(message)
+            self.use_snapshot(message.line)
+            return
         if message.kind != SET and not self.differences:
             self.books.append(message)
             if self.differences is False or len(self.books) == MOST_RECENT:

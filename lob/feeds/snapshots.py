@@ -32,13 +32,21 @@ def number_books(batches: Iterator[Batch]) -> Iterator[Batch]:
             if not len(whole.message):
                 yield whole
                 continue
+            if held is None and not (whole.update_type == SNAPSHOT).any():
+                # Its messages are numbered one by one already.
+                first = int(whole.message[0])
+                shift = number + (before is None or first != before) - first
+                yield whole._replace(message=whole.message + shift) if shift else whole
+                before = int(whole.message[-1])
+                number, begins_book = before + shift, False
+                continue
             begins = find_messages(whole, before, begins_book)
             end = find_open_book(whole, begins)
             if end:
                 yield renumber(take_rows(whole, 0, end), begins[:end], number)
                 number += int(begins[:end].sum())
                 before = whole.message[end - 1]
-                begins_book = end == len(begins) or bool(begins[end])
+                begins_book = end < len(begins) and bool(begins[end])
             held = take_rows(whole, end, len(begins)) if end < len(begins) else None
         if held is not None:
             begins = find_messages(held, before, begins_book)
@@ -56,11 +64,11 @@ def find_messages(batch: Batch, before: int | None, begins_book: bool) -> np.nda
     snapshot = batch.update_type == SNAPSHOT
     if not snapshot.any():
         return begins
-    by_level = batch.order_id is None
     twins = find_twins(batch, snapshot)
     later_times = begins & snapshot
     begins[1:] &= ~(snapshot[1:] & snapshot[:-1])
     begins[0] |= snapshot[0] and begins_book
+    by_level = batch.order_id is None
     split_snapshots(snapshot, later_times, batch.is_buy, batch.price, twins, by_level, begins)
     return begins
 
@@ -70,15 +78,16 @@ def find_twins(batch: Batch, snapshot: np.ndarray) -> np.ndarray:
 
     A level is a side's price.
     """
-    rows = np.flatnonzero(snapshot)
     if batch.order_id is None:
-        keys = [batch.is_buy[rows], batch.price[rows]]
+        groups = [(snapshot & side, batch.price) for side in (batch.is_buy, ~batch.is_buy)]
     else:
-        keys = [batch.order_id[rows]]
-    order = np.lexsort(keys)
-    same = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
+        groups = [(snapshot, batch.order_id)]
     twins = np.full(len(snapshot), -1)
-    twins[rows[order[1:][same]]] = rows[order[:-1][same]]
+    for chosen, keys in groups:
+        rows = np.flatnonzero(chosen)
+        rows = rows[np.argsort(keys[rows], kind="stable")]
+        same = keys[rows[1:]] == keys[rows[:-1]]
+        twins[rows[1:][same]] = rows[:-1][same]
     return twins
 
 
@@ -125,13 +134,13 @@ def find_open_book(batch: Batch, begins: np.ndarray) -> int:
 
 def renumber(batch: Batch, begins: np.ndarray, number: int) -> Batch:
     """Return a batch with new message numbers, which go on from `number`, and its books' times."""
-    snapshot = batch.update_type == SNAPSHOT
+    rows = np.flatnonzero(batch.update_type == SNAPSHOT)
     times = batch.time_ns
-    if snapshot.any():
-        begins_run = np.append(True, snapshot[1:] != snapshot[:-1])
-        starts = np.flatnonzero(begins | begins_run)
-        latest = np.repeat(np.maximum.reduceat(times, starts), np.diff([*starts, len(times)]))
-        times = np.where(snapshot, latest, times)
+    if len(rows):
+        starts = np.flatnonzero(begins[rows] | (np.diff(rows, prepend=-2) > 1))
+        latest = np.maximum.reduceat(times[rows], starts)
+        times = times.copy()
+        times[rows] = np.repeat(latest, np.diff(np.append(starts, len(rows))))
     return batch._replace(message=number + np.cumsum(begins), time_ns=times)
 
 
