@@ -8,7 +8,7 @@ SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=10 --ba
   --max_lr=4e-3 --fill=linear --mask_mode=entry --mirror=False --slow=0 --size_noise=0 --outlook=0 \
   --dropout=0.0 --weight_decay=0.01
 
-.PHONY: pipeline test bench bench-gpu prove tables figures
+.PHONY: pipeline test bench bench-gpu prove pretrained tables figures
 
 .venv/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("needs Python 3.11 to 3.13, " \
@@ -60,6 +60,25 @@ bench-gpu: .venv/installed-dev
 prove: .venv/installed
 	$(BIN)/python -m benchmarks.prove --write=True $(PROVE)
 	$(MAKE) tables figures
+
+# The weights under pretrained/, on a machine with a GPU. bench/ is what benchmarks.lay_recordings makes.
+LAID := --data_dir=bench/depth_96
+SHIPPED := $(LAID) --pairs="['BTCUSDT_USDM','ETHUSDT_USDM','BTCUSD_COINBASE_20180424']"
+CUTS := --split_ratios="['2024-07-19T00:03:30','2024-08-01']"
+UNSEEN := ['BTCUSDT_USDM_202408','BTCUSD_PERP_CM','BTCUSDT_SPOT','BTCUSD_COINBASE_20180415','BTCUSD_COINBASE_L3','BTCUSD_BITSTAMP_2019','SSE_600519_20230207','SSE_600961']
+pretrained: .venv/installed
+	$(BIN)/python exploration_main.py $(SHIPPED) --plots=False
+	$(BIN)/python create_balanced_dataset.py $(SHIPPED) $(CUTS) --windows=48000 --min_stride=1 --plots=False
+	$(BIN)/python fp8_ddp_trainer.py $(SHIPPED) $(CUTS) --model_name=small_cell --precision=bf16 \
+	  --model_size=small_cell_transformer --epochs=6 --max_lr=3e-3 --dropout=0.0
+	mkdir -p bench/fit/book_states
+	for pair in BTCUSDT_USDM ETHUSDT_USDM BTCUSD_COINBASE_20180424; do \
+	  ln -sfn ../../depth_96/book_states/$$pair bench/fit/book_states/$$pair; done
+	$(BIN)/python inference_testing.py $(LAID) --pairs="$(UNSEEN)" --split=all --allow_earlier=True \
+	  --fit_data_dir=bench/fit --model_path=small_cell --windows=96 --probe_windows=0 --pictures=False \
+	  --masks="['entry','span','patch','tail']"
+	$(BIN)/python model_exporter.py --formats=[] --model_path=small_cell --pretrained=pretrained/small_cell \
+	  --card="{'licence': 'MIT', 'data': 'Binance USD-M BTC/USDT and ETH/USDT, April 2023 and July 2024 (recorded by hftbacktest, MIT); Coinbase BTC/USD, 24 April 2018 (gdax-orderbook-ml, BSD-3-Clause)'}"
 
 # The marked blocks of README.md and docs/*.md, from the config dicts and benchmarks/results/*.json.
 tables: .venv/installed
