@@ -62,7 +62,7 @@ from lob.book.states import check_states
 from lob.book.stream import Part, PartJoiner, PartParser, apply_batch
 from lob.book.units import infer_units
 from lob.feeds.batch import FEEDS, Batch, find_feed, find_parts
-from lob.feeds.recordings import read_ahead
+from lob.feeds.recordings import natural_key, read_ahead
 from lob.jit import is_compiled
 from lob.storage import FORMAT_VERSION, final_name, find_pairs, format_bytes, new_folder
 from lob.windows.splits import segment_ranges
@@ -179,9 +179,9 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return a pair's recorded files in path order, without notes and hidden files.
+    """Return a pair's recorded files in natural order, without notes and hidden files.
 
-    Files of subfolders are among them.
+    Files of subfolders are among them. In natural order 2025-8-9 comes before 2025-8-10.
     """
     found = []
     for file in folder.rglob("*"):
@@ -189,7 +189,7 @@ def list_files(folder: Path) -> list[Path]:
         notes = file.suffix in (".md", ".txt") or file.name == "LICENSE"
         if file.is_file() and not hidden and not notes:
             found.append(file)
-    return sorted(found)
+    return sorted(found, key=natural_key)
 
 
 def parse_parts(

@@ -199,8 +199,8 @@ def test_an_opening_snapshot_of_the_day_before_is_stamped_so(tmp_path):
             "2026-05-02T12:30:00.5: mend",
         ),
         (
-            HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace(";7\n", ";x7\n"),
-            "row 7: order_id 'x7' is not a whole number",
+            HEADER + OPENING + row("01.0", "ADD", 1, "99", "1", 7).replace(";7\n", ";\n"),
+            "row 7: the order_id is missing, other rows have one: mend",
         ),
         ((HEADER + OPENING).replace(";", "\t"), "name the columns so, with ; or , between them"),
     ],

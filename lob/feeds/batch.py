@@ -19,6 +19,11 @@ from lob.feeds.recordings import read_head
 # Update types: `lob/book/order_book.py` says what each does to the book.
 ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)
 
+# A number below the first limit is a time in seconds, one below the second in ms, and so on.
+UNIT_LIMITS = np.array([1e11, 1e14, 1e17])
+UNIT_NS = (10**9, 10**6, 10**3, 1)
+NO_TIME = np.iinfo(np.int64).min
+
 
 class Batch(NamedTuple):
     """Consecutive update rows, as arrays of one length. There may be none.
@@ -113,7 +118,7 @@ def feed(
     it is True, as of a feed that always sends a snapshot first, the recording is refused.
 
     The reader then checks each batch: it raises InputError, with file and row, if a price or size
-    is missing or not finite, or if a size is negative.
+    is missing or not finite, if a size is negative, or if a time lies before 1970.
     """
 
     def register(reader: Reader) -> Reader:
@@ -137,6 +142,12 @@ def check_numbers(batch: Batch) -> None:
         raise InputError(
             f"{batch.locate(row)}: price {batch.price[row]} and size {batch.size[row]} must be "
             "numbers, the size not negative: mend or drop the row"
+        )
+    if len(batch.time_ns) and batch.time_ns.min() < 0:
+        row = int(np.argmax(batch.time_ns < 0))
+        raise InputError(
+            f"{batch.locate(row)}: its time does not lie between the years 1970 and 2262: mend or "
+            "drop the row"
         )
 
 
@@ -186,13 +197,38 @@ def find_changes(keys: np.ndarray, before: Any) -> np.ndarray:
 def to_ns(times: np.ndarray) -> np.ndarray:
     """Return times since the epoch as int64 ns.
 
-    They may be in s, ms, us or ns: the magnitude of the first one tells. Fractions are rounded to a
-    microsecond, because float64 holds no more of a present-day time.
+    Each may be in s, ms, us or ns: its magnitude tells. Fractions are rounded to a microsecond,
+    because float64 holds no more of a present-day time. A time beyond the year 2262 becomes
+    NO_TIME.
     """
-    for limit, per_us in ((1e11, 10**6), (1e14, 10**3), (1e17, 1)):
-        if abs(times[0]) < limit:
-            return np.rint(times * per_us).astype(np.int64) * 1000
-    return times.astype(np.int64)
+    if len(times) == 0:
+        return np.empty(0, np.int64)
+    size = np.abs(times)
+    first_unit, last_unit = np.searchsorted(UNIT_LIMITS, [size.min(), size.max()], side="right")
+    if first_unit == last_unit:  # nearly always
+        return in_unit_to_ns(times, size, first_unit)
+    units = np.searchsorted(UNIT_LIMITS, size, side="right")
+    result = np.empty(len(times), np.int64)
+    for unit in range(first_unit, last_unit + 1):
+        chosen = units == unit
+        result[chosen] = in_unit_to_ns(times[chosen], size[chosen], unit)
+    return result
+
+
+def in_unit_to_ns(times: np.ndarray, size: np.ndarray, unit: int) -> np.ndarray:
+    """Return times of one unit (a place in UNIT_NS), whose absolute values are `size`, as ns."""
+    unit_ns = UNIT_NS[unit]
+    too_large = size > np.iinfo(np.int64).max // unit_ns
+    if too_large.any():
+        times = np.where(too_large, 0, times)
+    if times.dtype.kind == "f":
+        whole_us = np.rint(times * (unit_ns / 1000)) if unit_ns >= 1000 else times
+        result = whole_us.astype(np.int64) * min(unit_ns, 1000)
+    else:
+        result = times.astype(np.int64) * unit_ns
+    if too_large.any():
+        result[too_large] = NO_TIME
+    return result
 
 
 def map_words(

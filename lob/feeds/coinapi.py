@@ -1,12 +1,19 @@
 """CoinAPI's flat files `limitbook_full`."""
 
+import contextlib
+import io
 import re
 from collections.abc import Iterator
+from csv import DictReader
+from csv import Error as DictError
+from decimal import Decimal
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from lob.config import InputError
@@ -17,14 +24,18 @@ from lob.feeds.batch import (
     SET,
     SNAPSHOT,
     SUB,
+    UNIT_LIMITS,
+    UNIT_NS,
     Batch,
     feed,
     find_changes,
     first_row,
     map_words,
     to_float,
+    to_ns,
 )
-from lob.feeds.recordings import read_csv, read_head
+from lob.feeds.path_dates import DAY_NS, HOUR_NS, MINUTE_NS, DayClock
+from lob.feeds.recordings import open_decompressed, read_csv, read_head
 from lob.feeds.snapshots import number_books
 
 COINAPI_COLUMNS = ("time_exchange", "update_type", "is_buy", "entry_px", "entry_sx")
@@ -37,7 +48,19 @@ COINAPI_TYPES = {
     "SNAPSHOT": SNAPSHOT,
 }
 BOOLEANS = {"1": 1, "0": 0, "true": 1, "false": 0, "True": 1, "False": 0, "TRUE": 1, "FALSE": 0}
-DAY_NS = 86_400 * 10**9
+# The forms of time_exchange that pyarrow reads at once, if all rows are as the first one is.
+FAST_TIMES = {
+    r"\d+": pa.int64(),
+    r"\d\d:.*": pa.time64("ns"),
+    r"\d{4}-.*(Z|[T ].*[+-]\d\d(:?\d\d)?)": pa.timestamp("ns", "UTC"),
+    r"\d{4}-.*": pa.timestamp("ns"),
+}
+NUMBER = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?")
+TIME = re.compile(
+    r"(?:(\d{4}-\d\d-\d\d)[T ])?(\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?) ?"
+    r"(?:Z|([+-])(\d\d)(?::?(\d\d))?)?"
+)
+WHOLE_NUMBER = r"^-?\d+(\.0*)?$"
 
 
 def is_coinapi(head: bytes) -> bool:
@@ -58,9 +81,9 @@ def read_coinapi(files: list[Path]) -> Iterator[Batch]:
 
     The header names the columns, which come in any order. With order ids the feed is order by
     order. Without a column order_id, or if it is empty in a file's first row, the feed is by level;
-    one pair's files are of one kind. `time_exchange` is a full date-time, or a time of day if the
-    file's path holds the date (YYYYMMDD or YYYY-MM-DD). An opening snapshot that is stamped later
-    in the day than the row after it belongs to the day before. All consecutive rows of one
+    one pair's files are of one kind. `time_exchange` is a full date-time (UTC, or with an offset
+    such as +08:00), a number (s, ms, us or ns since the epoch), or a time of day if the file's path
+    holds the date (`find_date` and `DayClock` say how it is dated). All consecutive rows of one
     time_exchange are one message, but for SNAPSHOT rows (see `number_books`).
     """
     return number_books(read_times(files))
@@ -70,18 +93,17 @@ def read_times(files: list[Path]) -> Iterator[Batch]:
     """Yield the rows of CoinAPI's files, with one message for each time."""
     message, last_time = 0, None
     layouts = [coinapi_layout(file) for file in files]
-    by_order = ["order_id" in options.column_types for _, options, _ in layouts]
+    by_order = ["order_id" in layout.options.column_types for layout in layouts]
     if len(set(by_order)) > 1:
         having, lacking = files[by_order.index(True)], files[by_order.index(False)]
         raise InputError(
             f"{having} has order ids, {lacking} has none: a pair's files are of one kind"
         )
-    for file, (delimiter, options, date_ns) in zip(files, layouts, strict=True):
-        for row, column, file_bytes in read_csv(file, delimiter, options):
+    for file, layout in zip(files, layouts, strict=True):
+        blocks = read_csv(file, layout.delimiter, layout.options, layout.as_text)
+        for row, column, file_bytes in blocks:
             kinds = map_words(column["update_type"], COINAPI_TYPES, "update_type", file, row)
-            time_ns = column["time_exchange"].cast(pa.int64()).to_numpy() + date_ns
-            if date_ns and row == 1:
-                time_ns = stamp_opening(time_ns, kinds)
+            time_ns = to_times(column["time_exchange"], kinds, layout.clock, file, row)
             messages = message + np.cumsum(find_changes(time_ns, last_time))
             message, last_time = int(messages[-1]), time_ns[-1]
             ids = column.get("order_id")
@@ -92,17 +114,27 @@ def read_times(files: list[Path]) -> Iterator[Batch]:
                 is_buy=map_words(column["is_buy"], BOOLEANS, "is_buy", file, row) == 1,
                 price=to_float(column["entry_px"]),
                 size=to_float(column["entry_sx"]),
-                order_id=None if ids is None else to_order_ids(ids),
+                order_id=None if ids is None else to_order_ids(ids, file, row),
                 file=str(file),
                 first_row=row,
                 file_bytes=file_bytes,
             )
 
 
-def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
-    """Return a file's delimiter, how its columns are converted, and the date (ns) of its times.
+class Layout(NamedTuple):
+    """How a file is read."""
 
-    The date is 0 if the times are full date-times. Raises InputError if a column is missing.
+    delimiter: str
+    options: csv.ConvertOptions  # times and order ids as in the first row
+    as_text: csv.ConvertOptions  # times and order ids as texts, if some are of another form
+    clock: DayClock | None  # if the times are times of day
+
+
+def coinapi_layout(file: Path) -> Layout:
+    """Return how a file is read.
+
+    Raises InputError if a column is missing, or if the times are times of day and the path holds no
+    date.
     """
     head = read_head(file)
     if b"\n" not in head:
@@ -116,45 +148,109 @@ def coinapi_layout(file: Path) -> tuple[str, csv.ConvertOptions, int]:
             f"{file}: the header lacks {', '.join(missing)}; it is {header!r}: "
             "name the columns so, with ; or , between them"
         )
-    time_of_day = ":" in first.get("time_exchange", "")[:3]
-    types: dict[str, pa.DataType] = {"entry_px": pa.float64(), "entry_sx": pa.float64()}
-    types["time_exchange"] = pa.time64("ns") if time_of_day else pa.timestamp("ns")
-    if first.get("time_exchange", "").endswith("Z"):
-        types["time_exchange"] = pa.timestamp("ns", "UTC")
-    types["update_type"] = types["is_buy"] = pa.dictionary(pa.int32(), pa.string())
-    if first.get("order_id"):
-        types["order_id"] = pa.int64() if first["order_id"].isdigit() else pa.string()
-    options = csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[])
-    return delimiter, options, path_date_ns(file) if time_of_day else 0
-
-
-def to_order_ids(column: pa.Array) -> np.ndarray:
-    """Return order ids as int64: numbers as they are, of texts (UUIDs) a 64-bit hash."""
-    if column.type == pa.int64():
-        return column.to_numpy(zero_copy_only=False)
-    return pd.util.hash_array(column.to_numpy(zero_copy_only=False)).view(np.int64)
-
-
-def stamp_opening(time_ns: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """Return the times with an opening snapshot moved to the day before, if it is of that day.
-
-    It is if it is stamped later in the day than the row after it.
-    """
-    others = np.flatnonzero(kinds != SNAPSHOT)
-    opening = int(others[0]) if len(others) else len(kinds)
-    if 0 < opening < len(kinds) and time_ns[opening - 1] > time_ns[opening]:
-        time_ns = time_ns.copy()
-        time_ns[:opening] -= DAY_NS
-    return time_ns
-
-
-def path_date_ns(file: Path) -> int:
-    """Return the date in a file's path, in ns since the epoch. Raises InputError without one."""
-    for part in reversed(file.parts):
-        found = re.search(r"(?<!\d)(20\d\d)-?(\d\d)-?(\d\d)(?!\d)", part)
-        if found:
-            return int(np.datetime64("-".join(found.groups()), "ns").astype(np.int64))
-    raise InputError(
-        f"{file}: time_exchange is a time of day and the path holds no date: "
-        "put YYYYMMDD in its name"
+    text, number = pa.string(), pa.float64()
+    words = pa.dictionary(pa.int32(), text)
+    types = {"update_type": words, "is_buy": words, "entry_px": number, "entry_sx": number}
+    time = first.get("time_exchange", "").strip()
+    time_type = next((kind for form, kind in FAST_TIMES.items() if re.fullmatch(form, time)), text)
+    typed, as_text = types | {"time_exchange": time_type}, types | {"time_exchange": text}
+    if order_id := first.get("order_id"):
+        typed["order_id"] = pa.uint64() if order_id.isdecimal() else text
+        as_text["order_id"] = text
+    options, general = (
+        csv.ConvertOptions(column_types=chosen, include_columns=list(chosen), null_values=[])
+        for chosen in (typed, as_text)
     )
+    clock = make_clock(file, delimiter) if time_type == pa.time64("ns") else None
+    return Layout(delimiter, options, general, clock)
+
+
+def make_clock(file: Path, delimiter: str) -> DayClock:
+    """Return a file's clock, set by the first row that is no opening SNAPSHOT."""
+    first: dict[str, str] = {}
+    # A fault in the file is told by whoever reads it whole.
+    with contextlib.suppress(OSError, EOFError, DictError), open_decompressed(file) as (handle, _):
+        lines = io.TextIOWrapper(handle, "utf-8-sig", errors="replace")
+        rows = DictReader(lines, delimiter=delimiter)
+        first = next((row for row in rows if row["update_type"] != "SNAPSHOT"), {})
+    return DayClock(file, *(to_clock(first.get(f"time_{by}")) for by in ("exchange", "coinapi")))
+
+
+def to_clock(text: str | None) -> int | None:
+    """Return the time of day of a text, in ns; None if it holds none."""
+    try:
+        return parse_time(text or "")[0] % DAY_NS
+    except ValueError:
+        return None
+
+
+def to_times(
+    column: pa.Array, kinds: np.ndarray, clock: DayClock | None, file: Path, row: int
+) -> np.ndarray:
+    """Return a column of times as int64 ns (n,).
+
+    kinds: the rows' update types; row: number of the first row. Raises InputError, with file and
+    row, if a text is no time.
+    """
+    if column.type == pa.int64():
+        return to_ns(column.to_numpy())
+    if column.type != pa.string():
+        times = column.cast(pa.int64()).to_numpy()
+        return times if clock is None else clock.date(times, kinds, row)
+    times = np.empty(len(column), np.int64)
+    is_clock = np.zeros(len(column), bool)
+    for place, text in enumerate(column.to_pylist()):
+        try:
+            times[place], is_clock[place] = parse_time(text)
+            if is_clock[place] and clock is None:
+                raise ValueError("the file's first time is a full one")
+        except (ValueError, ArithmeticError):
+            raise InputError(
+                f"{file}, row {row + place}: time_exchange {text!r} is not a time such as "
+                "2026-05-02T12:30:00.5: mend or drop the row"
+            ) from None
+    if clock is not None:
+        times[is_clock] = clock.date(times[is_clock], kinds[is_clock], row)
+    return times
+
+
+def parse_time(text: str) -> tuple[int, bool]:
+    """Return a time in ns, and whether it is a time of day. Raises ValueError if it is none."""
+    if NUMBER.fullmatch(text.strip()):
+        number = Decimal(text)
+        unit = int(np.searchsorted(UNIT_LIMITS, float(number), side="right"))
+        return round(number * UNIT_NS[unit]), False
+    found = TIME.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"{text!r} is not a time")
+    date, clock, sign, hours, minutes = found.groups()
+    ahead_ns = int(hours or 0) * HOUR_NS + int(minutes or 0) * MINUTE_NS
+    if date is None and ahead_ns:
+        raise ValueError(f"{text!r} is a time of day of another zone")
+    time_ns = int(np.datetime64(f"{date or '1970-01-01'}T{clock}", "ns").astype(np.int64))
+    return time_ns - (-ahead_ns if sign == "-" else ahead_ns), date is None
+
+
+def to_order_ids(column: pa.Array, file: Path, row: int) -> np.ndarray:
+    """Return order ids as int64 (n,), each the same in whatever column it stands.
+
+    A whole number below 2^64 is itself (from 2^63 on less 2^64), whether or not other ids of the
+    column are numbers. Of another text, such as a UUID, it is a 64-bit hash. `row` is the number of
+    the first row. Raises InputError, with file and row, if an id is missing.
+    """
+    if column.type == pa.uint64():
+        return column.to_numpy().view(np.int64)
+    texts = pc.utf8_trim_whitespace(column)
+    words = texts.to_numpy(zero_copy_only=False)
+    ids = pd.util.hash_array(words)
+    if (missing := words == "").any():
+        raise InputError(
+            f"{file}, row {row + int(np.argmax(missing))}: the order_id is missing, other rows "
+            "have one: mend or drop the row"
+        )
+    is_number = pc.match_substring_regex(texts, WHOLE_NUMBER).to_numpy(zero_copy_only=False)
+    for place in np.flatnonzero(is_number).tolist():
+        number = int(words[place].partition(".")[0])
+        if abs(number) < 2**64:
+            ids[place] = number % 2**64
+    return ids.view(np.int64)

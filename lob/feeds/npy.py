@@ -15,9 +15,9 @@ from lob.feeds.snapshots import number_books
 def read_npy(files: list[Path]) -> Iterator[Batch]:
     """Read NumPy arrays (N, 5): time (s, ms, us or ns), update type, is_buy, price, size.
 
-    The types are ADD 0, SUB 1, MATCH 2, SET 3, DELETE 4 and SNAPSHOT 5. All consecutive rows of one
-    time are one message, but for SNAPSHOT rows (see `number_books`). Error messages count rows from
-    0.
+    The magnitude of each time tells its unit. The types are ADD 0, SUB 1, MATCH 2, SET 3, DELETE 4
+    and SNAPSHOT 5. All consecutive rows of one time are one message, but for SNAPSHOT rows (see
+    `number_books`). Error messages count rows from 0.
     """
     return number_books(read_times(files))
 

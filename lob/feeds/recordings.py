@@ -21,7 +21,13 @@ from pyarrow import csv
 from lob.config import InputError
 
 Item = TypeVar("Item")
-KINDS = {"double": "number", "int64": "whole number", "bool": "true or false"}  # by pyarrow's name
+CSV_BLOCK_BYTES = 1 << 23
+KINDS = {
+    "double": "number",
+    "int64": "whole number",
+    "uint64": "whole number",
+    "bool": "true or false",
+}  # by pyarrow's name
 
 
 @contextlib.contextmanager
@@ -54,27 +60,37 @@ def read_head(file: Path, size: int = 1 << 16) -> bytes:
 
 
 def read_csv(
-    file: Path, delimiter: str, options: csv.ConvertOptions
+    file: Path,
+    delimiter: str,
+    options: csv.ConvertOptions,
+    more_general: csv.ConvertOptions | None = None,
+    row: int = 1,
 ) -> Iterator[tuple[int, dict[str, Any], int]]:
     """Yield a CSV file in blocks: number of the first row, columns by name, file bytes read.
 
-    The header is row 0. Raises InputError, with the row, if a row can't be read.
+    The header is row 0; the blocks begin at `row`. The bytes are those of the blocks so far, not
+    those that were read ahead. If a block can't be converted by `options`, it and those after it
+    are converted by `more_general`. Raises InputError, with the row, if a row can't be read.
     """
-    row = 1
     try:
         with open_decompressed(file) as (handle, raw):
+            input_blocks = BlockReader(handle, raw)
             reader = csv.open_csv(
-                handle,
-                csv.ReadOptions(block_size=1 << 23),
+                input_blocks,
+                csv.ReadOptions(block_size=CSV_BLOCK_BYTES, skip_rows_after_names=row - 1),
                 csv.ParseOptions(delimiter=delimiter),
                 options,
             )
-            for table in reader:
+            for block, table in enumerate(reader):
                 if len(table):
-                    yield row, {name: table.column(name) for name in table.schema.names}, raw.tell()
+                    columns = {name: table.column(name) for name in table.schema.names}
+                    yield row, columns, input_blocks.positions[block]
                     row += len(table)
     except pa.ArrowInvalid as error:
-        raise InputError(f"{file}: {find_bad_row(file, delimiter, row, str(error))}") from None
+        if more_general is None:
+            raise InputError(f"{file}: {find_bad_row(file, delimiter, row, str(error))}") from None
+        yield from read_csv(file, delimiter, more_general, None, row)
+        return
     except KeyError as error:
         raise InputError(f"{file} is of another format: {error.args[0]}") from None
     except OSError as error:
@@ -83,6 +99,26 @@ def read_csv(
         ) from None
     if row == 1:
         raise InputError(f"{file} holds no rows: remove it or fetch it again")
+
+
+class BlockReader:
+    """A decompressed stream that notes how far its file was read after each of its blocks.
+
+    pyarrow takes the blocks many ahead of the rows that it hands out, one table a block.
+    """
+
+    def __init__(self, handle: Any, raw: Any):
+        self.handle, self.raw = handle, raw
+        self.positions: list[int] = []
+        self.closed = False
+
+    def read(self, size: int) -> bytes:
+        block = self.handle.read(size)
+        self.positions.append(self.raw.tell())
+        return block
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
@@ -199,3 +235,17 @@ def read_blocks(file: Path) -> Iterator[tuple[bytes, int]]:
     with open_decompressed(file) as (handle, raw):
         while block := handle.read(1 << 20):
             yield block, raw.tell()
+
+
+def natural_key(path: Path) -> tuple[list[list[tuple[int, str]]], Path]:
+    """Return what sorts paths in natural order: runs of digits count as numbers, 8-9 before 8-10.
+
+    A path is compared folder by folder, and the stem of a name before its suffixes.
+    """
+    parts = [*path.parent.parts, *path.name.partition(".")[::2]]
+    runs = [re.split("([0-9]+)", part) for part in parts]  # texts and digits by turns
+    numbers = [
+        [(int(run), "") if place % 2 else (-1, run) for place, run in enumerate(part)]
+        for part in runs
+    ]
+    return numbers, path

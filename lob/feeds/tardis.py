@@ -8,7 +8,17 @@ import pyarrow as pa
 from pyarrow import csv
 
 from lob.config import InputError
-from lob.feeds.batch import SET, SNAPSHOT, Batch, feed, find_changes, first_row, map_words, to_float
+from lob.feeds.batch import (
+    SET,
+    SNAPSHOT,
+    Batch,
+    feed,
+    find_changes,
+    first_row,
+    map_words,
+    to_float,
+    to_ns,
+)
 from lob.feeds.recordings import read_csv, read_head
 
 TARDIS_TYPES = {
@@ -38,7 +48,7 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
     """Read Tardis.dev's CSV files `incremental_book_L2` of one symbol.
 
     The columns are described at https://docs.tardis.dev, "CSV data types". Rows of one
-    `local_timestamp` are one message; `timestamp`, in microseconds, is the exchange's time. Amounts
+    `local_timestamp` are one message; `timestamp` is the exchange's time, in any unit. Amounts
     are absolute, and 0 removes the level. A message of is_snapshot rows is a new whole book, and so
     is the first one of a file: some exchanges send nothing else.
     """
@@ -62,7 +72,7 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
             messages = message + np.cumsum(begins)
             message, last_time, last_snapshot = int(messages[-1]), local[-1], bool(snapshot[-1])
             yield Batch(
-                time_ns=column["timestamp"].to_numpy() * 1000,
+                time_ns=to_ns(column["timestamp"].to_numpy()),
                 message=messages,
                 update_type=np.where(snapshot, SNAPSHOT, SET).astype(np.uint8),
                 is_buy=map_words(column["side"], SIDES, "side", file, row) == 1,
