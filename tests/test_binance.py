@@ -156,6 +156,8 @@ def read(file) -> list | str:
     try:
         columns: list[list] = [[] for _ in range(7)]
         for batch in read_binance([file]):
+            if batch.lines is None:
+                continue  # it only counts
             for column, values in zip(columns, (*batch[:6], batch.lines), strict=True):
                 column += values.tolist()
         return columns

@@ -17,7 +17,8 @@ from test_feeds import (
     write_lines,
 )
 
-from lob.feeds.batch import SET, find_feed
+from lob.config import InputError
+from lob.feeds.batch import FEEDS, SET, find_feed
 
 
 def write_depth(
@@ -236,3 +237,109 @@ def test_binance_numbers_that_are_no_text_are_read_too(tmp_path) -> None:
     ]
     write_lines(tmp_path, [re.sub(r'"([0-9.]+)"', r"\1", line) for line in lines])
     assert parse(tmp_path) == tell_states(story, first=1)
+
+
+@pytest.mark.parametrize("spot", [False, True])
+def test_binance_recordings_that_overlap_are_one_stream(tmp_path, spot) -> None:
+    """Two recorders: the second file begins 60 messages before the first one ends."""
+    story = tell_story(300)
+    depth = [write_depth(message, story, spot) for message in range(1, 300)]
+    write_lines(tmp_path, [write_snapshot(0, story, 1), *depth[:200]])
+    write_lines(tmp_path, [write_snapshot(139, story), *depth[140:]], "2.gz")
+    assert parse(tmp_path) == tell_states(story, first=1)
+    assert (count(tmp_path, "gaps"), count(tmp_path, "messages_repeated")) == (0, 60)
+
+
+@pytest.mark.parametrize("spot", [False, True])
+@pytest.mark.parametrize("late", [0, 12])
+def test_binance_ids_that_begin_anew_are_a_gap_until_the_next_snapshot(
+    tmp_path, spot, late
+) -> None:
+    """The second half has the first half's ids, but later times and another book."""
+    first, second = tell_story(60), tell_story(60, seed=1)
+    later = [(time_ms + 1000, kind, levels) for time_ms, kind, levels in second]
+    depth = [write_depth(message, first, spot) for message in range(1, 60)]
+    write_lines(tmp_path, [write_snapshot(0, first, 1), *depth])
+    depth = [write_depth(message, later, spot) for message in range(1, 60)]
+    depth.insert(late, write_snapshot(late, later, 1 if late < 59 else 0))
+    write_lines(tmp_path, depth, "2.gz")
+    states = [*tell_states(first, first=1), *tell_states(later, first=late + 1)]
+    assert parse(tmp_path) == states
+    assert (count(tmp_path, "gaps"), count(tmp_path, "snapshots")) == (1, 2)
+
+
+@pytest.mark.parametrize("spot", [False, True])
+@pytest.mark.parametrize("snapshots", [(0, 1, 2), (1,), (2,)])
+def test_binance_days_in_the_wrong_order_name_both_files_until_renamed(
+    tmp_path, spot, snapshots
+) -> None:
+    story = [(time_ms * 1000, *rest) for time_ms, *rest in tell_story(300)]
+    story = [(START_MS + index * 60_000, *rest) for index, (_, *rest) in enumerate(story)]
+    depth = [write_depth(message, story, spot) for message in range(1, 300)]
+    days = []
+    for day in range(3):
+        opening = [write_snapshot(day * 100, story, 1)] if day in snapshots else []
+        days.append([*opening, *depth[day * 100 : day * 100 + 100]])
+    names = ("b.gz", "c.gz", "a.gz")
+    for name, lines in zip(names, days, strict=True):
+        write_lines(tmp_path, lines, name)
+    line = refuse(tmp_path)
+    assert "b.gz, line " in line and "a.gz" in line, line
+    assert "name the files so that they sort by time" in line
+    for name, new in zip(names, ("1.gz", "2.gz", "3.gz"), strict=True):
+        (tmp_path / "raw" / "A_B" / name).rename(tmp_path / "raw" / "A_B" / new)
+    first = snapshots[0] * 100 + 1
+    assert parse(tmp_path) == tell_states(story, first=first)
+
+
+@pytest.mark.parametrize("spot", [False, True])
+def test_binance_events_that_overlap_are_applied(tmp_path, spot) -> None:
+    """Every fifth event begins within the one before it; one begins two updates before."""
+    story = tell_story(60)
+    lines = [write_snapshot(0, story, 1)]
+    for message in range(1, 60):
+        data = json.loads(write_depth(message, story, spot, bare=True).partition(" ")[2])
+        if message % 5 == 0:
+            link, back = ("U", 37) if spot else ("pu", 37)
+            data[link] -= back if message % 10 else 150
+        lines.append(f"{story[message][0]}000000 {json.dumps(data)}")
+    write_lines(tmp_path, lines)
+    assert parse(tmp_path) == tell_states(story, first=1)
+    assert count(tmp_path, "gaps") == 0
+
+
+@pytest.mark.parametrize("spot", [False, True])
+def test_binance_times_may_go_over_to_microseconds_in_mid_stream(tmp_path, spot) -> None:
+    story = tell_story(60)
+    lines = [write_snapshot(0, story, 1)]
+    for message in range(1, 60):
+        line = write_depth(message, story, spot)
+        if message % 7 > 2:
+            line = re.sub(r'"([ET])": (\d+)', r'"\1": \g<2>000', line)
+        lines.append(line)
+    write_lines(tmp_path, lines)
+    assert parse(tmp_path) == tell_states(story, first=1)
+
+
+@pytest.mark.parametrize("nothing", ["[]", '""', "null"])
+def test_binance_levels_with_an_empty_third_element_are_read(tmp_path, nothing) -> None:
+    story = tell_story(20)
+    depth = [write_depth(message, story, spot=True) for message in range(1, 20)]
+    lines = [
+        re.sub(r'\["([0-9.]+)", "([0-9.]+)"\]', rf'["\1", "\2", {nothing}]', line)
+        for line in [write_snapshot(0, story, 1), *depth]
+    ]
+    assert nothing in lines[-1]
+    file = write_lines(tmp_path, lines)
+    assert parse(tmp_path) == tell_states(story, first=1)
+    write_lines(tmp_path, [line.replace(nothing, '"7"') for line in lines])
+    with pytest.raises(InputError, match="line 1: no whole Binance message"):
+        list(FEEDS["binance"].read([file]))
+
+
+@pytest.mark.parametrize("spot", [False, True])
+def test_binance_snapshot_at_the_end_of_a_recording_counts(tmp_path, spot) -> None:
+    story = tell_story(30)
+    depth = [write_depth(message, story, spot) for message in range(1, 30)]
+    write_lines(tmp_path, [*depth, write_snapshot(20, story, 1)])
+    assert parse(tmp_path) == tell_states(story, first=21)

@@ -1,5 +1,6 @@
 """Times, dates and order ids: whatever form a file gives them in, they are the same numbers."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from test_feeds import START_MS, parse, put, refuse, tell_states, tell_story, wr
 import data_parser
 from lob.config import InputError
 from lob.feeds import coinapi
-from lob.feeds.batch import FEEDS, NO_TIME, to_ns
+from lob.feeds.batch import FEEDS, NO_TIME, SET, SNAPSHOT, to_ns
 from lob.feeds.path_dates import find_date
 from lob.feeds.recordings import natural_key, read_csv
 
@@ -61,8 +62,8 @@ def test_a_number_that_is_no_time_since_the_epoch_is_refused_by_row(tmp_path) ->
     text[60] = "20240601123000" + text[60][text[60].index(";") :]
     put(tmp_path, "1.csv", "\n".join(text).encode())
     assert "row 60: time_exchange '20240601123000' is not a time" in refuse(tmp_path)
-    text = [line.replace(line.partition(";")[0], "20240601123000") for line in text[1:3]]
-    put(tmp_path, "1.csv", "\n".join([HEADER.strip(), *text]).encode())
+    text[1:] = ["20240601123000" + line[line.index(";") :] for line in text[1:3]]
+    put(tmp_path, "1.csv", "\n".join(text).encode())
     assert "row 1: its time does not lie between the years 1970 and 2262" in refuse(tmp_path)
 
 
@@ -304,3 +305,41 @@ def test_days_without_leading_zeros_are_one_stream(tmp_path, name) -> None:
     assert [str(file)[len(str(tmp_path / "raw" / "A_B")) :] for file in files] == [
         f"/{name.format(day)}" for day in (8, 9, 10)
     ]
+
+
+@pytest.mark.parametrize("snapshots", [1, 0])
+@pytest.mark.parametrize("updates", [1, 0])
+def test_days_in_the_wrong_order_name_both_files_until_renamed(
+    tmp_path, snapshots, updates
+) -> None:
+    """Days of a snapshot, of updates, or of both: c was recorded before a."""
+    if not snapshots + updates:
+        return
+    levels = tell_story(1)[0][2]
+    days = []
+    for day in range(3):
+        time_ms = START_MS + day * 86_400_000
+        book = [(time_ms, SNAPSHOT if snapshots or day == 0 else SET, levels)]
+        changes = [(time_ms + 5 * i, SET, [(True, 999, day + i)]) for i in range(1, 9 * updates)]
+        days.append([*book, *changes])
+    for name, day in zip(("b", "c", "a"), days, strict=True):
+        put(tmp_path, f"{name}.csv", write_coinapi(day))
+    line = refuse(tmp_path)
+    assert "time goes back" in line and "b.csv, row " in line and "a.csv, row " in line
+    assert line.endswith("name the files so that they sort by time, or raise --max_clock_step_ms")
+    folder = tmp_path / "raw" / "A_B"
+    for name, new in (("b", "1"), ("c", "2"), ("a", "3")):
+        (folder / f"{name}.csv").rename(folder / f"{new}.csv")
+    assert parse(tmp_path) == tell_states([message for day in days for message in day])
+
+
+def test_rows_in_the_wrong_order_name_both_rows_until_sorted(tmp_path) -> None:
+    story = tell_story(10)
+    late = (START_MS + 5000, SET, [(True, 999, 3)])
+    put(tmp_path, "1.csv", write_coinapi([*story[:5], late, *story[5:]]))
+    line = refuse(tmp_path)
+    first, second = re.findall(r"1\.csv, row (\d+)", line)
+    assert int(first) == int(second) + 1
+    assert "max_clock_step_ms: sort the rows, or raise" in line
+    put(tmp_path, "1.csv", write_coinapi([*story, late]))
+    assert parse(tmp_path) == tell_states([*story, late])

@@ -373,6 +373,7 @@ class OrderBook:
         for place in (TIME, CROSSED_SINCE, PASSED_BID, PASSED_ASK, FIRST_VALID, LAST_VALID):
             self.memory[place] = NEVER
         self.memory[NEW_SEGMENT] = 1
+        self.last_place = ""  # file and row that brought its time, for error messages
         self.lost = False  # whether rows are skipped until the next snapshot
         self.counters = np.zeros(len(COUNTERS), dtype=np.int64)
         self.orders = empty_table(1 << 12)

@@ -57,17 +57,30 @@ def apply_batch(book: OrderBook, batch: Batch, tick_size: float, row: int = 0) -
         row, reason = error.args
         place = batch.locate(row)
         if reason == kernel.CLOCK_BACK:
-            raise clock_error(place, int(batch.time_ns[row])) from None
+            before_ns = int(book.memory[kernel.TIME])
+            before = find_place(batch, before_ns, row) or book.last_place
+            raise clock_error(place, int(batch.time_ns[row]), before, before_ns) from None
         raise InputError(
             f"{place}: a visible price does not fit int32 in ticks of {tick_size}: set --tick_size"
         ) from None
+    rows = len(batch.time_ns)
+    book.last_place = find_place(batch, int(book.memory[kernel.TIME]), rows) or book.last_place
 
 
-def clock_error(place: str, time_ns: int) -> InputError:
-    time = np.datetime64(time_ns, "ns")
+def find_place(batch: Batch, time_ns: int, end: int) -> str | None:
+    """Return the place of the last row before `end` that has this time, or None."""
+    rows = np.flatnonzero(batch.time_ns[:end] == time_ns)
+    return batch.locate(int(rows[-1])) if len(rows) else None
+
+
+def clock_error(place: str, time_ns: int, before: str, before_ns: int) -> InputError:
+    """Return the error of a message at `place` that is earlier than the one at `before`."""
+    time, time_before = np.datetime64(time_ns, "ns"), np.datetime64(before_ns, "ns")
+    one_file = place.rpartition(", ")[0] == before.rpartition(", ")[0]
+    remedy = "sort the rows" if one_file else "name the files so that they sort by time"
     return InputError(
-        f"{place}: time goes back to {time} by more than max_clock_step_ms: sort the files, or "
-        "raise --max_clock_step_ms"
+        f"{place}: time goes back to {time} from {time_before} at {before}, by more than "
+        f"max_clock_step_ms: {remedy}, or raise --max_clock_step_ms"
     )
 
 
@@ -84,6 +97,7 @@ class Part(NamedTuple):
     first_state: int  # time of the first state, written or not
     last_state: int  # time of the last state, written or not
     last_message: int  # time of the last message
+    last_place: str  # file and row of the last row
     after_opening: tuple[int, str] | None  # time and place of the first row that is no SNAPSHOT
     traded_since: int  # lots bought minus lots sold after the last state that was written
     opening: np.ndarray  # best levels after the first message (see `OrderBook.opening`)
@@ -110,6 +124,7 @@ def describe_part(
         first_state=memory[kernel.FIRST_VALID],
         last_state=memory[kernel.LAST_VALID],
         last_message=memory[kernel.TIME],
+        last_place=book.last_place,
         after_opening=after_opening,
         traded_since=memory[kernel.TRADED],
         opening=book.opening(),
@@ -257,11 +272,15 @@ class PartJoiner:
     def steps_back(self, before: Part, part: Part) -> bool:
         """Return whether time goes back at a join. Raises InputError if it does by too much."""
         if part.after_opening is None:
+            # A snapshot may be older than the updates before it, but not than all of them.
+            if kernel.NEVER < part.last_message < before.first_state - self.max_clock_step_ns:
+                time, place = part.last_message, part.last_place
+                raise clock_error(place, time, before.last_place, before.last_message)
             return False
         time, place = part.after_opening
         step = before.last_message - time
         if step > self.max_clock_step_ns:
-            raise clock_error(place, time)
+            raise clock_error(place, time, before.last_place, before.last_message)
         return step > 0
 
     def append_states(

@@ -28,6 +28,8 @@ MOST_RECENT = 1000  # messages kept for a snapshot that is still to come
 DEPTH, UPDATE_ID = b'"depthUpdate"', b'"lastUpdateId"'  # in each depthUpdate; in each snapshot
 PARTIAL_LEVELS = (5, 10, 20)
 PARTIAL = 255  # kind of a partial book in `Depth`: no type of a row
+NOTHING: tuple[list, ...] = ([[]], [""], [None])  # what once stood in a level behind price and size
+SAME_UPDATE_NS = 10**9  # two connections stamp the same update at most this far apart
 NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # of a damaged line
 
 LEVELS = pa.list_(pa.list_(pa.string()))
@@ -52,6 +54,7 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
     stream = BinanceStream()
     for file in files:
         line = file_bytes = 0
+        stream.file = str(file)
         try:
             for lines, file_bytes in read_line_blocks(file):
                 first_line = line
@@ -124,11 +127,21 @@ class Depth(NamedTuple):
 
     kind: int  # update type of its rows: SET of a depthUpdate, SNAPSHOT of a snapshot; or PARTIAL
     line: int  # its line in the file
-    time: int  # as sent: in ms, or us; of a book without a time the local one
+    time: int  # ns since the epoch; of a book without a time the local one
     last: int  # id of the last update in it
     previous: int  # id of the update before its first one
     bids: np.ndarray  # float64 (levels, 2): price and size
     asks: np.ndarray
+
+
+class Run(NamedTuple):
+    """Consecutive messages without a gap."""
+
+    file: str  # that the first one stands in
+    previous: int  # id of the update before the first one
+    last: int  # id of the last update
+    first_time: int  # the earliest time, in ns
+    last_time: int  # the latest
 
 
 class Block:
@@ -148,6 +161,8 @@ class Block:
         """Add a message. Raises TypeError, OverflowError or ValueError if it is not a whole one."""
         array("q", (time, last, previous))  # refuses all but integers of 64 bits
         levels = bids + asks
+        if set(map(type, levels)) <= {list} and not set(map(len, levels)) <= {2}:
+            levels = [level[:2] if level[2:] in NOTHING else level for level in levels]
         if not (set(map(type, levels)) <= {list} and set(map(len, levels)) <= {2}):
             raise ValueError("a level is no pair of price and size")
         self.heads.append((kind, line, time, last, previous))
@@ -157,10 +172,12 @@ class Block:
     def make_messages(self) -> list[Depth]:
         """Return the messages, complete with their levels."""
         levels = to_numbers(self.texts).reshape(-1, 2)
+        times = to_ns(np.array([time for _, _, time, _, _ in self.heads])).tolist()
         messages, end = [], 0
-        for head, (bids, asks) in zip(self.heads, self.level_counts, strict=True):
+        for head, time, (bids, asks) in zip(self.heads, times, self.level_counts, strict=True):
             begin, middle, end = end, end + bids, end + bids + asks
-            messages.append(Depth(*head, levels[begin:middle], levels[middle:end]))
+            message = Depth(*head, levels[begin:middle], levels[middle:end])
+            messages.append(message._replace(time=time))
         return messages
 
 
@@ -219,9 +236,14 @@ class BinanceStream:
     """Follows one symbol by Binance's rules ("How to manage a local order book correctly").
 
     A depthUpdate holds the updates with ids from `U` to `u`. It follows another one if its `pu` is
-    the other's `u` (futures), or if its `U` is the other's u + 1 (spot). A snapshot shows the book
-    after update L. The first message with u >= L (spot: u > L) bridges it to the stream, provided
-    that no update is missing between L and this message.
+    the other's `u` (futures), or if its `U` is the other's u + 1 (spot). It may also begin earlier,
+    since sizes are absolute. It was delivered twice if its id and its time are those of messages
+    before. A later one with a lower id begins the ids anew: there is a gap, and the next snapshot
+    counts.
+
+    A snapshot shows the book after update L. The first message with u >= L (spot: u > L) bridges it
+    to the stream, provided that no update is missing between L and this message. It is used when
+    the next message has shown that the ids go on.
 
     A snapshot of a known book adds the levels that were too deep for those before it, and removes
     none: it may hold fewer itself. Whole books that come before the first depthUpdate wait until it
@@ -247,6 +269,8 @@ class BinanceStream:
         self.unused = 0  # messages since the book has been unknown
         self.skipped: Counter[str] = Counter()  # what was passed by since the last batch
         self.rows: list[tuple[int, Depth]] = []  # for the next batch: message number, its levels
+        self.file = ""  # that the messages are read from
+        self.runs: list[Run] = []  # of all messages taken
 
     def add(self, block: Block, line: int, text: bytes) -> None:
         """Add a message to a block."""
@@ -307,6 +331,7 @@ class BinanceStream:
             return None
         if None in times or None in lasts or None in links:
             return None
+        times = to_ns(np.array(times)).tolist()
         return [
             Depth(SET, line, times[row], lasts[row], links[row] - self.spot, bids[row], asks[row])
             for row, (line, _) in enumerate(found)
@@ -334,8 +359,8 @@ class BinanceStream:
             elif self.is_partial(each):
                 self.skipped["partial_books"] += 1
             else:
+                self.use_snapshot(each.line)  # the one before it
                 self.snapshot = each
-        self.use_snapshot(message.line)
 
     def is_partial(self, book: Depth) -> bool:
         """Return whether a book is partial, which only streams with a name say.
@@ -356,9 +381,11 @@ class BinanceStream:
             self.begun = True
 
     def end(self) -> None:
-        """Put what still waits at the end of the stream."""
+        """Put what still waits at the end of the stream, be it a snapshot."""
         if self.books:
             self.put_books()
+        if self.snapshot is not None:
+            self.use_snapshot(self.snapshot.line)
         self.skipped["messages_before_snapshot"] += self.unused
 
     def take_skipped(self) -> dict[str, int]:
@@ -367,20 +394,61 @@ class BinanceStream:
         return skipped
 
     def take_depth(self, depth: Depth) -> None:
-        if self.last is not None and depth.previous != self.last:
-            if depth.last <= self.last:
-                self.skipped["messages_repeated"] += 1
-                return  # delivered twice: the book holds it already
-            self.recent.clear()
+        if self.last is None:
+            self.begin_run(depth)
+        elif depth.previous <= self.last < depth.last:  # all between is in one of the two
+            self.use_snapshot(depth.line)
+            if len(self.recent) == MOST_RECENT and not self.known:
+                self.lose_book(depth)
+        elif self.is_repeated(depth):
+            self.skipped["messages_repeated"] += 1
+            return
+        else:
+            self.end_run(depth)
             self.lose_book(depth)
-        elif len(self.recent) == MOST_RECENT and not self.known:
-            self.lose_book(depth)
+            self.begin_run(depth)
+        run = self.runs[-1]
+        times = min(run.first_time, depth.time), max(run.last_time, depth.time)
+        self.runs[-1] = run._replace(last=depth.last, first_time=times[0], last_time=times[1])
         self.last = depth.last
         self.recent.append(depth)
         if self.known:
             self.put_rows(self.message + 1, depth)
         else:
             self.unused += 1
+        self.use_snapshot(depth.line)  # one that was ahead of the stream
+
+    def is_repeated(self, depth: Depth) -> bool:
+        """Return whether a message was delivered before: its id and its time lie in a run."""
+        if depth.last == self.last and 0 <= depth.time - self.runs[-1].last_time <= SAME_UPDATE_NS:
+            return True
+        return any(
+            run.previous < depth.last <= run.last and run.first_time <= depth.time <= run.last_time
+            for run in reversed(self.runs)
+        )
+
+    def begin_run(self, depth: Depth) -> None:
+        self.runs.append(Run(self.file, depth.previous, depth.last, depth.time, depth.time))
+
+    def end_run(self, depth: Depth) -> None:
+        """Leave the run that a message does not follow.
+
+        If ids begin anew with a lower one, a snapshot that came since the last message is of the
+        new ids, unless it is ahead of them.
+        """
+        run = self.runs[-1]
+        begins_anew = depth.last <= run.last
+        if begins_anew and not self.begun and depth.time < run.first_time:
+            raise InputError(
+                f"{self.file}, line {depth.line} is of {np.datetime64(depth.time, 'ns')}, but "
+                f"{run.file} before it begins at {np.datetime64(run.first_time, 'ns')}: name the "
+                "files so that they sort by time"
+            )
+        if not (begins_anew and self.snapshot and self.snapshot.last <= depth.last):
+            self.use_snapshot(depth.line)
+            if begins_anew:
+                self.snapshot = None
+        self.recent.clear()
 
     def use_snapshot(self, line: int) -> None:
         """Put the waiting snapshot's rows and the later messages', once the stream has reached it.
@@ -435,7 +503,7 @@ class BinanceStream:
         rows = level_counts.reshape(-1, 2).sum(axis=1)  # of each message
         price, size = np.concatenate(sides).T
         return Batch(
-            time_ns=np.repeat(to_ns(np.array(times)), rows),
+            time_ns=np.repeat(times, rows),
             message=np.repeat(numbers, rows),
             update_type=np.repeat(np.array(kinds, np.uint8), rows),
             is_buy=np.repeat(np.tile([True, False], len(rows)), level_counts),
