@@ -25,6 +25,8 @@ config = {
     "feed": None,  # str | None: name of the feed; None: recognised by the files' content
     "tick_size": None,  # > 0 and < inf | None: price of a tick, in the quote currency;
     #   None: the largest power of ten that divides the first million prices
+    "price_offset": 0.0,  # > -1e9 and < 1e9: is added to every price; statistics in basis points
+    #   need mid-prices above 0
     "book_depth": None,  # int >= 1 and <= 1e6 | None: levels of a side that the feed tells of, such
     #   as 10 of a subscription: what falls out of them is never deleted, so that each side is cut
     #   to them after every message; None: all levels are kept
@@ -59,7 +61,7 @@ from tqdm import tqdm
 
 from lob.book.order_book import ROWS, OrderBook, apply_rows
 from lob.book.states import check_states
-from lob.book.stream import Part, PartJoiner, PartParser, apply_batch
+from lob.book.stream import Part, PartJoiner, PartParser, apply_batch, finish_book
 from lob.book.units import infer_units
 from lob.feeds.batch import FEEDS, Batch, find_feed, find_parts
 from lob.feeds.recordings import natural_key, read_ahead
@@ -230,7 +232,7 @@ def look_ahead(
 
     The rows are parsed, but their states are only counted: the parts are parsed from their start.
     """
-    batches = read_ahead(FEEDS[feed].read(files))
+    batches = read_ahead(read_updates(config, feed, files))
     first_batches, tick_size, lot_size = infer_units(batches, config["tick_size"])
     state_counts: list[int] = []
     book = make_book(config, lot_size, lambda states: state_counts.append(len(states[0])))
@@ -238,7 +240,7 @@ def look_ahead(
     read_bytes = sum({batch.file: batch.file_bytes for batch in first_batches}.values())
     while first_batches:
         apply_batch(book, first_batches.pop(0), tick_size)  # and free its memory
-    book.finish()
+    finish_book(book, tick_size)
     share = read_bytes / sum(file.stat().st_size for file in files)
     return (tick_size, lot_size), forecast(sum(state_counts), config["depth"], share, partial)
 
@@ -257,7 +259,7 @@ def parse_stream(
     """
     folder.mkdir(exist_ok=True)
     name = final_name(folder)
-    batches: Iterator[Batch] = read_ahead(FEEDS[feed].read(files))
+    batches: Iterator[Batch] = read_ahead(read_updates(config, feed, files))
     first_batches: list[Batch] = []
     if units is None:
         first_batches, tick_size, lot_size = infer_units(batches, config["tick_size"])
@@ -284,6 +286,12 @@ def parse_stream(
                 if share < 1:
                     progress.write(f"{name}: {said}")
         return parser.finish()
+
+
+def read_updates(config: dict, feed: str, files: list[Path]) -> Iterator[Batch]:
+    """Yield the files' batches, with `price_offset` added to their prices."""
+    for batch in FEEDS[feed].read(files):
+        yield batch._replace(price=batch.price + config["price_offset"])
 
 
 def make_book(
@@ -345,6 +353,7 @@ def describe_pair(
         "depth": config["depth"],
         "tick_size": whole.tick_size,
         "lot_size": whole.lot_size,
+        "price_offset": config["price_offset"],
         "subsample": config["subsample"],
         "state_interval_ms": config["state_interval_ms"],
         "rows": whole.rows,

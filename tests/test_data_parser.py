@@ -270,7 +270,7 @@ def test_a_finer_price_than_the_tick_names_row_and_remedy(tmp_path):
     put(tmp_path, HEADER + OPENING + row("01.0", "ADD", 1, "99.25", "1", 7))
     line = refused(tmp_path, "--depth=4", "--tick_size=0.5")
     assert (
-        "row 7: price 99.25 is no exact multiple of 0.5, the tick size: set a finer --tick_size\n"
+        "row 7: price 99.25 is no exact multiple of 0.5, the tick size: set --tick_size=0.01\n"
         in line
     )
 
@@ -308,11 +308,9 @@ def one_batch(prices: list[float], sizes: list[float]) -> Batch:
 @pytest.mark.parametrize("tick", [0.3, 0.4, 0.03, 2.5, 1 / 3, 0.25, 1e-10])
 def test_a_tick_may_be_any_number(tick):
     prices = np.array([1.0, 7.0, 1000.0, 123_457.0]) * tick
-    assert units.to_units(prices, tick, None, "price", "").tolist() == [1, 7, 1000, 123_457]
+    assert units.to_units(prices, tick, clip=False)[0].tolist() == [1, 7, 1000, 123_457]
     with pytest.raises(InputError, match=r"row 2: price .* is no exact multiple"):
-        units.to_units(
-            np.array([tick, 10.001 * tick]), tick, one_batch([0, 0], [0, 0]), "price", ""
-        )
+        units.to_ticks(one_batch([tick, 10.001 * tick], [0, 0]), tick)
 
 
 def test_no_size_becomes_zero_and_later_ones_may_be_a_thousand_times_as_large():
@@ -322,7 +320,7 @@ def test_no_size_becomes_zero_and_later_ones_may_be_a_thousand_times_as_large():
     ):
         units.infer_units(iter([one_batch([1.0, 2.0], [1 / 3, 1.0])]), None)
     _, _, lot = units.infer_units(iter([one_batch([1.0, 2.0], [5e7, 0.01])]), None)
-    assert units.to_units(np.array([5e10, 0.01]), lot, None, "size", "").tolist() == [
+    assert units.to_units(np.array([5e10, 0.01]), lot, clip=False)[0].tolist() == [
         5 * 10**15,
         1000,
     ]

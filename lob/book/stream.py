@@ -33,7 +33,7 @@ import numpy as np
 from lob.book import order_book as kernel
 from lob.book.order_book import COUNTERS, OrderBook
 from lob.book.states import StateWriter
-from lob.book.units import to_lots, to_ticks
+from lob.book.units import MAX_TICKS, price_remedy, to_lots, to_ticks
 from lob.config import InputError
 from lob.feeds.batch import GAP, SNAPSHOT, Batch
 from lob.storage import load_array
@@ -60,11 +60,37 @@ def apply_batch(book: OrderBook, batch: Batch, tick_size: float, row: int = 0) -
             before_ns = int(book.memory[kernel.TIME])
             before = find_place(batch, before_ns, row) or book.last_place
             raise clock_error(place, int(batch.time_ns[row]), before, before_ns) from None
-        raise InputError(
-            f"{place}: a visible price does not fit int32 in ticks of {tick_size}: set --tick_size"
-        ) from None
+        raise too_large_error(place, book, tick_size) from None
     rows = len(batch.time_ns)
     book.last_place = find_place(batch, int(book.memory[kernel.TIME]), rows) or book.last_place
+
+
+def finish_book(book: OrderBook, tick_size: float) -> None:
+    """End a book's last message. Raises InputError if a price is too large."""
+    try:
+        book.finish()
+    except ValueError as error:
+        if error.args[1:] != (kernel.NOT_INT32,):
+            raise
+        raise too_large_error(book.last_place, book, tick_size) from None
+
+
+def too_large_error(place: str, book: OrderBook, tick_size: float) -> InputError:
+    """Return the error of a book with a visible price of too many ticks.
+
+    `place` stands behind its message.
+    """
+    ticks = np.abs(book.closing()[0])
+    fitting = int((ticks <= MAX_TICKS).sum(axis=1).min())
+    price = f"{float(ticks.max() * tick_size):g}"
+    if fitting:
+        remedy = f"set --depth={2 * fitting}, or drop the rows of such prices"
+    else:
+        remedy = price_remedy((ticks * tick_size).ravel().tolist())
+    return InputError(
+        f"{place}: before it a visible price, {price}, is more than {MAX_TICKS:,} ticks of "
+        f"{tick_size:g}, the most that int32 holds: {remedy}"
+    )
 
 
 def find_place(batch: Batch, time_ns: int, end: int) -> str | None:
@@ -159,7 +185,12 @@ class PartParser:
         self.open_book()
 
     def open_book(self) -> None:
-        self.book = OrderBook(self.depth, self.lot_size, self.states.append, **self.settings)
+        self.book = OrderBook(self.depth, self.lot_size, self.write, **self.settings)
+
+    def write(self, states: list[np.ndarray]) -> None:
+        """Append states. Raises InputError if a mid-price is not above 0."""
+        check_mids(states[0], states[2], self.tick_size)
+        self.states.append(states)
 
     def take(self, batch: Batch) -> None:
         """Apply a batch. Raises InputError as `apply_batch` does."""
@@ -186,12 +217,31 @@ class PartParser:
         return row
 
     def finish(self) -> Part:
-        self.book.finish()
+        finish_book(self.book, self.tick_size)
         self.states.close()
         part = describe_part(
             self.book, self.states, self.tick_size, self.updates, self.after_opening
         )
         return part._replace(counters=add_counters(part.counters, self.passed_by))
+
+
+def check_mids(price_ticks: np.ndarray, timestamps: np.ndarray, tick_size: float) -> None:
+    """Raise InputError if a state's mid-price is not above 0, of which basis points are taken.
+
+    price_ticks: int32 (n, depth); timestamps: int64 (n,).
+    """
+    half = price_ticks.shape[1] // 2
+    twice_mid = np.add(price_ticks[:, half - 1], price_ticks[:, half], dtype=np.int64)
+    if len(twice_mid) and twice_mid.min() <= 0:
+        state = int(twice_mid.argmin())
+        mid = twice_mid[state] / 2 * tick_size
+        more = 10.0 ** np.ceil(np.log10(max(10 * abs(mid), 100 * tick_size)))
+        time = np.datetime64(int(timestamps[state]), "ns")
+        raise InputError(
+            f"the mid-price is {mid:g} at {time}, and what is "
+            "measured in basis points of it needs it above 0: run data_parser.py with "
+            f"--price_offset, which is added to every price, raised by {more:g}"
+        )
 
 
 def add_counters(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:

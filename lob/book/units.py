@@ -1,6 +1,7 @@
 """Prices and sizes as exact integers: prices count ticks, sizes count lots."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 
 import numpy as np
 
@@ -9,6 +10,9 @@ from lob.feeds.batch import Batch
 from lob.jit import MAX_EXACT, compiled, inlined
 
 ROWS_TO_INFER_UNITS = 1_000_000
+MAX_TICKS = 2**31 - 1  # of a visible price, which is int32
+LARGEST = 2**62  # ticks or lots of any row
+UNCOUNTED = -(2**63)
 
 
 def infer_units(
@@ -29,10 +33,21 @@ def infer_units(
     if tick_size is None:
         prices = [batch.price for batch in first]
         tick_size = largest_power_of_ten(prices, "prices", "set --tick_size")
+        check_tick_size(np.concatenate(prices), tick_size)
     needed = largest_power_of_ten([batch.size for batch in first], "sizes", "round them")
     largest = max((float(batch.size.max()) for batch in first if len(batch.size)), default=1.0)
     lot_size = min(needed, max(finest_lot(1000 * largest), 1e-8))
     return first, tick_size, max(lot_size, finest_lot(largest))
+
+
+def check_tick_size(prices: np.ndarray, tick_size: float) -> None:
+    """Raise InputError if most prices have too many digits to be counted in ticks by int32."""
+    usual = usual_price(prices) if len(prices) else 0.0
+    if usual > MAX_TICKS * tick_size:
+        raise InputError(
+            f"the first million prices are multiples of {tick_size:g} and lie around {usual:g}: "
+            f"{price_remedy([usual, tick_size])}"
+        )
 
 
 def finest_lot(size: float) -> float:
@@ -55,32 +70,76 @@ def largest_power_of_ten(arrays: list[np.ndarray], name: str, remedy: str) -> fl
 
 
 def to_ticks(batch: Batch, tick_size: float) -> np.ndarray:
-    """Return prices as int64 ticks. Raises InputError, with the row, if one is no multiple."""
-    remedy = "the tick size: set a finer --tick_size"
-    return to_units(batch.price, tick_size, batch, "price", remedy)
+    """Return prices as int64 ticks. Raises InputError, with the row, if one is no multiple.
+
+    A price of more than LARGEST ticks, which is never visible, counts as LARGEST.
+    """
+    ticks, row = to_units(batch.price, tick_size, clip=True)
+    if row >= 0:
+        price = float(batch.price[row])
+        raise InputError(
+            f"{batch.locate(row)}: price {price!r} is no exact multiple of {tick_size:g}, the tick "
+            f"size: {price_remedy([price, usual_price(batch.price)])}"
+        )
+    return ticks
 
 
 def to_lots(batch: Batch, lot_size: float) -> np.ndarray:
     """Return sizes as int64 lots. Raises InputError, with the row, if one is no multiple."""
-    remedy = "the finest that the first million rows need: round the sizes"
-    return to_units(batch.size, lot_size, batch, "size", remedy)
+    lots, row = to_units(batch.size, lot_size, clip=False)
+    if row >= 0:
+        size = float(batch.size[row])
+        reason = "is no exact multiple of"
+        if size / lot_size > LARGEST:
+            reason = f"is more than {LARGEST:g} times"
+        raise InputError(
+            f"{batch.locate(row)}: size {size!r} {reason} {lot_size:g}, the finest that the first "
+            "million rows need: round the sizes, in those rows too if it is too large"
+        )
+    return lots
 
 
-def to_units(values: np.ndarray, unit: float, batch: Batch, name: str, remedy: str) -> np.ndarray:
-    """Return values as int64 multiples of `unit`.
+def to_units(values: np.ndarray, unit: float, clip: bool) -> tuple[np.ndarray, int]:
+    """Return values as int64 multiples of `unit`, and the first row that is no multiple, or -1.
 
-    Raises InputError, with file, row and `remedy`, if a value is no multiple.
+    With `clip` a value of more than LARGEST units becomes LARGEST, else it is no multiple.
     """
     per_one = round(1 / unit)
     if abs(per_one * unit - 1) >= 1e-9:  # such as a tick of 0.3
         per_one = 0
-    units, row = count_units(values, per_one, unit)
-    if row >= 0:
-        value = float(values[row])
-        raise InputError(
-            f"{batch.locate(row)}: {name} {value!r} is no exact multiple of {unit:g}, {remedy}"
-        )
-    return units
+    units, row, largest = count_units(values, per_one, unit)
+    if largest > MAX_EXACT:  # float64 can't count these, decimals can
+        exact_unit = Decimal(repr(unit))
+        for place in np.flatnonzero(units == UNCOUNTED).tolist():
+            number = Decimal(repr(float(values[place]))) / exact_unit
+            if abs(number) > LARGEST and clip:
+                number = Decimal(LARGEST).copy_sign(number)
+            if abs(number) > LARGEST or number != number.to_integral_value():
+                row = place if row < 0 else min(row, place)
+            else:
+                units[place] = int(number)
+    return units, row
+
+
+def usual_price(prices: np.ndarray) -> float:
+    """Return the median of the absolute prices, which is one of them."""
+    return float(np.sort(np.abs(prices))[len(prices) // 2])
+
+
+def price_remedy(prices: list[float]) -> str:
+    """Return what to do so that these prices can be written as int32 ticks."""
+    values = np.abs(np.array(prices))
+    largest = float(values.max())
+    units = [10.0**-digits for digits in range(-6, 13)]
+    fitting = [unit for unit in units if largest / unit <= MAX_TICKS]
+    dividing = [unit for unit in fitting if to_units(values, unit, clip=False)[1] < 0]
+    if dividing:
+        return f"set --tick_size={dividing[0]:g}"
+    finest = fitting[-1] if fitting else units[0]
+    return (
+        f"int32 holds {MAX_TICKS:,} ticks, fewer than so many digits need: round all prices to "
+        f"multiples of {finest:g}, and set --tick_size={finest:g}"
+    )
 
 
 @inlined
@@ -96,16 +155,24 @@ def is_whole(scaled):
 
 @compiled
 def count_units(values, per_one, unit):
-    """Return float64 values in units, int64 (n,), and the first row that is no multiple, or -1.
+    """Return float64 values in units, int64 (n,), the first row that is no multiple, or -1, and the
+    largest absolute number of units.
 
     `per_one` is the number of units in 1, or 0 if that is no whole number. Multiplication by it is
     exact up to one rounding; a unit such as 0.1 is rounded itself, so that a division by it is not.
+    A number of more than MAX_EXACT units is UNCOUNTED.
     """
-    units, bad = np.empty(len(values), np.int64), -1
+    units, bad, largest = np.empty(len(values), np.int64), -1, 0.0
     for row in range(len(values)):
         scaled = values[row] * per_one if per_one else values[row] / unit
         whole = np.rint(scaled)
-        if not (is_whole(scaled) and abs(whole) <= MAX_EXACT) and bad < 0:
+        size = abs(whole)
+        if size > largest:
+            largest = size
+        if size > MAX_EXACT:
+            units[row] = UNCOUNTED
+            continue
+        if bad < 0 and not is_whole(scaled):
             bad = row
         units[row] = np.int64(whole)
-    return units, bad
+    return units, bad, largest

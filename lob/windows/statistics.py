@@ -72,6 +72,11 @@ def chunk_statistics(book: Book, first: int, last: int, temporal_dim: int) -> np
     else:
         best_bid = book.depth // 2 - 1
         top = np.ascontiguousarray(book.price_ticks[first:last, best_bid : best_bid + 2])
+    if np.add(top[:, 0], top[:, 1], dtype=np.int64).min() <= 0:
+        raise InputError(
+            f"{book.path} has a mid-price of 0 or less, of which no basis points can be taken: run "
+            "data_parser.py again with a larger --price_offset, which is added to every price"
+        )
     sizes = np.asarray(book.sizes[first:last])
     times = np.asarray(book.timestamps[first:last])
     traded = np.empty(0, np.float32) if book.traded is None else np.asarray(book.traded[first:last])
