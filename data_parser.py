@@ -64,23 +64,56 @@ from lob.book.states import check_states
 from lob.book.stream import Part, PartJoiner, PartParser, apply_batch, finish_book
 from lob.book.units import infer_units
 from lob.feeds.batch import FEEDS, Batch, find_feed, find_parts
+from lob.feeds.progress import NOTE, ProgressBar, note_into
 from lob.feeds.recordings import natural_key, read_ahead
 from lob.jit import is_compiled
 from lob.storage import FORMAT_VERSION, final_name, find_pairs, format_bytes, new_folder
 from lob.windows.splits import segment_ranges
 
+# What is printed of a counter: its meaning, what it is a share of, and what is usual.
+COUNTER_WORDS = {
+    "messages": ("messages", "", ""),
+    "states": ("messages after which the book was complete", "message", ""),
+    "crossed_states": (
+        "messages after which the best bid was at or above the best ask",
+        "message",
+        "left out; usual where a taker's order is announced before its fills",
+    ),
+    "thin_states": ("messages after which a side had too few levels", "message", "left out"),
+    "ghosts_evicted": ("levels that crossed the book for longer than max_crossed_ms", "", ""),
+    "ghosts_traded_through": (
+        "of these, orders at worse prices were matched meanwhile",
+        "",
+        "",
+    ),
+    "ghosts_after_losses": ("of these, rows of unknown orders show that rows were lost", "", ""),
+    "levels_cut": ("levels past the best book_depth of a side", "", ""),
+    "unknown": (
+        "updates of a level or order that was not there",
+        "row",
+        "usual, up to a third, where levels beyond the snapshot are deleted",
+    ),
+    "duplicate_orders": ("orders whose id was there already", "row", ""),
+    "overdrawn": ("reductions by more than was there", "row", ""),
+    "snapshots": ("whole books (snapshots)", "", ""),
+    "snapshots_differ": (
+        "of them differ from the book before",
+        "",
+        "usual after a silence, else updates are missing",
+    ),
+    "gaps": ("gaps, at which updates are missing", "", ""),
+    "rows_before_snapshot": (
+        "rows before a snapshot",
+        "row",
+        "left out: there is no book yet",
+    ),
+    "clock_steps_back": ("messages stamped before the one before them", "message", ""),
+    "messages_repeated": ("messages delivered twice", "", "left out; usual where files overlap"),
+    "crossed_ms": ("milliseconds in which the book was crossed", "", ""),
+}
 # Keys of the config that the joiner of parts takes, and those that the order book takes.
 JOINER_KEYS = ("state_interval_ms", "max_gap_seconds", "max_clock_step_ms")
 BOOK_KEYS = ("subsample", "book_depth", "max_crossed_ms", *JOINER_KEYS)
-
-# What is printed behind a counter that is not 0.
-NOTES = {
-    "ghosts_evicted": "levels that crossed the book for longer than max_crossed_ms",
-    "ghosts_traded_through": "of these: orders at worse prices were matched meanwhile",
-    "ghosts_after_losses": "of these: rows of unknown orders show that rows were lost",
-    "rows_before_snapshot": "skipped, as there is no book before a snapshot",
-    "levels_cut": "past the best book_depth of a side",
-}
 
 
 def main(config: dict) -> int:
@@ -164,12 +197,14 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
     folder = Path(config["data_dir"]) / "book_states" / pair
     with new_folder(folder) as partial:
         parts = find_parts(feed, files)
-        if len(parts) > 1:
-            whole = parse_parts(config, feed, parts, partial, executor)
-        elif executor is not None:
-            whole = executor.submit(parse_stream, config, feed, files, partial).result()
-        else:
-            whole = parse_stream(config, feed, files, partial)
+        with ProgressBar(pair, count_bytes(files)) as bar:
+            if len(parts) > 1:
+                whole = parse_parts(config, feed, parts, partial, executor, bar)
+            elif executor is not None:
+                task = executor.submit(parse_stream, config, feed, files, partial)
+                whole = bar.wait_for(task, [partial])
+            else:
+                whole = parse_stream(config, feed, files, partial, told=bar.move_to)
         if whole.rows == 0:
             raise no_state_error(config["depth"], raw, whole)
         if not whole.any_trade:
@@ -194,8 +229,17 @@ def list_files(folder: Path) -> list[Path]:
     return sorted(found, key=natural_key)
 
 
+def count_bytes(files: list[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
 def parse_parts(
-    config: dict, feed: str, parts: list[list[Path]], partial: Path, executor: Executor | None
+    config: dict,
+    feed: str,
+    parts: list[list[Path]],
+    partial: Path,
+    executor: Executor | None,
+    bar: ProgressBar,
 ) -> Part:
     """Parse the parts of a stream, each into a folder of its own, and join them in `partial`.
 
@@ -211,12 +255,14 @@ def parse_parts(
     tasks = [(config, feed, part, folder, units) for part, folder in parts_and_folders]
     if executor is None:
         for task, folder in zip(tasks, folders, strict=True):
-            joiner.append(parse_stream(*task), folder)
+            joiner.append(parse_stream(*task, told=bar.move_to), folder)
+            bar.finish_part(count_bytes(task[2]))
         return joiner.close()
     running = [executor.submit(parse_stream, *task) for task in tasks]
     try:
-        for future, folder in zip(running, folders, strict=True):
-            joiner.append(future.result(), folder)
+        for future, folder, part in zip(running, folders, parts, strict=True):
+            joiner.append(bar.wait_for(future, folders), folder)
+            bar.finish_part(count_bytes(part))
     except BaseException:
         for future in running:
             future.cancel()
@@ -241,7 +287,7 @@ def look_ahead(
     while first_batches:
         apply_batch(book, first_batches.pop(0), tick_size)  # and free its memory
     finish_book(book, tick_size)
-    share = read_bytes / sum(file.stat().st_size for file in files)
+    share = read_bytes / count_bytes(files)
     return (tick_size, lot_size), forecast(sum(state_counts), config["depth"], share, partial)
 
 
@@ -251,13 +297,16 @@ def parse_stream(
     files: list[Path],
     folder: Path,
     units: tuple[float, float] | None = None,
+    told: Callable[[int], None] | None = None,
 ) -> Part:
     """Parse files as one stream into arrays in `folder`.
 
     `units` are tick size and lot size. If None, they are found in the first million rows, after
-    which the forecast is printed.
+    which the forecast is printed. `told` is called with the number of bytes read; if it is None,
+    as in a process of its own, they are noted in the folder.
     """
     folder.mkdir(exist_ok=True)
+    told = told or note_into(folder)
     name = final_name(folder)
     batches: Iterator[Batch] = read_ahead(read_updates(config, feed, files))
     first_batches: list[Batch] = []
@@ -270,22 +319,22 @@ def parse_stream(
     parser = PartParser(
         folder, config["depth"], (tick_size, lot_size), FEEDS[feed].needs_snapshot, **settings
     )
-    total_bytes = sum(file.stat().st_size for file in files)
-    with tqdm(total=total_bytes, unit="B", unit_scale=True, desc=name, disable=None) as progress:
-        done_bytes = dict.fromkeys(map(str, files), 0)
-        for batch in chain_freeing(first_batches, batches):
-            parser.take(batch)
-            done_bytes[batch.file] = batch.file_bytes
-            progress.update(sum(done_bytes.values()) - progress.n)
-            if forecast_due and not first_batches:
-                forecast_due = False
-                share = sum(done_bytes.values()) / total_bytes
-                written = parser.states.rows
-                found = written + int(parser.book.memory[ROWS])  # written, and still in memory
-                said = forecast(found, config["depth"], share, folder, written)
-                if share < 1:
-                    progress.write(f"{name}: {said}")
-        return parser.finish()
+    total_bytes = count_bytes(files)
+    done_bytes = dict.fromkeys(map(str, files), 0)
+    for batch in chain_freeing(first_batches, batches):
+        parser.take(batch)
+        done_bytes[batch.file] = batch.file_bytes
+        told(sum(done_bytes.values()))
+        if forecast_due and not first_batches:
+            forecast_due = False
+            share = sum(done_bytes.values()) / total_bytes
+            written = parser.states.rows
+            found = written + int(parser.book.memory[ROWS])  # written, and still in memory
+            said = forecast(found, config["depth"], share, folder, written)
+            if share < 1:
+                tqdm.write(f"{name}: {said}")
+    (folder / NOTE).unlink(missing_ok=True)
+    return parser.finish()
 
 
 def read_updates(config: dict, feed: str, files: list[Path]) -> Iterator[Batch]:
@@ -333,10 +382,17 @@ def no_state_error(depth: int, raw: Path, whole: Part) -> InputError:
             f"{raw} holds no snapshot, so the book is never known: add the file that opens with "
             "one, which is the first of its day"
         )
+    if whole.deepest:
+        levels = whole.deepest
+        remedy = f"there were at most {levels} on both sides, set --depth={2 * levels}"
+    elif thin:
+        remedy = "a side was always empty, or the book crossed; is the column of the sides right?"
+    else:
+        remedy = "is the column of the sides the wrong way round?"
     return InputError(
         f"{raw} holds no complete state of depth {depth} in {whole.updates:,} rows "
         f"({thin:,} states with fewer than {depth // 2} levels on a side, {crossed:,} crossed): "
-        "lower --depth or mend the files"
+        f"{remedy}"
     )
 
 
@@ -384,17 +440,19 @@ def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:
         f"from {meta['updates']:,} updates of feed {meta['feed']} in {seconds:.1f} s; "
         f"tick {meta['tick_size']:g}; {size} in {folder}"
     ]
-
-    def add(name: str, count: int, note: str = "") -> None:
-        lines.append(f"  {name:<22} {count:>12,}{note}")
-
-    for name, count in meta["counters"].items():
+    counters = meta["counters"]
+    whole = {"row": meta["updates"], "message": counters["messages"]}
+    for name, count in counters.items():
+        words, unit, note = COUNTER_WORDS.get(name, (name.replace("_", " "), "", ""))
+        share = f" ({count / whole[unit]:.2g} of all {unit}s)" if whole.get(unit) else ""
         if count:
-            note = f": {NOTES[name]}" if name in NOTES else ""
-            add(name.replace("_", " "), count, note)
-    if not meta["counters"]["snapshots"]:
-        add("snapshots", 0, ": the book began empty, levels not yet updated are missing")
-    add("segments", meta["segments"], f", the longest of {meta['longest_segment']:,} states")
+            lines.append(f"  {count:>14,}  {words}{share}{': ' * bool(note)}{note}")
+    if not counters["snapshots"]:
+        lines.append(
+            f"  {0:>14,}  snapshots: the book began empty, levels not yet updated are missing"
+        )
+    longest = f"the longest of {meta['longest_segment']:,} states"
+    lines.append(f"  {meta['segments']:>14,}  runs of states without a gap, {longest}")
     return "\n".join(lines)
 
 

@@ -248,6 +248,9 @@ def test_missing_folders_and_books_too_thin_are_named(tmp_path):
         "no complete state of depth 96" in line
         and "states with fewer than 48 levels on a side" in line
     )
+    assert line.endswith("there were at most 3 on both sides, set --depth=6\n")
+    assert parse(tmp_path, "--depth=6").returncode == 0
+    shutil.rmtree(tmp_path / "book_states")
     assert "did you mean 'A_B'" in refused(tmp_path, "--pairs=['A_C']")
 
 
@@ -439,18 +442,15 @@ def test_a_book_without_an_opening_snapshot_and_its_gaps_are_told(tmp_path):
     )
     put(tmp_path, text + row("10.0", "SET", 1, "99.50", "9", 10).replace("00:00:", "00:02:"))
     said = parse(tmp_path, "--depth=4").stdout
-    assert (
-        "snapshots                     0: the book began empty, levels not yet updated are missing"
-        in said
-    )
-    assert "segments                      2, the longest of 4 states" in said
+    assert " 0  snapshots: the book began empty, levels not yet updated are missing" in said
+    assert " 2  runs of states without a gap, the longest of 4 states" in said
     meta = open_book(tmp_path / "book_states" / "A_B").meta
     assert (meta["segments"], meta["longest_segment"]) == (2, 4)
     put(tmp_path, HEADER + OPENING)
     said = parse(tmp_path, "--depth=4").stdout
     assert (
         "began empty" not in said
-        and "segments                      1, the longest of 1 states" in said
+        and " 1  runs of states without a gap, the longest of 1 states" in said
     )
     assert " 0 MB" not in said and "about" not in said  # nothing is left to forecast
 

@@ -40,6 +40,7 @@ from lob.book.memory import (
     CROSSED,
     CROSSED_NS,
     CROSSED_SINCE,
+    DEEPEST,
     DONE,
     DUPLICATES,
     FIRST_VALID,
@@ -186,6 +187,9 @@ def end_message(limits, orders, memory, counters, levels, kept, out):
     evict_ghost(memory, counters, orders, max_crossed_ns, levels)
     if bounds[BID, 1] - bounds[BID, 0] < half or bounds[ASK, 1] - bounds[ASK, 0] < half:
         counters[THIN] += 1
+        if memory[CROSSED_SINCE] == NEVER:
+            levels_there = min(bounds[BID, 1] - bounds[BID, 0], bounds[ASK, 1] - bounds[ASK, 0])
+            memory[DEEPEST] = max(memory[DEEPEST], levels_there)
         return True
     if memory[CROSSED_SINCE] != NEVER:
         counters[CROSSED] += 1

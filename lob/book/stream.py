@@ -116,6 +116,7 @@ class Part(NamedTuple):
     rows: int  # states written
     updates: int  # update rows read
     counters: dict[str, int]  # those of the book (COUNTERS), and what the reader passed by
+    deepest: int  # most levels on both sides of a book that had too few for a state
     crossed_ns: int  # how long the book was crossed, in all
     any_trade: bool  # whether the feed has trades
     tick_size: float
@@ -143,6 +144,7 @@ def describe_part(
         rows=states.rows,
         updates=updates,
         counters=dict(zip(COUNTERS, book.counters.tolist(), strict=True)),
+        deepest=memory[kernel.DEEPEST],
         crossed_ns=memory[kernel.CROSSED_NS],
         any_trade=states.any_trade,
         tick_size=tick_size,
@@ -293,6 +295,7 @@ class PartJoiner:
             self.joined = part._replace(
                 updates=before.updates + part.updates,
                 counters=counters,
+                deepest=max(before.deepest, part.deepest),
                 crossed_ns=before.crossed_ns + part.crossed_ns,
                 last_state=max(part.last_state, clock) if part.rows else before.last_state,
                 last_message=max(part.last_message, clock),
