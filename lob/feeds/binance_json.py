@@ -1,4 +1,4 @@
-"""Binance's JSON made into numbers: a block of messages at once by Arrow, or one by one by orjson."""
+"""Binance's JSON made into numbers: a block at once by Arrow, or line by line by orjson."""
 
 import io
 import itertools
