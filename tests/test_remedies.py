@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reference_book import ReferenceBook
-from test_feeds import refuse
+from test_feeds import put, refuse
 
 import data_parser
 import exploration_main
 from lob.book import units
 from lob.book.states import open_book
 from lob.config import InputError
+from lob.feeds import recordings
 from lob.feeds.batch import ADD, DELETE, SET, SNAPSHOT
 
 NAMES = {SNAPSHOT: "SNAPSHOT", SET: "SET", ADD: "ADD", DELETE: "DELETE"}
@@ -219,3 +220,30 @@ def test_statistics_of_a_book_below_zero_say_what_to_do(tmp_path) -> None:
         InputError, match=r"mid-price of 0 or less.* again with a larger --price_off"
     ):
         exploration_main.main(config)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("files", [1, 3])
+def test_the_forecast_holds_whatever_was_read_ahead(
+    tmp_path, monkeypatch, capsys, suffix, files
+) -> None:
+    """Of 60,000 states half are read for it; a decompressor takes 64 KiB of 600 at once."""
+    monkeypatch.setattr(units, "ROWS_TO_INFER_UNITS", 30_000)
+    monkeypatch.setattr(recordings, "CSV_BLOCK_BYTES", 1 << 16)
+    rng = np.random.default_rng(0)
+    rows = 60_000 // files
+    for file in range(files):
+        start = np.datetime64("2026-05-02T00:00:00.000") + file * rows
+        clocks = start + np.arange(rows)
+        sizes = rng.integers(1, 10**9, rows)
+        kinds = np.where(np.arange(rows) < 2, "SNAPSHOT", "SET")
+        lines = [
+            f"{clock};{kind};{row % 2};{99 + 2 * (row % 2 == 0)};{size}\n"
+            for row, (clock, kind, size) in enumerate(zip(clocks, kinds, sizes, strict=True))
+        ]
+        text = "time_exchange;update_type;is_buy;entry_px;entry_sx\n" + "".join(lines)
+        put(tmp_path, f"{file}.csv{suffix}", text.encode())
+    states, _ = parse(tmp_path, depth=2)
+    said = re.search(r"about ([\d,]+) states", capsys.readouterr().out)
+    assert len(states) > 59_000
+    assert float(said[1].replace(",", "")) == pytest.approx(len(states), rel=0.2)

@@ -81,8 +81,10 @@ def open_pairs(
             begin = bisect_left(ends, first + temporal_dim)
             splits.append(slice(begin, max(begin, bisect_right(ends, end))))
         if splits[0].stop == splits[0].start:
+            ends_at, span = format_time(cuts[0]), format_span([book])
             raise InputError(
-                f"{book.pair}: no window of {temporal_dim} states lies in the training share: "
+                f"{book.pair}: no window of {temporal_dim} states lies in the training share, "
+                f"which ends at {ends_at}; the pair's states are of {span}: "
                 f"change split_ratios = {split_ratios}, or leave the pair out"
             )
         pairs.append(Pair(book, np.asarray(rows), splits))
@@ -101,6 +103,18 @@ def choose_stride(states: int, windows: int) -> int:
     It leaves at least three times as many windows as are wanted to choose from.
     """
     return max(1, min(WIDEST_STRIDE, states // (3 * windows)))
+
+
+def format_time(time_ns: int) -> str:
+    """Return a time as 2024-08-08T12:30:00, in UTC."""
+    return str(np.datetime64(int(time_ns), "ns").astype("datetime64[s]"))
+
+
+def format_span(books: Sequence[Book]) -> str:
+    """Return the times of the first and the last state of these books."""
+    first = min(int(book.timestamps[0]) for book in books)
+    last = max(int(book.timestamps[-1]) for book in books)
+    return f"{format_time(first)} to {format_time(last)}"
 
 
 def share_windows(
@@ -133,7 +147,8 @@ def share_windows(
     for name, share, ratio in zip(SPLITS, shares.sum(axis=0), ratios, strict=True):
         if windows is not None and ratio > 0 and share == 0:
             raise InputError(
-                f"no pair has a window of {temporal_dim} states for {name}: change "
+                f"no pair has a window of {temporal_dim} states for {name}; the states are of "
+                f"{format_span([pair.book for pair in pairs])}: change "
                 f"split_ratios = {split_ratios}, or lower --temporal_dim"
             )
     shares = shares / np.maximum(shares.sum(axis=0), 1e-300) * ratios
