@@ -20,7 +20,7 @@ from numba import njit, prange
 from lob.book.states import Book, identity, open_book
 from lob.config import InputError
 from lob.storage import open_table
-from lob.windows.splits import SPLITS, calendar_cuts, count_shared_states, split_rows
+from lob.windows.splits import SPLITS, calendar_cuts, count_shared_states, split_rows, to_iso
 
 SAMPLE = np.dtype([("end_row", np.int64), ("stratum", np.int32), ("weight", np.float64)])
 SCORED = (
@@ -81,7 +81,7 @@ def open_pairs(
             begin = bisect_left(ends, first + temporal_dim)
             splits.append(slice(begin, max(begin, bisect_right(ends, end))))
         if splits[0].stop == splits[0].start:
-            ends_at, span = format_time(cuts[0]), format_span([book])
+            ends_at, span = to_iso(cuts[0]), format_span([book])
             raise InputError(
                 f"{book.pair}: no window of {temporal_dim} states lies in the training share, "
                 f"which ends at {ends_at}; the pair's states are of {span}: "
@@ -105,16 +105,11 @@ def choose_stride(states: int, windows: int) -> int:
     return max(1, min(WIDEST_STRIDE, states // (3 * windows)))
 
 
-def format_time(time_ns: int) -> str:
-    """Return a time as 2024-08-08T12:30:00, in UTC."""
-    return str(np.datetime64(int(time_ns), "ns").astype("datetime64[s]"))
-
-
 def format_span(books: Sequence[Book]) -> str:
     """Return the times of the first and the last state of these books."""
     first = min(int(book.timestamps[0]) for book in books)
     last = max(int(book.timestamps[-1]) for book in books)
-    return f"{format_time(first)} to {format_time(last)}"
+    return f"{to_iso(first)} to {to_iso(last)}"
 
 
 def share_windows(
