@@ -65,7 +65,7 @@ from lob.book.stream import Part, PartJoiner, PartParser, apply_batch, finish_bo
 from lob.book.units import infer_units
 from lob.feeds.batch import FEEDS, Batch, find_feed, find_parts
 from lob.feeds.progress import NOTE, ProgressBar, note_into
-from lob.feeds.recordings import natural_key, read_ahead
+from lob.feeds.recordings import is_recording, natural_key, read_ahead
 from lob.jit import is_compiled
 from lob.storage import FORMAT_VERSION, final_name, find_pairs, format_bytes, new_folder
 from lob.windows.splits import segment_ranges
@@ -220,12 +220,11 @@ def list_files(folder: Path) -> list[Path]:
 
     Files of subfolders are among them. In natural order 2025-8-9 comes before 2025-8-10.
     """
-    found = []
-    for file in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        notes = file.suffix in (".md", ".txt") or file.name == "LICENSE"
-        if file.is_file() and not hidden and not notes:
-            found.append(file)
+    found = [
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and is_recording(file.relative_to(folder))
+    ]
     return sorted(found, key=natural_key)
 
 

@@ -1,4 +1,4 @@
-"""Recorded files (gzip, zstd or plain) read in blocks, as CSV columns, lines or NumPy rows.
+"""Recorded files (gzip, zstd, zip or plain) read in blocks, as CSV columns, lines or NumPy rows.
 
 Memory holds a few blocks, whatever the size of a file. A file that can't be read raises InputError
 with the file, the row and the remedy.
@@ -8,6 +8,8 @@ import contextlib
 import io
 import itertools
 import re
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,9 @@ from pyarrow import csv
 from lob.config import InputError
 
 Item = TypeVar("Item")
-CSV_BLOCK_BYTES = 1 << 23
+BLOCK_BYTES, CSV_BLOCK_BYTES = 1 << 20, 1 << 23
+# What zlib and zipfile raise of a damaged, encrypted or exotic file.
+NOT_DECOMPRESSED = (zlib.error, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
 KINDS = {
     "double": "number",
     "int64": "whole number",
@@ -30,21 +34,104 @@ KINDS = {
 }  # by pyarrow's name
 
 
-@contextlib.contextmanager
-def open_decompressed(file: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile]]:
-    """Open a file that is gzip, zstd or plain, which its first bytes tell.
+# Notes that vendors pack beside the recordings, among them those of a Databento download.
+NOTE_SUFFIXES = (".md", ".txt", ".pdf")
+NOTES = {"LICENSE", "condition.json", "manifest.json", "metadata.json", "symbology.json"}
 
-    Yields the decompressed stream, and the file itself, whose position tells how much was read.
+
+def is_recording(name: Path) -> bool:
+    """Return whether a relative path names a recording, not a note or something hidden."""
+    hidden = any(part.startswith((".", "__")) for part in name.parts)
+    return not (hidden or name.suffix in NOTE_SUFFIXES or name.name in NOTES)
+
+
+@contextlib.contextmanager
+def open_decompressed(file: Path) -> Iterator[tuple[Any, pa.NativeFile]]:
+    """Open a file that is gzip, zstd, zip or plain, which its first bytes tell.
+
+    Yields the decompressed stream, and the file itself, whose position tells how much was read. The
+    streams of a gzip or zstd file, and the members of a zip archive in the order of their names,
+    are read as one.
     """
-    with pa.OSFile(str(file)) as raw:
-        magic = raw.read(4)
-        raw.seek(0)
-        codec = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}.get(magic[:2])
-        if codec is None:
-            yield raw, raw
+    with pa.OSFile(str(file)) as raw, contextlib.closing(decompress(raw)) as stream:
+        yield stream, raw
+
+
+def decompress(raw: Any) -> Any:
+    """Return a seekable stream decompressed, or itself if it is plain."""
+    magic = raw.read(4)
+    raw.seek(0)
+    if magic[:2] == b"\x1f\x8b":
+        return io.BufferedReader(BlockStream(gunzip(raw)), BLOCK_BYTES)
+    if magic == b"PK\x03\x04":
+        return io.BufferedReader(BlockStream(unzip(raw)), BLOCK_BYTES)
+    # pzstd begins a file with a frame to be skipped: 0x184D2A50 to 0x184D2A5F.
+    if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
+        return pa.CompressedInputStream(raw, "zstd")
+    return raw
+
+
+class BlockStream(io.RawIOBase):
+    """A stream of the bytes of consecutive blocks. Raises OSError if they can't be decompressed."""
+
+    def __init__(self, blocks: Iterator[bytes]):
+        self.blocks = blocks
+        self.rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.rest:
+            try:
+                block = next(self.blocks, None)
+            except NOT_DECOMPRESSED as error:
+                raise OSError(str(error)) from None
+            if block is None:
+                return 0
+            self.rest = memoryview(block)
+        size = min(len(buffer), len(self.rest))
+        buffer[:size], self.rest = self.rest[:size], self.rest[size:]
+        return size
+
+
+def gunzip(raw: Any) -> Iterator[bytes]:
+    """Yield the bytes of a gzip file's streams. Zeros after a stream are padding."""
+    data, stream = raw.read(1 << 16), zlib.decompressobj(zlib.MAX_WBITS | 16)
+    while data:
+        yield stream.decompress(data)
+        data = stream.unused_data
+        if stream.eof:
+            data = data.lstrip(b"\0")
+            while not data and (data := raw.read(1 << 16)):
+                data = data.lstrip(b"\0")
+            if not data:
+                return
+            stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
         else:
-            with pa.CompressedInputStream(raw, codec) as stream:
-                yield stream, raw
+            data = raw.read(1 << 16)
+    raise EOFError("the compressed stream is cut off")
+
+
+def unzip(raw: Any) -> Iterator[bytes]:
+    """Yield the bytes of a zip archive's members in natural order of their names.
+
+    A header line of a CSV that later members repeat is left out of them.
+    """
+    header = None
+    with zipfile.ZipFile(raw) as archive:
+        names = [info.filename for info in archive.infolist() if not info.is_dir()]
+        for name in sorted(filter(is_recording, map(Path, names)), key=natural_key):
+            with archive.open(name.as_posix()) as member, contextlib.closing(decompress(member)) as stream:
+                first = stream.read(BLOCK_BYTES)
+                line = first[: first.find(b"\n") + 1]
+                if header is None:
+                    header = line
+                elif line == header and re.match(rb'"?[A-Za-z]', line):
+                    first = first[len(line) :]
+                yield first
+                while block := stream.read(BLOCK_BYTES):
+                    yield block
 
 
 def read_head(file: Path, size: int = 1 << 16) -> bytes:
@@ -233,7 +320,7 @@ def read_line_blocks(file: Path) -> Iterator[tuple[bytes, int]]:
 
 def read_blocks(file: Path) -> Iterator[tuple[bytes, int]]:
     with open_decompressed(file) as (handle, raw):
-        while block := handle.read(1 << 20):
+        while block := handle.read(BLOCK_BYTES):
             yield block, raw.tell()
 
 
