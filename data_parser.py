@@ -23,6 +23,8 @@ config = {
     #   and each part of the stream
     "state_interval_ms": 0,  # int >= 0 and <= 1e12: keep each interval's last state; 0: all states
     "feed": None,  # str | None: name of the feed; None: recognised by the files' content
+    "symbol": None,  # str | None: instrument to take from recordings of several, such as XBT/USD;
+    #   its states go to book_states/<PAIR>_XBT-USD; None: the only one
     "tick_size": None,  # > 0 and < inf | None: price of a tick, in the quote currency;
     #   None: the largest power of ten that divides the first million prices
     "price_offset": 0.0,  # > -1e9 and < 1e9: is added to every price; statistics in basis points
@@ -49,6 +51,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -175,7 +178,9 @@ def make_executor(config: dict, workers: int) -> Executor:
 
 
 def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str:
-    """Parse one pair's files into `book_states/<pair>`; return the report that is printed.
+    """Parse one pair's files into `book_states/<name>`; return the report that is printed.
+
+    The name is the pair's, with the symbol if one is chosen.
 
     The parts of its stream are tasks for the executor. If it is None, they are parsed here, one
     after the other.
@@ -194,10 +199,12 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
                 f"{file} is of feed {other}, {files[0].name} is of {feed}: "
                 "one pair's files are one feed"
             )
-    folder = Path(config["data_dir"]) / "book_states" / pair
+    symbol = config["symbol"]
+    name = pair if symbol is None else pair + "_" + re.sub(r"[^\w.-]", "-", symbol)
+    folder = Path(config["data_dir"]) / "book_states" / name
     with new_folder(folder) as partial:
-        parts = find_parts(feed, files)
-        with ProgressBar(pair, count_bytes(files)) as bar:
+        parts = find_parts(feed, files, symbol)
+        with ProgressBar(name, count_bytes(files)) as bar:
             if len(parts) > 1:
                 whole = parse_parts(config, feed, parts, partial, executor, bar)
             elif executor is not None:
@@ -210,9 +217,9 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
         if not whole.any_trade:
             (partial / "traded.npy").unlink()
         check_states(partial, whole.rows)
-        meta = describe_pair(config, pair, feed, raw, files, whole, partial)
+        meta = describe_pair(config, name, feed, raw, files, whole, partial)
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
-    return report(pair, meta, folder, time.perf_counter() - began)
+    return report(name, meta, folder, time.perf_counter() - began)
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -338,7 +345,7 @@ def parse_stream(
 
 def read_updates(config: dict, feed: str, files: list[Path]) -> Iterator[Batch]:
     """Yield the files' batches, with `price_offset` added to their prices."""
-    for batch in FEEDS[feed].read(files):
+    for batch in FEEDS[feed].read(files, config["symbol"]):
         yield batch._replace(price=batch.price + config["price_offset"])
 
 

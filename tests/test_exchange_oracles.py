@@ -7,11 +7,13 @@ side.
 import bisect
 import gzip
 import io
+import itertools
 import re
 import zipfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -20,7 +22,8 @@ import zstandard
 
 from lob.book.order_book import COUNTERS, OrderBook
 from lob.book.price_levels import ASK, BID
-from lob.feeds.batch import ADD, DELETE, FEEDS, MATCH, SET, SNAPSHOT, find_feed
+from lob.config import InputError
+from lob.feeds.batch import ADD, DELETE, FEEDS, MATCH, find_feed
 
 pytestmark = pytest.mark.recorded
 FOREVER_MS = 10**12
@@ -90,96 +93,94 @@ def read_recording(file):
             yield orjson.loads(record["data"])
 
 
+def read_books(feed: str, file: Path, symbol: str, digits: tuple[int, int], counted: Counter):
+    """Yield the book in the kernel after each message of a symbol, as its reader gives it.
+
+    What the reader counts is added to `counted`.
+
+    Prices and sizes have fixed numbers of digits after the point, which give tick and lot size. The
+    book is so deep that no state is complete: the ticks of prices as sent need not fit a written
+    state's int32.
+    """
+    book = OrderBook(10**5, 1.0, lambda out: None, max_crossed_ms=FOREVER_MS, capacity=2)
+    for batch in FEEDS[feed].read([file], symbol):
+        counted.update(batch.skipped or {})
+        ticks, lots = (
+            np.rint(values * 10.0**count).astype(np.int64)
+            for values, count in zip((batch.price, batch.size), digits, strict=True)
+        )
+        columns = batch.time_ns, batch.message, batch.update_type, batch.is_buy, ticks, lots
+        ends = np.flatnonzero(np.diff(batch.message)) + 1
+        for begin, end in itertools.pairwise([0, *ends, len(ticks)]):
+            book.apply(*(column[begin:end] for column in columns))
+            yield book
+
+
+def best(book: OrderBook, side: int, count: int) -> list[tuple[int, int]]:
+    return list(zip(*(array.tolist() for array in book.levels(side, count)), strict=True))
+
+
 def count_digits(text: str) -> int:
     return len(text.partition(".")[2])
 
 
-class LevelBook:
-    """One instrument's book in the kernel, fed with levels as text.
-
-    Prices and sizes have fixed numbers of digits after the point, which give tick and lot size.
-    """
-
-    def __init__(self, price_digits: int, size_digits: int):
-        self.digits = (price_digits, size_digits)
-        # So deep that no state is complete: the ticks of prices as sent need not fit a written
-        # state's int32.
-        self.book = OrderBook(10**5, 1.0, lambda out: None, max_crossed_ms=FOREVER_MS, capacity=2)
-        self.message = 0
-
-    def take(self, bids, asks, kind=SET, most_levels: int | None = None) -> None:
-        """Apply one message; then delete the levels of a side past the best `most_levels`.
-
-        The exchange tells its clients to do so.
-        """
-        self.message += 1
-        levels = [*bids, *asks]
-        ticks, lots = (
-            np.array([int(Decimal(level[field]).scaleb(self.digits[field])) for level in levels])
-            for field in range(2)
-        )
-        self.apply(kind, np.arange(len(levels)) < len(bids), ticks, lots)
-        for side in (BID, ASK) if most_levels else ():
-            far = self.book.levels(side, 10**6)[0][most_levels:]
-            self.apply(DELETE, np.full(len(far), side == BID), far, np.zeros_like(far))
-
-    def apply(self, kind, is_buy, ticks, lots) -> None:
-        same = np.full(len(ticks), self.message)
-        self.book.apply(same, same, np.full(len(ticks), kind, np.uint8), is_buy, ticks, lots)
-
-    def best(self, side, count):
-        return list(zip(*(array.tolist() for array in self.book.levels(side, count)), strict=True))
-
-
 def test_kraken_checksums_match_after_every_message(recorded) -> None:
-    books: dict[str, LevelBook] = {}
-    right = messages = 0
-    for message in read_recording(recorded / "kraken" / "KRAKEN.jsonl.zst"):
-        if not isinstance(message, list) or message[-2] != "book-1000":
-            continue
-        pair = message[-1]
-        parts = {name: value for part in message[1:-2] for name, value in part.items()}
-        if "as" in parts:
-            price, size = parts["as"][0][:2]
-            books[pair] = LevelBook(count_digits(price), count_digits(size))
-            books[pair].take(parts["bs"], parts["as"], SNAPSHOT)
-            continue
-        book = books[pair]
-        book.take(parts.get("b", []), parts.get("a", []), most_levels=1000)
-        levels = [*book.best(ASK, 10), *book.best(BID, 10)]
-        # The checksum is over the numbers as sent, without the dot and leading zeros: ticks, lots.
-        text = "".join(f"{ticks}{lots}" for ticks, lots in levels)
-        messages += 1
-        right += zlib.crc32(text.encode()) == int(parts["c"])
-    assert len(books) == 10
-    assert (right, messages) == (4_269, 4_269)
+    file = recorded / "kraken" / "KRAKEN.jsonl.zst"
+    assert find_feed(file) == "kraken"
+    digits, checksums = {}, defaultdict(list)
+    for message in read_recording(file):
+        if isinstance(message, list) and message[-2] == "book-1000":
+            parts = {name: value for part in message[1:-2] for name, value in part.items()}
+            if "as" in parts:
+                digits[message[-1]] = tuple(map(count_digits, parts["as"][0][:2]))
+            checksums[message[-1]].append(int(parts["c"]) if "c" in parts else None)
+    right, counted = 0, Counter()
+    for pair, sent in checksums.items():
+        for book, checksum in zip(
+            read_books("kraken", file, pair, digits[pair], counted), sent, strict=True
+        ):
+            # The checksum is over the numbers as sent, without the dot and leading zeros: ticks,
+            # lots.
+            levels = [*best(book, ASK, 10), *best(book, BID, 10)]
+            text = "".join(f"{ticks}{lots}" for ticks, lots in levels)
+            right += zlib.crc32(text.encode()) == checksum
+            assert max(len(book.levels(side, 2000)[0]) for side in (BID, ASK)) <= 1000
+    assert len(checksums) == 10
+    assert right == 4_269
+    # The reader has verified them too.
+    assert counted == {"checksums_checked": 4_269, "checksums_differ": 0}
 
 
 def test_okx_checksums_match_after_every_message(recorded) -> None:
     def as_sent(units: int, digits: int) -> str:
         return f"{Decimal(units).scaleb(-digits).normalize():f}"
 
-    books: dict[str, LevelBook] = {}
-    right = messages = 0
-    for message in read_recording(recorded / "okx" / "OKX.jsonl.zst"):
-        if "action" not in message:
-            continue
-        book = books.setdefault(message["arg"]["instId"], LevelBook(8, 8))
-        for part in message["data"]:
-            book.take(
-                part["bids"], part["asks"], SNAPSHOT if message["action"] == "snapshot" else SET
-            )
-            sides = book.best(BID, 25), book.best(ASK, 25)
+    file = recorded / "okx" / "OKX.jsonl.zst"
+    assert find_feed(file) == "okx"
+    with pytest.raises(InputError, match="holds BTC-USD-220527, BTC-USDT, UNI-USD-SWAP: take one"):
+        list(FEEDS["okx"].read([file]))
+    checksums = defaultdict(list)
+    for message in read_recording(file):
+        if "action" in message:
+            checksums[message["arg"]["instId"]] += [
+                part["checksum"] % 2**32 for part in message["data"]
+            ]
+    right, counted = 0, Counter()
+    for symbol, sent in checksums.items():
+        for book, checksum in zip(
+            read_books("okx", file, symbol, (8, 8), counted), sent, strict=True
+        ):
+            sides = best(book, BID, 25), best(book, ASK, 25)
             texts = [
                 f"{as_sent(ticks, 8)}:{as_sent(lots, 8)}"
                 for rank in range(25)
                 for side in sides
                 for ticks, lots in side[rank : rank + 1]
             ]
-            messages += 1
-            right += zlib.crc32(":".join(texts).encode()) == part["checksum"] % 2**32
-    assert len(books) == 3
-    assert (right, messages) == (290, 290)
+            right += zlib.crc32(":".join(texts).encode()) == checksum
+    assert len(checksums) == 3
+    assert right == 290
+    assert counted == {"checksums_checked": 290, "checksums_differ": 0}
 
 
 def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:

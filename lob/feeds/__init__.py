@@ -3,7 +3,27 @@
 Importing a reader's module makes its feed known.
 """
 
-from lob.feeds import binance, coinapi, npy, tardis
+from lob.feeds import (
+    binance,
+    bybit,
+    coinapi,
+    coinbase,
+    kraken,
+    npy,
+    okx,
+    tardis,
+)
 from lob.feeds.batch import FEEDS, find_feed
 
-__all__ = ["FEEDS", "binance", "coinapi", "find_feed", "npy", "tardis"]
+__all__ = [
+    "FEEDS",
+    "binance",
+    "bybit",
+    "coinapi",
+    "coinbase",
+    "find_feed",
+    "kraken",
+    "npy",
+    "okx",
+    "tardis",
+]

@@ -18,6 +18,7 @@ from lob.feeds.recordings import read_head
 
 # Update types: `lob/book/order_book.py` says what each does to the book.
 ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)
+NO_ORDER = -1  # order id of a MATCH row that tells a trade, and changes no order
 
 # A number below the first limit is a time in seconds, one below the second in ms, and so on.
 UNIT_LIMITS = np.array([1e11, 1e14, 1e17])
@@ -87,7 +88,7 @@ def count_only(file: Path, file_bytes: int, skipped: dict[str, int]) -> Batch:
     )
 
 
-Reader = Callable[[list[Path]], Iterator[Batch]]
+Reader = Callable[..., Iterator[Batch]]  # of a pair's files, and of a symbol if it takes one
 
 
 class Feed(NamedTuple):
@@ -97,6 +98,7 @@ class Feed(NamedTuple):
     read: Reader
     opens_whole: Callable[[bytes], bool]  # whether a file opens with a whole book
     needs_snapshot: bool  # whether there is no book before the first snapshot
+    find_symbol: Callable[[bytes], str]  # the instrument, "" if the file's head does not tell
 
 
 FEEDS: dict[str, Feed] = {}
@@ -106,6 +108,8 @@ def feed(
     recognise: Callable[[bytes], bool],
     opens_whole: Callable[[bytes], bool] = lambda head: False,
     needs_snapshot: bool = False,
+    by_symbol: bool = False,
+    find_symbol: Callable[[bytes], str] = lambda head: "",
 ) -> Callable[[Reader], Reader]:
     """Make the function `read_<name>` known as the reader of feed <name>.
 
@@ -117,19 +121,26 @@ def feed(
     snapshot the book begins empty, as at the opening of a market, if `needs_snapshot` is False. If
     it is True, as of a feed that always sends a snapshot first, the recording is refused.
 
+    A reader of files that may hold several instruments takes, `by_symbol`, the one to read as its
+    second argument (None: the only one). `find_symbol` tells a file's instrument from its head.
+
     The reader then checks each batch: it raises InputError, with file and row, if a price or size
     is missing or not finite, if a size is negative, or if a time lies before 1970.
     """
 
     def register(reader: Reader) -> Reader:
         @functools.wraps(reader)
-        def read(files: list[Path]) -> Iterator[Batch]:
-            for batch in reader(files):
+        def read(files: list[Path], symbol: str | None = None) -> Iterator[Batch]:
+            if symbol is not None and not by_symbol:
+                raise InputError(
+                    f"symbol = {symbol!r}: files of feed {name} name no instruments, leave it out"
+                )
+            for batch in reader(files, symbol) if by_symbol else reader(files):
                 check_numbers(batch)
                 yield batch
 
         name = reader.__name__.removeprefix("read_")
-        FEEDS[name] = Feed(recognise, read, opens_whole, needs_snapshot)
+        FEEDS[name] = Feed(recognise, read, opens_whole, needs_snapshot, find_symbol)
         return read
 
     return register
@@ -151,12 +162,22 @@ def check_numbers(batch: Batch) -> None:
         )
 
 
-def find_parts(feed_name: str, files: list[Path]) -> list[list[Path]]:
-    """Divide a pair's files into parts: each file that opens with a whole book begins a new one."""
-    opens_whole = FEEDS[feed_name].opens_whole
+def find_parts(feed_name: str, files: list[Path], symbol: str | None = None) -> list[list[Path]]:
+    """Divide a pair's files into parts: each file that opens with a whole book begins a new one.
+
+    Raises InputError if no symbol is chosen and the files are of several instruments.
+    """
+    feed = FEEDS[feed_name]
+    heads = [read_head(file) for file in files]
+    symbols = {feed.find_symbol(head) for head in heads} - {""}
+    if symbol is None and len(symbols) > 1:
+        raise InputError(
+            f"{files[0].parent} holds files of {', '.join(sorted(symbols))}: a pair's folder takes "
+            "one symbol"
+        )
     parts = [files[:1]]
-    for file in files[1:]:
-        if opens_whole(read_head(file)):
+    for file, head in zip(files[1:], heads[1:], strict=True):
+        if feed.opens_whole(head):
             parts.append([file])
         else:
             parts[-1].append(file)

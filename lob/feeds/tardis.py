@@ -43,7 +43,12 @@ def opens_with_snapshot(head: bytes) -> bool:
     return row.get("is_snapshot") in ("true", "True", "TRUE", "1")
 
 
-@feed(is_tardis, opens_with_snapshot, needs_snapshot=True)
+def find_symbol(head: bytes) -> str:
+    _, row = first_row(head)
+    return row.get("symbol", "")
+
+
+@feed(is_tardis, opens_with_snapshot, needs_snapshot=True, find_symbol=find_symbol)
 def read_tardis(files: list[Path]) -> Iterator[Batch]:
     """Read Tardis.dev's CSV files `incremental_book_L2` of one symbol.
 
@@ -55,7 +60,7 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
     columns = list(TARDIS_TYPES)
     options = csv.ConvertOptions(column_types=TARDIS_TYPES, include_columns=columns, null_values=[])
     message, last_time = 0, None
-    symbols = {first_row(read_head(file))[1].get("symbol", "") for file in files} - {""}
+    symbols = {find_symbol(read_head(file)) for file in files} - {""}
     for file in files:
         last_snapshot = False
         for row, column, file_bytes in read_csv(file, ",", options):

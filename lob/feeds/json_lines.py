@@ -1,0 +1,304 @@
+"""Recordings of an exchange's JSON messages, one a line, as recorders write them.
+
+A line holds the message alone, or after the local time, or in the record of a recorder such as
+cryptofeed, which may hold it as a text. A reader says what a message changes (`Parse`). Everything
+else that such feeds have in common is done here: which instrument, what follows on what, checksums.
+"""
+
+import itertools
+import re
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import pandas as pd
+import pyarrow as pa
+
+from lob.config import InputError
+from lob.feeds.batch import GAP, SET, SNAPSHOT, Batch, count_only
+from lob.feeds.recordings import read_lines
+
+NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
+MESSAGE_BEGINS = re.compile(rb"[\[{]")
+RECORDS = ("data", "msg", "message", "raw", "payload")  # where recorders put the message
+LINES_TO_FIND_SYMBOLS = 10_000  # that are read on, to name all instruments in an error message
+
+
+class Change(NamedTuple):
+    """What one message does to the levels of one instrument."""
+
+    symbol: str
+    whole: bool  # whether it replaces the book
+    time_ns: int | None  # None: the message does not tell; it gets its neighbour's
+    bids: Sequence[Sequence]  # levels, each begins with price and size; a size of 0 removes
+    asks: Sequence[Sequence]
+    channel: str = ""  # of several channels with one instrument's book, the first one is read
+    last: int | None = None  # id of the last update in it
+    previous: int | None = None  # id of the update before it
+    depth: int | None = None  # of a whole book: levels of a side, beyond which the feed is silent
+    checksum: int | None = None  # CRC32 of the book after it
+
+
+Parse = Callable[[Any], Iterator[Change]]
+
+
+class TextBook:
+    """The levels of an instrument as the exchange wrote them, as its checksums need them."""
+
+    def __init__(self, depth: int | None):
+        self.depth = depth
+        self.levels: tuple[dict[float, Sequence], ...] = ({}, {})  # bids, asks
+        self.prices: tuple[list[float], ...] = ([], [])  # best first: those of bids are negative
+        self.decimals: list[int] = []  # most decimals of prices and sizes, if a checksum needs them
+
+    def take(self, change: Change) -> list[list[tuple[str, str]]]:
+        """Apply a change; return the levels that fell out of the depth, as removed ones."""
+        lost = []
+        for side, (sign, sent) in enumerate(((-1, change.bids), (1, change.asks))):
+            levels, prices = self.levels[side], self.prices[side]
+            for price, size, *_ in sent:
+                key = sign * float(price)
+                if float(size) == 0:
+                    if levels.pop(key, None):
+                        prices.pop(bisect_left(prices, key))
+                else:
+                    if key not in levels:
+                        insort(prices, key)
+                    levels[key] = (price, size)
+            beyond = prices[self.depth :] if self.depth else []
+            del prices[len(prices) - len(beyond) :]
+            lost.append([(levels.pop(key)[0], "0") for key in beyond])
+        return lost
+
+    def best(self, side: int, count: int) -> list[Sequence]:
+        """Return price and size, as sent, of the best levels of a side (0 bids, 1 asks)."""
+        return [self.levels[side][key] for key in self.prices[side][:count]]
+
+    def all_levels(self) -> list[Sequence]:
+        return [level for levels in self.levels for level in levels.values()]
+
+
+def read_changes(
+    files: list[Path],
+    symbol: str | None,
+    parse: Parse,
+    checksum: Callable[[TextBook], int] | None = None,
+    loads: Callable[[Any], Any] = orjson.loads,
+) -> Iterator[Batch]:
+    """Read one instrument's messages as a stream over all files.
+
+    symbol: the instrument; None: the only one; parse: what a message changes; checksum: CRC32 of a
+    book as the exchange computes it; loads: reads JSON. Raises InputError if a line is no whole
+    message, or if the files do not hold the instrument, or several and none is chosen.
+    """
+    stream = LevelStream(symbol, checksum)
+    for file in files:
+        line = 0
+        try:
+            for lines, file_bytes in read_lines(file):
+                for text in lines:
+                    line += 1
+                    begin = MESSAGE_BEGINS.search(text)
+                    if begin:
+                        for change in parse(unwrap(loads(text[begin.start() :]), loads)):
+                            stream.take(line, change)
+                    elif text.strip():
+                        raise ValueError("it holds no JSON")
+                stream.check_symbol(file, len(lines))
+                yield from stream.make_batches(file, file_bytes)
+        except OSError as error:
+            raise InputError(
+                f"{file}, after line {line}: cannot be decompressed ({error}): fetch it again"
+            ) from None
+        except NOT_WHOLE as error:
+            raise InputError(
+                f"{file}, line {line}: no whole message of this feed ({error!r}): drop the line"
+            ) from None
+    stream.check_symbol(files[0].parent, LINES_TO_FIND_SYMBOLS)
+    yield from stream.make_batches(files[-1], files[-1].stat().st_size, at_end=True)
+
+
+def unwrap(message: Any, loads: Callable[[Any], Any]) -> Any:
+    """Return the message in a recorder's record, or the message itself if there is no record."""
+    if isinstance(message, dict):
+        for name in RECORDS:
+            inner = message.get(name)
+            if isinstance(inner, str) and inner[:1] in ("{", "["):
+                return loads(inner)
+            if name != "data" and isinstance(inner, dict | list):
+                return inner
+    return message
+
+
+def parse_time(time: Any) -> int:
+    """Return a time as int ns since the epoch: ISO, or s, ms, us or ns, which the magnitude tells.
+
+    Nothing is rounded. Raises ValueError if it is no time.
+    """
+    text = str(time)
+    whole, _, fraction = text.partition(".")
+    if not whole.isdigit():
+        if text.endswith("Z"):
+            return int(np.datetime64(text[:-1], "ns").astype(np.int64))
+        return pd.Timestamp(text).as_unit("ns").value
+    digits = next((9 - 3 * unit for unit in range(3) if int(whole) < 10 ** (11 + 3 * unit)), 0)
+    return int(whole) * 10**digits + int(fraction[:digits].ljust(digits, "0") or 0)
+
+
+def to_numbers(texts: list[str]) -> np.ndarray:
+    """Return the nearest float64 of each decimal text; NaN if the text is no number."""
+    try:
+        return pa.array(texts, pa.string()).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        column = pd.Series(texts, dtype=object)
+        return pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+
+
+class Rows(NamedTuple):
+    """The update rows of one message."""
+
+    kind: int
+    line: int
+    time_ns: int | None
+    message: int
+    bids: Sequence[Sequence]
+    asks: Sequence[Sequence]
+
+
+class LevelStream:
+    """Follows one instrument; gathers the rows that its messages bring."""
+
+    def __init__(self, symbol: str | None, checksum: Callable[[TextBook], int] | None):
+        self.chosen = symbol is not None
+        self.symbol, self.channel = symbol, ""
+        self.symbols: dict[str, None] = {}  # all that were seen, in that order
+        self.lines_since = 0  # lines read since a second instrument was seen
+        self.checksum = checksum
+        self.book: TextBook | None = None  # None: no checksum and no depth ask for one
+        self.message = 0
+        self.last: int | None = None  # id of the last update
+        self.time_ns: int | None = None  # of the last message
+        self.rows: list[Rows] = []  # for the next batch
+        self.skipped: Counter[str] = Counter()
+
+    def take(self, line: int, change: Change) -> None:
+        """Take a message's change of any instrument."""
+        self.symbols[change.symbol] = None
+        if self.symbol is None:
+            self.symbol = change.symbol
+        if change.symbol != self.symbol:
+            return
+        for levels in (change.bids, change.asks):
+            if levels and (str in map(type, levels) or min(map(len, levels)) < 2):
+                raise ValueError("a level is no pair of price and size")
+        self.channel = self.channel or change.channel
+        if change.channel != self.channel:
+            self.skipped["messages_of_other_channels"] += 1
+            return
+        time_ns = self.time_ns if change.time_ns is None else change.time_ns
+        if not change.whole and self.last is not None and change.previous != self.last:
+            if self.is_repeated(change):
+                self.skipped["messages_repeated"] += 1
+                return
+            self.put(GAP, line, time_ns, [("0", "0")], [])
+        self.last, self.time_ns = change.last, time_ns
+        bids, asks = self.follow(change)
+        if change.whole and not (bids or asks):
+            bids = [("0", "0")]  # an empty book
+        if bids or asks:
+            self.put(SNAPSHOT if change.whole else SET, line, time_ns, bids, asks)
+
+    def is_repeated(self, change: Change) -> bool:
+        """Return whether a message came before. A restart has a lower id too, but later."""
+        if change.last is None or change.time_ns is None or self.time_ns is None:
+            return False
+        assert self.last is not None
+        return change.last <= self.last and change.time_ns <= self.time_ns
+
+    def follow(self, change: Change) -> tuple[Sequence[Sequence], Sequence[Sequence]]:
+        """Return the levels that a change brings, with those that fall out of the feed's depth.
+
+        A checksum that differs is counted.
+        """
+        if change.whole:
+            needed = change.depth is not None or change.checksum is not None
+            self.book = TextBook(change.depth) if needed else None
+        if self.book is None:
+            return change.bids, change.asks
+        lost_bids, lost_asks = self.book.take(change)
+        if change.checksum is not None and self.checksum is not None:
+            # Some exchanges send it as a signed number.
+            self.skipped["checksums_checked"] += 1
+            differs = self.checksum(self.book) != change.checksum % 2**32
+            self.skipped["checksums_differ"] += differs
+        return [*change.bids, *lost_bids], [*change.asks, *lost_asks]
+
+    def put(self, kind: int, line: int, time_ns: int | None, bids: Any, asks: Any) -> None:
+        self.message += 1
+        self.rows.append(Rows(kind, line, time_ns, self.message, bids, asks))
+
+    def check_symbol(self, place: Path, lines: int) -> None:
+        """Raise InputError if the chosen instrument is missing, or if there are several to choose.
+
+        It is raised some lines later than could be, so that the message names all of them.
+        """
+        at_end = lines == LINES_TO_FIND_SYMBOLS
+        self.lines_since += lines if len(self.symbols) > 1 else 0
+        there = ", ".join(sorted(self.symbols))
+        if not self.chosen and self.lines_since >= LINES_TO_FIND_SYMBOLS:
+            raise InputError(
+                f"{place} holds {there}: take one of them, such as --symbol={min(self.symbols)}"
+            )
+        if at_end and not self.symbols:
+            raise InputError(
+                f"{place} holds no order book messages of this feed: record its book channel"
+            )
+        if at_end and self.symbol not in self.symbols:
+            raise InputError(f"{place} holds no {self.symbol}: set --symbol to one of {there}")
+
+    def make_batches(self, file: Path, file_bytes: int, at_end: bool = False) -> Iterator[Batch]:
+        """Yield the rows gathered since the last batch, with a row per level.
+
+        They wait for the first message that tells its time, and while it is open which instrument
+        is meant.
+        """
+        open_question = not self.chosen and len(self.symbols) > 1
+        if open_question or (self.time_ns is None and not at_end):
+            return
+        skipped, self.skipped = dict(self.skipped), Counter()
+        rows, self.rows = self.rows, []
+        if not rows:
+            if any(skipped.values()):
+                yield count_only(file, file_bytes, skipped)
+            return
+        first_time = next((row.time_ns for row in rows if row.time_ns is not None), None)
+        if first_time is None:
+            raise InputError(f"{file} holds no message that tells its time: record updates too")
+        kinds, lines, times, messages, bids, asks = zip(*rows, strict=True)
+        sides = list(itertools.chain.from_iterable(zip(bids, asks, strict=True)))
+        level_counts = np.array([len(side) for side in sides])
+        counts = level_counts.reshape(-1, 2).sum(axis=1)
+        levels = list(itertools.chain.from_iterable(sides))
+        yield Batch(
+            time_ns=np.repeat([first_time if time is None else time for time in times], counts),
+            message=np.repeat(messages, counts),
+            update_type=np.repeat(np.array(kinds, np.uint8), counts),
+            is_buy=np.repeat(np.tile([True, False], len(rows)), level_counts),
+            price=to_numbers([level[0] for level in levels]),
+            size=to_numbers([level[1] for level in levels]),
+            order_id=None,
+            file=str(file),
+            first_row=lines[0],
+            file_bytes=file_bytes,
+            lines=np.repeat(lines, counts),
+            skipped=skipped,
+        )
+
+
+def plain_head(head: bytes) -> bytes:
+    """Return a file's head without escapes and without spaces between words of JSON."""
+    return re.sub(rb"\s*([:,\[\]{}])\s*", rb"\1", head.replace(b'\\"', b'"'))

@@ -1,0 +1,107 @@
+"""Kraken's book channel as received: raw recordings of versions 1 and 2 of its WebSocket API."""
+
+import functools
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lob.feeds.batch import Batch, feed
+from lob.feeds.json_lines import Change, TextBook, parse_time, plain_head, read_changes
+
+KRAKEN = re.compile(
+    rb'"exchange":"KRAKEN"|"event":"(systemStatus|subscriptionStatus)"|,"book-\d+","'
+    rb'|"channel":"(book|status|ticker|trade|instrument)","type":"(snapshot|update)"'
+    rb'|"method":"subscribe",("req_id":\d+,)?"result":\{"channel":'
+)
+DEPTHS = (10, 25, 100, 500, 1000)  # levels of a side that can be subscribed to
+# The checksum is over the numbers as they were sent, so they are kept as texts.
+loads = functools.partial(json.loads, parse_float=str, parse_int=str)
+
+
+@feed(lambda head: KRAKEN.search(plain_head(head)) is not None, needs_snapshot=True, by_symbol=True)
+def read_kraken(files: list[Path], symbol: str | None = None) -> Iterator[Batch]:
+    """Read Kraken's messages of one pair, one a line: a whole book, then what changes in it.
+
+    A subscription has a depth, and Kraken does not say when a level falls out of it: after each
+    message both sides are cut to it. A message's time is the latest of its levels' (version 2: its
+    `timestamp`). Sizes are absolute, 0 removes a level. The checksums are verified.
+    """
+    depths: dict[str, int] = {}  # by pair, of the subscriptions of version 2
+    parse = functools.partial(parse_kraken, depths)
+    return read_changes(files, symbol, parse, kraken_checksum, loads)
+
+
+def parse_kraken(depths: dict[str, int], message: Any) -> Iterator[Change]:
+    if isinstance(message, list):
+        if len(message) >= 4 and str(message[-2]).startswith("book-"):
+            yield parse_version_1(message)
+    elif message.get("channel") == "book":
+        for book in message["data"]:
+            yield parse_version_2(message["type"] == "snapshot", book, depths)
+    elif message.get("method") == "subscribe" and "depth" in message.get("result", {}):
+        depths[message["result"]["symbol"]] = int(message["result"]["depth"])
+
+
+def parse_version_1(message: list) -> Change:
+    """Return the change of [channel, levels, perhaps levels of the other side, "book-N", pair]."""
+    *parts, channel, pair = message[1:]
+    levels = {name: value for part in parts for name, value in part.items()}
+    whole = "as" in levels or "bs" in levels
+    bids, asks = (levels.get(name + "s" * whole, []) for name in "ba")
+    # A level that is sent again, because it came back into the depth, has the time of old.
+    times = [parse_time(level[2]) for level in (*bids, *asks) if level[3:] != ["r"]]
+    return Change(
+        symbol=pair,
+        channel=channel,
+        whole=whole,
+        time_ns=max(times, default=None),
+        bids=bids,
+        asks=asks,
+        depth=int(channel.removeprefix("book-")),
+        checksum=int(levels["c"]) if "c" in levels else None,
+    )
+
+
+def parse_version_2(whole: bool, book: dict[str, Any], depths: dict[str, int]) -> Change:
+    bids, asks = (
+        [(level["price"], level["qty"]) for level in book.get(side, [])]
+        for side in ("bids", "asks")
+    )
+    size = max(len(bids), len(asks))
+    return Change(
+        symbol=book["symbol"],
+        whole=whole,
+        time_ns=parse_time(book["timestamp"]) if "timestamp" in book else None,
+        bids=bids,
+        asks=asks,
+        # Without the subscription's answer a whole book tells the depth, unless it is shallower.
+        depth=depths.get(book["symbol"], size if size in DEPTHS else None),
+        checksum=int(book["checksum"]) if "checksum" in book else None,
+    )
+
+
+def kraken_checksum(book: TextBook) -> int:
+    """Return the CRC32 of price and size of the best 10 asks, then of the best 10 bids.
+
+    The numbers have no dot and no zeros before their first digit. Recorders that read and wrote
+    them have dropped zeros at their end: all have as many decimals as the longest so far.
+    """
+    levels = [*book.best(1, 10), *book.best(0, 10)]
+    book.decimals = count_decimals(levels if book.decimals else book.all_levels(), book.decimals)
+    texts = []
+    for level in levels:
+        for number, decimals in zip(level, book.decimals, strict=True):
+            whole, _, fraction = number.partition(".")
+            texts.append((whole + fraction.ljust(decimals, "0")).lstrip("0"))
+    return zlib.crc32("".join(texts).encode())
+
+
+def count_decimals(levels: list[Sequence[str]], least: Sequence[int]) -> list[int]:
+    """Return the most decimals of prices and of sizes."""
+    return [
+        max(before, *(len(level[place].partition(".")[2]) for level in levels), 0)
+        for place, before in enumerate(least or (0, 0))
+    ]
