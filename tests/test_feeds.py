@@ -1,7 +1,6 @@
 """One history of a book, written in each feed's format, gives the states of the reference book."""
 
 import gzip
-import json
 import re
 from pathlib import Path
 
@@ -75,7 +74,9 @@ def parse(folder: Path, **settings) -> list[tuple]:
     data_parser.parse_pair(
         {**data_parser.config, "data_dir": str(folder), "depth": 4, **settings}, "A_B"
     )
-    book = open_book(folder / "book_states" / "A_B")
+    symbol = settings.get("symbol")
+    name = f"A_B_{symbol.replace('/', '-')}" if symbol else "A_B"
+    book = open_book(folder / "book_states" / name)
     starts = np.isin(np.arange(book.rows), np.load(book.path / "segment_starts.npy"))
     ticks = np.rint(np.array(book.price_ticks) * book.tick_size * 10).astype(int)
     lots = np.rint(np.array(book.sizes) * 1000).astype(int)
@@ -274,43 +275,18 @@ def test_npy_faults_are_named(tmp_path) -> None:
     assert f"ends before row {len(array)}" in refuse(tmp_path)
 
 
-# The example of training_data/README.md.
-
-
-def price_level(ticks: int, lots: int) -> list[str]:
-    return [f"{ticks / 10:.2f}", f"{lots / 1000:.3f}"]
-
-
 def write_lines(folder: Path, lines: list[str], name: str = "1.gz") -> Path:
     return put(folder, name, "".join(line + "\n" for line in lines).encode())
 
 
-def test_the_exchange_that_the_readme_adds_is_read(tmp_path) -> None:
-    code = re.search(
-        r"## Adding an exchange.*?```python\n(.*?)```",
-        (ROOT / "training_data" / "README.md").read_text(),
-        re.S,
-    )
-    assert code
-    try:
-        exec(code[1], {})
-        story = tell_story()
-        for name, part in (("1.gz", story[:250]), ("2.gz", story[250:])):
-            lines = []
-            for time_ms, kind, levels in part:
-                sides = {
-                    side: [price_level(*level[1:]) for level in levels if level[0] == buy]
-                    for side, buy in (("b", True), ("a", False))
-                }
-                message = {
-                    "topic": "orderbook.500.BTCUSDT",
-                    "type": "snapshot" if kind == SNAPSHOT else "delta",
-                    "ts": time_ms,
-                    "data": {"s": "BTCUSDT", **sides, "u": 1, "seq": 2},
-                }
-                lines.append(json.dumps(message, separators=(",", ":")))
-            file = write_lines(tmp_path, lines, name)
-        assert find_feed(file) == "bybit"
-        assert parse(tmp_path) == tell_states(story)
-    finally:
-        FEEDS.pop("bybit", None)
+def test_the_reader_that_the_readme_shows_is_the_one_in_use() -> None:
+    text = (ROOT / "training_data" / "README.md").read_text()
+    shown = re.search(r"## Adding an exchange.*?```python\n(.*?)```", text, re.S)
+    assert shown and shown[1] == (ROOT / "lob" / "feeds" / "okx.py").read_text()
+
+
+def test_the_readme_lists_every_feed() -> None:
+    text = (ROOT / "training_data" / "README.md").read_text()
+    assert set(
+        re.findall(r"^\| `(\w+)` \| ", text.split("| feed |")[1].split("\n\n")[0], re.M)
+    ) == set(FEEDS)

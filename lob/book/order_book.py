@@ -19,8 +19,8 @@ After a GAP there is no book until the next SNAPSHOT: the rows between are skipp
 (rows_before_snapshot).
 
 SUB, MATCH and DELETE of what is not there are ignored, as is a SET of a level to 0 (unknown). A SET
-of an order that is not there adds it (unknown). `lob/book/ghosts.py` says when a level goes without
-an update.
+of an order that is not there adds it (unknown). A MATCH of NO_ORDER only tells a trade.
+`lob/book/ghosts.py` says when a level goes without an update.
 
 A segment is a run of states without a gap. A GAP ends it, or too long a time without a state; a
 snapshot does not. A snapshot that differs from the book before it is counted (snapshots_differ).
@@ -95,7 +95,7 @@ from lob.book.price_levels import (
     level_lots,
     write_state,
 )
-from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT
+from lob.feeds.batch import ADD, DELETE, GAP, MATCH, NO_ORDER, SET, SNAPSHOT
 from lob.jit import borrow, compiled, inlined
 
 
@@ -120,7 +120,7 @@ def apply_order(row, lot_size, orders, memory, counters, levels):
         orders[slot] = order_id, price, size, side + 1
         change_level(side, price, size, False, time, lot_size, levels)
     elif not known:
-        counters[UNKNOWN] += 1
+        counters[UNKNOWN] += order_id != NO_ORDER
     else:
         left = old_lots - size if kind != DELETE else 0
         if left < 0:

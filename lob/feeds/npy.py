@@ -11,7 +11,7 @@ from lob.feeds.recordings import read_npy_chunks
 from lob.feeds.snapshots import number_books
 
 
-@feed(lambda head: head.startswith(b"\x93NUMPY"))
+@feed(lambda head: head.startswith(b"\x93NUMPY") and b"'exch_ts'" not in head[:1024])
 def read_npy(files: list[Path]) -> Iterator[Batch]:
     """Read NumPy arrays (N, 5): time (s, ms, us or ns), update type, is_buy, price, size.
 

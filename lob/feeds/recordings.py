@@ -229,11 +229,13 @@ def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
     return f"after row {first_row - 1}: {error.splitlines()[0]}"
 
 
-def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield an (N, 5) array in chunks of rows, with the file bytes read.
+def read_npy_chunks(
+    file: Path, rows: int = 1 << 18, fields: tuple[str, ...] = ()
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield an (N, 5) array, or an (N,) array that has these fields, in chunks of rows.
 
-    A plain file is memory mapped, a compressed one is streamed. Raises InputError if the file holds
-    no such array.
+    With each come the file bytes read. A plain file is memory mapped, a compressed one is streamed.
+    Raises InputError if the file holds no such array.
     """
     try:
         with open_decompressed(file) as (handle, raw):
@@ -243,15 +245,18 @@ def read_npy_chunks(file: Path, rows: int = 1 << 18) -> Iterator[tuple[np.ndarra
             else:
                 array = np.load(file, mmap_mode="r")
                 shape, column_order, dtype = array.shape, False, array.dtype
-            check_npy(file, shape, column_order, dtype)
-            row_bytes = 5 * dtype.itemsize
+            if not fields:
+                check_npy(file, shape, column_order, dtype)
+            elif len(shape) != 1 or not set(fields) <= set(dtype.names or ()):
+                raise ValueError(f"it lacks some of the fields {', '.join(fields)}")
+            row_bytes = (1 if fields else 5) * dtype.itemsize
             for row in range(0, shape[0], rows):
                 stop = min(row + rows, shape[0])
                 if compressed:
                     data = handle.read((stop - row) * row_bytes)
                     if len(data) < (stop - row) * row_bytes:
                         raise ValueError(f"it ends before row {stop}")
-                    yield np.frombuffer(data, dtype).reshape(-1, 5), raw.tell()
+                    yield np.frombuffer(data, dtype).reshape(-1, *shape[1:]), raw.tell()
                 else:
                     yield array[row:stop], stop * row_bytes
     except (ValueError, OSError) as error:

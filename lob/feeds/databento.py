@@ -1,0 +1,288 @@
+"""Databento's market by order (schema mbo): DBN files, by its own package, and their CSV form."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from lob.config import InputError
+from lob.feeds.batch import (
+    ADD,
+    MATCH,
+    NO_ORDER,
+    SET,
+    SNAPSHOT,
+    SUB,
+    Batch,
+    feed,
+    first_row,
+    map_words,
+    to_float,
+)
+from lob.feeds.recordings import open_decompressed, read_csv, read_head
+
+MBO, FLAGS_AT, CHUNK_BYTES = 160, 36, 1 << 22  # type of a record; place of its flags
+LAST, IN_SNAPSHOT, MAYBE_BAD_BOOK = 128, 32, 4  # flags
+ADDS, CANCELS, MODIFIES, CLEARS, TRADES, FILLS, NOTHING = b"ACMRTFN"  # actions
+BUY, SELL, NO_SIDE = b"BAN"
+KINDS = np.zeros(256, np.uint8)
+KINDS[[ADDS, CANCELS, MODIFIES, CLEARS, TRADES]] = ADD, SUB, SET, SNAPSHOT, MATCH
+RECORD = np.dtype(
+    [
+        ("time_ns", "i8"),
+        ("order_id", "u8"),
+        ("price", "f8"),
+        ("size", "i8"),
+        ("flags", "u1"),
+        ("action", "u1"),
+        ("side", "u1"),
+        ("publisher", "i8"),
+        ("instrument", "i8"),
+        ("row", "i8"),  # in the file
+    ]
+)
+CSV_TYPES = {
+    "order_id": pa.uint64(),
+    "size": pa.int64(),
+    "flags": pa.int64(),
+    "publisher_id": pa.int64(),
+    "instrument_id": pa.int64(),
+    "action": pa.dictionary(pa.int32(), pa.string()),
+    "side": pa.dictionary(pa.int32(), pa.string()),
+}
+
+
+def is_csv(head: bytes) -> bool:
+    return {"ts_event", "price", *CSV_TYPES} <= set(first_row(head)[0].split(","))
+
+
+def opens_with_snapshot(head: bytes) -> bool:
+    if is_csv(head):
+        flags = first_row(head)[1].get("flags", "")
+        return flags.isdigit() and int(flags) & IN_SNAPSHOT > 0
+    place = 8 + int.from_bytes(head[4:8], "little") + FLAGS_AT
+    return len(head) > place and head[place] & IN_SNAPSHOT > 0
+
+
+def find_symbol(head: bytes) -> str:
+    if is_csv(head):
+        row = first_row(head)[1]
+        return row.get("symbol") or row["instrument_id"]
+    size = 8 + int.from_bytes(head[4:8], "little")
+    names = import_dbn().Metadata.decode(head[:size]).mappings if size <= len(head) else {}
+    return ", ".join(sorted(names))
+
+
+@feed(
+    lambda head: head.startswith(b"DBN") or is_csv(head),
+    opens_with_snapshot,
+    by_symbol=True,
+    find_symbol=find_symbol,
+)
+def read_databento(files: list[Path], symbol: str | None = None) -> Iterator[Batch]:
+    """Read Databento's records of schema mbo, order by order, of one instrument.
+
+    `symbol` is a raw symbol or an instrument id. A record with the flag F_LAST ends a message; a
+    snapshot is one too. Cancels and changes tell what fills do to the book, the trades' own
+    records what was traded. A message's time is `ts_event`. Records with F_MAYBE_BAD_BOOK are
+    counted.
+    """
+    reader = MboReader(symbol)
+    for file in files:
+        read = read_csv_records if is_csv(read_head(file)) else read_dbn_records
+        for records, names, file_bytes in read(file):
+            yield from reader.make_batches(file, records, names, file_bytes)
+        yield from reader.make_batches(file, reader.rest[:0], {}, file_bytes, at_end=True)
+    if not reader.seen or (symbol is not None and symbol not in reader.seen):
+        there = ", ".join(sorted(reader.seen)) or "no records of schema mbo"
+        raise InputError(
+            f"{files[0].parent} holds {there}, not {symbol}: set --symbol to one of it"
+        )
+
+
+class MboReader:
+    """Turns records into batches. A message that is not complete waits for the next records."""
+
+    def __init__(self, symbol: str | None):
+        self.symbol = symbol
+        self.seen: set[str] = set()  # symbols and ids
+        self.message = 0
+        self.rest = np.empty(0, RECORD)
+
+    def make_batches(
+        self,
+        file: Path,
+        records: np.ndarray,
+        names: dict[int, str],
+        file_bytes: int,
+        at_end: bool = False,
+    ) -> Iterator[Batch]:
+        """Yield the batch of these records. Raises InputError if they are of several books."""
+        records = np.concatenate([self.rest, self.choose(file, records, names)])
+        ends = np.flatnonzero(records["flags"] & LAST)
+        stop = len(records) if at_end else int(ends[-1]) + 1 if len(ends) else 0
+        records, self.rest = records[:stop], records[stop:]
+        if len(records) == 0:
+            return
+        flags, action = records["flags"], records["action"]
+        in_snapshot = flags & IN_SNAPSHOT > 0
+        begins = np.append(True, (flags[:-1] & LAST > 0) | (in_snapshot[1:] != in_snapshot[:-1]))
+        messages = self.message + np.cumsum(begins | (action == CLEARS))
+        self.message = int(messages[-1])
+        kinds = np.where(in_snapshot, SNAPSHOT, KINDS[action]).astype(np.uint8)
+        trades = action == TRADES
+        kept = ~np.isin(action, (FILLS, NOTHING)) & ~(trades & (records["side"] == NO_SIDE))
+        # A trade's side is that of the order that came last: the other one rested.
+        is_buy = (records["side"] == BUY) ^ trades
+        order_id = np.where(trades, NO_ORDER, records["order_id"].view(np.int64))
+        cleared = action[kept] == CLEARS
+        doubtful = int((flags & MAYBE_BAD_BOOK > 0).sum())
+        yield Batch(
+            time_ns=records["time_ns"][kept],
+            message=messages[kept],
+            update_type=kinds[kept],
+            is_buy=is_buy[kept],
+            price=np.where(cleared, 0.0, records["price"][kept]),
+            size=np.where(cleared, 0.0, records["size"][kept]),
+            order_id=order_id[kept],
+            file=str(file),
+            first_row=int(records["row"][0]),
+            file_bytes=file_bytes,
+            skipped={"records_of_doubtful_books": doubtful},
+        )
+
+    def choose(self, file: Path, records: np.ndarray, names: dict[int, str]) -> np.ndarray:
+        """Return the records of the chosen instrument, or all if there is only one."""
+        ids = np.unique(records["instrument"]).tolist()
+        known = {number: names.get(number, str(number)) for number in ids}
+        self.seen.update(known.values())
+        if self.symbol is not None:
+            chosen = [id_ for id_, name in known.items() if self.symbol in (name, str(id_))]
+            self.seen.update(str(id_) for id_ in chosen)
+            records = records[np.isin(records["instrument"], chosen)]
+        elif len(self.seen) > 1:
+            raise InputError(
+                f"{file} holds {', '.join(sorted(self.seen))}: take one of them, such as "
+                f"--symbol={min(self.seen)}"
+            )
+        publishers = np.unique(records["publisher"]).tolist()
+        if len(publishers) > 1:
+            raise InputError(
+                f"{file} holds books of the publishers {', '.join(map(str, publishers))}: ask "
+                "Databento for one venue's dataset"
+            )
+        return records
+
+
+def import_dbn() -> Any:
+    try:
+        return importlib.import_module("databento_dbn")
+    except ImportError:
+        raise InputError(
+            "DBN files need Databento's reader: pip install databento-dbn, or ask Databento for CSV"
+        ) from None
+
+
+def read_dbn_records(file: Path) -> Iterator[tuple[np.ndarray, dict[int, str], int]]:
+    """Yield records, the names of instruments by their ids, and the file bytes read."""
+    dbn = import_dbn()
+    layout = np.dtype(dbn.MBOMsg._dtypes)
+    row = 1
+    try:
+        with open_decompressed(file) as (handle, raw):
+            head = handle.read(8)
+            head += handle.read(int.from_bytes(head[4:8], "little"))
+            names = name_instruments(dbn.Metadata.decode(head))
+            rest = b""
+            while data := handle.read(CHUNK_BYTES):
+                found, rest = split_records(rest + data, layout)
+                yield from_dbn(found, row), names, raw.tell()
+                row += len(found)
+            if rest:
+                raise ValueError(f"it ends within record {row}")
+    except (OSError, ValueError, dbn.DBNError) as error:
+        raise InputError(f"{file} is no whole DBN file ({error}): fetch it again") from None
+
+
+def name_instruments(metadata: Any) -> dict[int, str]:
+    return {
+        int(interval["symbol"]): name
+        for name, intervals in metadata.mappings.items()
+        for interval in intervals
+        if interval["symbol"].isdigit()
+    }
+
+
+def split_records(data: bytes, layout: np.dtype) -> tuple[np.ndarray, bytes]:
+    """Return the whole records of type mbo, and the bytes of the record that is cut off.
+
+    Live recordings hold records of other types and lengths, and joined files further heads.
+    """
+    count = len(data) // layout.itemsize
+    records = np.frombuffer(data, layout, count)
+    if (records["rtype"] == MBO).all() and (records["length"] * 4 == layout.itemsize).all():
+        return records, data[count * layout.itemsize :]
+    begins, place = [], 0
+    while place + 8 <= len(data):
+        size = 4 * data[place]
+        if data[place : place + 3] == b"DBN":
+            size = 8 + int.from_bytes(data[place + 4 : place + 8], "little")
+        if size < 16:
+            raise ValueError(f"a record of {size} bytes")
+        if place + size > len(data):
+            break
+        if data[place + 1] == MBO:
+            begins.append(place)
+        place += size
+    parts = [data[begin : begin + layout.itemsize] for begin in begins]
+    return np.frombuffer(b"".join(parts), layout), data[place:]
+
+
+def from_dbn(found: np.ndarray, row: int) -> np.ndarray:
+    """Return DBN's records as RECORD. Its prices count 1e-9 of the currency."""
+    records = np.empty(len(found), RECORD)
+    for name in ("order_id", "size", "flags"):
+        records[name] = found[name]
+    records["time_ns"] = found["ts_event"]
+    records["price"] = found["price"] / 1e9
+    records["action"], records["side"] = found["action"].view("u1"), found["side"].view("u1")
+    records["publisher"], records["instrument"] = found["publisher_id"], found["instrument_id"]
+    records["row"] = np.arange(row, row + len(found))
+    return records
+
+
+def read_csv_records(file: Path) -> Iterator[tuple[np.ndarray, dict[int, str], int]]:
+    """Yield the same of a CSV file, whose prices and times are plain numbers or written out."""
+    header, first = first_row(read_head(file))
+    written_out = not first.get("ts_event", "").isdigit()
+    types = CSV_TYPES | {
+        "ts_event": pa.timestamp("ns", "UTC") if written_out else pa.int64(),
+        "price": pa.float64(),
+    }
+    if "symbol" in header.split(","):
+        types["symbol"] = pa.dictionary(pa.int32(), pa.string())
+    options = csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[""])
+    for row, column, file_bytes in read_csv(file, ",", options):
+        records = np.empty(len(column["size"]), RECORD)
+        for name in ("order_id", "size", "flags"):
+            records[name] = column[name].to_numpy()
+        records["time_ns"] = column["ts_event"].cast(pa.int64()).to_numpy()
+        price = to_float(column["price"])
+        # Prices are written out with their dot, or else count 1e-9.
+        records["price"] = price if "." in first.get("price", ".") else price / 1e9
+        for name, words in (("action", "ACMRTFN"), ("side", "BAN")):
+            codes = {word: ord(word) for word in words}
+            records[name] = map_words(column[name], codes, name, file, row)
+        records["publisher"] = column["publisher_id"].to_numpy()
+        records["instrument"] = column["instrument_id"].to_numpy()
+        records["row"] = np.arange(row, row + len(records))
+        names = {}
+        if "symbol" in column:
+            ids, places = np.unique(records["instrument"], return_index=True)
+            symbols = column["symbol"].take(pa.array(places)).to_pylist()
+            names = dict(zip(ids.tolist(), symbols, strict=True))
+        yield records, names, file_bytes

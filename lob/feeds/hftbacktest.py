@@ -1,0 +1,111 @@
+"""hftbacktest's event arrays: `.npz` (or `.npy`) files, as its converters write them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lob.config import InputError
+from lob.feeds.batch import SET, SNAPSHOT, Batch, feed, find_changes, to_ns
+from lob.feeds.recordings import read_npy_chunks
+
+FIELDS = ("ev", "exch_ts", "local_ts", "px", "qty")
+EXCHANGE, BUY = 1 << 31, 1 << 29  # flags of `ev`, whose lowest byte is the kind
+DEPTH, CLEAR, IN_SNAPSHOT = 1, 3, 4  # kinds
+ORDERS = range(10, 14)  # kinds of order by order events
+
+
+@feed(lambda head: head.startswith(b"\x93NUMPY") and b"'exch_ts'" in head[:1024])
+def read_hftbacktest(files: list[Path]) -> Iterator[Batch]:
+    """Read hftbacktest's events as its simulated exchange sees them, in the exchange's time.
+
+    Depth events of one exchange time and one local time are one message. A clear begins a whole
+    book, which the snapshot's levels fill. It makes no state of its own: it belongs to the message
+    after it, since a snapshot that was fetched is not part of the stream. If the message before it
+    has its exchange time, it belongs to that one, which may be later by less than a millisecond.
+    Trades and best prices are not used.
+    """
+    stream = EventStream()
+    for file in files:
+        row = 0
+        for events, file_bytes in read_npy_chunks(file, fields=FIELDS):
+            yield from stream.make_batches(file, row, events, file_bytes)
+            row += len(events)
+    yield from stream.make_batches(files[-1], row, events[:0], file_bytes, at_end=True)
+
+
+class EventStream:
+    """Numbers the messages. Those that may belong to a snapshot that is to come wait for it."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.events: np.ndarray | None = None  # that wait, and their rows in the file
+        self.rows = np.empty(0, np.int64)
+
+    def make_batches(
+        self, file: Path, row: int, events: np.ndarray, file_bytes: int, at_end: bool = False
+    ) -> Iterator[Batch]:
+        kind = events["ev"] & 0xFF
+        if np.isin(kind, ORDERS).any():
+            raise InputError(
+                f"{file} holds order by order events: parse the recording that it was made from"
+            )
+        used = (events["ev"] & EXCHANGE > 0) & np.isin(kind, (DEPTH, CLEAR, IN_SNAPSHOT))
+        rows = np.append(self.rows, row + np.flatnonzero(used))
+        events = events[used] if self.events is None else np.append(self.events, events[used])
+        starts = find_blocks(events)
+        whole = is_whole(events[starts])
+        last = len(starts) if at_end else len(starts) - 1
+        while 0 < last < len(starts) and (whole[last] or whole[last - 1]):
+            last -= 1
+        stop = len(events) if at_end else int(starts[last]) if last > 0 else 0
+        self.events, self.rows = events[stop:], rows[stop:]
+        if stop == 0:
+            return
+        order = put_snapshots_first(events[:stop], starts[:last], whole[:last])
+        events, rows = events[order], rows[order]
+        starts = find_blocks(events)
+        whole = is_whole(events)
+        begins = np.zeros(len(events), bool)
+        begins[starts] = ~(np.append(False, whole[:-1]) & ~whole)[starts]
+        numbers = self.number + np.cumsum(begins)
+        self.number = int(numbers[-1])
+        # A message has the time of its last row, not of the snapshot before it.
+        last_rows = np.searchsorted(numbers, numbers, side="right") - 1
+        yield Batch(
+            time_ns=to_ns(events["exch_ts"][last_rows]),
+            message=numbers,
+            update_type=np.where(whole, SNAPSHOT, SET).astype(np.uint8),
+            is_buy=events["ev"] & BUY > 0,
+            price=events["px"].astype(np.float64),
+            size=events["qty"].astype(np.float64),
+            order_id=None,
+            file=str(file),
+            first_row=int(rows[0]),
+            file_bytes=file_bytes,
+            lines=rows,
+        )
+
+
+def is_whole(events: np.ndarray) -> np.ndarray:
+    return events["ev"] & 0xFF != DEPTH
+
+
+def find_blocks(events: np.ndarray) -> np.ndarray:
+    """Return where the blocks begin: messages, and snapshots."""
+    if len(events) == 0:
+        return np.empty(0, np.int64)
+    begins = find_changes(events["exch_ts"], None) | find_changes(events["local_ts"], None)
+    return np.flatnonzero(begins | find_changes(is_whole(events), None))
+
+
+def put_snapshots_first(events: np.ndarray, starts: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return an order in which a snapshot precedes the message before it if it has its time."""
+    order = np.arange(len(events))
+    times = events["exch_ts"][starts]
+    ends = np.append(starts[1:], len(events))
+    for block in np.flatnonzero(whole):
+        if block > 0 and not whole[block - 1] and times[block] == times[block - 1]:
+            begin, middle, end = starts[block - 1], starts[block], ends[block]
+            order[begin:end] = np.append(np.arange(middle, end), np.arange(begin, middle))
+    return order
