@@ -18,8 +18,6 @@ from lob.book.states import Book, open_book
 from lob.feeds import hftbacktest, recordings
 from lob.feeds.batch import ADD, SET, SNAPSHOT, SUB, find_feed
 
-FOREVER_MS = 10**12
-
 
 def parse_files(folder: Path, files: list[Path], **settings) -> Book:
     """Parse files as the pair A_B; return its states."""
@@ -76,11 +74,12 @@ def tell_dbn_states(records: list, depth: int) -> ReferenceBook:
 
 @pytest.mark.recorded
 def test_databentos_states_are_those_of_a_book_of_dictionaries(recorded, tmp_path) -> None:
-    _, file = databento_files(recorded)
-    settings = {"depth": 20, "max_crossed_ms": FOREVER_MS}
-    assert find_feed(file) == "databento"
-    book = parse_files(tmp_path, [file], **settings)
-    records = read_dbn(file)
+    files = databento_files(recorded)
+    assert {find_feed(file) for file in files} == {"databento"}
+    book = parse_files(tmp_path, files, depth=20)
+    # The second file begins with the book that the first one is: no state of its own.
+    assert book.meta["counters"]["snapshots"] == 2
+    records = read_dbn(files[1])
     reference = tell_dbn_states(records, 20)
     assert book.rows == len(reference.states) == 46_132
     ticks, lots, times = zip(*(state[:3] for state in reference.states), strict=True)
@@ -103,7 +102,7 @@ def test_databentos_csv_gives_the_states_of_its_dbn_files(recorded, tmp_path) ->
     size = head + 56 * 12_000
     short = tmp_path / "short.dbn"
     short.write_bytes(decompressed(file)[:size])
-    settings = {"depth": 20, "max_crossed_ms": FOREVER_MS}
+    settings = {"depth": 20}
     right = parse_files(tmp_path / "dbn", [short], **settings)
     assert right.rows > 100
     for number, kind in enumerate(({}, {"pretty_px": False, "pretty_ts": False})):
@@ -132,7 +131,7 @@ def test_databentos_records_of_several_instruments_and_kinds(recorded, tmp_path)
     data = decompressed(file)
     head = 8 + int.from_bytes(data[4:8], "little")
     records = np.frombuffer(data[head : head + 56 * 10_000], np.dtype(dbn.MBOMsg._dtypes))
-    settings = {"depth": 20, "max_crossed_ms": FOREVER_MS}
+    settings = {"depth": 20}
     alone = tmp_path / "1.dbn"
     alone.write_bytes(data[:head] + records.tobytes())
     right = parse_files(tmp_path / "alone", [alone], **settings)
@@ -154,6 +153,38 @@ def test_databentos_records_of_several_instruments_and_kinds(recorded, tmp_path)
         np.testing.assert_array_equal(book.price_ticks, np.array(right.price_ticks) + moved)
     put(tmp_path, "2.dbn", both.read_bytes()[:-10])
     assert "no whole DBN file" in refuse(tmp_path, **settings, symbol="ESH4")
+
+
+MBO_HEADER = "ts_event,publisher_id,instrument_id,action,side,price,size,order_id,flags\n"
+
+
+def test_databentos_clear_empties_the_book_and_doubtful_books_are_counted(tmp_path) -> None:
+    rows = [  # action, side, price, size, order id, flags
+        "R,N,,0,0,128",  # a session begins
+        "A,B,99.000000000,1,1,128",
+        "A,A,101.000000000,2,18446744073709551615,128",
+        "R,N,,0,0,128",
+        "A,B,98.000000000,3,1,0",
+        "A,A,102.000000000,4,18446744073709551615,132",
+        "T,A,98.000000000,1,7,0",
+        "F,B,98.000000000,1,1,0",
+        "M,B,98.000000000,2,1,128",
+        "N,N,,0,0,128",
+    ]
+    lines = [f"17234000000000000{i:02d},1,5,{row}\n" for i, row in enumerate(rows)]
+    put(tmp_path, "1.csv", (MBO_HEADER + "".join(lines)).encode())
+    data_parser.parse_pair({**data_parser.config, "data_dir": str(tmp_path), "depth": 2}, "A_B")
+    book = open_book(tmp_path / "book_states" / "A_B")
+    assert (np.array(book.price_ticks) * book.tick_size).tolist() == [
+        [99, 101],
+        [98, 102],
+        [98, 102],
+    ]
+    assert book.sizes.tolist() == [[1, 2], [3, 4], [2, 4]]
+    assert book.traded is not None and book.traded.tolist() == [0, 0, -1]
+    counters = book.meta["counters"]
+    assert counters["records_of_doubtful_books"] == 1
+    assert counters["unknown"] == counters["duplicate_orders"] == counters["gaps"] == 0
 
 
 def test_dbn_without_its_package_names_it(tmp_path, monkeypatch) -> None:

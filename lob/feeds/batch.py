@@ -18,7 +18,8 @@ from lob.feeds.recordings import read_head
 
 # Update types: `lob/book/order_book.py` says what each does to the book.
 ADD, SUB, MATCH, SET, DELETE, SNAPSHOT, GAP = range(7)
-NO_ORDER = -1  # order id of a MATCH row that tells a trade, and changes no order
+# Order id of a MATCH row that tells a trade and changes no order; no exchange counts this far.
+NO_ORDER = -0x5555555555555555
 
 # A number below the first limit is a time in seconds, one below the second in ms, and so on.
 UNIT_LIMITS = np.array([1e11, 1e14, 1e17])

@@ -1,6 +1,7 @@
 """Databento's market by order (schema mbo): DBN files, by its own package, and their CSV form."""
 
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lob.feeds.batch import (
 )
 from lob.feeds.recordings import open_decompressed, read_csv, read_head
 
-MBO, FLAGS_AT, CHUNK_BYTES = 160, 36, 1 << 22  # type of a record; place of its flags
+MBO, CHUNK_BYTES = 160, 1 << 22  # type of a record
 LAST, IN_SNAPSHOT, MAYBE_BAD_BOOK = 128, 32, 4  # flags
 ADDS, CANCELS, MODIFIES, CLEARS, TRADES, FILLS, NOTHING = b"ACMRTFN"  # actions
 BUY, SELL, NO_SIDE = b"BAN"
@@ -60,36 +61,15 @@ def is_csv(head: bytes) -> bool:
     return {"ts_event", "price", *CSV_TYPES} <= set(first_row(head)[0].split(","))
 
 
-def opens_with_snapshot(head: bytes) -> bool:
-    if is_csv(head):
-        flags = first_row(head)[1].get("flags", "")
-        return flags.isdigit() and int(flags) & IN_SNAPSHOT > 0
-    place = 8 + int.from_bytes(head[4:8], "little") + FLAGS_AT
-    return len(head) > place and head[place] & IN_SNAPSHOT > 0
-
-
-def find_symbol(head: bytes) -> str:
-    if is_csv(head):
-        row = first_row(head)[1]
-        return row.get("symbol") or row["instrument_id"]
-    size = 8 + int.from_bytes(head[4:8], "little")
-    names = import_dbn().Metadata.decode(head[:size]).mappings if size <= len(head) else {}
-    return ", ".join(sorted(names))
-
-
-@feed(
-    lambda head: head.startswith(b"DBN") or is_csv(head),
-    opens_with_snapshot,
-    by_symbol=True,
-    find_symbol=find_symbol,
-)
+@feed(lambda head: head.startswith(b"DBN") or is_csv(head), by_symbol=True)
 def read_databento(files: list[Path], symbol: str | None = None) -> Iterator[Batch]:
     """Read Databento's records of schema mbo, order by order, of one instrument.
 
-    `symbol` is a raw symbol or an instrument id. A record with the flag F_LAST ends a message; a
-    snapshot is one too. Cancels and changes tell what fills do to the book, the trades' own
-    records what was traded. A message's time is `ts_event`. Records with F_MAYBE_BAD_BOOK are
-    counted.
+    `symbol` is a raw symbol or an instrument id. A record with the flag F_LAST ends a message. A
+    snapshot is a message too, unless it has the time of the message before it: a day's file begins
+    with the book that the last one left, which is no new state. Cancels and changes tell what fills
+    do to the book, the trades' own records what was traded. A message's time is `ts_event`. Records
+    with F_MAYBE_BAD_BOOK are counted.
     """
     reader = MboReader(symbol)
     for file in files:
@@ -110,7 +90,7 @@ class MboReader:
     def __init__(self, symbol: str | None):
         self.symbol = symbol
         self.seen: set[str] = set()  # symbols and ids
-        self.message = 0
+        self.message, self.last_time = 0, -1
         self.rest = np.empty(0, RECORD)
 
     def make_batches(
@@ -123,17 +103,16 @@ class MboReader:
     ) -> Iterator[Batch]:
         """Yield the batch of these records. Raises InputError if they are of several books."""
         records = np.concatenate([self.rest, self.choose(file, records, names)])
-        ends = np.flatnonzero(records["flags"] & LAST)
+        flags, action = records["flags"], records["action"]
+        # A snapshot waits for the record after it.
+        ends = np.flatnonzero((flags & LAST > 0) & (flags & IN_SNAPSHOT == 0))
         stop = len(records) if at_end else int(ends[-1]) + 1 if len(ends) else 0
         records, self.rest = records[:stop], records[stop:]
         if len(records) == 0:
             return
-        flags, action = records["flags"], records["action"]
-        in_snapshot = flags & IN_SNAPSHOT > 0
-        begins = np.append(True, (flags[:-1] & LAST > 0) | (in_snapshot[1:] != in_snapshot[:-1]))
-        messages = self.message + np.cumsum(begins | (action == CLEARS))
-        self.message = int(messages[-1])
-        kinds = np.where(in_snapshot, SNAPSHOT, KINDS[action]).astype(np.uint8)
+        flags, action = flags[:stop], action[:stop]
+        messages, time_ns = self.number_messages(records)
+        kinds = np.where(flags & IN_SNAPSHOT > 0, SNAPSHOT, KINDS[action]).astype(np.uint8)
         trades = action == TRADES
         kept = ~np.isin(action, (FILLS, NOTHING)) & ~(trades & (records["side"] == NO_SIDE))
         # A trade's side is that of the order that came last: the other one rested.
@@ -142,7 +121,7 @@ class MboReader:
         cleared = action[kept] == CLEARS
         doubtful = int((flags & MAYBE_BAD_BOOK > 0).sum())
         yield Batch(
-            time_ns=records["time_ns"][kept],
+            time_ns=time_ns[kept],
             message=messages[kept],
             update_type=kinds[kept],
             is_buy=is_buy[kept],
@@ -154,6 +133,25 @@ class MboReader:
             file_bytes=file_bytes,
             skipped={"records_of_doubtful_books": doubtful},
         )
+
+    def number_messages(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return each record's message number and time.
+
+        A snapshot that has the time of the message before it belongs to the one after it.
+        """
+        time_ns, flags = records["time_ns"], records["flags"]
+        in_snapshot = flags & IN_SNAPSHOT > 0
+        was_in_snapshot = np.append(False, in_snapshot[:-1])
+        opens = in_snapshot & ~was_in_snapshot
+        begins = np.append(True, flags[:-1] & LAST > 0) | (in_snapshot != was_in_snapshot)
+        begins |= records["action"] == CLEARS
+        known = opens & (time_ns == np.append(self.last_time, time_ns[:-1]))
+        of_known = in_snapshot & np.append(False, known[np.flatnonzero(opens)])[np.cumsum(opens)]
+        begins &= ~np.append(False, of_known[:-1]) | in_snapshot
+        messages = self.message + np.cumsum(begins)
+        last_rows = np.searchsorted(messages, messages, side="right") - 1
+        self.message, self.last_time = int(messages[-1]), int(time_ns[-1])
+        return messages, np.where(of_known, time_ns[last_rows], time_ns)
 
     def choose(self, file: Path, records: np.ndarray, names: dict[int, str]) -> np.ndarray:
         """Return the records of the chosen instrument, or all if there is only one."""
@@ -258,12 +256,17 @@ def from_dbn(found: np.ndarray, row: int) -> np.ndarray:
 def read_csv_records(file: Path) -> Iterator[tuple[np.ndarray, dict[int, str], int]]:
     """Yield the same of a CSV file, whose prices and times are plain numbers or written out."""
     header, first = first_row(read_head(file))
+    names = header.split(",")
     written_out = not first.get("ts_event", "").isdigit()
+    # Prices are written out with their dot, or else count 1e-9. A clear has none.
+    lines = read_head(file).decode(errors="replace").split("\n")[1:-1]
+    cells = (line.split(",")[names.index("price") :][:1] for line in lines)
+    counts_1e9 = re.fullmatch(r"-?\d+", next((cell[0] for cell in cells if any(cell)), "."))
     types = CSV_TYPES | {
         "ts_event": pa.timestamp("ns", "UTC") if written_out else pa.int64(),
         "price": pa.float64(),
     }
-    if "symbol" in header.split(","):
+    if "symbol" in names:
         types["symbol"] = pa.dictionary(pa.int32(), pa.string())
     options = csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[""])
     for row, column, file_bytes in read_csv(file, ",", options):
@@ -272,17 +275,16 @@ def read_csv_records(file: Path) -> Iterator[tuple[np.ndarray, dict[int, str], i
             records[name] = column[name].to_numpy()
         records["time_ns"] = column["ts_event"].cast(pa.int64()).to_numpy()
         price = to_float(column["price"])
-        # Prices are written out with their dot, or else count 1e-9.
-        records["price"] = price if "." in first.get("price", ".") else price / 1e9
+        records["price"] = price / 1e9 if counts_1e9 else price
         for name, words in (("action", "ACMRTFN"), ("side", "BAN")):
             codes = {word: ord(word) for word in words}
             records[name] = map_words(column[name], codes, name, file, row)
         records["publisher"] = column["publisher_id"].to_numpy()
         records["instrument"] = column["instrument_id"].to_numpy()
         records["row"] = np.arange(row, row + len(records))
-        names = {}
+        symbols = {}
         if "symbol" in column:
             ids, places = np.unique(records["instrument"], return_index=True)
-            symbols = column["symbol"].take(pa.array(places)).to_pylist()
-            names = dict(zip(ids.tolist(), symbols, strict=True))
-        yield records, names, file_bytes
+            texts = column["symbol"].take(pa.array(places)).to_pylist()
+            symbols = dict(zip(ids.tolist(), texts, strict=True))
+        yield records, symbols, file_bytes

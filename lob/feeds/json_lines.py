@@ -7,6 +7,7 @@ else that such feeds have in common is done here: which instrument, what follows
 
 import itertools
 import re
+import zlib
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -47,52 +48,61 @@ Parse = Callable[[Any], Iterator[Change]]
 
 
 class TextBook:
-    """The levels of an instrument as the exchange wrote them, as its checksums need them."""
+    """The levels of an instrument as the exchange wrote them, as its checksums need them.
 
-    def __init__(self, depth: int | None):
-        self.depth = depth
-        self.levels: tuple[dict[float, Sequence], ...] = ({}, {})  # bids, asks
-        self.prices: tuple[list[float], ...] = ([], [])  # best first: those of bids are negative
-        self.decimals: list[int] = []  # most decimals of prices and sizes, if a checksum needs them
+    depth: levels that are kept of a side (None: all); to_text: what stands for a level in the text
+    of which the checksum is taken.
+    """
+
+    def __init__(self, depth: int | None, to_text: Callable[[str, str], str]):
+        self.depth, self.to_text = depth, to_text
+        # Of bids and asks: price and text of each level, by a key that sorts the best one first.
+        self.levels: tuple[dict[float, tuple[str, str]], ...] = ({}, {})
+        self.keys: tuple[list[float], ...] = ([], [])
 
     def take(self, change: Change) -> list[list[tuple[str, str]]]:
         """Apply a change; return the levels that fell out of the depth, as removed ones."""
         lost = []
         for side, (sign, sent) in enumerate(((-1, change.bids), (1, change.asks))):
-            levels, prices = self.levels[side], self.prices[side]
+            levels, keys = self.levels[side], self.keys[side]
             for price, size, *_ in sent:
                 key = sign * float(price)
                 if float(size) == 0:
                     if levels.pop(key, None):
-                        prices.pop(bisect_left(prices, key))
+                        keys.pop(bisect_left(keys, key))
                 else:
                     if key not in levels:
-                        insort(prices, key)
-                    levels[key] = (price, size)
-            beyond = prices[self.depth :] if self.depth else []
-            del prices[len(prices) - len(beyond) :]
+                        insort(keys, key)
+                    levels[key] = price, self.to_text(price, size)
+            beyond = keys[self.depth :] if self.depth else []
+            del keys[len(keys) - len(beyond) :]
             lost.append([(levels.pop(key)[0], "0") for key in beyond])
         return lost
 
-    def best(self, side: int, count: int) -> list[Sequence]:
-        """Return price and size, as sent, of the best levels of a side (0 bids, 1 asks)."""
-        return [self.levels[side][key] for key in self.prices[side][:count]]
+    def best(self, side: int, count: int) -> list[str]:
+        """Return the texts of the best levels of a side (0 bids, 1 asks)."""
+        levels = self.levels[side]
+        return [levels[key][1] for key in self.keys[side][:count]]
 
-    def all_levels(self) -> list[Sequence]:
-        return [level for levels in self.levels for level in levels.values()]
+
+class Checksum(NamedTuple):
+    """How an exchange computes the checksums of its messages."""
+
+    to_text: Callable[[str, str], str]  # of a level's price and size
+    join: Callable[[TextBook], str]  # the text of which it sends the CRC32
 
 
 def read_changes(
     files: list[Path],
     symbol: str | None,
     parse: Parse,
-    checksum: Callable[[TextBook], int] | None = None,
+    checksum: Checksum | None = None,
     loads: Callable[[Any], Any] = orjson.loads,
 ) -> Iterator[Batch]:
     """Read one instrument's messages as a stream over all files.
 
-    symbol: the instrument; None: the only one; parse: what a message changes; checksum: CRC32 of a
-    book as the exchange computes it; loads: reads JSON. Raises InputError if a line is no whole
+    symbol: the instrument; None: the only one; parse: what a message changes; checksum: how
+    the exchange computes it; loads: reads JSON. Raises InputError if a line is no whole
     message, or if the files do not hold the instrument, or several and none is chosen.
     """
     stream = LevelStream(symbol, checksum)
@@ -145,7 +155,8 @@ def parse_time(time: Any) -> int:
         if text.endswith("Z"):
             return int(np.datetime64(text[:-1], "ns").astype(np.int64))
         return pd.Timestamp(text).as_unit("ns").value
-    digits = next((9 - 3 * unit for unit in range(3) if int(whole) < 10 ** (11 + 3 * unit)), 0)
+    length = len(whole)
+    digits = 9 if length <= 11 else 6 if length <= 14 else 3 if length <= 17 else 0
     return int(whole) * 10**digits + int(fraction[:digits].ljust(digits, "0") or 0)
 
 
@@ -172,7 +183,7 @@ class Rows(NamedTuple):
 class LevelStream:
     """Follows one instrument; gathers the rows that its messages bring."""
 
-    def __init__(self, symbol: str | None, checksum: Callable[[TextBook], int] | None):
+    def __init__(self, symbol: str | None, checksum: Checksum | None):
         self.chosen = symbol is not None
         self.symbol, self.channel = symbol, ""
         self.symbols: dict[str, None] = {}  # all that were seen, in that order
@@ -224,17 +235,19 @@ class LevelStream:
 
         A checksum that differs is counted.
         """
+        if self.checksum is None:
+            return change.bids, change.asks
         if change.whole:
             needed = change.depth is not None or change.checksum is not None
-            self.book = TextBook(change.depth) if needed else None
+            self.book = TextBook(change.depth, self.checksum.to_text) if needed else None
         if self.book is None:
             return change.bids, change.asks
         lost_bids, lost_asks = self.book.take(change)
-        if change.checksum is not None and self.checksum is not None:
-            # Some exchanges send it as a signed number.
+        if change.checksum is not None:
+            found = zlib.crc32(self.checksum.join(self.book).encode())
             self.skipped["checksums_checked"] += 1
-            differs = self.checksum(self.book) != change.checksum % 2**32
-            self.skipped["checksums_differ"] += differs
+            # Some exchanges send it as a signed number.
+            self.skipped["checksums_differ"] += found != change.checksum % 2**32
         return [*change.bids, *lost_bids], [*change.asks, *lost_asks]
 
     def put(self, kind: int, line: int, time_ns: int | None, bids: Any, asks: Any) -> None:

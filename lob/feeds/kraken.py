@@ -3,13 +3,13 @@
 import functools
 import json
 import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from lob.feeds.batch import Batch, feed
-from lob.feeds.json_lines import Change, TextBook, parse_time, plain_head, read_changes
+from lob.feeds.json_lines import Change, Checksum, TextBook, parse_time, plain_head, read_changes
 
 KRAKEN = re.compile(
     rb'"exchange":"KRAKEN"|"event":"(systemStatus|subscriptionStatus)"|,"book-\d+","'
@@ -29,18 +29,20 @@ def read_kraken(files: list[Path], symbol: str | None = None) -> Iterator[Batch]
     message both sides are cut to it. A message's time is the latest of its levels' (version 2: its
     `timestamp`). Sizes are absolute, 0 removes a level. The checksums are verified.
     """
-    depths: dict[str, int] = {}  # by pair, of the subscriptions of version 2
-    parse = functools.partial(parse_kraken, depths)
-    return read_changes(files, symbol, parse, kraken_checksum, loads)
+    # Of version 2, by pair: the subscription's depth, and decimals of prices and of sizes.
+    parse = functools.partial(parse_kraken, {}, {})
+    return read_changes(files, symbol, parse, Checksum(to_text, join_kraken), loads)
 
 
-def parse_kraken(depths: dict[str, int], message: Any) -> Iterator[Change]:
+def parse_kraken(
+    depths: dict[str, int], decimals: dict[str, list[int]], message: Any
+) -> Iterator[Change]:
     if isinstance(message, list):
         if len(message) >= 4 and str(message[-2]).startswith("book-"):
             yield parse_version_1(message)
     elif message.get("channel") == "book":
         for book in message["data"]:
-            yield parse_version_2(message["type"] == "snapshot", book, depths)
+            yield parse_version_2(message["type"] == "snapshot", book, depths, decimals)
     elif message.get("method") == "subscribe" and "depth" in message.get("result", {}):
         depths[message["result"]["symbol"]] = int(message["result"]["depth"])
 
@@ -65,43 +67,48 @@ def parse_version_1(message: list) -> Change:
     )
 
 
-def parse_version_2(whole: bool, book: dict[str, Any], depths: dict[str, int]) -> Change:
+def parse_version_2(
+    whole: bool, book: dict[str, Any], depths: dict[str, int], decimals: dict[str, list[int]]
+) -> Change:
+    symbol = book["symbol"]
     bids, asks = (
         [(level["price"], level["qty"]) for level in book.get(side, [])]
         for side in ("bids", "asks")
     )
+    if whole:
+        decimals[symbol] = [
+            max((len(level[place].partition(".")[2]) for level in (*bids, *asks)), default=0)
+            for place in (0, 1)
+        ]
     size = max(len(bids), len(asks))
     return Change(
-        symbol=book["symbol"],
+        symbol=symbol,
         whole=whole,
         time_ns=parse_time(book["timestamp"]) if "timestamp" in book else None,
-        bids=bids,
-        asks=asks,
+        bids=[fill_up(level, decimals.get(symbol, [0, 0])) for level in bids],
+        asks=[fill_up(level, decimals.get(symbol, [0, 0])) for level in asks],
         # Without the subscription's answer a whole book tells the depth, unless it is shallower.
-        depth=depths.get(book["symbol"], size if size in DEPTHS else None),
+        depth=depths.get(symbol, size if size in DEPTHS else None),
         checksum=int(book["checksum"]) if "checksum" in book else None,
     )
 
 
-def kraken_checksum(book: TextBook) -> int:
-    """Return the CRC32 of price and size of the best 10 asks, then of the best 10 bids.
+def fill_up(level: tuple[str, str], decimals: list[int]) -> tuple[str, str]:
+    """Return price and size with the zeros at their end, which some recorders have dropped.
 
-    The numbers have no dot and no zeros before their first digit. Recorders that read and wrote
-    them have dropped zeros at their end: all have as many decimals as the longest so far.
+    The checksum is over them. They have as many decimals as the longest of the whole book.
     """
-    levels = [*book.best(1, 10), *book.best(0, 10)]
-    book.decimals = count_decimals(levels if book.decimals else book.all_levels(), book.decimals)
-    texts = []
-    for level in levels:
-        for number, decimals in zip(level, book.decimals, strict=True):
-            whole, _, fraction = number.partition(".")
-            texts.append((whole + fraction.ljust(decimals, "0")).lstrip("0"))
-    return zlib.crc32("".join(texts).encode())
+    price, size = (
+        f"{Decimal(text):.{most}f}" if len(text.partition(".")[2]) < most else text
+        for text, most in zip(level, decimals, strict=True)
+    )
+    return price, size
 
 
-def count_decimals(levels: list[Sequence[str]], least: Sequence[int]) -> list[int]:
-    """Return the most decimals of prices and of sizes."""
-    return [
-        max(before, *(len(level[place].partition(".")[2]) for level in levels), 0)
-        for place, before in enumerate(least or (0, 0))
-    ]
+def to_text(price: str, size: str) -> str:
+    """Return price and size without the dot and the zeros before the first digit."""
+    return price.replace(".", "").lstrip("0") + size.replace(".", "").lstrip("0")
+
+
+def join_kraken(book: TextBook) -> str:
+    return "".join([*book.best(1, 10), *book.best(0, 10)])

@@ -1,14 +1,13 @@
 """OKX's order book channels as received: raw recordings of `books` and its like."""
 
 import re
-import zlib
 from collections.abc import Iterator
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from lob.feeds.batch import Batch, feed
-from lob.feeds.json_lines import Change, TextBook, parse_time, plain_head, read_changes
+from lob.feeds.json_lines import Change, Checksum, TextBook, parse_time, plain_head, read_changes
 
 OKX = re.compile(rb'"exchange":"OK[EC]?X"|"arg":\{"channel":"[\w-]+","inst')
 
@@ -21,7 +20,7 @@ def read_okx(files: list[Path], symbol: str | None = None) -> Iterator[Batch]:
     is `ts`. Sizes are absolute, 0 removes a level. The checksum, where it is sent (not 0), is
     verified.
     """
-    return read_changes(files, symbol, parse_okx, okx_checksum)
+    return read_changes(files, symbol, parse_okx, Checksum("{}:{}".format, join_okx))
 
 
 def parse_okx(message: Any) -> Iterator[Change]:
@@ -41,7 +40,7 @@ def parse_okx(message: Any) -> Iterator[Change]:
         )
 
 
-def okx_checksum(book: TextBook) -> int:
-    """Return the CRC32 of bid, ask, bid, ask... of the best 25 levels, as sent."""
+def join_okx(book: TextBook) -> str:
+    """Return bid, ask, bid, ask... of the best 25 levels; of a shorter side what there is."""
     levels = chain.from_iterable(zip_longest(book.best(0, 25), book.best(1, 25)))
-    return zlib.crc32(":".join(f"{level[0]}:{level[1]}" for level in levels if level).encode())
+    return ":".join(level for level in levels if level)
