@@ -183,7 +183,7 @@ def test_binance_faults_name_file_and_line(tmp_path) -> None:
         ),
         (
             write_depth(40, story, False, symbol="ETHUSDT"),
-            "(ValueError('it is of ETHUSDT, those before it of BTCUSDT",
+            "it is of ETHUSDT, those before it of BTCUSDT: take one of them",
         ),
         (good[40].replace(".", "x"), "line 41: price nan and size nan must be numbers"),
         (good[40].replace('"a": ', '"a": [["1.0"]], "z": '), "line 41: no whole Binance message"),

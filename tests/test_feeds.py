@@ -275,6 +275,10 @@ def test_npy_faults_are_named(tmp_path) -> None:
     assert f"ends before row {len(array)}" in refuse(tmp_path)
 
 
+def price_level(ticks: int, lots: int) -> list[str]:
+    return [f"{ticks / 10:.2f}", f"{lots / 1000:.3f}"]
+
+
 def write_lines(folder: Path, lines: list[str], name: str = "1.gz") -> Path:
     return put(folder, name, "".join(line + "\n" for line in lines).encode())
 

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from test_binance_stream import compact, write_depth, write_snapshot
 from test_feeds import (
     START_MS,
     Message,
@@ -423,3 +424,37 @@ def test_bybits_archive_as_downloaded_gives_the_dictionaries_states(recorded, tm
     np.testing.assert_array_equal(book.price_ticks, ticks)
     np.testing.assert_array_equal(book.sizes, np.array(right_sizes, np.float32))
     np.testing.assert_array_equal(book.timestamps, times)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("spot", [False, True])
+@pytest.mark.parametrize("recorder", RECORDERS)
+def test_binances_messages_are_read_as_recorders_write_them(tmp_path, recorder, spot, bare) -> None:
+    story = tell_story(120)
+    depth = [write_depth(message, story, spot, bare) for message in range(1, 120)]
+    lines = [*depth[:9], write_snapshot(3, story), *depth[9:]]
+    bodies = [compact(line.partition(" ")[2]) for line in lines]
+    recorded = [
+        RECORDERS[recorder](line, START_MS + 5) for line in ['{"result":null,"id":1}', *bodies]
+    ]
+    write_lines(tmp_path, recorded[:90], "1.gz")
+    write_lines(tmp_path, recorded[90:], "2.gz")
+    assert find_feed(tmp_path / "raw" / "A_B" / "1.gz") == "binance"
+    assert parse(tmp_path) == tell_states(story, first=4 if spot else 3)
+
+
+def test_binances_symbols_are_chosen_and_a_nameless_snapshot_is_refused(tmp_path) -> None:
+    stories = {"ONEUSDT": tell_story(60), "TWOUSDT": tell_story(60, seed=1)}
+    lines = []
+    for symbol, story in stories.items():
+        depth = [write_depth(message, story, True, True, symbol) for message in range(1, 60)]
+        body = write_snapshot(3, story).partition(" ")[2]
+        url = f"https://api.binance.com/api/v3/depth?symbol={symbol}&limit=1000"
+        record = {"t": "http", "conn": "", "ts": START_MS / 1000, "url": url, "data": body}
+        lines += [*depth[:9], json.dumps(record), *depth[9:]]
+    write_lines(tmp_path, lines)
+    assert "take one of them, such as --symbol=ONEUSDT" in refuse(tmp_path)
+    for symbol, story in stories.items():
+        assert parse(tmp_path, symbol=symbol) == tell_states(story, first=4)
+    write_lines(tmp_path, [*lines[:20], write_snapshot(3, stories["ONEUSDT"]), *lines[20:]])
+    assert "line 21: a REST snapshot does not tell its symbol" in refuse(tmp_path, symbol="TWOUSDT")

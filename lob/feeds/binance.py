@@ -18,6 +18,7 @@ import pyarrow as pa
 from lob.config import InputError
 from lob.feeds.batch import GAP, SET, SNAPSHOT, Batch, count_only, feed, to_ns
 from lob.feeds.binance_json import Block, Depth, parse_json, read_columns, read_levels
+from lob.feeds.binance_lines import is_binance, to_plain_lines
 from lob.feeds.recordings import read_line_blocks
 
 MOST_RECENT = 1000  # messages kept for a snapshot that is still to come
@@ -28,9 +29,13 @@ SAME_UPDATE_NS = 10**9  # two connections stamp the same update at most this far
 NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # of a damaged line
 
 
-@feed(lambda head: re.match(rb'\d{10,19} \{"(stream|e|u|lastUpdateId)"', head) is not None)
-def read_binance(files: list[Path]) -> Iterator[Batch]:
-    """Read Binance's messages of one symbol (spot, USD-M or COIN-M): local time, a space, JSON.
+class WrongSymbol(Exception):
+    """A message is of another symbol than those before it."""
+
+
+@feed(is_binance, by_symbol=True)
+def read_binance(files: list[Path], symbol: str | None = None) -> Iterator[Batch]:
+    """Read Binance's messages of one symbol (spot, USD-M or COIN-M), one a line.
 
     The reader uses the `depthUpdate` messages (bare or in a combined stream) and the REST depth
     snapshots. A message's time is the transaction time T or, on spot, the event time E. Sizes are
@@ -48,6 +53,7 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
         try:
             for lines, file_bytes in read_line_blocks(file):
                 first_line = line
+                lines = to_plain_lines(lines, symbol, file, line + 1)
                 found = find_messages(lines, line + 1)
                 last_line = line + lines.count(b"\n")
                 stream.skipped["lines_passed_by"] += last_line - first_line - len(found)
@@ -65,6 +71,10 @@ def read_binance(files: list[Path]) -> Iterator[Batch]:
         except OSError as error:
             raise InputError(
                 f"{file}, after line {line}: cannot be decompressed ({error}): fetch it again"
+            ) from None
+        except WrongSymbol as error:
+            raise InputError(
+                f"{file}, line {line}: {error}: take one of them, such as --symbol={stream.symbol}"
             ) from None
         except NOT_WHOLE as error:
             raise InputError(
@@ -197,7 +207,7 @@ class BinanceStream:
 
     def check_symbol(self, symbol: str, before: str | None) -> None:
         if before is not None and symbol != before:
-            raise ValueError(f"it is of {symbol}, those before it of {before}")
+            raise WrongSymbol(f"it is of {symbol}, those before it of {before}")
 
     def pass_partial(self, found: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
         """Return lines without those of partial books, if there are differences to read."""
