@@ -141,6 +141,26 @@ def test_tardis_snapshot_in_mid_stream_replaces_the_book(tmp_path) -> None:
     assert (count(tmp_path, "snapshots"), count(tmp_path, "snapshots_differ")) == (2, 1)
 
 
+def test_tardis_files_of_several_symbols_are_parsed_by_symbol(tmp_path) -> None:
+    """Rows of both symbols alternate; then each has a file that opens with its snapshot."""
+    stories = {"ONE": tell_story(30), "TWO": tell_story(30, seed=1)}
+    rows = [
+        write_tardis(story).replace(b"BTCUSDT", symbol.encode()).splitlines(keepends=True)[1:]
+        for symbol, story in stories.items()
+    ]
+    longest = max(map(len, rows))
+    mixed = [part[i] for i in range(longest) for part in rows if i < len(part)]
+    put(tmp_path, "1.csv", TARDIS_HEADER.encode() + b"".join(mixed))
+    assert "hold ONE, TWO: a pair's folder takes one symbol" in refuse(tmp_path)
+    assert "holds no SIX: set --symbol to one of ONE, TWO" in refuse(tmp_path, symbol="SIX")
+    for symbol, story in stories.items():
+        assert parse(tmp_path, symbol=symbol) == tell_states(story)
+    (tmp_path / "apart").mkdir()
+    for number, part in enumerate(rows):
+        put(tmp_path / "apart", f"{number}.csv", TARDIS_HEADER.encode() + b"".join(part))
+    assert "takes one symbol" in refuse(tmp_path / "apart")
+
+
 def write_coinapi(story: list[Message]) -> bytes:
     rows = ["time_exchange;update_type;is_buy;entry_px;entry_sx\n"]
     for time_ms, kind, levels in story:

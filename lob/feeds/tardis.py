@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from lob.config import InputError
@@ -48,9 +49,9 @@ def find_symbol(head: bytes) -> str:
     return row.get("symbol", "")
 
 
-@feed(is_tardis, opens_with_snapshot, needs_snapshot=True, find_symbol=find_symbol)
-def read_tardis(files: list[Path]) -> Iterator[Batch]:
-    """Read Tardis.dev's CSV files `incremental_book_L2` of one symbol.
+@feed(is_tardis, opens_with_snapshot, needs_snapshot=True, by_symbol=True, find_symbol=find_symbol)
+def read_tardis(files: list[Path], symbol: str | None = None) -> Iterator[Batch]:
+    """Read Tardis.dev's CSV files `incremental_book_L2` of one symbol (None: the only one).
 
     The columns are described at https://docs.tardis.dev, "CSV data types". Rows of one
     `local_timestamp` are one message; `timestamp` is the exchange's time, in any unit. Amounts
@@ -65,11 +66,20 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
         last_snapshot = False
         for row, column, file_bytes in read_csv(file, ",", options):
             symbols.update(column["symbol"].unique().to_pylist())
-            if len(symbols) > 1:
+            if symbol is None and len(symbols) > 1:
                 raise InputError(
                     f"{file} and the files beside it hold {', '.join(sorted(symbols))}: a pair's "
-                    "folder takes one symbol"
+                    f"folder takes one symbol, such as --symbol={min(symbols)}"
                 )
+            is_buy = map_words(column["side"], SIDES, "side", file, row) == 1
+            rows = np.arange(row, row + len(is_buy))
+            if symbol is not None:
+                chosen = pc.equal(column["symbol"], symbol)
+                column = {name: values.filter(chosen) for name, values in column.items()}
+                kept = chosen.to_numpy(zero_copy_only=False)
+                rows, is_buy = rows[kept], is_buy[kept]
+                if len(rows) == 0:
+                    continue
             snapshot = column["is_snapshot"].to_numpy(zero_copy_only=False)
             local = column["local_timestamp"].to_numpy()
             opens_snapshot = snapshot > np.append(last_snapshot, snapshot[:-1])
@@ -80,11 +90,17 @@ def read_tardis(files: list[Path]) -> Iterator[Batch]:
                 time_ns=to_ns(column["timestamp"].to_numpy()),
                 message=messages,
                 update_type=np.where(snapshot, SNAPSHOT, SET).astype(np.uint8),
-                is_buy=map_words(column["side"], SIDES, "side", file, row) == 1,
+                is_buy=is_buy,
                 price=to_float(column["price"]),
                 size=to_float(column["amount"]),
                 order_id=None,
                 file=str(file),
                 first_row=row,
                 file_bytes=file_bytes,
+                lines=None if symbol is None else rows + 1,  # the header is line 1
             )
+    if symbol is not None and symbol not in symbols:
+        raise InputError(
+            f"{files[0].parent} holds no {symbol}: set --symbol to one of "
+            f"{', '.join(sorted(symbols))}"
+        )
