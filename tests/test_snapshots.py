@@ -204,6 +204,26 @@ def test_a_snapshot_of_the_time_of_the_update_before_it_belongs_to_its_message()
         assert number(rows, [cut]) == [(0, 7)] * 4
 
 
+def test_a_book_delivered_twice_is_one_and_another_of_its_time_is_another() -> None:
+    book = [(7, SNAPSHOT, True, key) for key in (1, 2, 3)]
+    assert [index for index, _ in number(book * 3)] == [0] * 9
+    assert [index for index, _ in number([*book, *book[:2], (8, SET, True, 9)])] == [0] * 3 + [
+        1,
+        1,
+        2,
+    ]
+    assert [index for index, _ in number([*book, *book[1:], (7, SNAPSHOT, True, 4)])] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
+    later = [(8, *row[1:]) for row in book]
+    assert [index for index, _ in number([*book, *later])] == [0] * 3 + [1] * 3
+
+
 # Before the first snapshot there is no book.
 
 

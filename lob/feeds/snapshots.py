@@ -20,7 +20,7 @@ def number_books(batches: Iterator[Batch]) -> Iterator[Batch]:
     placed, until an order id (by level: a side's price) comes twice. By level, a later time whose
     prices would cross the book begins another one too. A book begins with the first row of its
     time, or with the row that comes twice if both have that time. A file begins a book. A book's
-    time is the latest of its rows.
+    time is the latest of its rows. The same rows once more at the same time were delivered twice.
 
     The rows of a book that may go on are held back until the file's next batch.
     """
@@ -70,7 +70,25 @@ def find_messages(batch: Batch, before: int | None, begins_book: bool) -> np.nda
     begins[0] |= snapshot[0] and begins_book
     by_level = batch.order_id is None
     split_snapshots(snapshot, later_times, batch.is_buy, batch.price, twins, by_level, begins)
+    join_repeats(batch, snapshot, twins, begins)
     return begins
+
+
+def join_repeats(batch: Batch, snapshot: np.ndarray, twins: np.ndarray, begins: np.ndarray) -> None:
+    """Clear `begins` where a book has the same rows and time as the one before it."""
+    rows = np.flatnonzero(snapshot)
+    begins_run = np.diff(rows, prepend=-2) > 1
+    starts = np.flatnonzero(begins[rows] | begins_run)
+    ends = np.append(starts[1:], len(rows))
+    same_time = batch.message[rows[starts]] == batch.message[rows[starts] - 1]
+    for index in np.flatnonzero(same_time & ~begins_run[starts]).tolist():
+        before, book = rows[starts[index - 1] : ends[index - 1]], rows[starts[index] : ends[index]]
+        pairs = twins[book]
+        is_repeat = len(before) == len(book) and pairs.min() >= before[0]
+        times = (batch.message[before[0]], batch.message[book[-1]])
+        columns = (batch.is_buy, batch.price, batch.size)
+        if is_repeat and times[0] == times[1]:
+            begins[book[0]] = any((column[book] != column[pairs]).any() for column in columns)
 
 
 def find_twins(batch: Batch, snapshot: np.ndarray) -> np.ndarray:
