@@ -9,8 +9,9 @@ import itertools
 import re
 from collections import Counter, deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -117,7 +118,8 @@ def find_all(text: bytes, word: bytes) -> Iterator[int]:
         place = text.find(word, place + 1)
 
 
-class Run(NamedTuple):
+@dataclass(slots=True)
+class Run:
     """Consecutive messages without a gap."""
 
     file: str  # that the first one stands in
@@ -305,7 +307,8 @@ class BinanceStream:
         if self.last is None:
             self.begin_run(depth)
         elif depth.previous <= self.last < depth.last:  # all between is in one of the two
-            self.use_snapshot(depth.line)
+            if self.snapshot is not None:
+                self.use_snapshot(depth.line)
             if len(self.recent) == MOST_RECENT and not self.known:
                 self.lose_book(depth)
         elif self.is_repeated(depth):
@@ -316,15 +319,18 @@ class BinanceStream:
             self.lose_book(depth)
             self.begin_run(depth)
         run = self.runs[-1]
-        times = min(run.first_time, depth.time), max(run.last_time, depth.time)
-        self.runs[-1] = run._replace(last=depth.last, first_time=times[0], last_time=times[1])
-        self.last = depth.last
+        if depth.time > run.last_time:
+            run.last_time = depth.time
+        elif depth.time < run.first_time:
+            run.first_time = depth.time
+        self.last = run.last = depth.last
         self.recent.append(depth)
         if self.known:
             self.put_rows(self.message + 1, depth)
         else:
             self.unused += 1
-        self.use_snapshot(depth.line)  # one that was ahead of the stream
+        if self.snapshot is not None:  # it was ahead of the stream
+            self.use_snapshot(depth.line)
 
     def is_repeated(self, depth: Depth) -> bool:
         """Return whether a message was delivered before: its id and its time lie in a run."""
