@@ -6,7 +6,6 @@ reads them one by one (`Block`), which is slower, but finds the line at fault.
 """
 
 import itertools
-import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass

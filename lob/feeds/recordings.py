@@ -122,7 +122,10 @@ def unzip(raw: Any) -> Iterator[bytes]:
     with zipfile.ZipFile(raw) as archive:
         names = [info.filename for info in archive.infolist() if not info.is_dir()]
         for name in sorted(filter(is_recording, map(Path, names)), key=natural_key):
-            with archive.open(name.as_posix()) as member, contextlib.closing(decompress(member)) as stream:
+            with (
+                archive.open(name.as_posix()) as member,
+                contextlib.closing(decompress(member)) as stream,
+            ):
                 first = stream.read(BLOCK_BYTES)
                 line = first[: first.find(b"\n") + 1]
                 if header is None:
