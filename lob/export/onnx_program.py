@@ -21,6 +21,7 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], facts: dict[str, Any
     Raises CheckFailed if this torch can't translate an operation.
     """
     import onnx
+    import onnxscript.optimizer
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch")
@@ -35,6 +36,7 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], facts: dict[str, Any
             output_names=list(facts["outputs"]),
             dynamic_shapes=tuple({0: batch} for _ in example),
             custom_translation_table=translations(),
+            optimize=False,  # its pattern search takes 40 s, for a program that runs as fast
         )
     except torch.onnx.OnnxExporterError as error:
         lines = str(error).splitlines()
@@ -44,6 +46,8 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], facts: dict[str, Any
             "--formats=\"['torchscript']\""
         ) from None
     assert program is not None
+    onnxscript.optimizer.fold_constants(program.model)
+    onnxscript.optimizer.remove_unused_nodes(program.model)
     model = program.model_proto
     if facts["precision"] == "bf16":
         store_weights_in_bf16(model.graph)
