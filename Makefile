@@ -4,7 +4,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=10 --batch_size=16 --accumulation_steps=1 \
+SAMPLE_EPOCHS := 10
+SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=$(SAMPLE_EPOCHS) \
+  --batch_size=16 --accumulation_steps=1 \
   --max_lr=4e-3 --fill=linear --mask_mode=entry --mirror=False --slow=0 --size_noise=0 --outlook=0 \
   --dropout=0.0 --weight_decay=0.01
 
@@ -44,7 +46,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
 
 # The benchmarks of a CPU. Results go to benchmarks/results/*.json, and from there into the pages.
 bench: .venv/installed-dev

@@ -87,19 +87,41 @@ def metadata(encoder: "EncoderConfig", **changes: Any) -> dict[str, Any]:
     return METADATA | {"encoder": asdict(encoder)} | changes
 
 
-def refusal(script: str, *words: str) -> str:
-    """Return the one line with which a script refuses words of its command line."""
+def shell(*words: object) -> subprocess.CompletedProcess:
+    """Run a script as `python <words>` from the root would, but in this process.
+
+    A process of its own costs seconds: it imports torch, and the optimizer's first call imports
+    torch's compiler. It is needed where signals, ranks or the environment are tested.
+    """
+    script, *arguments = map(str, words)
+    kept = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
     with (
         pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,
-        pytest.raises(SystemExit) as stopped,
     ):
-        patch.setattr(sys, "argv", [script, *words])
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    line = err.getvalue()
-    assert stopped.value.code == 2
-    assert line.startswith(f"{Path(script).name}: ") and line.count("\n") == 1
-    return line
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", [script, *arguments])
+        try:
+            if script.endswith(".py"):
+                runpy.run_path(script, run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__", alter_sys=True)
+            status = 0
+        except SystemExit as stopped:
+            status = stopped.code if isinstance(stopped.code, int) else int(bool(stopped.code))
+        finally:
+            for number, handler in kept:
+                signal.signal(number, handler)
+    return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())
+
+
+def refusal(script: str, *words: str) -> str:
+    """Return the one line with which a script refuses words of its command line."""
+    done = shell(script, *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{Path(script).name}: ") and done.stderr.count("\n") == 1
+    return done.stderr
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -113,6 +135,15 @@ def kept_signals() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the trainer in this process draw no picture, which takes as long as their epochs.
+
+    tests/test_trainer_records.py looks at the pictures of the run that it calls `logged`.
+    """
+    monkeypatch.setattr("lob.training.run_log.RunLog.picture", lambda *_: None)
 
 
 @pytest.fixture
@@ -136,8 +167,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sampled")
     write_book(folder, rows=6000, depth=16)
     words = [f"--data_dir={folder}", "--temporal_dim=32", "--plots=False"]
-    sample = ["--cells=[1,1,1]", "--min_stride=1", "--windows=2000"]
+    sample = ["--cells=[1,1,1]", "--min_stride=1", "--windows=1000"]
     for command in (["exploration_main.py"], ["create_balanced_dataset.py", *sample]):
-        call = [sys.executable, *command, *words]
-        subprocess.run(call, cwd=ROOT, check=True, capture_output=True)
+        assert shell(*command, *words).returncode == 0
     return folder

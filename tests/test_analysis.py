@@ -2,15 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, shell
 
 import training_results_analysis as analysis
 from lob.config import InputError, read_comments
@@ -385,7 +383,6 @@ def test_every_loss_key_is_one_of_the_trainer():
     ],
 )
 def test_user_mistakes_get_one_line_and_status_2(tmp_path, words, message):
-    command = [sys.executable, SCRIPT, *(word.format(tmp_path) for word in words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = shell(SCRIPT, *(word.format(tmp_path) for word in words))
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "analysis").exists()

@@ -4,13 +4,12 @@ import hashlib
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
-from conftest import ROOT, refusal, write_book
+from conftest import refusal, shell, write_book
 
 import create_balanced_dataset
 import exploration_main
@@ -474,13 +473,7 @@ def test_statistics_of_another_book_are_refused(folder, tmp_path):
     copy = copy_of(folder, tmp_path)
     meta = copy / "book_states" / "AAA" / "meta.json"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "tick_size": 0.5}))
-    command = [
-        sys.executable,
-        "create_balanced_dataset.py",
-        f"--data_dir={copy}",
-        f"--temporal_dim={T}",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = shell("create_balanced_dataset.py", f"--data_dir={copy}", f"--temporal_dim={T}")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert (
         "AAA.npy was made from another book" in done.stderr

@@ -1,57 +1,55 @@
 """The benchmarks of training run on any machine in a small form and end with a JSON line."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, write_book
+from conftest import shell, write_book
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="on a GPU the benchmarks themselves are run"
 )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A small book of 96 levels and its sample of windows of 256 states."""
-    folder = tmp_path_factory.mktemp("data")
-    write_book(folder, rows=12_000)
+def make_data(folder: Path, rows: int, depth: int, states: int) -> Path:
+    """Make a small book and its sample of 40 windows under `folder`."""
+    write_book(folder, rows=rows, depth=depth)
     few_windows = ["--windows=40", "--cells=[1,1,1]", "--min_stride=1"]
     for script, words in (
         ("exploration_main.py", []),
         ("create_balanced_dataset.py", few_windows),
     ):
-        command = [sys.executable, script, f"--data_dir={folder}", "--plots=False", *words]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        common = f"--data_dir={folder}", f"--temporal_dim={states}", "--plots=False"
+        assert shell(script, *common, *words).returncode == 0
     return folder
 
 
 def bench(name: str, data: Path, *words: str) -> dict[tuple[str, str], float]:
     """Run a benchmark; return its values by case and metric."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", f"--data_dir={data}", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = shell(f"benchmarks.{name}", f"--data_dir={data}", *words)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     return {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
 
 
-def test_training_speed_is_measured_in_the_trainers_own_steps(data):
+def test_training_speed_is_measured_in_the_trainers_own_steps(tmp_path):
+    data = make_data(tmp_path, 12_000, 96, 256)  # the sizes of the quick case
     found = bench("bench_training", data, "--quick=True", "--seconds=0.1")
     assert found["quick", "windows_per_second"] > 0 and found["quick", "model_tflops"] > 0
     assert 0 <= found["quick", "data_wait_share"] < 1
     # A machine without a GPU must not replace the stored results.
     for word in ("--write=True", "--cases=['wide_fp8']"):
-        command = [sys.executable, "-m", "benchmarks.bench_training", word]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = shell("benchmarks.bench_training", word)
         assert done.returncode == 2 and "leave out --write and --cases" in done.stderr
 
 
-def test_a_variant_of_the_recipe_is_scored_beside_it(data, tmp_path):
+def test_a_variant_of_the_recipe_is_scored_beside_it(tmp_path):
+    data = make_data(tmp_path / "data", 3000, 16, 32)
     recipe = {
         "model_size": "tiny_transformer",
+        "depth_dim": 16,
+        "temporal_dim": 32,
         "batch_size": 8,
         "epochs": 1,
         "mask_mode": "entry",

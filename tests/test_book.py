@@ -88,7 +88,7 @@ def test_the_whole_sample_state_by_state():
         if reference.take_message(items[0][1], [item[2] for item in items]):
             ticks, lots, time_ns, *_ = reference.states.pop()
             assert price_ticks[row].tolist() == ticks, row
-            np.testing.assert_array_equal(sizes[row], (np.array(lots) * 1e-8).astype(np.float32))
+            assert np.array_equal(sizes[row], (np.array(lots) * 1e-8).astype(np.float32)), row
             assert timestamps[row] == time_ns
             row += 1
     assert row == len(price_ticks) == 168_119

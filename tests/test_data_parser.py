@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from conftest import ROOT
+from conftest import ROOT, shell
 
 import data_parser
 from lob.book import units
@@ -34,8 +34,7 @@ OPENING = "".join(
 
 
 def parse(data_dir: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "data_parser.py", f"--data_dir={data_dir}", "--workers=1", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return shell("data_parser.py", f"--data_dir={data_dir}", "--workers=1", *words)
 
 
 def put(data_dir: Path, text: str | bytes, name: str = "20260502.csv", pair: str = "A_B") -> Path:

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, metadata, refusal, write_book
+from conftest import ROOT, metadata, refusal, shell, write_book
 
 import model_exporter
 from benchmarks import bench_export
@@ -341,8 +340,7 @@ def test_what_this_machine_cannot_write_is_said_before_any_work(monkeypatch):
 def test_the_shell_gets_the_status(sampled, tmp_path):
     folders = [f"--data_dir={sampled}", f"--runs_dir={tmp_path}"]
     for words in (["--pooling=first"], []):
-        command = [sys.executable, "model_exporter.py", *folders, *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = shell("model_exporter.py", *folders, *words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 

@@ -2,13 +2,11 @@
 
 import bisect
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, shell
 
 from lob.book.states import open_book
 from lob.evaluation.fills import fill_untrained, hide
@@ -188,8 +186,7 @@ def recorded_windows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded")
     (folder / "raw" / "BTC").mkdir(parents=True)
     (folder / "raw" / "BTC" / raw.name).symlink_to(raw)
-    command = [sys.executable, "data_parser.py", f"--data_dir={folder}"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert shell("data_parser.py", f"--data_dir={folder}").returncode == 0
     book = open_book(folder / "book_states" / "BTC")
     ends = window_ends(book.segment_starts, book.rows, 256)
     ends = ends[np.linspace(0, len(ends) - 1, 64).astype(int)]

@@ -7,13 +7,12 @@ import gzip
 import json
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import shell
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from reference_book import ReferenceBook
@@ -383,8 +382,7 @@ def test_a_stream_cut_anywhere_gives_its_states(tmp_path) -> None:
 
 
 def run_parser(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "data_parser.py", f"--data_dir={folder}", "--depth=4", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return shell("data_parser.py", f"--data_dir={folder}", "--depth=4", *words)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

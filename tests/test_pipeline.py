@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, shell
 
 SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"
 PIPELINE = (
@@ -29,15 +30,7 @@ WORDS = {
     "data_parser.py": ("--depth=16", "--workers=1"),
     "exploration_main.py": ("--temporal_dim=32",),
     "create_balanced_dataset.py": ("--temporal_dim=32",),
-    "fp8_ddp_trainer.py": (
-        "--temporal_dim=32",
-        "--depth_dim=16",
-        "--model_size=tiny_transformer",
-        "--epochs=1",
-        "--batch_size=16",
-        "--accumulation_steps=1",
-        "--model_name=sample",
-    ),
+    "fp8_ddp_trainer.py": ("--temporal_dim=32", "--depth_dim=16"),  # and those of the Makefile
     "inference_testing.py": (
         "--windows=8",
         "--fit_windows=8",
@@ -45,18 +38,24 @@ WORDS = {
         "--latency_runs=3",
         "--masks=['entry','tail']",
     ),
-    "model_exporter.py": ("--check_windows=3",),
+    # one part of three: tests/test_exporter.py exports all, and ONNX programs take long to make
+    "model_exporter.py": ("--check_windows=3", "--parts=['encoder']"),
 }
 
 
-def start(folder: Path, script: str, *words: str) -> subprocess.CompletedProcess:
-    """Run a script with the folders that it has a key for under `folder`."""
+def plan(*variables: str) -> str:
+    """Return the commands of `make pipeline`."""
+    command = ["make", "-n", "pipeline", *variables]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def words_for(folder: Path, script: str) -> list[str]:
+    """Return a script's command line, with the folders that it has a key for under `folder`."""
     keys = re.findall(
         r'^    "(data_dir|runs_dir|exports_dir)":', (ROOT / script).read_text(), re.MULTILINE
     )
     where = [f"--{key}={folder / key.removesuffix('_dir')}" for key in keys]
-    command = [sys.executable, script, *where, *WORDS.get(script, ()), *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return [script, *where, *WORDS.get(script, ())]
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +66,14 @@ def piped(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     raw.mkdir(parents=True)
     with gzip.open(SAMPLE) as lines, gzip.open(raw / SAMPLE.name, "wb", 1) as cut:
         cut.writelines(line for line, _ in zip(lines, range(25_000), strict=False))
+    found = re.search(r"fp8_ddp_trainer\.py (.*?);", plan("SAMPLE_EPOCHS=1"))
+    assert found is not None
     printed = {}
     for script in PIPELINE:
-        done = start(folder, script)
+        command = [sys.executable, *words_for(folder, script)]
+        if script == "fp8_ddp_trainer.py":
+            command += shlex.split(found[1])
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{script}: {done.stderr}"
         # no progress bar where there is no terminal
         assert "it/s" not in done.stderr and "%|" not in done.stderr
@@ -108,11 +112,9 @@ def test_the_seven_scripts_hand_on_what_the_next_one_needs(piped):
 
 
 def test_make_runs_the_scripts_in_this_order_and_ends_with_the_result():
-    plan = subprocess.run(
-        ["make", "-n", "pipeline"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert tuple(re.findall(r"python (\w+\.py)", plan)) == PIPELINE
-    last = plan[plan.index(PIPELINE[-1]) :]
+    commands = plan()
+    assert tuple(re.findall(r"python (\w+\.py)", commands)) == PIPELINE
+    last = commands[commands.index(PIPELINE[-1]) :]
     assert "tensorboard --logdir runs" in last and "grep '^test loss' runs/pipeline.log" in last
 
 
@@ -120,13 +122,13 @@ def test_files_of_a_book_that_was_parsed_again_are_refused(piped, tmp_path):
     folder, _ = piped
     shutil.copytree(folder / "data", tmp_path / "data")
     shutil.copytree(folder / "runs", tmp_path / "runs")
-    assert start(tmp_path, "data_parser.py", "--subsample=2").returncode == 0
+    assert shell(*words_for(tmp_path, "data_parser.py"), "--subsample=2").returncode == 0
     before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     for script, said in (
         ("create_balanced_dataset.py", "run exploration_main.py again"),
         ("fp8_ddp_trainer.py", "run create_balanced_dataset.py again"),
     ):
-        done = start(tmp_path, script)
+        done = shell(*words_for(tmp_path, script))
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert "made from another book" in done.stderr and said in done.stderr
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
@@ -134,7 +136,7 @@ def test_files_of_a_book_that_was_parsed_again_are_refused(piped, tmp_path):
 
 @pytest.mark.parametrize("script", PIPELINE[1:])
 def test_a_missing_folder_is_named_and_nothing_is_made(tmp_path, script):
-    done = start(tmp_path, script)
+    done = shell(*words_for(tmp_path, script))
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert str(tmp_path) in done.stderr
     assert os.listdir(tmp_path) == []

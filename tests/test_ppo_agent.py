@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import stable_baselines3.common.env_checker
 import torch
-from conftest import ROOT, metadata, refusal, write_book
+from conftest import metadata, refusal, shell, write_book
 
 from examples.ppo_agent import (
     BookReplay,
@@ -297,13 +296,8 @@ def save_run(folder: Path, cuts_ns: np.ndarray) -> Path:
 
 
 def run_script(book: Book, runs: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "examples/ppo_agent.py",
-        f"--data_dir={book.path.parent.parent}",
-        f"--runs_dir={runs}",
-    ]
-    return subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    folders = f"--data_dir={book.path.parent.parent}", f"--runs_dir={runs}"
+    return shell("examples/ppo_agent.py", *folders, *words)
 
 
 def test_the_script_judges_every_policy_on_the_same_episodes(book, tmp_path):

@@ -6,13 +6,11 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, shell
 from PIL import Image
 
 from benchmarks import figures, pages, report, tables, worth
@@ -32,13 +30,7 @@ def name(page: Path) -> str:
 
 
 def test_blocks_are_those_of_their_sources():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.pages", "--check"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = shell("benchmarks.pages", "--check")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -121,13 +113,7 @@ def test_a_csv_as_the_readme_shows_it_becomes_states(tmp_path):
     raw.mkdir(parents=True)
     (raw / "20260105.csv").write_text(found[1])
     words = [f"--data_dir={tmp_path}", "--pairs=['MY_PAIR']", "--depth=2", "--workers=1"]
-    done = subprocess.run(
-        [sys.executable, "data_parser.py", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = shell("data_parser.py", *words)
     assert done.returncode == 0, done.stderr
     assert "3 states of 2 levels" in done.stdout
 
@@ -209,7 +195,7 @@ def test_files_names_every_statistic_column_and_array(data_dir):
     arrays = {file.name for file in (data_dir / "book_states" / "BTC_USD").iterdir()}
     assert arrays <= {*read_rows("files.md", "## Order book states")}
     words = [f"--data_dir={data_dir}", "--plots=False"]
-    subprocess.run([sys.executable, "exploration_main.py", *words], cwd=ROOT, check=True)
+    assert shell("exploration_main.py", *words).returncode == 0
     fields = np.load(data_dir / "window_statistics" / "BTC_USD.npy", mmap_mode="r").dtype.names
     assert {*fields} - {"end_row"} == {*read_rows("files.md", "## Window statistics")}
 

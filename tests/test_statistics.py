@@ -1,8 +1,6 @@
 """Window statistics against two-pass float64 values, and fractions, of each window on its own."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -11,7 +9,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from conftest import ROOT, refusal, write_book
+from conftest import refusal, shell, write_book
 from numpy.lib.stride_tricks import sliding_window_view
 
 import exploration_main
@@ -251,12 +249,7 @@ def test_the_script_refuses_what_it_cannot_do_and_writes_nothing(data_dir):
 
 def test_a_bad_pair_does_not_keep_the_others_from_being_done(data_dir):
     (write_book(data_dir, "AAA", rows=300, depth=8) / "sizes.npy").unlink()
-    done = subprocess.run(
-        [sys.executable, "exploration_main.py", f"--data_dir={data_dir}", "--plots=False"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = shell("exploration_main.py", f"--data_dir={data_dir}", "--plots=False")
     first, last = done.stderr.splitlines()
     assert (
         done.returncode == 2

@@ -4,14 +4,12 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, metadata, refusal, write_book
+from conftest import metadata, refusal, shell, write_book
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ladder import moving_book
 from torch.utils.tensorboard import SummaryWriter
@@ -109,8 +107,7 @@ def checkpoint(sampled, tmp_path_factory):
 
 
 def run_tester(*words):
-    command = [sys.executable, "inference_testing.py", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return shell("inference_testing.py", *words)
 
 
 SMALL = ("--windows=12", "--fit_windows=8", "--batch_size=8", "--block_states=64")

@@ -3,14 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, metadata
+from conftest import ROOT, metadata, shell
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -30,7 +28,7 @@ from lob.training.run_log import RunLog
 from lob.training.saving import load_weights, training_state
 from lob.training.scores import ANSWERS, FIELDS
 
-pytestmark = pytest.mark.usefixtures("kept_signals")
+pytestmark = pytest.mark.usefixtures("kept_signals", "undrawn")
 
 
 def read_board(run: Path) -> EventAccumulator:
@@ -206,7 +204,7 @@ def test_the_last_epochs_weights_are_kept_where_the_step_before_was_just_saved(
     sampled, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("lob.training.saving.SAVE_SPACING", 1e9)  # as if a save took long
-    run = train(sampled, tmp_path, checkpoint_minutes=0.0)
+    run = train(sampled, tmp_path, checkpoint_minutes=0.0, batch_size=8)
     before, after = (float(row["validation_loss"]) for row in metrics(run, "validation"))
     progress = load_checkpoint(run / "checkpoints" / "best.safetensors")[1]["progress"]
     newest = load_checkpoint(max((run / "checkpoints").glob("step_*")))[1]["progress"]
@@ -246,8 +244,7 @@ def test_a_run_without_test_windows_says_that_it_has_ended(sampled, tmp_path):
     words = [f"--data_dir={tmp_path / 'data'}", "--temporal_dim=32"]
     words += ["--split_ratios=[0.75,0.25,0.0]"]
     words += ["--cells=[1,1,1]", "--min_stride=1", "--windows=200"]
-    command = [sys.executable, "create_balanced_dataset.py", *words]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert shell("create_balanced_dataset.py", *words).returncode == 0
     run = train(tmp_path / "data", tmp_path, split_ratios=[0.75, 0.25, 0.0])
     assert [row["validation_loss"] for row in metrics(run, "test")] == [""]
     assert read_test_loss(run) == float(metrics(run, "validation")[-1]["validation_loss"])

@@ -41,7 +41,7 @@ SMALL = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("kept_signals")
+pytestmark = pytest.mark.usefixtures("kept_signals", "undrawn")
 
 
 def settings(data: Path, runs: Path, **changes) -> dict:
@@ -268,7 +268,7 @@ def test_onecycle_is_torchs(steps):
 
 def test_a_step_moves_the_weights_by_the_clipped_gradient(sampled, tmp_path):
     """Plain gradient descent: the first step has the length lr x min(norm, max_grad_norm)."""
-    changes = {"optimizer": "sgd", "use_scheduler": False, "lr": 0.5, "batch_size": 600}
+    changes = {"optimizer": "sgd", "use_scheduler": False, "lr": 0.5, "batch_size": 300}
     begin = plain_state(trainer(sampled, tmp_path, **changes).model)
     for limit in (1e-4, 1e3):
         run = train(sampled, tmp_path, max_grad_norm=limit, **changes)
