@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -99,7 +100,9 @@ def shell(*words: object) -> subprocess.CompletedProcess:
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", [script, *arguments])
         try:

@@ -19,10 +19,10 @@ class KernelAlone:
         "Leave out the book of dictionaries: it is slow, and was asked without the check."
         import test_book_properties as books
 
-        def run(seed, rows, by_order, depth, thinning, **market):
+        def run(seed, rows, by_order, depth, thinning, book_depth=None, **market):
             updates = books.make_updates(np.random.default_rng(seed), rows, by_order, **market)
-            rng = np.random.default_rng(seed)
-            return books.run_kernel(rng, updates, depth, *thinning, market["step_ms"] * 5)[1]
+            settings = depth, *thinning, market["step_ms"] * 5, book_depth
+            return books.run_kernel(np.random.default_rng(seed), updates, *settings)[1]
 
         books.compare = run
 

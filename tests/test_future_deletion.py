@@ -42,7 +42,7 @@ def test_states_of_the_kernel_know_no_later_message(seed):
     updates = make_updates(rng, 6000, seed % 2 == 0, **market)
     subsample, interval_ms = [(1, 0), (2, 0), (1, 0), (1, 7)][seed % 4]
     settings = {"depth": 4, "subsample": subsample, "interval_ms": interval_ms}
-    settings["max_crossed_ms"] = 5 * market["step_ms"]
+    settings |= {"max_crossed_ms": 5 * market["step_ms"], "book_depth": [None, 5][seed // 6]}
     first_rows = np.flatnonzero(np.diff(updates[1], prepend=-1))
     cut = int(rng.choice(first_rows[len(first_rows) // 4 :]))
     order = np.append(np.arange(cut), cut + rng.permutation(len(updates[0]) - cut))
