@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
+export MPLBACKEND := Agg
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SAMPLE_EPOCHS := 10
@@ -30,9 +31,10 @@ pipeline: .venv/installed
 	  $(BIN)/python exploration_main.py; \
 	  $(BIN)/python create_balanced_dataset.py; \
 	  $(BIN)/python fp8_ddp_trainer.py $(SAMPLE_RUN); \
-	  $(BIN)/python inference_testing.py; \
+	  run=$$(sed -n 's/^run  *//p' runs/pipeline.log | tail -n 1); \
+	  $(BIN)/python inference_testing.py --model_path="$$run"; \
 	  $(BIN)/python training_results_analysis.py; \
-	  $(BIN)/python model_exporter.py; } | tee runs/pipeline.log
+	  $(BIN)/python model_exporter.py --model_path="$$run"; } | tee -i runs/pipeline.log
 	@echo
 	@echo "order book states, window statistics, balanced sample, pictures   training_data/"
 	@echo "checkpoints, metrics, accuracy report                             runs/sample*/"

@@ -47,9 +47,11 @@ from typing import Any
 import numpy as np
 
 from lob.book.states import identity
+from lob.process import drawing
 from lob.storage import find_pairs, save_table
 from lob.windows.balancing import (
     SCORED,
+    NotSampled,
     Pair,
     Sample,
     choose_stride,
@@ -58,6 +60,7 @@ from lob.windows.balancing import (
     open_pairs,
     share_windows,
 )
+from lob.windows.splits import SPLITS
 
 SPLIT_COLUMNS = {  # of a split's facts -> head in print
     "windows": "windows drawn",
@@ -80,31 +83,8 @@ def main(config: dict) -> int:
     config = check_rules(config, __file__)
     check_config(config)
     folder = Path(config["data_dir"])
-    temporal_dim, split_ratios = config["temporal_dim"], config["split_ratios"]
     names = find_pairs(folder, "window_statistics", config["pairs"], "exploration_main.py")
-    pairs, cuts = open_pairs(folder, names, temporal_dim, split_ratios)
-    wanted = share_windows(
-        pairs, config["windows"], config["pair_weights"], split_ratios, temporal_dim
-    )
-    states = sum(pair.book.rows for pair in pairs)
-    windows = config["windows"] or choose_windows(states)
-    stride = config["min_stride"] or choose_stride(states, windows)
-    chosen = " (chosen by the number of states)" if config["windows"] is None else ""
-    print(f"{windows:,} windows{chosen} of {states:,} states, at least {stride} states apart")
-    samples = []
-    for pair, counts in zip(pairs, wanted, strict=True):
-        sample = draw_pair(
-            pair,
-            counts,
-            temporal_dim=temporal_dim,
-            cells=config["cells"],
-            outlier_std=config["outlier_std"],
-            min_stride=stride,
-            oversample=config["oversample"],
-            exact=config["windows"] is not None,
-            seed=config["seed"],
-        )
-        samples.append(sample)
+    pairs, cuts, samples = draw_samples(config, names)
     # All pairs are drawn before the first is written: an error leaves the old samples in place.
     for pair, sample in zip(pairs, samples, strict=True):
         file = save_sample(pair, sample, cuts, config)
@@ -112,9 +92,12 @@ def main(config: dict) -> int:
             f"{pair.book.pair}: {len(sample.rows):,} windows, "
             f"states shared by two splits: {sample.facts['shared_states']} -> {file}"
         )
+        for missing in sample.missing:
+            print(f"  {missing}")
         print(summarise(pair, sample, config["outlier_std"]))
         if config["plots"]:
-            print(f"  {draw(pair, sample, folder / 'plots')}")
+            with drawing(f"{pair.book.pair}: picture"):
+                print(f"  {draw(pair, sample, folder / 'plots')}")
     return 0
 
 
@@ -126,6 +109,52 @@ def check_config(config: dict) -> None:
             f"cells = {cells} must be 3 numbers (of volatility, spread and direction), "
             "such as [8, 8, 9], whose product is at most 32,000"
         )
+
+
+def draw_samples(config: dict, names: list[str]) -> tuple[list[Pair], np.ndarray, list[Sample]]:
+    """Draw the windows of all pairs; return the pairs, the cuts between their splits, the samples.
+
+    A pair that has no training window is named and left out. Raises InputError if no other is left.
+    """
+    folder, split_ratios = Path(config["data_dir"]), config["split_ratios"]
+    weights = config["pair_weights"]
+    left_out: set[str] = set()
+    while True:
+        try:
+            here = [name for name in names if name not in left_out]
+            pairs, cuts = open_pairs(folder, here, config["temporal_dim"], split_ratios)
+            if weights is not None:
+                weights = {pair: share for pair, share in weights.items() if pair not in left_out}
+            wanted = share_windows(pairs, config["windows"], weights, split_ratios)
+            states = sum(pair.book.rows for pair in pairs)
+            windows = config["windows"] or choose_windows(states)
+            stride = config["min_stride"] or choose_stride(states, windows)
+            samples = []
+            for pair, counts in zip(pairs, wanted, strict=True):
+                sample = draw_pair(
+                    pair,
+                    counts,
+                    temporal_dim=config["temporal_dim"],
+                    cells=config["cells"],
+                    outlier_std=config["outlier_std"],
+                    min_stride=stride,
+                    oversample=config["oversample"],
+                    exact=config["windows"] is not None,
+                    seed=config["seed"],
+                )
+                samples.append(sample)
+        except NotSampled as error:
+            if len(here) == 1:
+                raise
+            print(f"left out, {error}")
+            left_out.add(error.pair)
+            continue
+        chosen = " (chosen by the number of states)" if config["windows"] is None else ""
+        print(f"{windows:,} windows{chosen} of {states:,} states, at least {stride} states apart")
+        for split, count in zip(SPLITS, wanted.sum(axis=0), strict=True):
+            if not count:
+                print(f"no window of {config['temporal_dim']} states is sampled for {split}")
+        return pairs, cuts, samples
 
 
 def save_sample(pair: Pair, sample: Sample, cuts: np.ndarray, config: dict) -> Path:

@@ -42,7 +42,7 @@ config = {
     "scheduler": None,  # str | None: address of a Dask scheduler; None: work on this machine
 }
 
-from lob.config import InputError, check_rules, do_each, load_config, run
+from lob.config import CheckFailed, InputError, check_rules, do_each, load_config, run
 
 if __name__ == "__main__":
     config = load_config(config, __file__)
@@ -50,13 +50,19 @@ if __name__ == "__main__":
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from multiprocessing import get_context
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +76,15 @@ from lob.feeds.batch import FEEDS, Batch, find_feed, find_parts
 from lob.feeds.progress import NOTE, ProgressBar, note_into
 from lob.feeds.recordings import is_recording, natural_key, read_ahead
 from lob.jit import is_compiled
-from lob.storage import FORMAT_VERSION, final_name, find_pairs, format_bytes, new_folder
+from lob.process import count_cores, leave_requests_to_parent
+from lob.storage import (
+    FORMAT_VERSION,
+    final_name,
+    find_pairs,
+    format_bytes,
+    new_folder,
+    walk_files,
+)
 from lob.windows.splits import segment_ranges
 
 # What is printed of a counter: its meaning, what it is a share of, and what is usual.
@@ -124,19 +138,42 @@ def main(config: dict) -> int:
     check_config(config)
     pairs = find_pairs(config["data_dir"], "raw", config["pairs"], "")
     files = sum(len(list_files(Path(config["data_dir"]) / "raw" / pair)) for pair in pairs)
-    workers = min(config["workers"] or os.cpu_count() or 1, files)
+    workers = min(config["workers"] or count_cores(), files)
     if config["scheduler"] is None and not is_compiled(apply_rows):
         print("compiling the parser, once: this takes about a minute", flush=True)
 
     if workers <= 1 and config["scheduler"] is None:
         do_each(lambda pair: print(parse_pair(config, pair)), pairs)
     else:
-        with (
-            make_executor(config, workers) as executor,
-            ThreadPoolExecutor(max(workers, 1)) as threads,
-        ):
-            do_each(lambda pair: print(parse_pair(config, pair, executor)), pairs, threads.map)
+        with make_executor(config, workers) as executor:
+            parse_side_by_side(config, pairs, executor, workers)
     return 0
+
+
+def parse_side_by_side(config: dict, pairs: list[str], executor: Executor, workers: int) -> None:
+    """Parse pairs, a thread for each that waits for the executor's workers.
+
+    Raises CheckFailed if a worker was killed. If this process is asked to end, the workers are
+    ended first, so that the threads can remove what is unfinished.
+    """
+    try:
+        with ThreadPoolExecutor(max(workers, 1), initializer=leave_requests_to_parent) as threads:
+            try:
+                do_each(lambda pair: print(parse_pair(config, pair, executor)), pairs, threads.map)
+            except KeyboardInterrupt:
+                executor.shutdown(wait=False, cancel_futures=True)
+                for worker in active_children():
+                    worker.terminate()
+                raise
+    except Exception as error:
+        # Dask's own error is named, so that Dask is not needed here.
+        if not isinstance(error, BrokenExecutor) and type(error).__name__ != "KilledWorker":
+            raise
+        fewer = f"--workers={workers // 2}" if workers > 1 else "workers with more memory"
+        raise CheckFailed(
+            "a worker process was killed, as the system does when memory runs out; the old output "
+            f"of pairs not yet parsed is kept: set {fewer}"
+        ) from None
 
 
 def check_config(config: dict) -> None:
@@ -156,6 +193,8 @@ def check_config(config: dict) -> None:
             f"depth = {depth} needs {depth // 2} levels on each side, book_depth = {book_depth} "
             f"keeps fewer: set --depth={2 * book_depth} or less"
         )
+    if config["scheduler"] is not None and config["workers"]:
+        print("no effect: workers (scheduler is set, and its workers parse)")
     if config["feed"] is not None and config["feed"] not in FEEDS:
         raise InputError(f"unknown feed {config['feed']!r}; there are {', '.join(FEEDS)}")
 
@@ -164,7 +203,8 @@ def make_executor(config: dict, workers: int) -> Executor:
     """Return what runs the tasks: processes of this machine, or the workers of a Dask cluster."""
     address = config["scheduler"]
     if address is None:
-        return ProcessPoolExecutor(workers, get_context("spawn"))  # threads do not survive a fork
+        context = get_context("spawn")  # threads do not survive a fork
+        return ProcessPoolExecutor(workers, context, initializer=start_worker)
     try:
         from dask.distributed import Client
     except ImportError:
@@ -175,6 +215,11 @@ def make_executor(config: dict, workers: int) -> Executor:
         raise InputError(
             f"scheduler = {address!r} does not answer ({error}): start it, or leave scheduler None"
         ) from None
+
+
+def start_worker() -> None:
+    """Give bars a lock of threads: a lock of processes is left behind when a worker is killed."""
+    tqdm.set_lock(threading.RLock())
 
 
 def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str:
@@ -225,11 +270,12 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
 def list_files(folder: Path) -> list[Path]:
     """Return a pair's recorded files in natural order, without notes and hidden files.
 
-    Files of subfolders are among them. In natural order 2025-8-9 comes before 2025-8-10.
+    Files of subfolders are among them, also by links. In natural order 2025-8-9 comes before
+    2025-8-10. Raises InputError if a link leads nowhere.
     """
     found = [
         file
-        for file in folder.rglob("*")
+        for file in walk_files(folder)
         if file.is_file() and is_recording(file.relative_to(folder))
     ]
     return sorted(found, key=natural_key)

@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from lob.book.states import open_book
-from lob.storage import find_pairs
+from lob.process import drawing
+from lob.storage import find_pairs, load_array
 from lob.windows.statistics import STATISTICS, write_statistics
 
 IN_JOINT_PICTURE = (
@@ -56,13 +57,14 @@ def describe_pair(pair: str, folder: Path, temporal_dim: int, plots: bool) -> No
     windows = write_statistics(book, temporal_dim, file)
     seconds = time.perf_counter() - began
     print(f"{pair}: {windows:,} windows of {temporal_dim} states in {seconds:.1f} s -> {file}")
-    rows = np.load(file, mmap_mode="r")
+    rows = load_array(file)
     print(summarise(rows))
     if plots:
-        from lob.windows.pictures import draw_pair  # late: matplotlib takes a second
+        with drawing(f"{pair}: pictures"):
+            from lob.windows.pictures import draw_pair  # late: matplotlib takes a second
 
-        for picture in draw_pair(book, rows, IN_JOINT_PICTURE, folder / "plots"):
-            print(f"  {picture}")
+            for picture in draw_pair(book, rows, IN_JOINT_PICTURE, folder / "plots"):
+                print(f"  {picture}")
 
 
 def summarise(rows: np.ndarray) -> str:

@@ -91,12 +91,11 @@ if __name__ == "__main__":
     config = load_config(config, __file__)
 
 import fcntl
-import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
@@ -106,48 +105,43 @@ from lob.model.encoder import EncoderConfig, encoder_config
 from lob.model.inputs import build_inputs
 from lob.model.masking import make_mask
 from lob.model.window_store import WindowStore
-from lob.storage import check_writable
+from lob.process import requests_left_to_parent
+from lob.storage import check_writable, find_disk
+from lob.training import distributed, optimisation
 from lob.training.augmentation import augment
-from lob.training.distributed import StopSignal, Team, free_port, join_team, wait_for_ranks
+from lob.training.distributed import Stopped, StopSignal, Team
 from lob.training.filled import Filled, fill_window
 from lob.training.objective import masked_loss, outlook_loss
-from lob.training.optimisation import (
-    FiniteCheck,
-    NonFinite,
-    make_optimizer,
-    make_plateau,
-    one_cycle,
-    scale_gradients,
-)
+from lob.training.optimisation import FiniteCheck, NonFinite
 from lob.training.passes import Passes, windows_a_pass
 from lob.training.precision import build_encoder, check_dimensions, choose_precision
-from lob.training.run_folder import claim_run, find_run, new_run
+from lob.training.run_folder import choose_folder, claim_run
 from lob.training.run_log import RunLog, show_progress
 from lob.training.samples import Dataset, Sampler, open_dataset
 from lob.training.saving import Saver, check_resumable, load_newest, load_weights, resume
 from lob.training.scores import Judge, Predicted, Scores
 from lob.windows.splits import SPLITS
 
-Windows = Iterator[tuple[Tensor, ...]]  # yields what each pass takes (Passes.windows)
-
 
 def main(config: dict) -> int:
     config = check_rules(config, __file__)
     config = check_config(config)
     open_data(config).check(config["depth_dim"])
-    folder = choose_folder(config)  # refuses a name or config before any work
+    run = config["runs_dir"], config["model_name"], config
+    folder = choose_folder(*run, config["resume"])  # refuses a name or config before any work
     if config["resume"]:
         claim_run(folder, fcntl.LOCK_SH).close()  # refuses a run that another process trains
-    if "RANK" in os.environ:  # started by torchrun
-        train(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None, config)
-        return 0
-    gpus = torch.cuda.device_count()
-    ranks = min(gpus, config["max_gpus"] or gpus) if gpus else config["max_gpus"] or 1
+    if launched := distributed.find_launcher():  # by torchrun
+        return train(*launched, None, config)
+    ranks = distributed.count_ranks(config["max_gpus"])
     if ranks == 1:
-        train(0, 1, None, config)
-    else:  # one process per GPU
-        wait_for_ranks(mp.spawn(train, (ranks, free_port(), config), nprocs=ranks, join=False))
-    return 0
+        return train(0, 1, None, config)
+    stop = StopSignal(speaks=True)
+    with requests_left_to_parent():  # one process per GPU
+        context = mp.spawn(
+            train, (ranks, distributed.free_port(), config), nprocs=ranks, join=False
+        )
+    return distributed.wait_for_ranks(context, stop)
 
 
 def check_config(config: dict) -> dict:
@@ -156,12 +150,11 @@ def check_config(config: dict) -> dict:
         raise InputError("load_model = True needs model_path: the checkpoint to begin with")
     encoder_config(config["model_size"], fill=config["fill"])
     if config["azure"]:
-        disk = Path(config["azure_data_root"])
-        if not disk.is_dir():
-            reason = "is no folder: mount the data disk or set another one"
-            raise InputError(f"azure_data_root = {disk} {reason}")
+        disk = find_disk(config["azure_data_root"], "azure_data_root")
         config = config | {key: str(disk / config[key]) for key in ("data_dir", "runs_dir")}
     check_writable(config["runs_dir"], "runs_dir")
+    chosen = config["use_scheduler"], config["optimizer"], config["load_model"], config["resume"]
+    print(optimisation.describe_unused(*chosen, config["model_path"]), flush=True)
     return config
 
 
@@ -171,19 +164,16 @@ def open_data(config: dict) -> Dataset:
     )
 
 
-def choose_folder(config: dict) -> Path:
-    """Return the folder of the run to resume, or of a new one."""
-    if config["resume"]:
-        return find_run(config["runs_dir"], config["model_name"], config)
-    return new_run(config["runs_dir"], config["model_name"])
+def train(rank: int, world: int, port: int | None, config: dict) -> int:
+    """Train on one rank of `world`, from the beginning or from where the run to resume stands.
 
-
-def train(rank: int, world: int, port: int | None, config: dict) -> None:
-    """Train on one rank of `world`, from the beginning or from where the run to resume stands."""
+    Return the exit status: 0, or if a signal asked to stop, 128 and the signal's number.
+    """
     config = check_rules(config, __file__)
-    stop = StopSignal()
-    with join_team(rank, world, config["backend"], port) as team:
-        folder = team.agree(choose_folder(config))
+    stop, status = StopSignal(speaks=port is None and rank == 0), 0
+    run = config["runs_dir"], config["model_name"], config
+    with distributed.join_team(rank, world, config["backend"], port) as team:
+        folder = team.agree(choose_folder(*run, config["resume"]))
         trainer = Trainer(config, team, folder)
         pairs = [book.pair for book in trainer.data.books]
         facts = {"precision": trainer.precision.name, "pairs": pairs}
@@ -194,8 +184,13 @@ def train(rank: int, world: int, port: int | None, config: dict) -> None:
             trainer.describe()
             try:
                 trainer.run_epochs(stop)
+            except Stopped as stopped:
+                status = trainer.stop_here(stop, stopped.validating)
             except NonFinite as error:
                 raise CheckFailed(f"{error}; {trainer.save_failure(*error.place)}") from None
+    if port:  # a process of mp.spawn, which returns its status so
+        sys.exit(status)
+    return status
 
 
 def apply_mask(
@@ -231,6 +226,7 @@ class Trainer:
     """A model in training. Building one checks everything and writes nothing."""
 
     log: RunLog
+    stop: StopSignal | None = None
 
     def __init__(self, config: dict, team: Team, folder: Path):
         self.config, self.team = config, team
@@ -266,9 +262,9 @@ class Trainer:
             file = find_checkpoint(config["runs_dir"], config["model_path"])
             before = load_weights(file, self.model)
         name, lr, decay = config["optimizer"], config["lr"], config["weight_decay"]
-        self.optimizer = make_optimizer(name, self.model, lr, decay)
+        self.optimizer = optimisation.make_optimizer(name, self.model, lr, decay)
         factor, patience = config["lr_decay_factor"], config["lr_decay_patience"]
-        self.plateau = make_plateau(self.optimizer, factor, patience)
+        self.plateau = optimisation.make_plateau(self.optimizer, factor, patience)
         self.finite = FiniteCheck(self.optimizer, team.device)
         trained = self.model, self.optimizer, self.plateau
         sums, fp8_state = resume(found, tensors, self.saved, *trained)
@@ -284,20 +280,15 @@ class Trainer:
         self.nominal = config["mask_perc"] * values * windows
         states, threads = config["temporal_dim"], config["num_workers"]
         store = WindowStore(self.data.books, states, team.device, threads)
-        self.passes = Passes(
-            self.micro_step,
-            self.model,
-            store,
-            size,
-            graph=config["compile"] and team.device.type == "cuda",
-            only=self.passes_a_step == 1,
-            fp8=self.precision.name == "fp8",
-            fp8_state=fp8_state,
-        )
+        graph = config["compile"] and team.device.type == "cuda"
+        fp8, only = self.precision.name == "fp8", self.passes_a_step == 1
+        shown = self.micro_step, self.model, store, size
+        self.passes = Passes(*shown, graph=graph, only=only, fp8=fp8, fp8_state=fp8_state)
 
     def describe(self) -> None:
         """Print what the run is made of, how long it will take and where it goes on."""
-        epochs_left = 0 if self.is_stale() else max(0, self.epochs - self.progress.epoch)
+        patience = self.config["early_stopping_patience"]
+        epochs_left = self.progress.epochs_left(self.epochs, patience)
         parts = self.precision, self.sampler, self.passes, self.team, self.progress
         self.log.describe(self.config["model_size"], *parts, epochs_left)
         self.log.print(self.sampler.describe_length(self.epochs, self.config["epochs"] is None))
@@ -335,17 +326,18 @@ class Trainer:
         """Set learning rate and random state of a step by its number; return the rate."""
         if self.config["use_scheduler"]:
             steps = self.epochs * self.sampler.steps_an_epoch
-            for group in self.optimizer.param_groups:
-                group["lr"] = one_cycle(self.progress.step, steps, self.config["max_lr"])
-        entropy = [self.config["seed"], self.team.rank, self.progress.step]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+            rate = optimisation.one_cycle(self.progress.step, steps, self.config["max_lr"])
+            optimisation.set_rate(self.optimizer, rate)
+        optimisation.seed_step(self.config["seed"], self.team.rank, self.progress.step)
         return self.optimizer.param_groups[0]["lr"]
 
-    def step(self, windows: Windows, stop: bool = False) -> tuple[Tensor, Tensor, bool]:
+    def step(
+        self, windows: Iterator[tuple[Tensor, ...]], stop: bool = False
+    ) -> tuple[Tensor, Tensor, bool]:
         """Take one optimizer step, on the mean loss over the hidden values of all ranks.
 
-        Return the loss, the gradient's norm before clipping, and whether a rank was asked to stop.
-        The host never waits for a GPU here, so it sees a stop one step late.
+        `windows` yields what each pass takes. Return the loss, the gradient's norm before clipping,
+        and whether a rank was asked to stop, which the host sees one step late on a GPU.
         """
         progress, team = self.progress, self.team
         sums = torch.zeros_like(self.epoch_sums)  # of the loss and of hidden values
@@ -361,7 +353,7 @@ class Trainer:
         to_mean = (self.nominal / hidden.clamp(min=1)).float()  # about 1; scales the outlook too
         norm = nn.utils.get_total_norm(gradients) * to_mean
         clip = (self.config["max_grad_norm"] / (norm + 1e-6)).clamp(max=1)
-        scale_gradients(self.optimizer, gradients, to_mean * clip)
+        optimisation.scale_gradients(self.optimizer, gradients, to_mean * clip)
 
         place = (progress.epoch, progress.step_in_epoch, progress.step + 1)
         # If a gradient is not finite, this raises NonFinite, or on a GPU makes step() do nothing.
@@ -379,13 +371,15 @@ class Trainer:
         return loss, norm, stopped
 
     def run_epochs(self, stop: StopSignal) -> None:
-        """Train to the last epoch or early stopping, then test; on SIGTERM save and return."""
+        """Train to the last epoch or early stopping, then test. Raises Stopped if asked to stop."""
         config, progress, sampler = self.config, self.progress, self.sampler
-        team, log = self.team, self.log
+        team, log, self.stop = self.team, self.log, stop
         log.count_time(progress, training=False)
-        if progress.step == 0:
+        validation_due = self.saved.get("validation_due", progress.step == 0)
+        if validation_due and progress.step_in_epoch < sampler.steps_an_epoch:
             self.validate()
-        while progress.epoch < self.epochs and not self.is_stale():
+        patience = config["early_stopping_patience"]
+        while progress.epochs_left(self.epochs, patience):
             place = progress.epoch, progress.step_in_epoch
             batches = sampler.training(*place, team.rank, team.world, self.passes_a_step)
             windows = self.passes.windows(batches)
@@ -400,24 +394,17 @@ class Trainer:
                 every = config["validate_steps"]
                 if every and progress.step % every == 0 and within_epoch:
                     self.validate()
-                if stopped or self.saver.is_due(config["checkpoint_minutes"]):
-                    self.save()
                 if stopped:
-                    where = f"at step {progress.step:,}"
-                    log.print(f"stopped by SIGTERM {where}; go on with --resume=True")
-                    return
+                    raise Stopped
+                if self.saver.is_due(config["checkpoint_minutes"]):
+                    self.save()
             bar.close()
             self.end_epoch()
-        if self.is_stale():
-            epochs = config["early_stopping_patience"]
-            log.print(f"stopped early: no better validation loss for {epochs} epochs")
+        if progress.is_stale(patience):
+            log.print(f"stopped early: no better validation loss for {patience} epochs")
         if not self.saver.is_saved():
             self.save()
         self.test()
-
-    def is_stale(self) -> bool:
-        epochs = self.progress.epoch - self.progress.best_epoch
-        return epochs >= self.config["early_stopping_patience"]
 
     def end_epoch(self) -> None:
         """Validate, decay the learning rate, log and save."""
@@ -425,10 +412,12 @@ class Trainer:
         self.finite.check()
         loss_sum, hidden = self.epoch_sums.tolist()
         log.count_time(progress, training=True)
-        seconds = progress.step_seconds - progress.epoch_began
-        progress.epoch_began = progress.step_seconds
-        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-        loss = self.validate()
+        seconds = progress.end_epoch()
+        try:
+            loss = self.validate()
+        except Stopped:  # as if the epoch had not ended: a resumed run validates then
+            progress.reopen_epoch(sampler.steps_an_epoch, seconds)
+            raise
         lr = self.optimizer.param_groups[0]["lr"]
         if not self.config["use_scheduler"]:
             self.plateau.step(loss)
@@ -444,7 +433,8 @@ class Trainer:
     def evaluate(self, split: int) -> Scores:
         """Score the network, the ladder and linear interpolation in time on a split's windows.
 
-        Each rank takes its share of the windows; the scores are over all of them.
+        Each rank takes its share of the windows; the scores are over all of them. Raises Stopped if
+        a rank was asked to stop.
         """
         team, config = self.team, self.config
         batches = self.sampler.held_out(split, config["batch_size"], team.rank, team.world)
@@ -456,7 +446,11 @@ class Trainer:
         with self.passes.judging():
             loaded = self.passes.load(batches)
             for windows in show_progress(loaded, len(batches), SPLITS[split], team.rank == 0):
+                if self.stop and self.stop.received:
+                    break
                 judge.add(windows, self.predict(*windows))
+        if team.total(float(self.stop is not None and self.stop.received)):
+            raise Stopped(validating=True)
         return judge.scores(team.total)
 
     @torch.inference_mode()
@@ -497,6 +491,14 @@ class Trainer:
         windows = next(self.sampler.training(epoch, batch))  # of all ranks
         metrics_bytes = self.log.metrics_bytes()
         return self.saver.save_failure(step, windows, self.epoch_sums, metrics_bytes)
+
+    def stop_here(self, stop: StopSignal, validating: bool) -> int:
+        """Save what was trained so far, say how to go on, and return the exit status."""
+        if not self.saver.is_saved():
+            self.saver.facts["validation_due"] = validating
+            self.save()
+        self.log.stopped(self.progress, stop.describe())
+        return stop.status
 
     def save(self) -> None:
         self.log.count_time(self.progress, training=True)

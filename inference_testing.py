@@ -1,7 +1,7 @@
 """Test a checkpoint on windows it was not trained on: masked values, linear probes, speed.
 
     python inference_testing.py
-    python inference_testing.py --model_path=runs/sample/checkpoints/best.safetensors
+    python inference_testing.py --model_path=sample     the best checkpoint of runs/sample/
     python inference_testing.py --benchmark=True
 
 The script reads a checkpoint (by default the best one of the newest run) and `book_states/`. It
@@ -73,6 +73,7 @@ from lob.model.checkpoint import describe_step, find_checkpoint, load_model, run
 from lob.model.embedding import WindowEncoder
 from lob.model.encoder import BookEncoder
 from lob.model.masking import trained_on
+from lob.process import drawing
 from lob.results import make_report, write_report
 from lob.storage import check_writable, new_file
 from lob.windows.splits import calendar_cuts, parse_dates
@@ -116,7 +117,8 @@ def main(config: dict) -> int:
             print(note)
         found.append(PairReport(book.pair, scores, probed, notes))
         if config["pictures"]:
-            pictures |= draw(config, model, meta, selection, maskings, ridges, book, folder)
+            with drawing(f"{book.pair}: pictures"):
+                pictures |= draw(config, model, meta, selection, maskings, ridges, book, folder)
 
     speed = time_embedding(config, model, device, books[0])
     print(f"one window {report.show_speed(speed)}")

@@ -16,11 +16,12 @@ The normalisation is inside:
   -> logits float32 (B, 3) of sell, hold, buy; value float32 (B,).
   As TorchScript it also has the methods `embed(price_ticks, sizes)` and `heads(embedding, state)`.
 
-Files are `exports/<run>/<part>[_bf16][_cuda].pt` (TorchScript) and `.onnx`. Each holds metadata
-(inputs, outputs, units, checkpoint), and the `.json` beside it holds the same. The layers of a bf16
-file multiply in bf16 and add in fp32. An ONNX file only stores its weights in bf16, since ONNX's
-CPU kernels have no bf16 products. If a file's outputs on recorded windows differ from the
-checkpoint's by more than the tolerance, the file is deleted and the exit status is 1.
+Files are `exports/<run>/<part>[_trainable][_bf16][_cuda].pt` (TorchScript) and `.onnx`. Each holds
+metadata (inputs, outputs, units, checkpoint), and the `.json` beside it holds the same. Both refuse
+windows of other lengths or depths than the encoder's. The layers of a bf16 file multiply in bf16
+and add in fp32. An ONNX file only stores its weights in bf16, since ONNX's CPU kernels have no bf16
+products. If a file's outputs on recorded windows differ from the checkpoint's by more than the
+tolerance, the file is deleted and the exit status is 1.
 """
 
 config = {
@@ -146,6 +147,8 @@ def check_config(config: dict) -> None:
             "pooling = 'all' is possible for the part encoder alone: "
             "set --parts=\"['encoder']\" and --embeddings=False, or --pooling=last"
         )
+    if config["trainable"] and "actor_critic" not in config["parts"]:
+        print("no effect: trainable (parts holds no actor_critic)")
     if not config["formats"] and not config["embeddings"] and not config["pretrained"]:
         raise InputError(
             "formats = [] and embeddings = False leave nothing to do: "
@@ -217,7 +220,8 @@ def export_part(
     for format_, precision, device in variants(config):
         bf16 = "_bf16" if precision == "bf16" else ""
         cuda = "_cuda" if device == "cuda" else ""
-        file = folder / f"{part}{bf16}{cuda}{ENDINGS[format_]}"
+        learns = "_trainable" if part == "actor_critic" and config["trainable"] else ""
+        file = folder / f"{part}{learns}{bf16}{cuda}{ENDINGS[format_]}"
         module = make_part(part, encoder, config, precision, device)
         facts = describe(part, encoder.config, config, precision, device) | origin
         write_program(file, module, inputs, facts)

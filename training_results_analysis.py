@@ -33,8 +33,9 @@ from lob.config import InputError, check_rules, counted, load_config, nearest, r
 if __name__ == "__main__":
     config = load_config(config, __file__)
 
+import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ from lob.evaluation.runs import (
     sort_key,
 )
 from lob.plotting import PALETTE, plt, save
+from lob.process import drawing
 from lob.results import read_rows
 from lob.storage import check_writable, new_file
 from lob.training.run_folder import KINDS, read_metrics
@@ -300,8 +302,10 @@ def save_pictures(
     Pictures of an older analysis that are not drawn again are removed.
     """
     groups = group_comparable(runs)
-    figures = {
-        ("curves" if number == 0 else f"curves_{number + 1}"): draw_group(groups, number, smoothing)
+    pictures: dict[str, Callable[[], Any]] = {
+        ("curves" if number == 0 else f"curves_{number + 1}"): functools.partial(
+            draw_group, groups, number, smoothing
+        )
         for number in range(min(len(groups), MOST_CURVES))
     }
     if len(groups) > MOST_CURVES:
@@ -309,17 +313,19 @@ def save_pictures(
             f"curves of {MOST_CURVES} groups are drawn: losses of the table's runs compare "
             f"within {len(groups)} groups"
         )
-    figures |= {"effects": draw_effects(runs, different), "precision": draw_precision(runs)}
+    pictures["effects"] = lambda: draw_effects(runs, different)
+    pictures["precision"] = lambda: draw_precision(runs)
     for old in output.glob("curves*.png"):
-        if old.stem not in figures:
+        if old.stem not in pictures:
             old.unlink()
     files = []
-    for name, figure in figures.items():
+    for name, draw in pictures.items():
         file = output / f"{name}.png"
-        if figure is None:
-            file.unlink(missing_ok=True)
-        else:
-            files.append(save(figure, file))
+        file.unlink(missing_ok=True)
+        with drawing(file.name):
+            figure = draw()
+            if figure is not None:
+                files.append(save(figure, file))
     return files
 
 

@@ -31,7 +31,6 @@ if __name__ == "__main__":
     config = load_config(config, __file__)
 
 import copy
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -47,9 +46,10 @@ from lob.evaluation import latency
 from lob.export.program import ENDINGS, write_program
 from lob.model.embedding import WindowEncoder, in_bf16
 from lob.model.encoder import BookEncoder, encoder_config
+from lob.process import count_cores
 from lob.results import make_row
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = count_cores()
 WARM_UP = 10  # single windows before those that are timed
 
 

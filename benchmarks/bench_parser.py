@@ -49,6 +49,7 @@ from lob.book.stream import apply_batch
 from lob.book.units import infer_units
 from lob.feeds.batch import FEEDS, SET, SNAPSHOT
 from lob.feeds.recordings import open_decompressed, read_ahead
+from lob.process import count_cores
 
 DEPTH = 96
 LEVELS = 500  # of each side in the opening snapshot
@@ -217,7 +218,7 @@ def measure_coinapi(folder: Path, columns: Columns) -> list[tuple]:
     seconds, limit = best_of(3, lambda: parse("coinapi", [file]), lambda: read_by_pyarrow(file))
     rows = len(columns[0])
     megabytes = file.stat().st_size / 1e6
-    threads = f"2 threads of {os.cpu_count()} cores"
+    threads = f"2 threads of {count_cores()} cores"
     note = f"{rows:,} rows, {megabytes:,.0f} MB gzip, states discarded, {threads}"
     limit_note = "of pyarrow's read of the same file"
     found = [

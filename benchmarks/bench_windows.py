@@ -31,6 +31,7 @@ import numpy as np
 
 from benchmarks.report import ROW, report, watch
 from lob.book.states import Book, identity, open_book
+from lob.process import count_cores
 from lob.storage import ArrayWriter, new_table
 from lob.windows.statistics import CHUNK_ROWS, STATISTICS, chunk_statistics
 
@@ -71,7 +72,7 @@ def measure_kernel(rows: int) -> list[tuple]:
             last = min(first + CHUNK_ROWS + length - 1, rows)
             chunk_statistics(book, first, last, length)
         best[length] = min(best[length], time.perf_counter() - began)
-    note = f"{rows:,} states of 96 levels in memory, temporal_dim 256, {os.cpu_count()} cores"
+    note = f"{rows:,} states of 96 levels in memory, temporal_dim 256, {count_cores()} cores"
     note_of_ratio = "time at temporal_dim 1024 / at 256"
     return [
         ("kernel", "windows_per_second", (rows - 255) / best[256], "1/s", note),

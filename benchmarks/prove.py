@@ -53,6 +53,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import ROOT, report
+from lob.process import count_cores
 from lob.results import make_row, read_rows
 from lob.training.precision import fp8_obstacle
 from lob.training.run_folder import read_metrics, runs_named
@@ -195,7 +196,7 @@ def train_all(
         free.put(gpu)
     # Runs share the cores. With a thread for every core in each, they would wait for one another:
     # scoring took minutes instead of 40 s.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // free.qsize())))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // free.qsize())))
     every_run = runs | for_loss
 
     def work(name: str) -> Path:

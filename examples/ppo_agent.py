@@ -2,7 +2,7 @@
 
     pip install -r examples/requirements.txt
     python examples/ppo_agent.py                     the best checkpoint of the newest run, 3 seeds
-    python examples/ppo_agent.py --seeds=1 --model_path=runs/sample/checkpoints/best.safetensors
+    python examples/ppo_agent.py --seeds=1 --model_path=sample
 
 Replays a recording of `data_dir/book_states/`, cut in time as for the training of the checkpoint:
 agents learn on windows of the training period and are judged on windows of the test period. No
@@ -56,7 +56,7 @@ from pathlib import Path
 # The repository is not installed as a package, so `lob` is found by its path.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lob.config import InputError, check_rules, counted, load_config, run
+from lob.config import InputError, check_rules, counted, fail, load_config, run
 
 if __name__ == "__main__":
     config = load_config(config, __file__)
@@ -67,14 +67,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Dict, Discrete
-from stable_baselines3 import PPO
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
+
+try:
+    import gymnasium
+    from gymnasium.spaces import Box, Dict, Discrete
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    remedy = "pip install -c constraints.txt -r examples/requirements.txt"
+    fail(__file__, InputError(f"the agents need the package {error.name}: {remedy}"))
 
 from lob.book.states import Book, open_book
 from lob.model.checkpoint import find_checkpoint, load_model, run_folder

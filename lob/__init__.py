@@ -4,7 +4,7 @@ The rule of the house: scripts tell, rooms do. What reads the config or decides 
 stage's work stands in its script. All else stands in the room of the first stage that needs it. A
 room imports only from rooms above it in this list, or left of it in its line:
 
-    config storage results jit plotting
+    process source config storage results jit plotting
     feeds, book, windows, model
     training | evaluation | export
 

@@ -28,7 +28,8 @@ Before its heavy imports a script has
     if __name__ == "__main__":
         config = load_config(config, __file__)
 
-so that it answers `--help` or a wrong key before torch or numba are imported. It ends with
+so that it answers `--help` or a wrong key before torch or numba are imported. A key that the code
+below reads and the dict lacks, as one that was misspelt, is refused there too. The script ends with
 `run(main, config)`, which turns `InputError` into one line on stderr and exit status 2.
 `check_rules` checks a dict that did not come through `load_config`.
 """
@@ -45,6 +46,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from lob.process import INTERRUPTED, Interrupted, prepare, requests_raise
+from lob.source import find_comment, find_read_keys, find_source
+
 COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)} | {"None": type(None)}
 
@@ -54,7 +58,6 @@ BOUNDED = re.compile(rf"(?:(int|float) )?({COMPARISON}(?: and {COMPARISON})*)")
 LIST = re.compile(r"list\[(.+)\]")
 WORD = re.compile(r"[\w.+-]+")
 BETWEEN_ALTERNATIVES = re.compile(r" \| (?![^\[]*\])")  # a bar that stands in no brackets
-CONTINUATION = b"#   "  # begins a line that goes on with the comment of the key above it
 
 
 class InputError(Exception):
@@ -103,6 +106,8 @@ def load_config(
     line is printed and the program exits with status 2.
     """
     words = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        prepare(script)
     config = dict(defaults)
     try:
         if "--help" in words or "-h" in words:
@@ -245,9 +250,23 @@ def counted(number: int, noun: str) -> str:
 
 @functools.cache
 def read_rules(script: str) -> dict[str, Rule | None]:
-    """Return the rule of each key of the script's `config` dict; None: any value is allowed."""
+    """Return the rule of each key of the script's `config` dict; None: any value is allowed.
+
+    Raises InputError if the dict lacks a key that the script's code reads, or holds one that the
+    code does not read.
+    """
+    tree, comments = read_script(script)
+    read = find_read_keys(tree)
+    for key in comments:
+        if read and key not in read:
+            lacking = [name for name in read if name not in comments]
+            near = nearest(key, lacking) or nearest(key, read)
+            raise InputError(f"unknown key {key!r} (= {comments[key].default}){near}")
+    for key in read:
+        if key not in comments:
+            raise InputError(f"the config lacks the key {key!r} of {Path(script).name}")
     rules = {}
-    for key, found in read_comments(script).items():
+    for key, found in comments.items():
         rules[key] = parse_rule(found.rule) or rule_of_default(found.default)
     return rules
 
@@ -294,15 +313,29 @@ def rule_of_default(source: str) -> Rule | None:
 
 def read_comments(script: str | Path) -> dict[str, Comment]:
     """Return default, rule and meaning of each key of the script's `config` dict."""
+    return read_script(script)[1]
+
+
+def read_script(script: str | Path) -> tuple[ast.Module, dict[str, Comment]]:
+    """Return a script's code, and default, rule and meaning of each key of its `config` dict.
+
+    Raises InputError if the dict is written in another way than a key a line, or holds a key twice.
+    """
     source = read_source(script)
-    node = find_dict(source, script)
+    tree = ast.parse(source)
+    node = find_dict(tree, script)
     lines = source.encode().splitlines()  # the positions of a node count bytes
     found = {}
     for key, value in zip(node.keys, node.values, strict=True):
-        assert isinstance(key, ast.Constant) and value.end_lineno and value.end_col_offset
+        if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
+            written = "**" if key is None else ast.unparse(key)
+            raise InputError(f"the config holds {written}, which is no key in quotes: write one")
+        if key.value in found:
+            raise InputError(f"the config holds the key {key.value!r} twice: remove one of them")
+        assert value.end_lineno and value.end_col_offset
         comment = find_comment(lines[value.end_lineno - 1 :], value.end_col_offset)
-        found[str(key.value)] = Comment(find_source(lines, value), *split_comment(comment))
-    return found
+        found[key.value] = Comment(find_source(lines, value), *split_comment(comment))
+    return tree, found
 
 
 def read_source(script: str | Path) -> str:
@@ -315,39 +348,19 @@ def read_source(script: str | Path) -> str:
         ) from None
 
 
-def find_dict(source: str, script: str | Path) -> ast.Dict:
-    """Return the dict literal that a script's source assigns to `config`."""
-    for node in ast.parse(source).body:
+def find_dict(tree: ast.Module, script: str | Path) -> ast.Dict:
+    """Return the dict literal that a script's code assigns to `config`."""
+    for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         if isinstance(target, ast.Name) and target.id == "config":
             assert isinstance(node, ast.Assign)
-            assert isinstance(node.value, ast.Dict), f"config in {script} is not a dict literal"
-            return node.value
-    raise AssertionError(f"{script} defines no config dict")
-
-
-def find_source(lines: Sequence[bytes], node: ast.expr) -> str:
-    """Return a node's source text.
-
-    `ast.get_source_segment` would do, but splits the whole file for each node.
-    """
-    rows = list(lines[node.lineno - 1 : node.end_lineno])
-    rows[-1] = rows[-1][: node.end_col_offset]
-    rows[0] = rows[0][node.col_offset :]
-    return b"\n".join(rows).decode()
-
-
-def find_comment(lines: Sequence[bytes], end: int) -> str:
-    """Return the comment after `end` bytes of the first line, with the lines that continue it."""
-    first = lines[0][end:].decode().lstrip(" ,)")
-    if not first.startswith("#"):
-        return ""
-    parts = [first]
-    for line in lines[1:]:
-        if not line.lstrip().startswith(CONTINUATION):
+            if isinstance(node.value, ast.Dict):
+                return node.value
             break
-        parts.append(line.decode())
-    return " ".join(part.strip().lstrip("# ") for part in parts)
+    raise InputError(
+        f"{Path(script).name} has no dict of its own named config: write config = {{...}}, "
+        "a key a line"
+    )
 
 
 def split_comment(comment: str) -> tuple[str, str]:
@@ -379,6 +392,8 @@ def do_each(work: Callable[[str], None], pairs: Sequence[str], over: Callable = 
     def attempt(pair: str) -> None:
         try:
             work(pair)
+        except BrokenPipeError:  # no one reads what is printed
+            raise
         except (InputError, CheckFailed, OSError) as error:
             failed.append(error)
             if len(pairs) > 1:
@@ -409,21 +424,29 @@ def fail(script: str | Path, error: BaseException, status: int = 2) -> NoReturn:
 def run(main: Callable[[dict[str, Any]], int | None], config: dict[str, Any]) -> NoReturn:
     """Call `main(config)` and exit with its status.
 
-    Exits with one line and status 2 on InputError, 1 on CheckFailed and on a full disk, 130 on
-    Ctrl-C. Other exceptions are our own mistakes and pass with their traceback.
+    Exits with one line and status 2 on InputError; 1 on CheckFailed, a full disk and too little
+    memory; 130 on Ctrl-C, 143 on SIGTERM and 129 on SIGHUP. Other exceptions are our own mistakes
+    and pass with their traceback.
     """
+    script = sys.argv[0]
     try:
-        status = main(config)
+        with requests_raise():
+            status = main(config)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except InputError as error:
-        fail(sys.argv[0], error)
+        fail(script, error)
     except CheckFailed as error:
-        fail(sys.argv[0], error, 1)
+        fail(script, error, 1)
     except BrokenPipeError:
         os._exit(1)
     except OSError as error:
         if error.filename is None and error.strerror is None:  # raised by Python code
             raise
-        fail(sys.argv[0], RuntimeError(reason(error)), 1)
-    except KeyboardInterrupt:
-        fail(sys.argv[0], RuntimeError("interrupted; unfinished output was not put in place"), 130)
+        fail(script, RuntimeError(reason(error)), 1)
+    except MemoryError as error:
+        fail(script, RuntimeError(f"this machine's memory is used up: {error or 'no more'}"), 1)
+    except KeyboardInterrupt as error:
+        status = 128 + error.number if isinstance(error, Interrupted) else INTERRUPTED
+        fail(script, RuntimeError("interrupted; unfinished output was not put in place"), status)
     sys.exit(status or 0)

@@ -1,21 +1,70 @@
 """How numba compiles our kernels, and what makes calls between them cheap."""
 
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
+import numba
 from numba import njit
 from numba.extending import intrinsic
 
 MAX_EXACT = 2**53  # float64 holds every integer up to this one
 
-# Compiled code is kept on disk, and runs in threads side by side. `inlined` copies a function into
-# each of its callers: for small functions that are called for every row.
-compiled = njit(cache=True, nogil=True)
-inlined = njit(cache=True, nogil=True, forceinline=True)
+
+def kernel(function: Callable, **options: Any) -> Any:
+    """Compile a function by numba, and keep the compiled code on disk.
+
+    numba keeps it in `__pycache__` beside the source or in `~/.cache/numba`. If neither can be
+    written, a folder of this user under the temporary folder serves, and else none.
+    """
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # numba's "no locator available": it finds no folder to write to
+        return njit(cache=find_other_cache(), **options)(function)
+
+
+@functools.cache
+def find_other_cache() -> bool:
+    """Let numba keep compiled code under the temporary folder; return whether it can."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"lob-numba-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        # Code that another user could write there would be run as this user.
+        is_private = found.st_uid == os.getuid() and not found.st_mode & 0o022
+        if is_private and folder.is_dir() and not folder.is_symlink():
+            numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+            njit(cache=True)(find_other_cache.__wrapped__)
+            say(f"compiled code is kept in {folder}, since code and home can't be written")
+            return True
+    except (OSError, RuntimeError):
+        pass
+    numba.config.CACHE_DIR = ""  # type: ignore[attr-defined]
+    say("each run compiles anew, which takes a minute: set NUMBA_CACHE_DIR to a folder of yours")
+    return False
+
+
+def say(text: str) -> None:
+    if parent_process() is None:  # workers would say it again
+        print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
+
+
+# Kernels run in threads side by side. `inlined` copies a function into each of its callers: for
+# small functions that are called for every row. `parallel` runs a kernel's `prange` on all cores.
+compiled = functools.partial(kernel, nogil=True)
+inlined = functools.partial(kernel, nogil=True, forceinline=True)
+parallel = functools.partial(kernel, nogil=True, parallel=True)
 
 
 def is_compiled(function: Any) -> bool:
     """Return whether numba's cache holds a function, compiled from the file as it is now."""
+    if function.stats.cache_path is None:
+        return False
     source = Path(function.py_func.__code__.co_filename)
     name = f"{source.stem}.{function.py_func.__name__}-*.nbi"
     cached = Path(function.stats.cache_path).glob(name)

@@ -8,7 +8,6 @@ the packages that matter. It is stored as JSON.
 
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lob.process import count_cores
 from lob.storage import new_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,8 +143,7 @@ def describe_device() -> str:
         name = torch.cuda.get_device_name()
         count = torch.cuda.device_count()
         return f"{count} x {name}" if count > 1 else name
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{describe_processor()}, {cores} cores"
+    return f"{describe_processor()}, {count_cores()} cores"
 
 
 def describe_processor() -> str:

@@ -10,6 +10,7 @@ opened by lob/book/states.py.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ def find_pairs(
     """Return `pairs`, or all pairs under `data_dir/stage` in sorted order if `pairs` is None.
 
     `made_by` is the script that makes them, "" for recordings. Raises InputError if there are none,
-    or if a named one is missing.
+    if a named one is missing, or if a link leads nowhere.
     """
     folder = Path(data_dir) / stage
     remedy = f"run {made_by} first" if made_by else f"put recordings into {folder}/<PAIR>/"
@@ -40,6 +41,8 @@ def find_pairs(
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
+        if pairs is None or path.stem in pairs or path.name in pairs:
+            check_link(path)
         if path.suffix == ".npy":
             names.add(path.stem)
         elif path.is_dir():
@@ -56,12 +59,48 @@ def find_pairs(
     return found if pairs is None else list(dict.fromkeys(pairs))
 
 
+def check_link(path: Path) -> None:
+    """Raise InputError if a path is a link to something that is not there."""
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path} is a link to {os.readlink(path)}, which is not there: mend it")
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield the files under a folder, also by links to files and folders, in no order.
+
+    Hidden ones are left out. Raises InputError if a link leads nowhere, or back to a folder that it
+    lies in, and OSError if a folder can't be read.
+    """
+
+    def walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+        real = folder.resolve()
+        if real in above:
+            raise InputError(f"{folder} is a link back to {real}, in which it lies: remove it")
+        for path in folder.iterdir():
+            if path.name.startswith("."):
+                continue
+            check_link(path)
+            if path.is_dir():
+                yield from walk(path, (*above, real))
+            else:
+                yield path
+
+    return walk(folder, ()) if folder.is_dir() else iter(())
+
+
 def check_writable(folder: str | Path, key: str) -> None:
     """Raise InputError if a folder can't be written to, or can't be made where it should be."""
     folder = Path(folder).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"{key} = {folder} can't be written: {there} is not a writable folder")
+
+
+def find_disk(folder: str | Path, key: str) -> Path:
+    """Return the folder at which a disk is mounted. Raises InputError if it is not there."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{key} = {folder} is no folder: mount the data disk or set another one")
+    return Path(folder)
 
 
 def read_meta(file: Path, made_by: str) -> dict[str, Any]:
@@ -93,6 +132,21 @@ def load_array(file: Path) -> np.ndarray:
         raise InputError(f"there is no {file}: {remedy}") from None
     except (ValueError, EOFError) as error:
         raise InputError(f"{file} is damaged ({error}): {remedy}") from None
+    except OSError as error:
+        raise explain_mapping(file, error) from None
+
+
+def explain_mapping(file: Path, error: OSError) -> Exception:
+    """Return what to raise if a file could not be memory mapped: `error`, or an InputError.
+
+    FUSE file systems such as those of object stores, and some network shares, map no files.
+    """
+    if error.errno not in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
+        return error
+    return InputError(
+        f"{file} can't be memory mapped ({error.strerror}), as its file system has no such "
+        "mappings: copy the data folder to a local disk and set --data_dir"
+    )
 
 
 @contextlib.contextmanager

@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from lob.process import REQUESTS
+
 if TYPE_CHECKING:
     from lob.model.encoder import EncoderConfig
 
 # Two test processes share two cores: more threads in each would only wait for one another. Torch
-# reads this when it is imported.
+# and matplotlib read this when they are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["MPLBACKEND"] = "Agg"
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT.parent / "shared" / "real"
 
@@ -127,17 +131,15 @@ def refusal(script: str, *words: str) -> str:
     return done.stderr
 
 
-@pytest.fixture(autouse=True, scope="session")
-def headless() -> None:
-    os.environ.setdefault("MPLBACKEND", "Agg")
-
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def kept_signals() -> Iterator[None]:
-    """A run of the trainer in this process takes SIGTERM; give it back after the test."""
-    before = signal.getsignal(signal.SIGTERM)
+    """A script that runs in this process takes its signals; give them back after the test."""
+    before = {number: signal.getsignal(number) for number in REQUESTS}
+    hook = sys.excepthook
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    sys.excepthook = hook
 
 
 @pytest.fixture

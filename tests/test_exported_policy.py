@@ -28,7 +28,8 @@ def test_a_policy_goes_on_learning_only_where_it_was_exported_to(sampled, tmp_pa
             policy_widths=[],
             value_widths=[8, 8],
         )
-        policy = torch.jit.load(str(folder / "actor_critic.pt"))
+        learns = "_trainable" if trainable else ""
+        policy = torch.jit.load(str(folder / f"actor_critic{learns}.pt"))
         assert policy.training
         learning = {name for name, p in policy.named_parameters() if p.requires_grad}
         assert any(name.startswith("window.encoder.layers.1.fc2") for name in learning) is trainable
@@ -99,13 +100,13 @@ def test_a_cpp_program_gives_pythons_outputs_and_trains_on(sampled, tmp_path):
     np.save(tmp_path / "price_ticks.npy", price_ticks.numpy().astype(np.int32))
     np.save(tmp_path / "sizes.npy", sizes.numpy())
     arrays = [tmp_path / "price_ticks.npy", tmp_path / "sizes.npy"]
-    command = [tmp_path / "policy", exported / "actor_critic.pt", *arrays]
+    command = [tmp_path / "policy", exported / "actor_critic_trainable.pt", *arrays]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [name for name, *_ in lines] == ["embedding", "policy", *["loss"] * 10]
     printed = [np.array(values, dtype=float) for _, *values in lines]
     model, _ = load_model(best)
-    policy = torch.jit.load(str(exported / "actor_critic.pt")).eval()
+    policy = torch.jit.load(str(exported / "actor_critic_trainable.pt")).eval()
     with torch.inference_mode():
         tokens = build_inputs(price_ticks, sizes, None, model.config)[0]
         embedding = model.encode(tokens)[-1, -1].numpy()

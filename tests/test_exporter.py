@@ -100,7 +100,7 @@ def test_files_give_the_checkpoints_outputs_for_any_batch(sampled, exported, suf
     model, _ = load_model(exported.parents[1] / "a_run" / "checkpoints" / "best.safetensors")
     bf16 = "_bf16" if precision == "bf16" else ""
     ending = bf16 + suffix
-    heads = torch.jit.load(str(exported / f"actor_critic{bf16}.pt")).eval()
+    heads = torch.jit.load(str(exported / f"actor_critic_trainable{bf16}.pt")).eval()
     for batch in (1, 3, 7):
         price_ticks, sizes = some_windows(sampled, batch)
         mask = torch.rand(batch, STATES, DEPTH, 2, generator=torch.Generator().manual_seed(1)) < 0.3
@@ -122,7 +122,7 @@ def test_files_give_the_checkpoints_outputs_for_any_batch(sampled, exported, suf
         assert close(found_prices - mean.numpy(), (prices - mean).numpy(), precision)
         assert close(found_sizes, filled.numpy(), precision)
         inputs = (price_ticks, sizes, state)
-        found_logits, found_value = run_file(exported / f"actor_critic{ending}", inputs)
+        found_logits, found_value = run_file(exported / f"actor_critic_trainable{ending}", inputs)
         assert close(found_logits, logits.numpy(), precision)
         assert close(found_value, value.numpy(), precision)
 
@@ -130,7 +130,7 @@ def test_files_give_the_checkpoints_outputs_for_any_batch(sampled, exported, suf
 def test_files_say_what_they_take_in_themselves_and_beside(exported):
     import onnxruntime
 
-    for part in EVERY_PART:
+    for part in (*EVERY_PART[:-1], "actor_critic_trainable"):
         about = json.loads((exported / f"{part}.pt.json").read_text())
         assert (about["step"], about["encoder"]["depth"], about["precision"]) == (7, DEPTH, "fp32")
         assert about["inputs"]["price_ticks"]["shape"] == ["B", STATES, DEPTH]
@@ -158,6 +158,24 @@ def test_files_say_what_they_take_in_themselves_and_beside(exported):
 
     assert size("encoder.onnx") > 1.3 * size("encoder_bf16.onnx")
     assert size("encoder.pt") > 1.5 * size("encoder_bf16.pt")
+
+
+@pytest.mark.parametrize("part", ["encoder", "reconstruction", "actor_critic_trainable"])
+def test_torchscript_refuses_windows_of_other_shapes_as_onnx_does(sampled, exported, part):
+    price_ticks, sizes = some_windows(sampled, 3)
+    more = {"encoder": (), "reconstruction": (torch.zeros(3, STATES, DEPTH, 2).bool(),)}
+    inputs = (price_ticks, sizes, *more.get(part, (torch.zeros(3, 4),)))
+    file = exported / f"{part}.pt"
+    run_file(file, inputs)
+    shallow = [x[:, :, 1:-1] if x.dim() > 2 else x for x in inputs]
+    short = [x[:, 1:] if x.dim() > 2 else x for x in inputs]
+    long = [torch.cat([x, x], dim=1) if x.dim() > 2 else x for x in inputs]
+    one_level = [x[:, :, :1] if x.dim() > 2 else x for x in inputs]
+    fewer_sizes = [price_ticks, *(x[:1] for x in inputs[1:])]  # would be taken for all windows
+    for wrong in (shallow, short, long, one_level, fewer_sizes):
+        with pytest.raises(Exception, match="must be of shape") as said:
+            run_file(file, tuple(wrong))
+        assert f"must be of shape [3, {STATES}, {DEPTH}" in str(said.value)
 
 
 def test_later_states_change_no_embedding_of_a_causal_encoder(sampled, tmp_path):
@@ -391,7 +409,7 @@ def test_files_for_the_gpu_pass_their_check_and_embeddings_are_made_there(sample
         tokens = build_inputs(price_ticks, sizes, None, model.config)[0]
         expected = model.encode(tokens)[:, -1].numpy()
     assert close(np.array(rows), expected, "fp32")
-    learner = torch.jit.load(str(folder / "actor_critic_cuda.pt"))
+    learner = torch.jit.load(str(folder / "actor_critic_trainable_cuda.pt"))
     some = price_ticks[:4].long().cuda(), sizes[:4].cuda()
     logits, value = learner(*some, torch.zeros(4, 4, device="cuda"))
     (logits.square().sum() + value.sum()).backward()

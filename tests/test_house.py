@@ -8,6 +8,8 @@ from conftest import ROOT
 
 # A room imports only rooms of the floors below its own; of its own floor only itself.
 FLOORS = (
+    ("process",),
+    ("source",),
     ("config",),
     ("storage",),
     ("results",),

@@ -93,6 +93,8 @@ def test_the_seven_scripts_hand_on_what_the_next_one_needs(piped):
         f"{len(sample):,} windows, states shared by two splits: 0"
         in printed["create_balanced_dataset.py"]
     )
+    named = re.search(r"^run  *(.*)$", printed["fp8_ddp_trainer.py"], re.MULTILINE)
+    assert named is not None and named[1] == str(run)  # what make hands on to the tester
     assert re.search(r"^test loss  \d", printed["fp8_ddp_trainer.py"], re.MULTILINE)
     assert re.search(
         r"^time       about [\d.]+ minutes at", printed["fp8_ddp_trainer.py"], re.MULTILINE
@@ -114,6 +116,8 @@ def test_the_seven_scripts_hand_on_what_the_next_one_needs(piped):
 def test_make_runs_the_scripts_in_this_order_and_ends_with_the_result():
     commands = plan()
     assert tuple(re.findall(r"python (\w+\.py)", commands)) == PIPELINE
+    for script in ("inference_testing.py", "model_exporter.py"):  # of the run just trained
+        assert f'{script} --model_path="$run"' in commands
     last = commands[commands.index(PIPELINE[-1]) :]
     assert "tensorboard --logdir runs" in last and "grep '^test loss' runs/pipeline.log" in last
 

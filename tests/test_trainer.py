@@ -147,14 +147,14 @@ def test_killed_and_resumed_it_ends_bit_for_bit_the_same(sampled, tmp_path, whol
         assert torch.equal(tensor, found[name]), name
 
 
-def test_sigterm_saves_at_the_end_of_the_step_and_exits_0(sampled, tmp_path, whole):
+def test_sigterm_saves_at_the_end_of_the_step_and_says_so_by_its_status(sampled, tmp_path, whole):
     call = command(sampled, tmp_path, "--model_name=stopped", "--dropout=0.1")
     process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     run = tmp_path / "stopped"
     wait_for(process, lambda: (run / "metrics.csv").exists() and len(losses(run)) >= 2)
     process.terminate()
     printed, _ = process.communicate()
-    assert process.returncode == 0
+    assert process.returncode == 143
     assert "stopped by SIGTERM" in printed
     train_apart(sampled, tmp_path, "--model_name=stopped", "--dropout=0.1", "--resume=True")
     assert losses(run) == losses(whole)

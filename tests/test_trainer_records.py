@@ -28,7 +28,7 @@ from lob.training.run_log import RunLog
 from lob.training.saving import load_weights, training_state
 from lob.training.scores import ANSWERS, FIELDS
 
-pytestmark = pytest.mark.usefixtures("kept_signals", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def read_board(run: Path) -> EventAccumulator:

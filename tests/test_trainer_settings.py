@@ -41,7 +41,7 @@ SMALL = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("kept_signals", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def settings(data: Path, runs: Path, **changes) -> dict:

@@ -21,6 +21,10 @@ from pathlib import Path
 
 import pandas as pd
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lob.config import run
+
 PACKAGE = "ob-analytics==0.1.0"
 MEMBER = "ob_analytics/_sample_data/orders.csv.gz"
 OPENING_ORDERS, EVENTS = 6_512, 301_027
@@ -56,7 +60,7 @@ def format_number(value: float) -> str:
     return f"{value:.8f}".rstrip("0").rstrip(".")
 
 
-def main() -> None:
+def main(_: dict) -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--quiet", "--no-deps", "--dest", folder]
         subprocess.run([sys.executable, "-m", "pip", "download", *options, PACKAGE], check=True)
@@ -72,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, {})

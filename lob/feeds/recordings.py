@@ -21,6 +21,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from lob.config import InputError
+from lob.storage import explain_mapping
 
 Item = TypeVar("Item")
 BLOCK_BYTES, CSV_BLOCK_BYTES = 1 << 20, 1 << 23
@@ -263,6 +264,10 @@ def read_npy_chunks(
                 else:
                     yield array[row:stop], stop * row_bytes
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and isinstance(
+            told := explain_mapping(file, error), InputError
+        ):
+            raise told from None
         raise InputError(
             f"{file} is no whole NumPy array ({error}): write it again with numpy.save"
         ) from None

@@ -16,9 +16,11 @@ Weights for use are bf16, and their metadata stand in the `config.json` beside t
 only a resumed run needs (RESUMED).
 """
 
+import errno
 import hashlib
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from lob.config import InputError
 from lob.model.encoder import FILLS, BookEncoder, EncoderConfig, unbuilt
 from lob.model.normalisation import SCHEMES
 from lob.results import ROOT
-from lob.storage import FORMAT_VERSION, new_file
+from lob.storage import FORMAT_VERSION, explain_mapping, new_file
 
 BEST = "best.safetensors"  # of a run
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"  # of a folder of pretrained weights
@@ -51,6 +53,26 @@ class Progress:
     seconds: float = 0.0  # of the run, over all sessions
     step_seconds: float = 0.0  # of these, in training steps
     epoch_began: float = 0.0  # step_seconds when the epoch under way began
+
+    def is_stale(self, patience: int) -> bool:
+        """Return whether so many epochs went by without a better validation loss."""
+        return self.epoch - self.best_epoch >= patience
+
+    def epochs_left(self, epochs: int, patience: int) -> int:
+        """Return how many epochs are to be trained; 0 if the run is stale."""
+        return 0 if self.is_stale(patience) else max(0, epochs - self.epoch)
+
+    def end_epoch(self) -> float:
+        """Count an epoch as done; return the seconds of its training steps."""
+        seconds = self.step_seconds - self.epoch_began
+        self.epoch_began = self.step_seconds
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        return seconds
+
+    def reopen_epoch(self, steps: int, seconds: float) -> None:
+        """Undo `end_epoch` of an epoch of so many steps."""
+        self.epoch, self.step_in_epoch = self.epoch - 1, steps
+        self.epoch_began -= seconds
 
 
 # An example of the metadata that the programs read; check_kind compares a file's with it.
@@ -104,6 +126,8 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
             text = file.with_name(SETTINGS).read_text()
         meta = json.loads(text)
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
+        if "os error 19" in str(error):  # safetensors' words for ENODEV
+            raise explain_mapping(file, OSError(errno.ENODEV, os.strerror(errno.ENODEV))) from None
         # ValueError and RecursionError come from json: broken or deeply nested metadata.
         raise InputError(
             f"{file} is not a safetensors checkpoint ({error}); other files are not opened"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,21 @@ def make_optimizer(
     parameters = list(model.parameters())
     own = {"sgd": {"momentum": 0.9}, "adamw": {"weight_decay": weight_decay}}.get(name, {})
     return OPTIMIZERS[name](parameters, lr=lr, fused=parameters[0].is_cuda, **own)
+
+
+def describe_unused(
+    use_scheduler: bool, optimizer: str, load_model: bool, resume: bool, model_path: str | None
+) -> str:
+    """Return a line on the trainer's keys that have no effect beside these ones, and why."""
+    decay = "lr, lr_decay_factor, lr_decay_patience"
+    cases = (
+        (use_scheduler, f"{decay} (use_scheduler = True)"),
+        (not use_scheduler, "max_lr (use_scheduler = False)"),
+        (optimizer != "adamw", f"weight_decay (optimizer = {optimizer!r})"),
+        (model_path is not None and not load_model, "model_path (load_model = False)"),
+        (load_model and resume, "load_model, model_path (resume = True)"),
+    )
+    return f"no effect  {'; '.join(text for holds, text in cases if holds)}"
 
 
 def make_plateau(
@@ -61,6 +77,18 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
     else:
         begin, end, share = peak, low / 1e4, (step - top) / (steps - 1 - top)
     return end + (begin - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameters this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def seed_step(seed: int, rank: int, step: int) -> None:
+    """Set torch's random state, which dropout draws from, by the number of a step."""
+    entropy = np.random.SeedSequence([seed, rank, step])
+    torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
 
 class FiniteCheck:

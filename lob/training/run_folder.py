@@ -121,6 +121,11 @@ def check_columns(run: Path) -> None:
         )
 
 
+def choose_folder(runs_dir: str | Path, name: str, settings: dict[str, Any], resume: bool) -> Path:
+    """Return the folder of the run to resume, or of a new one."""
+    return find_run(runs_dir, name, settings) if resume else new_run(runs_dir, name)
+
+
 def claim_run(run: Path, how: int = fcntl.LOCK_EX) -> BinaryIO:
     """Open a run's metrics.csv and lock it until it is closed or this process ends.
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lob.config import InputError
 from lob.model.checkpoint import Progress, describe_step
 from lob.model.encoder import count_parameters, flops_per_window
+from lob.process import drawing
 from lob.results import describe_environment
 from lob.storage import new_file
 from lob.training.distributed import Team
@@ -266,11 +267,17 @@ class RunLog:
         print(f"{result}\n{of}")
         print(f"curves          tensorboard --logdir {self.folder.parent}", flush=True)
 
+    def stopped(self, progress: Progress, by: str) -> None:
+        """Say who stopped the run, where, and how it goes on."""
+        where = f"at step {progress.step:,}" if progress.step else "before the first step"
+        self.print(f"stopped by {by} {where}; go on with --resume=True")
+
     def histograms(self, model: nn.Module, step: int) -> None:
         """Write a histogram of each parameter's gradients to TensorBoard."""
         if self.active:
             self.board.histograms(model, step)
 
+    @drawing("picture of a window")
     def picture(self, progress: Progress, window: "Filled", tick: float, pair: str) -> None:
         """Draw a window and what fills its hidden values. tick: the price of a tick."""
         if not self.active:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from lob.book.states import Book, identity, open_book
 from lob.config import InputError
+from lob.jit import compiled, parallel
 from lob.storage import open_table
 from lob.windows.splits import SPLITS, calendar_cuts, count_shared_states, split_rows, to_iso
 
@@ -40,6 +41,14 @@ LEAST_STATES_A_WINDOW = 8
 WIDEST_STRIDE = 16
 
 
+class NotSampled(InputError):
+    """A pair has no window in the training share; other pairs may have some."""
+
+    def __init__(self, pair: str, reason: str):
+        super().__init__(f"{pair}: {reason}")
+        self.pair = pair
+
+
 @dataclass
 class Pair:
     """One pair's book, its statistics, and which of them lie in each split."""
@@ -56,6 +65,7 @@ class Sample:
     rows: np.ndarray  # SAMPLE (n,)
     places: np.ndarray  # int64 (n,): where each window stands in the pair's statistics
     facts: dict[str, Any]  # what the sample's `.json` says about it
+    missing: list[str]  # what was asked for and could not be given, in words
 
 
 def open_pairs(
@@ -82,10 +92,11 @@ def open_pairs(
             splits.append(slice(begin, max(begin, bisect_right(ends, end))))
         if splits[0].stop == splits[0].start:
             ends_at, span = to_iso(cuts[0]), format_span([book])
-            raise InputError(
-                f"{book.pair}: no window of {temporal_dim} states lies in the training share, "
+            raise NotSampled(
+                book.pair,
+                f"no window of {temporal_dim} states lies in the training share, "
                 f"which ends at {ends_at}; the pair's states are of {span}: "
-                f"change split_ratios = {split_ratios}, or leave the pair out"
+                f"change split_ratios = {split_ratios}, or leave the pair out",
             )
         pairs.append(Pair(book, np.asarray(rows), splits))
     return pairs, cuts
@@ -117,15 +128,14 @@ def share_windows(
     windows: int | None,
     pair_weights: Mapping[str, float] | None,
     split_ratios: Sequence[float | str],
-    temporal_dim: int,
 ) -> np.ndarray:
     """Return int64 (pairs, 3): how many windows to draw of each pair in each split.
 
     `windows` is their sum; None: as many as `choose_windows` says. Each split gets its share in
     `split_ratios` of them; if these are two dates, its share of all windows there are. A split's
     windows are divided among the pairs that have any in it, in proportion to `pair_weights` (None:
-    to their number of states). Raises InputError if a weight is missing or not above 0, or if
-    `windows` is given and no pair has a window in a split that should have some.
+    to their number of states). If no pair has a window in a split, that split's share of `windows`
+    is not drawn. Raises InputError if a weight is missing or not above 0.
     """
     states = {pair.book.pair: pair.book.rows for pair in pairs}
     weights = states if pair_weights is None else pair_weights
@@ -139,17 +149,11 @@ def share_windows(
     ratios = available.sum(axis=0) if by_dates else split_ratios
     weight_of_pair = np.array([[weights[name]] for name in states])
     shares = weight_of_pair * (available > 0)
-    for name, share, ratio in zip(SPLITS, shares.sum(axis=0), ratios, strict=True):
-        if windows is not None and ratio > 0 and share == 0:
-            raise InputError(
-                f"no pair has a window of {temporal_dim} states for {name}; the states are of "
-                f"{format_span([pair.book for pair in pairs])}: change "
-                f"split_ratios = {split_ratios}, or lower --temporal_dim"
-            )
     shares = shares / np.maximum(shares.sum(axis=0), 1e-300) * ratios
     total = windows or choose_windows(sum(states.values()))
     # Rounding the running sum, and not each share, keeps the total exact.
-    edges = np.round(total * np.cumsum(shares) / shares.sum())
+    whole = shares.sum() if windows is None else np.sum(ratios, dtype=float)
+    edges = np.round(total * np.cumsum(shares) / whole)
     return np.diff(edges.astype(np.int64), prepend=0).reshape(shares.shape)
 
 
@@ -169,12 +173,12 @@ def draw_pair(
 
     `cells` are the numbers of cells of volatility, spread and direction. Training windows beyond
     `outlier_std` standard deviations in a statistic are left out. Two windows of a split end at
-    least `min_stride` states apart. Raises InputError if no window can be drawn, or, with `exact`,
-    if a split has fewer windows to give than are wanted.
+    least `min_stride` states apart. A split that has fewer windows gives those, and with `exact`
+    the sample's `missing` says so. Raises InputError if no window can be drawn.
     """
     scale = fit_scale(pair, outlier_std)
     strata = find_strata(pair, scale, cells, outlier_std)
-    parts, places, splits = [], [], {}
+    parts, places, splits, missing = [], [], {}, []
     for index, (name, split, stratum) in enumerate(zip(SPLITS, pair.splits, strata, strict=True)):
         ends = pair.rows["end_row"][split]
         rng = make_generator(seed, pair.book.pair, index)
@@ -182,10 +186,9 @@ def draw_pair(
             ends, stratum, int(wanted[index]), min_stride, oversample, rng
         )
         if exact and weights.sum() < wanted[index] - 0.5:
-            raise InputError(
-                f"{pair.book.pair}: {wanted[index]:,} {name} windows are wanted, but only "
-                f"{len(picked):,} of {len(ends):,} can be drawn {min_stride} states apart: "
-                "lower --windows (None: what there is) or --min_stride"
+            missing.append(
+                f"{len(picked):,} {name} windows, not its share of {wanted[index]:,}: it has "
+                f"{len(ends):,}, and these can be drawn {min_stride} states apart"
             )
         part = np.empty(len(picked), dtype=SAMPLE)
         part["end_row"] = ends[picked]
@@ -210,7 +213,7 @@ def draw_pair(
         "entropy_before": normalised_entropy(before, before),
         "entropy_after": normalised_entropy(after, before),
     }
-    return Sample(np.concatenate(parts), np.concatenate(places), facts)
+    return Sample(np.concatenate(parts), np.concatenate(places), facts, missing)
 
 
 def make_generator(seed: int, pair: str, split: int) -> np.random.Generator:
@@ -262,7 +265,7 @@ def fit_scale(pair: Pair, outlier_std: float) -> np.ndarray:
     return np.stack([mean, deviation, low, high])
 
 
-@njit(cache=True, parallel=True)
+@parallel
 def sum_statistics(rows):
     """Return float64 (4, 4): mean, sum of squared deviations, smallest and largest of SCORED.
 
@@ -338,7 +341,7 @@ def place(
     return cell
 
 
-@njit(cache=True, parallel=True)
+@parallel
 def place_windows(rows, scale, outlier_std, cells, cell_of):
     """Write the joint cell of each window into `cell_of`, int16 (w,), -1 for an outlier."""
     for i in prange(len(rows)):
@@ -411,7 +414,7 @@ def draw_split(
     return places[order], weights[order], int(exhausted)
 
 
-@njit(cache=True)
+@compiled
 def sort_by_stratum(stratum):
     """Sort the windows by stratum; leave out those of a negative one.
 
@@ -431,7 +434,7 @@ def sort_by_stratum(stratum):
     return members, bounds
 
 
-@njit(cache=True)
+@compiled
 def take_apart(members, begin, end, quota, stride, ends, blocked, rng):
     """Pick up to `quota` of members[begin:end] at random.
 

@@ -6,11 +6,12 @@ A window of `temporal_dim` = T states is named by `end_row`, one past its last s
 from pathlib import Path
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from tqdm import tqdm
 
 from lob.book.states import Book, identity
 from lob.config import InputError
+from lob.jit import parallel
 from lob.storage import new_table
 from lob.windows.splits import segment_ranges
 
@@ -87,7 +88,7 @@ def chunk_statistics(book: Book, first: int, last: int, temporal_dim: int) -> np
     return rows
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel
 def state_series(top_ticks, sizes, traded):
     """Return the quantities of each state that the statistics average or add up, float64 (N, 6).
 
@@ -119,7 +120,7 @@ def state_series(top_ticks, sizes, traded):
     return series
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel
 def roll_windows(series, top_ticks, timestamps, tick_size, length, rows):
     """Write the statistics of every window of `length` states into `rows`.
 
