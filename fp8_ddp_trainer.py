@@ -4,10 +4,9 @@
     python fp8_ddp_trainer.py --model_size=small_cell_transformer --epochs=4 --resume=True
     torchrun --nnodes=2 --nproc_per_node=8 ... fp8_ddp_trainer.py     across machines
 
-Reads `training_data/balanced_samples/` and `book_states/`; leaves `runs/<model_name>/`:
-config.json, env.json, metrics.csv, TensorBoard events and checkpoints (checkpoints/best.safetensors
-and the last `keep_checkpoints` steps). A name in use gets -2, -3, ...; `--resume=True` goes on with
-the newest of them, bit for bit on a CPU.
+Reads `training_data/balanced_samples/` and `book_states/`; leaves `runs/<model_name>/`: config.json,
+env.json, metrics.csv, TensorBoard events and checkpoints. A name in use gets -2, -3, ...;
+`--resume=True` goes on with the newest of them, bit for bit on a CPU.
 
 What happens, in order: main starts one process per GPU (mp.spawn); each calls train, which builds
 a Trainer. run_epochs takes one `step` after the other: some passes, each a `micro_step` (vary the
@@ -47,8 +46,7 @@ config = {
     #   features of the book, its past moves and its next moves; 0: no second loss
     "loss": "mse",  # mse | mae | huber | smoothl1: what is minimised over hidden values
     # optimisation
-    "epochs": None,  # int >= 1 | None: passes over the training windows; None: chosen by how many
-    #   there are, so that a run sees some 170,000
+    "epochs": None,  # int >= 1 | None: passes over the windows; None: until some 170,000 are seen
     "batch_size": 64,  # int >= 1: windows per GPU in a micro-step
     "accumulation_steps": 1,  # int >= 1: micro-steps per optimizer step
     "optimizer": "adamw",  # adamw | adam | sgd: of torch.optim
@@ -109,7 +107,7 @@ from lob.process import requests_left_to_parent
 from lob.storage import check_writable, find_disk
 from lob.training import distributed, optimisation
 from lob.training.augmentation import augment
-from lob.training.distributed import Stopped, StopSignal, Team
+from lob.training.distributed import Stopped, StopSignal, Team, is_asked
 from lob.training.filled import Filled, fill_window
 from lob.training.objective import masked_loss, outlook_loss
 from lob.training.optimisation import FiniteCheck, NonFinite
@@ -127,8 +125,7 @@ def main(config: dict) -> int:
     config = check_rules(config, __file__)
     config = check_config(config)
     open_data(config).check(config["depth_dim"])
-    run = config["runs_dir"], config["model_name"], config
-    folder = choose_folder(*run, config["resume"])  # refuses a name or config before any work
+    folder = choose_folder(config["runs_dir"], config["model_name"], config, config["resume"])
     if config["resume"]:
         claim_run(folder, fcntl.LOCK_SH).close()  # refuses a run that another process trains
     if launched := distributed.find_launcher():  # by torchrun
@@ -159,9 +156,8 @@ def check_config(config: dict) -> dict:
 
 
 def open_data(config: dict) -> Dataset:
-    return open_dataset(
-        config["data_dir"], config["pairs"], config["temporal_dim"], config["split_ratios"]
-    )
+    keys = ("data_dir", "pairs", "temporal_dim", "split_ratios")
+    return open_dataset(*(config[key] for key in keys))
 
 
 def train(rank: int, world: int, port: int | None, config: dict) -> int:
@@ -175,11 +171,10 @@ def train(rank: int, world: int, port: int | None, config: dict) -> int:
     with distributed.join_team(rank, world, config["backend"], port) as team:
         folder = team.agree(choose_folder(*run, config["resume"]))
         trainer = Trainer(config, team, folder)
-        pairs = [book.pair for book in trainer.data.books]
-        facts = {"precision": trainer.precision.name, "pairs": pairs}
-        facts["data"] = trainer.data.describe()
-        settings = config | {"epochs": trainer.epochs}
-        log = RunLog(folder, settings, rank == 0, config["resume"], trainer.saved, facts)
+        pairs, data = [book.pair for book in trainer.data.books], trainer.data.describe()
+        facts = {"precision": trainer.precision.name, "pairs": pairs, "data": data}
+        settings = config | {"epochs": trainer.epochs}, rank == 0, config["resume"]
+        log = RunLog(folder, *settings, trainer.saved, facts)
         with log as trainer.log:
             trainer.describe()
             try:
@@ -250,8 +245,8 @@ class Trainer:
         asked, recipe, width = config["precision"], config["fp8_recipe"], self.encoder.width
         self.precision = choose_precision(asked, recipe, width, team.device, config["temporal_dim"])
         # The config's batches fix what a step sees; how it is cut into passes is chosen here.
-        share = windows // team.world
-        size = windows_a_pass(self.encoder, share, config["batch_size"], team.device)
+        share, batch = windows // team.world, config["batch_size"]
+        size = windows_a_pass(self.encoder, share, batch, team.device)
         self.passes_a_step = share // size
         check_dimensions(self.encoder, size, self.precision)
 
@@ -261,8 +256,8 @@ class Trainer:
         if config["load_model"] and not before:
             file = find_checkpoint(config["runs_dir"], config["model_path"])
             before = load_weights(file, self.model)
-        name, lr, decay = config["optimizer"], config["lr"], config["weight_decay"]
-        self.optimizer = optimisation.make_optimizer(name, self.model, lr, decay)
+        name, decay = config["optimizer"], config["weight_decay"]
+        self.optimizer = optimisation.make_optimizer(name, self.model, config["lr"], decay)
         factor, patience = config["lr_decay_factor"], config["lr_decay_patience"]
         self.plateau = optimisation.make_plateau(self.optimizer, factor, patience)
         self.finite = FiniteCheck(self.optimizer, team.device)
@@ -271,27 +266,24 @@ class Trainer:
         self.epoch_sums = sums.to(team.device)  # of the loss and of hidden values
         facts = {"config": config, "encoder": asdict(self.encoder), "data": identity}
         facts |= {"windows_a_step": windows, "seen": self.data.seen(before)}
-        keep, writes = config["keep_checkpoints"], team.rank == 0
-        self.saver = Saver(checkpoints, facts, *trained, self.progress, keep, writes)
+        saved = *trained, self.progress, config["keep_checkpoints"]
+        self.saver = Saver(checkpoints, facts, *saved, team.rank == 0)
 
-        # How many values a step hides on average. A pass divides its loss by it, so that gradients
-        # stay in the range of low precision; `step` puts the true count in its place.
-        values = 2 * config["temporal_dim"] * config["depth_dim"]
-        self.nominal = config["mask_perc"] * values * windows
+        # Values that a step hides on average. A pass divides its loss by it, so that gradients stay
+        # in the range of low precision; `step` puts the true count in its place.
         states, threads = config["temporal_dim"], config["num_workers"]
+        self.nominal = config["mask_perc"] * (2 * states * config["depth_dim"]) * windows
         store = WindowStore(self.data.books, states, team.device, threads)
         graph = config["compile"] and team.device.type == "cuda"
-        fp8, only = self.precision.name == "fp8", self.passes_a_step == 1
-        shown = self.micro_step, self.model, store, size
-        self.passes = Passes(*shown, graph=graph, only=only, fp8=fp8, fp8_state=fp8_state)
+        modes = graph, self.passes_a_step == 1, self.precision.name == "fp8", fp8_state
+        self.passes = Passes(self.micro_step, self.model, store, size, *modes)
 
     def describe(self) -> None:
         """Print what the run is made of, how long it will take and where it goes on."""
-        patience = self.config["early_stopping_patience"]
-        epochs_left = self.progress.epochs_left(self.epochs, patience)
+        epochs_left = self.progress.epochs_left(self.epochs, self.config["early_stopping_patience"])
+        length = self.sampler.describe_length(self.epochs, self.config["epochs"] is None)
         parts = self.precision, self.sampler, self.passes, self.team, self.progress
-        self.log.describe(self.config["model_size"], *parts, epochs_left)
-        self.log.print(self.sampler.describe_length(self.epochs, self.config["epochs"] is None))
+        self.log.describe(self.config["model_size"], *parts, epochs_left, length)
 
     def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> Predicted:
         """Hide values of windows; return prediction, targets, mask and fill, (B, T, L, F) each."""
@@ -446,10 +438,10 @@ class Trainer:
         with self.passes.judging():
             loaded = self.passes.load(batches)
             for windows in show_progress(loaded, len(batches), SPLITS[split], team.rank == 0):
-                if self.stop and self.stop.received:
+                if is_asked(self.stop):
                     break
                 judge.add(windows, self.predict(*windows))
-        if team.total(float(self.stop is not None and self.stop.received)):
+        if team.total(is_asked(self.stop)):
             raise Stopped(validating=True)
         return judge.scores(team.total)
 
@@ -489,8 +481,7 @@ class Trainer:
     def save_failure(self, epoch: int, batch: int, step: int) -> str:
         """Keep the weights and the windows of a step that failed; say where they are."""
         windows = next(self.sampler.training(epoch, batch))  # of all ranks
-        metrics_bytes = self.log.metrics_bytes()
-        return self.saver.save_failure(step, windows, self.epoch_sums, metrics_bytes)
+        return self.saver.save_failure(step, windows, self.epoch_sums, self.log.metrics_bytes())
 
     def stop_here(self, stop: StopSignal, validating: bool) -> int:
         """Save what was trained so far, say how to go on, and return the exit status."""

@@ -73,6 +73,10 @@ class StopSignal:
         return "Ctrl-C" if self.number == signal.SIGINT else self.number.name
 
 
+def is_asked(stop: StopSignal | None) -> bool:
+    return stop is not None and stop.received
+
+
 @dataclass
 class Team:
     """This process among those that train together."""

@@ -124,8 +124,9 @@ class RunLog:
         team: Team,
         progress: Progress,
         epochs_left: int,
+        length: str,
     ) -> None:
-        """Print what a run begins with: folder, data, model, precision, step, time on a CPU."""
+        """Print what a run begins with: folder, data, model, precision, step, length, CPU time."""
         data, encoder = sampler.data, passes.model.config
         passes_a_step = sampler.windows_a_step // team.world // passes.size
         place = "on the GPU" if passes.store.resident else "in files"
@@ -138,11 +139,13 @@ class RunLog:
             f"step       {sampler.windows_a_step} windows in {passes_a_step} pass(es) on each of "
             f"{team.world} rank(s) on {team.device.type}; "
             f"{sampler.steps_an_epoch:,} steps per epoch; states {place}",
+            length,
         ]
         if team.device.type == "cpu" and epochs_left:
             some = np.arange(min(passes.size, len(data.end_rows[0])))
             rate = team.world * passes.measure_rate(sampler.batch(0, some, 0, 0))
-            validation = len(data.end_rows[1]) / 3  # a forward pass is a third of a training step
+            held_out = len(sampler.held_out_places(1))
+            validation = held_out / 3  # a forward pass is a third of a training step
             windows = sampler.steps_an_epoch * sampler.windows_a_step + validation
             minutes = windows * epochs_left / rate / 60
             estimate = f"{minutes / 60:,.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"

@@ -275,12 +275,18 @@ class Sampler:
         some = np.arange(min(most, len(self.data.end_rows[split])))
         return self.batch(split, some, 0, HELD_OUT_EPOCH)
 
-    def held_out(self, split: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Batch]:
-        """Return this rank's batches of a split; `validation_windows` thins those of validation."""
+    def held_out_places(self, split: int) -> np.ndarray:
+        """Return which windows of a split are used; `validation_windows` thins those of validation.
+
+        int64 (N,): their numbers within the split.
+        """
         count = len(self.data.end_rows[split])
         most = self.validation_windows if split == 1 else None
         kept = count if most is None else min(most, count)
-        windows = np.arange(kept) * count // max(kept, 1)
-        mine = windows[rank::world]
+        return np.arange(kept) * count // max(kept, 1)
+
+    def held_out(self, split: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Batch]:
+        """Return this rank's batches of a split."""
+        mine = self.held_out_places(split)[rank::world]
         starts = range(0, len(mine), batch_size)
         return [self.batch(split, mine[i : i + batch_size], 0, HELD_OUT_EPOCH) for i in starts]
