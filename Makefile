@@ -5,11 +5,11 @@ PYTHON ?= python3
 export MPLBACKEND := Agg
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SAMPLE_EPOCHS := 10
-SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=$(SAMPLE_EPOCHS) \
-  --batch_size=16 --accumulation_steps=1 \
-  --max_lr=4e-3 --fill=linear --mask_mode=entry --mirror=False --slow=0 --size_noise=0 --outlook=0 \
-  --dropout=0.0 --weight_decay=0.01
+SAMPLE_WINDOWS := 5200
+SAMPLE_RUN := --model_name=sample --model_size=small_cell_transformer --epochs=1 --batch_size=8 --max_lr=3e-3 \
+  --outlook=0 --dropout=0.0 --validation_windows=128
+# The encoder that ships is scored on the windows that the newcomer's own is scored on.
+SHIPPED_TEST := --model_path=pretrained/small_cell --split_ratios="[0.7, 0.25, 0.05]" --probe_windows=0
 
 .PHONY: pipeline test bench bench-gpu prove pretrained tables figures
 
@@ -27,22 +27,25 @@ SAMPLE_RUN := --model_name=sample --model_size=tiny_transformer --epochs=$(SAMPL
 pipeline: export PYTHONUNBUFFERED := 1
 pipeline: .venv/installed
 	mkdir -p runs
-	{ $(BIN)/python data_parser.py; \
-	  $(BIN)/python exploration_main.py; \
-	  $(BIN)/python create_balanced_dataset.py; \
-	  $(BIN)/python fp8_ddp_trainer.py $(SAMPLE_RUN); \
+	{ echo "1/7 order book states"; $(BIN)/python data_parser.py; \
+	  echo "2/7 window statistics"; $(BIN)/python exploration_main.py; \
+	  echo "3/7 balanced sample"; $(BIN)/python create_balanced_dataset.py --windows=$(SAMPLE_WINDOWS); \
+	  echo "4/7 training"; $(BIN)/python fp8_ddp_trainer.py $(SAMPLE_RUN); \
 	  run=$$(sed -n 's/^run  *//p' runs/pipeline.log | tail -n 1); \
+	  echo "5/7 accuracy, of this encoder and of the one that ships"; \
 	  $(BIN)/python inference_testing.py --model_path="$$run"; \
-	  $(BIN)/python training_results_analysis.py; \
-	  $(BIN)/python model_exporter.py --model_path="$$run"; } | tee -i runs/pipeline.log
+	  $(BIN)/python inference_testing.py $(SHIPPED_TEST); \
+	  echo "6/7 comparison of runs"; $(BIN)/python training_results_analysis.py; \
+	  echo "7/7 export"; $(BIN)/python model_exporter.py --model_path="$$run"; } | tee -i runs/pipeline.log
 	@echo
 	@echo "order book states, window statistics, balanced sample, pictures   training_data/"
 	@echo "checkpoints, metrics, accuracy report                             runs/sample*/"
 	@echo "comparison of runs                                                runs/analysis/"
 	@echo "exported encoder                                                  exports/"
 	@echo "TensorBoard                                                       $(BIN)/tensorboard --logdir runs"
-	@echo "error over hidden values of the test windows (normalised values), of the encoder and without training:"
-	@grep '^test loss' runs/pipeline.log | tail -1
+	@echo
+	@run=$$(sed -n 's/^run  *//p' runs/pipeline.log | tail -n 1); \
+	  $(BIN)/python -m lob.evaluation.summary "$$run/report.json" runs/small_cell/report.json
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -82,7 +85,7 @@ pretrained: .venv/installed
 	  --fit_data_dir=bench/fit --model_path=small_cell --windows=96 --probe_windows=0 --pictures=False \
 	  --masks="['entry','span','patch','tail']"
 	$(BIN)/python model_exporter.py --formats=[] --model_path=small_cell --pretrained=pretrained/small_cell \
-	  --card="{'licence': 'MIT', 'data': 'Binance USD-M BTC/USDT and ETH/USDT, April 2023 and July 2024 (recorded by hftbacktest, MIT); Coinbase BTC/USD, 24 April 2018 (gdax-orderbook-ml, BSD-3-Clause)'}"
+	  --card="$$(cat benchmarks/small_cell_card.txt)"
 
 # The marked blocks of README.md and docs/*.md, from the config dicts and benchmarks/results/*.json.
 tables: .venv/installed

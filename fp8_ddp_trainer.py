@@ -4,9 +4,9 @@
     python fp8_ddp_trainer.py --model_size=small_cell_transformer --epochs=4 --resume=True
     torchrun --nnodes=2 --nproc_per_node=8 ... fp8_ddp_trainer.py     across machines
 
-Reads `training_data/balanced_samples/` and `book_states/`; leaves `runs/<model_name>/`: config.json,
-env.json, metrics.csv, TensorBoard events and checkpoints. A name in use gets -2, -3, ...;
-`--resume=True` goes on with the newest of them, bit for bit on a CPU.
+Reads `balanced_samples/` and `book_states/`; leaves config.json, env.json, metrics.csv, TensorBoard
+events and checkpoints in `runs/<model_name>/`. A name in use gets -2, -3, ...; `--resume=True` goes
+on with the newest of them, bit for bit on a CPU.
 
 What happens, in order: main starts one process per GPU (mp.spawn); each calls train, which builds
 a Trainer. run_epochs takes one `step` after the other: some passes, each a `micro_step` (vary the
@@ -26,8 +26,7 @@ config = {
     # model
     "model_name": "pretrained_ddp",  # str: name of the run's folder
     "model_size": "cell_transformer",  # cell_transformer | small_cell_transformer |
-    #   tiny_transformer | medium_transformer | deep_narrow_transformer | wide_transformer:
-    #   preset of lob/model/encoder.py
+    #   tiny_transformer | medium_transformer | deep_narrow_transformer | wide_transformer: preset
     "normalization": "book",  # book | minmax: log ticks from the mid and log sizes,
     #   or the published reference's scaling of each window
     "fill": "ladder",  # ladder | linear | none: stands in for a hidden value, and the network
@@ -245,8 +244,8 @@ class Trainer:
         asked, recipe, width = config["precision"], config["fp8_recipe"], self.encoder.width
         self.precision = choose_precision(asked, recipe, width, team.device, config["temporal_dim"])
         # The config's batches fix what a step sees; how it is cut into passes is chosen here.
-        share, batch = windows // team.world, config["batch_size"]
-        size = windows_a_pass(self.encoder, share, batch, team.device)
+        share = windows // team.world
+        size = windows_a_pass(self.encoder, share, config["batch_size"], team.device)
         self.passes_a_step = share // size
         check_dimensions(self.encoder, size, self.precision)
 

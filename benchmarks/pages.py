@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import probe_tables, tables, worth
+from benchmarks import probe_tables, shipped, tables, worth
 from benchmarks.report import ROOT
 from benchmarks.tables import format_table
 from lob.config import read_comments
@@ -107,6 +107,7 @@ KINDS = {
     "config": make_config_table,
     "disk": make_disk_table,
     "presets": make_presets_table,
+    "shipped": shipped.make_shipped_table,
     "worth": worth.make_worth_table,
     "verdicts": worth.make_verdicts,
     "speed": tables.make_speed_table,

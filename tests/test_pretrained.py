@@ -385,7 +385,7 @@ def test_the_readmes_lines_run(sampled, shipped):
     """The lines with a small encoder and its book in the place of the sample's."""
     (lines,) = re.findall(r"```python\n(import lob.*?)```", (ROOT / "README.md").read_text(), re.S)
     for old, new in (
-        (r"runs/sample", shipped),
+        (r"pretrained/small_cell", shipped),
         (r"training_data/book_states/BTC_USD", sampled / "book_states" / "BTC_USD"),
         (r"-256", -STATES),
     ):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from lob.config import InputError
 from lob.model.card import CARD, to_json, to_markdown
@@ -43,7 +43,7 @@ def write_pretrained(
     kept |= {"format_version": FORMAT_VERSION, "encoder": asdict(model.config)}
     card = card | {"format_version": FORMAT_VERSION, "name": folder.absolute().name}
     with new_folder(folder) as new:
-        save_file(weights, new / WEIGHTS, metadata={"format": "pt"})
+        (new / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
         kept["sha256"] = file_sha256(new / WEIGHTS)
         (new / SETTINGS).write_text(json.dumps(kept, indent=1) + "\n")
         (new / CARD).write_bytes(to_json(card))

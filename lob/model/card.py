@@ -11,7 +11,11 @@ from lob.windows.splits import to_iso
 
 CARD = "card.json"
 # What a card of pretrained weights says beside `make_card`; a run that is not shipped has none.
-GIVEN = {"licence": "licence of the weights", "data": "what the pairs are and where they come from"}
+GIVEN = {
+    "licence": "licence of the weights",
+    "data": "what the pairs are and where they come from",
+    "limits": "where the encoder fails, and what was not tried",
+}
 
 
 def make_card(name: str, meta: dict[str, Any]) -> dict[str, Any]:
@@ -70,13 +74,22 @@ def show(value: Any) -> str:
 
 
 def table_scores(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a table of report rows: a line for each case, a column for each metric."""
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    cells = {(row["case"], row["metric"]): f"{row['value']:.4g}" for row in rows}
-    lines = [f"| case | {' | '.join(metrics)} |", f"|---|{'---:|' * len(metrics)}"]
+    """Return a table of report rows on hidden sizes: a line for each market and way to hide."""
+    cells = {(row["case"], row["metric"]): row["value"] for row in rows}
+    lines = [
+        "Squared error of the logarithm of hidden sizes, lower is better; the interval is that of",
+        "the encoder's error less the ridge regression's (95 %, over blocks of time).",
+        "",
+        "| market | hidden | encoder | best untrained method | ridge regression | interval |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for case in dict.fromkeys(row["case"] for row in rows):
-        values = [cells.get((case, metric), "") for metric in metrics]
-        lines.append(f"| {case} | {' | '.join(values)} |")
+        values = [cells.get((case, f"{name}error")) for name in ("", "best_untrained_", "ridge_")]
+        ends = [cells.get((case, f"difference_ridge_{end}")) for end in ("low", "high")]
+        market, mask = case.split("/")[:2]
+        numbers = ["" if value is None else f"{value:.4g}" for value in values]
+        interval = "" if None in ends else " to ".join(f"{end:+.3g}" for end in ends)
+        lines.append(f"| {' | '.join([market, mask, *numbers, interval])} |")
     return lines
 
 
