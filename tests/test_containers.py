@@ -31,7 +31,7 @@ def pack_zip_of_several(data: bytes) -> bytes:
     header, *rows = data.splitlines(keepends=True)
     first, second = b"".join(rows[:500]), b"".join(rows[500:])
     notes = {"__MACOSX/._1.csv": b"\0", "README.txt": b"x", "folder/": b"", "metadata.json": b"{}"}
-    return pack_zip({"2.csv": header + second, **notes, "1.csv": header + first})
+    return pack_zip({"8-10.csv": header + second, **notes, "8-9.csv": header + first})
 
 
 PACKED = {

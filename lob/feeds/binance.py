@@ -73,9 +73,7 @@ def read_binance(files: list[Path], symbol: str | None = None) -> Iterator[Batch
                 f"{file}, after line {line}: cannot be decompressed ({error}): fetch it again"
             ) from None
         except WrongSymbol as error:
-            raise InputError(
-                f"{file}, line {line}: {error}: take one of them, such as --symbol={stream.symbol}"
-            ) from None
+            raise InputError(f"{file}, line {line}: {error}") from None
         except NOT_WHOLE as error:
             raise InputError(
                 f"{file}, line {line}: no whole Binance message ({error!r}): drop the line"
@@ -208,7 +206,10 @@ class BinanceStream:
 
     def check_symbol(self, symbol: str, before: str | None) -> None:
         if before is not None and symbol != before:
-            raise WrongSymbol(f"it is of {symbol}, those before it of {before}")
+            raise WrongSymbol(
+                f"it is of {symbol}, those before it of {before}: take one of them, such as "
+                f"--symbol={before}"
+            )
 
     def pass_partial(self, found: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
         """Return lines without those of partial books, if there are differences to read."""

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 import pandas as pd
-import pyarrow as pa
 
 from lob.config import InputError
 from lob.feeds.batch import GAP, SET, SNAPSHOT, Batch, count_only
+from lob.feeds.binance_json import to_numbers
 from lob.feeds.recordings import read_lines
 
 NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
@@ -158,15 +158,6 @@ def parse_time(time: Any) -> int:
     length = len(whole)
     digits = 9 if length <= 11 else 6 if length <= 14 else 3 if length <= 17 else 0
     return int(whole) * 10**digits + int(fraction[:digits].ljust(digits, "0") or 0)
-
-
-def to_numbers(texts: list[str]) -> np.ndarray:
-    """Return the nearest float64 of each decimal text; NaN if the text is no number."""
-    try:
-        return pa.array(texts, pa.string()).cast(pa.float64()).to_numpy(zero_copy_only=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        column = pd.Series(texts, dtype=object)
-        return pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
 
 
 class Rows(NamedTuple):
