@@ -1,6 +1,7 @@
 """How numba compiles our kernels, and what makes calls between them cheap."""
 
 import functools
+import hashlib
 import os
 import sys
 import tempfile
@@ -19,13 +20,35 @@ MAX_EXACT = 2**53  # float64 holds every integer up to this one
 def kernel(function: Callable, **options: Any) -> Any:
     """Compile a function by numba, and keep the compiled code on disk.
 
-    numba keeps it in `__pycache__` beside the source or in `~/.cache/numba`. If neither can be
-    written, a folder of this user under the temporary folder serves, and else none.
+    If `lob/__pycache__` can't be written, `~/.cache/numba` serves, or a folder of this user under
+    the temporary folder, and else none.
     """
+    keep_by_sources()
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # numba's "no locator available": it finds no folder to write to
         return njit(cache=find_other_cache(), **options)(function)
+
+
+@functools.cache
+def keep_by_sources() -> None:
+    """Let numba keep compiled code in a folder that is named by a hash of all kernels' sources.
+
+    numba itself looks at a function's own file alone. After a change of another file, which holds
+    what the function calls, it would run the old code.
+    """
+    if numba.config.CACHE_DIR:  # type: ignore[attr-defined] # from NUMBA_CACHE_DIR
+        return
+    rooms = Path(__file__).parent
+    sources = [file.read_bytes() for file in sorted(rooms.rglob("*.py"))]
+    kernels = hashlib.sha256(b"".join(text for text in sources if b"lob.jit" in text))
+    folder = rooms / "__pycache__" / f"kernels-{kernels.hexdigest()[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -62,13 +85,12 @@ parallel = functools.partial(kernel, nogil=True, parallel=True)
 
 
 def is_compiled(function: Any) -> bool:
-    """Return whether numba's cache holds a function, compiled from the file as it is now."""
+    """Return whether numba's cache holds a function."""
     if function.stats.cache_path is None:
         return False
     source = Path(function.py_func.__code__.co_filename)
     name = f"{source.stem}.{function.py_func.__name__}-*.nbi"
-    cached = Path(function.stats.cache_path).glob(name)
-    return any(file.stat().st_mtime > source.stat().st_mtime for file in cached)
+    return any(Path(function.stats.cache_path).glob(name))
 
 
 @intrinsic

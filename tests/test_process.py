@@ -1,6 +1,7 @@
 """What stands beside `run`: a script's environment, cores, signals and missing packages."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,14 +178,18 @@ print(is_compiled(double), double(21), is_compiled(double))
 @pytest.mark.parametrize("taken", ["free", "a file", "open to all"])
 def test_kernels_compile_where_neither_code_nor_home_can_be_written(tmp_path, taken):
     (tmp_path / "kernel.py").write_text(KERNEL)
-    (tmp_path / "__pycache__").write_text("no folder")
+    (tmp_path / "lob").mkdir()
+    (tmp_path / "lob" / "__init__.py").touch()
+    shutil.copy(ROOT / "lob" / "jit.py", tmp_path / "lob")
+    for folder in (tmp_path, tmp_path / "lob"):
+        (folder / "__pycache__").write_text("no folder")
     cache = tmp_path / f"lob-numba-{os.getuid()}"
     if taken == "a file":
         cache.touch()
     elif taken == "open to all":
         cache.mkdir()
         cache.chmod(0o777)
-    places = {"HOME": "/dev/null", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    places = {"HOME": "/dev/null", "TMPDIR": str(tmp_path)}
     own = {key: value for key, value in os.environ.items() if key != "XDG_CACHE_HOME"} | places
     for expected in ("False 42 True", "True 42 True"):
         done = subprocess.run(
