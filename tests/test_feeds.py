@@ -282,6 +282,8 @@ def test_npy_faults_are_named(tmp_path) -> None:
     np.save(file, array)
     file.write_bytes(file.read_bytes()[:-100])
     assert "no whole NumPy array" in refuse(tmp_path)
+    file.write_bytes(file.read_bytes().replace(b"}", b"{", 1))
+    assert "no whole NumPy array" in refuse(tmp_path)
     for dtype in (str, np.float32, complex):
         np.save(file, array.astype(dtype))
         assert "must be whole numbers or float64" in refuse(tmp_path)

@@ -246,8 +246,10 @@ def test_lobsters_empty_levels_and_faults(tmp_path) -> None:
     assert book.sizes.tolist() == [[7, 5], [6, 5]]
     assert book.meta["counters"]["thin_states"] == 1
     assert str(np.datetime64(int(book.timestamps[0]), "ns"))[:19] == "2024-01-05T14:30:00"  # winter
-    for folder in ("more", "fewer", "dateless", "alone", "cut"):
+    for folder in ("negative", "more", "fewer", "dateless", "alone", "cut"):
         (tmp_path / folder).mkdir()
+    write_lobster(tmp_path / "negative", books.replace(",7,", ",-7,"), 3)
+    assert "row 1: it or the message beside it" in refuse(tmp_path / "negative", depth=2)
     write_lobster(tmp_path / "more", books, 4)
     assert "ends before row 4" in refuse(tmp_path / "more", depth=2)
     write_lobster(tmp_path / "fewer", books, 2)

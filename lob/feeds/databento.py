@@ -26,6 +26,7 @@ from lob.feeds.batch import (
 )
 from lob.feeds.recordings import open_decompressed, read_csv, read_head
 
+NO_PRICE = 2**63 - 1
 MBO, CHUNK_BYTES = 160, 1 << 22  # type of a record
 LAST, IN_SNAPSHOT, MAYBE_BAD_BOOK = 128, 32, 4  # flags
 ADDS, CANCELS, MODIFIES, CLEARS, TRADES, FILLS, NOTHING = b"ACMRTFN"  # actions
@@ -246,7 +247,7 @@ def from_dbn(found: np.ndarray, row: int) -> np.ndarray:
     for name in ("order_id", "size", "flags"):
         records[name] = found[name]
     records["time_ns"] = found["ts_event"]
-    records["price"] = found["price"] / 1e9
+    records["price"] = np.where(found["price"] == NO_PRICE, np.nan, found["price"] / 1e9)
     records["action"], records["side"] = found["action"].view("u1"), found["side"].view("u1")
     records["publisher"], records["instrument"] = found["publisher_id"], found["instrument_id"]
     records["row"] = np.arange(row, row + len(found))
@@ -276,6 +277,7 @@ def read_csv_records(file: Path) -> Iterator[tuple[np.ndarray, dict[int, str], i
         records["time_ns"] = column["ts_event"].cast(pa.int64()).to_numpy()
         price = to_float(column["price"])
         records["price"] = price / 1e9 if counts_1e9 else price
+        records["price"][price >= NO_PRICE] = np.nan
         for name, words in (("action", "ACMRTFN"), ("side", "BAN")):
             codes = {word: ord(word) for word in words}
             records[name] = map_words(column[name], codes, name, file, row)

@@ -18,7 +18,7 @@ MESSAGE = re.compile(rb"\d+(\.\d+)?,[1-7],\d+,\d+,-?\d+,-?[01][,\r\n]")
 DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(\d\d)-?(\d\d)(?!\d)")
 TIME, TYPE, _, SIZE, PRICE, DIRECTION = range(6)  # columns of a message
 EXECUTION = 4  # type of a message: a visible order was filled
-PRICES_PER_UNIT = 10_000
+PRICES_PER_UNIT, DAY_S = 10_000, 86_400
 
 
 def is_lobster(head: bytes) -> bool:
@@ -131,6 +131,14 @@ def make_batch(
     """Return the rows of whole books (n, 4 per level), each after the trade that led to it."""
     # Of each level: ask price, ask size, bid price, bid size. The trade stands before the levels.
     sizes = books[:, 1::2]
+    whole = np.isfinite(books).all(axis=1) & np.isfinite(messages).all(axis=1)
+    whole &= (sizes >= 0).all(axis=1) & (messages[:, TIME] >= 0) & (messages[:, TIME] <= DAY_S)
+    if not whole.all():
+        bad = row + int(np.argmin(whole))
+        raise InputError(
+            f"{file}, row {bad}: it or the message beside it holds no time of day, or a size that "
+            "is no number or negative: mend or drop both rows"
+        )
     there = sizes > 0
     prices = np.where(there, books[:, 0::2], 0)
     there[~there.any(axis=1), 0] = True  # a whole book without levels is one row of size 0

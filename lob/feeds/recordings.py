@@ -8,6 +8,7 @@ import contextlib
 import io
 import itertools
 import re
+import tokenize
 import zipfile
 import zlib
 from collections import deque
@@ -263,7 +264,7 @@ def read_npy_chunks(
                     yield np.frombuffer(data, dtype).reshape(-1, *shape[1:]), raw.tell()
                 else:
                     yield array[row:stop], stop * row_bytes
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SyntaxError, tokenize.TokenError, TypeError) as error:
         if isinstance(error, OSError) and isinstance(
             told := explain_mapping(file, error), InputError
         ):
