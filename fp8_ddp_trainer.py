@@ -155,8 +155,8 @@ def check_config(config: dict) -> dict:
 
 
 def open_data(config: dict) -> Dataset:
-    keys = ("data_dir", "pairs", "temporal_dim", "split_ratios")
-    return open_dataset(*(config[key] for key in keys))
+    states, ratios = config["temporal_dim"], config["split_ratios"]
+    return open_dataset(config["data_dir"], config["pairs"], states, ratios)
 
 
 def train(rank: int, world: int, port: int | None, config: dict) -> int:
