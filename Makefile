@@ -5,8 +5,8 @@ PYTHON ?= python3
 export MPLBACKEND := Agg
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SAMPLE_WINDOWS := 5200
-SAMPLE_RUN := --model_name=sample --model_size=small_cell_transformer --epochs=1 --batch_size=8 --max_lr=3e-3 \
+SAMPLE_WINDOWS := 2900
+SAMPLE_RUN := --model_name=sample --model_size=small_cell_transformer --epochs=1 --batch_size=4 --max_lr=3e-3 \
   --outlook=0 --dropout=0.0 --validation_windows=128
 # The encoder that ships is scored on the windows that the newcomer's own is scored on.
 SHIPPED_TEST := --model_path=pretrained/small_cell --split_ratios="[0.7, 0.25, 0.05]" --probe_windows=0
