@@ -18,6 +18,7 @@ from lob.training.optimisation import describe_unused
 SCRIPTS = [
     *sorted(file.name for file in ROOT.glob("*.py")),
     "examples/ppo_agent.py",
+    "training_data/download_recordings.py",
     "training_data/download_tardis.py",
     *(f"benchmarks/{name}.py" for name in ("prove", "bench_parser", "bench_training")),
 ]
