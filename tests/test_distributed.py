@@ -56,7 +56,7 @@ def start(sampled, tmp_path):
 
 
 def test_sigterm_stops_all_ranks_and_one_rank_goes_on_with_the_same_steps(sampled, tmp_path, start):
-    recipe = ("--epochs=1", "--slow=0.5", "--outlook=0.5")
+    recipe = ("--epochs=2", "--slow=0.5", "--outlook=0.5")
     train(sampled, tmp_path, "--model_name=one", "--batch_size=64", *recipe)
     process = start("--model_name=two", *recipe)  # windows per step: 2 x 32 x 2, as 64 x 2
     run = tmp_path / "two"

@@ -158,6 +158,7 @@ def test_the_page_hparams_offers_the_values_that_the_trainer_takes():
     comments = read_comments(ROOT / "fp8_ddp_trainer.py")
     for key, names in LEARNING_KEYS.items():
         rule = "False | True" if comments[key].rule == "bool" else comments[key].rule
+        rule = rule.removesuffix(" | None")  # config.json holds what was chosen instead
         assert bool(names) == (" | " in rule) and (not names or set(names) == {*rule.split(" | ")})
 
 
@@ -222,7 +223,7 @@ def test_what_a_killed_save_left_is_removed(sampled, tmp_path):
 
 def test_a_folder_that_another_run_took_meanwhile_is_left_alone(sampled, tmp_path, monkeypatch):
     (tmp_path / "taken").mkdir()
-    monkeypatch.setattr(fp8_ddp_trainer, "new_run", lambda *_: tmp_path / "taken")
+    monkeypatch.setattr(fp8_ddp_trainer, "choose_folder", lambda *_: tmp_path / "taken")
     with pytest.raises(InputError, match="another run has just begun in "):
         main(settings(sampled, tmp_path))
     assert not list((tmp_path / "taken").iterdir())

@@ -200,14 +200,20 @@ def name_mask(scores: MaskScores) -> str:
 def head_of_probes(pair: str) -> str:
     """Return the lines above those of `show_probe`."""
     title = f"{pair}, linear probes: AUC, or R2 of volatility, higher is better"
-    columns = "".join(f"{PROBES[name]:>{len(PROBES[name]) + 3}}" for name in ON_SCREEN)
+    columns = "".join(f"{name:>{len(name) + 3}}" for name in name_columns())
     return f"\n{title}\n{'':<16}{columns}   beside the best of the last three"
+
+
+def name_columns() -> list[str]:
+    """Return the heads of `show_probe`'s columns; both: encoder and hand-made features."""
+    return ["both" if name == "both" else PROBES[name] for name in ON_SCREEN]
 
 
 def show_probe(task: str, result: ProbeResult | None) -> str:
     if result is None:
         return f"{task:<16}   too few labels"
-    cells = [(PROBES[name], result.scores.get(name, math.nan)) for name in ON_SCREEN]
+    scores_shown = [result.scores.get(name, math.nan) for name in ON_SCREEN]
+    cells = zip(name_columns(), scores_shown, strict=True)
     scores = "".join(f"{format_number(score, '.3f'):>{len(name) + 3}}" for name, score in cells)
     lead = result.leads["over_simple"]
     return f"{task:<16}{scores}   {say_verdict(lead, lead.note)}"
