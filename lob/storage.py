@@ -133,20 +133,20 @@ def load_array(file: Path) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise InputError(f"{file} is damaged ({error}): {remedy}") from None
     except OSError as error:
-        raise explain_mapping(file, error) from None
+        refuse_unmapped(file, error)
+        raise
 
 
-def explain_mapping(file: Path, error: OSError) -> Exception:
-    """Return what to raise if a file could not be memory mapped: `error`, or an InputError.
+def refuse_unmapped(file: Path, error: OSError) -> None:
+    """Raise InputError if `error` says that the file system maps no files into memory.
 
-    FUSE file systems such as those of object stores, and some network shares, map no files.
+    FUSE file systems such as those of object stores, and some network shares, don't.
     """
-    if error.errno not in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
-        return error
-    return InputError(
-        f"{file} can't be memory mapped ({error.strerror}), as its file system has no such "
-        "mappings: copy the data folder to a local disk and set --data_dir"
-    )
+    if error.errno in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
+        raise InputError(
+            f"{file} can't be memory mapped ({error.strerror}), as its file system has no such "
+            "mappings: copy the data folder to a local disk and set --data_dir"
+        ) from None
 
 
 @contextlib.contextmanager

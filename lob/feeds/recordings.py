@@ -22,7 +22,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from lob.config import InputError
-from lob.storage import explain_mapping
+from lob.storage import refuse_unmapped
 
 Item = TypeVar("Item")
 BLOCK_BYTES, CSV_BLOCK_BYTES = 1 << 20, 1 << 23
@@ -265,10 +265,8 @@ def read_npy_chunks(
                 else:
                     yield array[row:stop], stop * row_bytes
     except (ValueError, OSError, SyntaxError, tokenize.TokenError, TypeError) as error:
-        if isinstance(error, OSError) and isinstance(
-            told := explain_mapping(file, error), InputError
-        ):
-            raise told from None
+        if isinstance(error, OSError):
+            refuse_unmapped(file, error)
         raise InputError(
             f"{file} is no whole NumPy array ({error}): write it again with numpy.save"
         ) from None

@@ -34,7 +34,7 @@ from lob.config import InputError
 from lob.model.encoder import FILLS, BookEncoder, EncoderConfig, unbuilt
 from lob.model.normalisation import SCHEMES
 from lob.results import ROOT
-from lob.storage import FORMAT_VERSION, explain_mapping, new_file
+from lob.storage import FORMAT_VERSION, new_file, refuse_unmapped
 
 BEST = "best.safetensors"  # of a run
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"  # of a folder of pretrained weights
@@ -127,7 +127,7 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
         meta = json.loads(text)
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
         if "os error 19" in str(error):  # safetensors' words for ENODEV
-            raise explain_mapping(file, OSError(errno.ENODEV, os.strerror(errno.ENODEV))) from None
+            refuse_unmapped(file, OSError(errno.ENODEV, os.strerror(errno.ENODEV)))
         # ValueError and RecursionError come from json: broken or deeply nested metadata.
         raise InputError(
             f"{file} is not a safetensors checkpoint ({error}); other files are not opened"
