@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SAMPLE_WINDOWS := 2900
 SAMPLE_RUN := --model_name=sample --model_size=small_cell_transformer --epochs=1 --batch_size=4 --max_lr=3e-3 \
   --outlook=0 --dropout=0.0 --validation_windows=128
+# The folder of the run that the pipeline trained, as the trainer's first line names it.
+TRAINED = $$(sed -n '/^run  /{s/^run  *//p;q}' runs/pipeline.log)
 # The encoder that ships is scored on the windows that the newcomer's own is scored on.
 SHIPPED_TEST := --model_path=pretrained/small_cell --split_ratios="[0.7, 0.25, 0.05]" --probe_windows=0 \
   --masks="['entry', 'span', 'patch', 'tail']" --pictures=False
@@ -32,7 +34,7 @@ pipeline: .venv/installed
 	  echo "2/7 window statistics"; $(BIN)/python exploration_main.py; \
 	  echo "3/7 balanced sample"; $(BIN)/python create_balanced_dataset.py --windows=$(SAMPLE_WINDOWS); \
 	  echo "4/7 training"; $(BIN)/python fp8_ddp_trainer.py $(SAMPLE_RUN); \
-	  run=$$(sed -n '/^run  /{s/^run  *//p;q}' runs/pipeline.log); \
+	  run=$(TRAINED); \
 	  echo "5/7 accuracy, of this encoder and of the one that ships"; \
 	  $(BIN)/python inference_testing.py --model_path="$$run"; \
 	  $(BIN)/python inference_testing.py $(SHIPPED_TEST); \
@@ -45,7 +47,7 @@ pipeline: .venv/installed
 	@echo "exported encoder                                                  exports/"
 	@echo "TensorBoard                                                       $(BIN)/tensorboard --logdir runs"
 	@echo
-	@run=$$(sed -n '/^run  /{s/^run  *//p;q}' runs/pipeline.log); \
+	@run=$(TRAINED); \
 	  $(BIN)/python -m lob.evaluation.summary "$$run/report.json" runs/small_cell/report.json
 
 test: .venv/installed-dev

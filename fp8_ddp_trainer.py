@@ -412,7 +412,7 @@ class Trainer:
         lr = self.optimizer.param_groups[0]["lr"]
         if not self.config["use_scheduler"]:
             self.plateau.step(loss)
-        rate = sampler.steps_an_epoch * sampler.windows_a_step / seconds
+        rate = sampler.windows_an_epoch / seconds
         log.epoch(progress, seconds, loss_sum / max(hidden, 1), loss, lr, rate)
         log.picture(progress, *self.reconstruct())
         self.epoch_sums.zero_()

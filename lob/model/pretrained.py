@@ -95,8 +95,7 @@ class Encoder:
             raise InputError(f"prices are {shape}: this encoder takes {wanted}")
         if len(shape) == 2 and shape[0] < self.states:
             raise InputError(f"{shape[0]} states are given: a window takes {self.states}")
-        if stride < 1:
-            raise InputError(f"stride = {stride} must be at least 1")
+        check_stride(stride)
         falls = (price_ticks.diff(dim=-1) <= 0).nonzero()
         if len(falls):
             at = falls[0].tolist()
@@ -137,8 +136,7 @@ class Encoder:
                 f"{book.path} has depth {book.depth}, the encoder wants {self.levels}: "
                 f"run data_parser.py --depth={self.levels}"
             )
-        if stride < 1:
-            raise InputError(f"stride = {stride} must be at least 1")
+        check_stride(stride)
         ranges = strided_ends(book.segment_starts, book.rows, self.states, stride)
         if not ranges:
             raise InputError(
@@ -161,6 +159,11 @@ def load(
     checkpoint = find_checkpoint(runs_dir, model_path)
     model, meta = load_model(checkpoint, device)
     return Encoder(model, read_card(checkpoint, meta))
+
+
+def check_stride(stride: int) -> None:
+    if stride < 1:
+        raise InputError(f"stride = {stride} must be at least 1")
 
 
 def open_if_path(book: str | Path | Book) -> Book:

@@ -146,7 +146,7 @@ class RunLog:
             rate = team.world * passes.measure_rate(sampler.batch(0, some, 0, 0))
             held_out = len(sampler.held_out_places(1))
             validation = held_out / 3  # a forward pass is a third of a training step
-            windows = sampler.steps_an_epoch * sampler.windows_a_step + validation
+            windows = sampler.windows_an_epoch + validation
             minutes = windows * epochs_left / rate / 60
             estimate = f"{minutes / 60:,.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
             speed = f"{rate:,.1f} windows/s, measured on this CPU just now"

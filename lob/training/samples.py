@@ -207,18 +207,22 @@ class Sampler:
                 "lower batch_size or accumulation_steps, or sample more"
             )
 
+    @property
+    def windows_an_epoch(self) -> int:
+        """How many windows an epoch trains on: those of its whole steps."""
+        return self.steps_an_epoch * self.windows_a_step
+
     def choose_epochs(self) -> int:
         """Return how many epochs to train, if the user does not say.
 
         A run then sees some SEEN_WINDOWS windows, but none of them more than MOST_EPOCHS times, and
         all of them at least once.
         """
-        windows = self.steps_an_epoch * self.windows_a_step
-        return max(1, min(MOST_EPOCHS, round(SEEN_WINDOWS / windows)))
+        return max(1, min(MOST_EPOCHS, round(SEEN_WINDOWS / self.windows_an_epoch)))
 
     def describe_length(self, epochs: int, chosen: bool) -> str:
         """Return how long a run of so many epochs is, and whether that is too short."""
-        steps, windows = epochs * self.steps_an_epoch, self.steps_an_epoch * self.windows_a_step
+        steps, windows = epochs * self.steps_an_epoch, self.windows_an_epoch
         text = f"length     {counted(epochs, 'epoch')} of {windows:,} windows, {steps:,} steps"
         if chosen:
             text += " (chosen by the number of windows: --epochs)"
@@ -264,7 +268,7 @@ class Sampler:
         Windows that are too few for another step are left out at its end.
         """
         windows, repeats = self.draw_order(epoch)
-        whole = np.arange(self.steps_an_epoch * self.windows_a_step)
+        whole = np.arange(self.windows_an_epoch)
         places = whole.reshape(self.steps_an_epoch, passes, world, -1)
         for places_of_step in places[step:, :, rank]:
             for place in places_of_step:
