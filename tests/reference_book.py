@@ -5,11 +5,29 @@ It is written from the documented meaning of each update alone.
 
 from bisect import bisect_left, insort
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from lob.feeds.batch import ADD, DELETE, GAP, MATCH, SET, SNAPSHOT, SUB
 
 BID, ASK = 0, 1
+
+
+def count_in_order(places: Mapping[tuple, list[int]], wanted: Iterable[tuple]) -> tuple[int, int]:
+    """Return how many of the wanted states come one after the other, and how many are wanted.
+
+    places: state -> the ascending numbers of the messages that leave it. A state may be found again
+    at the number at which the one before it was found.
+    """
+    right = compared = at = 0
+    for state in wanted:
+        numbers = places.get(state, [])
+        later = bisect_left(numbers, at)
+        compared += 1
+        if later < len(numbers):
+            right += 1
+            at = numbers[later]
+    return right, compared
 
 
 class ReferenceBook:

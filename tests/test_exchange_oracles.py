@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 import pytest
 import zstandard
+from reference_book import count_in_order
 
 from lob.book.order_book import COUNTERS, OrderBook
 from lob.book.price_levels import ASK, BID
@@ -247,7 +248,7 @@ def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:
             out[0], np.rint(out[1] * 1000).astype(int), out[2], strict=True
         ):
             states[traded[number + 1], *prices.tolist(), *sizes.tolist()].append(number)
-    compared = right = at = 0
+    wanted = []
     ranks = [("Bid", rank) for rank in range(9, -1, -1)] + [("Ask", rank) for rank in range(10)]
     for snapshot in snapshots:
         prices, sizes = (
@@ -256,10 +257,5 @@ def test_shanghai_order_by_order_matches_ten_level_snapshots(recorded) -> None:
         )
         if snapshot["TradingPhase"] != 2 or not all(sizes):
             continue
-        numbers = states[snapshot["TotalVolumeTrade"], *prices, *sizes]
-        later = bisect.bisect_left(numbers, at)
-        compared += 1
-        if later < len(numbers):
-            right += 1
-            at = numbers[later]
-    assert (right, compared) == (4_864, 4_864)
+        wanted.append((snapshot["TotalVolumeTrade"], *prices, *sizes))
+    assert count_in_order(states, wanted) == (4_864, 4_864)

@@ -4,7 +4,6 @@ Coinbase: the exchange's book after the last update. Shanghai: its snapshots of 
 book of dictionaries, through an auction of 20 minutes.
 """
 
-import bisect
 import csv
 import gzip
 import io
@@ -15,7 +14,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import zstandard
-from reference_book import ReferenceBook
+from reference_book import ReferenceBook, count_in_order
 
 from lob.book.order_book import COUNTERS, OrderBook
 from lob.book.order_table import LOTS, PRICE, SIDE_PLUS_ONE
@@ -80,7 +79,7 @@ def test_shanghai_snapshots_are_states_to_ten_levels(recorded) -> None:
     levels = zip(volume.tolist(), prices.tolist(), sizes.astype(np.int64).tolist(), strict=True)
     for number, (traded, ticks, lots) in enumerate(levels):
         states[traded, *ticks, *lots].append(number)
-    compared = right = at = 0
+    wanted = []
     ranks = [("Bid", rank) for rank in range(10, 0, -1)] + [("Ask", rank) for rank in range(1, 11)]
     for row in tables["snapshot"]:
         lots = [int(row[f"{side}Volume{rank}"] or 0) for side, rank in ranks]
@@ -88,13 +87,8 @@ def test_shanghai_snapshots_are_states_to_ten_levels(recorded) -> None:
         if not continuous or not all(lots):
             continue
         ticks = [round(float(row[f"{side}Price{rank}"]) * 100) for side, rank in ranks]
-        numbers = states[int(row["TradVolume"]), *ticks, *lots]
-        later = bisect.bisect_left(numbers, at)
-        compared += 1
-        if later < len(numbers):
-            right += 1
-            at = numbers[later]
-    assert (right, compared) == (4_841, 4_841)
+        wanted.append((int(row["TradVolume"]), *ticks, *lots))
+    assert count_in_order(states, wanted) == (4_841, 4_841)
 
 
 def read_mbo(file):
