@@ -20,7 +20,7 @@ from lob.evaluation.ridge import Ridges
 from lob.model.encoder import BookEncoder
 from lob.model.inputs import build_inputs
 from lob.model.masking import make_mask, window_keys
-from lob.model.normalisation import invert, nearest_known
+from lob.model.normalisation import invert, states_to_known
 from lob.windows.splits import gather_windows
 
 MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
@@ -28,7 +28,7 @@ OURS = "encoder"
 LADDER = "ladder"
 RIDGE = "ridge_ladder"
 QUANTITIES = ("mid", "offset", "log_size")  # as `window_errors` measures them
-SAME = 1e-4  # share of a method's mean error: a smaller difference is taken for rounding
+SAME = 1e-3  # share of a method's mean error: a smaller difference is taken for rounding
 Errors = dict[str, dict[str, np.ndarray]]  # quantity -> method -> errors of windows, float64 (W,)
 
 
@@ -265,7 +265,7 @@ def profile_errors(
         here = hidden.mask[..., 1]
         levels = here.shape[2]
         level = torch.arange(levels, device=here.device).expand_as(here)[here]
-        distance = states_to_visible(here)[here]
+        distance = states_to_known(~here).clamp(max=masking.states - 1)[here]
         filled = fill(hidden, fitted, model)
         for method in [name for name in methods if name in filled]:
             square = ((filled[method] - hidden.values)[..., 1][here] ** 2).double()
@@ -279,16 +279,3 @@ def profile_errors(
             sums[method] = [a + b.cpu().numpy() for a, b in zip(before, parts, strict=True)]
     with np.errstate(invalid="ignore"):  # 0 / 0 where nothing was hidden
         return {name: (x[0] / x[1], x[2] / x[3]) for name, x in sums.items()}
-
-
-def states_to_visible(hidden_size: Tensor) -> Tensor:
-    """Return the number of states to the nearest one that shows the level's size, int64 (B, T, L).
-
-    hidden_size: bool (B, T, L). For a level that no state shows it is T - 1.
-    """
-    states = hidden_size.shape[1]
-    time = torch.arange(states, device=hidden_size.device).view(1, -1, 1)
-    before, after = nearest_known(~hidden_size)
-    since = torch.where(before < 0, states, time - before)
-    until = torch.where(after == states, states, after - time)
-    return torch.minimum(since, until).clamp(max=states - 1)

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lob.config import InputError, nearest
+from lob.model.normalisation import states_to_known
 
 FILLS = ("none", "linear", "ladder")
 OUTLOOK_TARGETS = 26  # numbers that the outlook's head predicts (lob/training/objective.py)
@@ -187,16 +188,38 @@ class CellBlock(nn.Module):
         return x + self.conv2(y)[:, :, :states].permute(0, 2, 3, 1)
 
 
-def doubt(inputs: Tensor) -> Tensor:
+def doubt(inputs: Tensor, certain: float = 0.5) -> Tensor:
     """Return how far the fill of each cell may be corrected, between 0 and 1, (B, T, L, 1).
 
-    inputs: those of a stem, (B, T, L, CHANNELS). Of a size that was seen at the same price d states
-    away this is d / (d + 64): the nearer, the less is left to correct, and the noise of a learned
-    correction would outweigh it. It is 1 for a price that no other state shows.
+    inputs: those of a stem, (B, T, L, CHANNELS). It is e / (e + certain), where e is the squared
+    error of the fill that the window itself lets one expect: the distance in states to the nearest
+    size that is known, times how much sizes change in a state. The less there is to correct, the
+    more the noise of a learned correction would outweigh it: a book whose sizes hardly change is
+    left as the ladder fills it. For a size that was seen at its price, distance and change are
+    those at one price; for any other those at one level. If no state shows the level it is 1.
     """
-    far = inputs[..., 10:12]  # log1p of states to the last and the next size at the price, / 4
-    nearest = torch.where(far > 0, far, float("inf")).amin(dim=3, keepdim=True)
-    return 1 / (1 + 64 / torch.expm1(4.0 * nearest))
+    values = inputs[..., 1].float()
+    shown = inputs[..., 3] == 0
+    change = inputs[..., 8].float()  # from the size at the last state that shows the price
+    last, following = torch.expm1(4.0 * inputs[..., 10:12].float()).unbind(3)  # states to them
+    carried = shown & (last > 0)
+    at_price = torch.where(carried, change**2, 0.0).sum((1, 2), keepdim=True)
+    passed = torch.where(carried, last, 0.0).sum((1, 2), keepdim=True)
+    steps = torch.where(last > 0, last, float("inf"))
+    steps = torch.minimum(steps, torch.where(following > 0, following, float("inf")))
+    both = shown[:, 1:] & shown[:, :-1]
+    at_level = torch.where(both, (values[:, 1:] - values[:, :-1]) ** 2, 0.0).sum(
+        (1, 2), keepdim=True
+    )
+    pairs = both.sum((1, 2), keepdim=True)
+    level_steps = states_to_known(shown)
+    never = level_steps >= shown.shape[1]
+    expected = torch.where(
+        steps.isfinite(),
+        at_price / passed.clamp(min=1) * steps,
+        at_level / pairs.clamp(min=1) * level_steps,
+    )
+    return torch.where(never, 1.0, expected / (expected + certain)).unsqueeze(3)
 
 
 class CellStem(nn.Module):

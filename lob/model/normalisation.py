@@ -41,6 +41,19 @@ def nearest_known(known: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     return before, after
 
 
+def states_to_known(known: Tensor) -> Tensor:
+    """Return the number of states to the nearest one in which a level is known, int64 (B, T, L).
+
+    known: bool (B, T, L). For a level that no state knows it is T.
+    """
+    states = known.shape[1]
+    time = torch.arange(states, device=known.device).view(1, -1, 1)
+    before, after = nearest_known(known)
+    since = torch.where(before < 0, states, time - before)
+    until = torch.where(after == states, states, after - time)
+    return torch.minimum(since, until)
+
+
 def interpolate_time(values: Tensor, known: Tensor) -> Tensor:
     """Fill `values` (B, T, ...) where not `known`, linearly in time between the nearest known ones.
 
