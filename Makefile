@@ -11,8 +11,8 @@ SAMPLE_RUN := --model_name=sample --model_size=small_cell_transformer --epochs=1
 # The folder of the run that the pipeline trained, as the trainer's first line names it.
 TRAINED = $$(sed -n '/^run  /{s/^run  *//p;q}' runs/pipeline.log)
 # The encoder that ships is scored on the windows that the newcomer's own is scored on.
-SHIPPED_TEST := --model_path=pretrained/small_cell --split_ratios="[0.7, 0.25, 0.05]" --probe_windows=0 \
-  --masks="['entry', 'span', 'patch', 'tail']" --pictures=False
+SAMPLE_TEST := --probe_windows=0 --masks="['entry', 'span', 'patch', 'tail']"
+SHIPPED_TEST := $(SAMPLE_TEST) --model_path=pretrained/small_cell --split_ratios="[0.7, 0.25, 0.05]" --pictures=False
 
 .PHONY: pipeline test bench bench-gpu prove pretrained tables figures
 
@@ -36,10 +36,10 @@ pipeline: .venv/installed
 	  echo "4/7 training"; $(BIN)/python fp8_ddp_trainer.py $(SAMPLE_RUN); \
 	  run=$(TRAINED); \
 	  echo "5/7 accuracy, of this encoder and of the one that ships"; \
-	  $(BIN)/python inference_testing.py --model_path="$$run"; \
+	  $(BIN)/python inference_testing.py $(SAMPLE_TEST) --model_path="$$run"; \
 	  $(BIN)/python inference_testing.py $(SHIPPED_TEST); \
 	  echo "6/7 comparison of runs"; $(BIN)/python training_results_analysis.py; \
-	  echo "7/7 export"; $(BIN)/python model_exporter.py --model_path="$$run"; } | tee -i runs/pipeline.log
+	  echo "7/7 export"; $(BIN)/python model_exporter.py --model_path="$$run" --parts="['encoder']"; } | tee -i runs/pipeline.log
 	@echo
 	@echo "order book states, window statistics, balanced sample, pictures   training_data/"
 	@echo "checkpoints, metrics, accuracy report                             runs/sample*/"

@@ -114,7 +114,7 @@ from lob.training.passes import Passes, windows_a_pass
 from lob.training.precision import build_encoder, check_dimensions, choose_precision
 from lob.training.run_folder import choose_folder, claim_run
 from lob.training.run_log import RunLog, show_progress
-from lob.training.samples import Dataset, Sampler, open_dataset
+from lob.training.samples import Dataset, Sampler, choose_epochs, open_dataset
 from lob.training.saving import Saver, check_resumable, load_newest, load_weights, resume
 from lob.training.scores import Judge, Predicted, Scores
 from lob.windows.splits import SPLITS
@@ -235,7 +235,7 @@ class Trainer:
         windows = config["batch_size"] * config["accumulation_steps"] * team.world  # of a step
         windows = self.saved.get("windows_a_step", windows)
         self.sampler = Sampler(self.data, config["seed"], windows, config["validation_windows"])
-        self.epochs = config["epochs"] or self.sampler.choose_epochs()
+        self.epochs = config["epochs"] or choose_epochs(self.sampler.windows_an_epoch)
 
         keys = ("temporal_dim", "causal", "dropout", "normalization", "fill")
         choices = {key: config[key] for key in keys}

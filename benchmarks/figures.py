@@ -24,7 +24,8 @@ from matplotlib.colors import ListedColormap, LogNorm
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks import labels
+from benchmarks import fill_figure, labels
+from benchmarks.fill_figure import WEIGHTS
 from benchmarks.report import RESULTS, ROOT
 from benchmarks.tables import Cells, read_cells, value_of
 from benchmarks.worth import (
@@ -44,12 +45,13 @@ FIGURES = ROOT / "docs" / "figures"
 SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"
 RESULT = RESULTS / "representation.json"
 SOURCES = {  # picture -> what it is drawn from
-    "worth.png": RESULT,
-    "probes.png": RESULT,
-    "masks.png": SAMPLE,
-    "book.png": SAMPLE,
-    "joint.png": SAMPLE,
-    "balanced.png": SAMPLE,
+    "worth.png": [RESULT],
+    "probes.png": [RESULT],
+    "fills.png": [SAMPLE, WEIGHTS, Path(fill_figure.__file__)],
+    "masks.png": [SAMPLE],
+    "book.png": [SAMPLE],
+    "joint.png": [SAMPLE],
+    "balanced.png": [SAMPLE],
 }
 WINDOW_AT = "2026-05-02T02:52:18"  # a window of the sample in which the price moves
 STATES = 256
@@ -64,6 +66,7 @@ def main() -> int:
     keep(draw_worth(cells), "worth.png")
     keep(draw_probes(cells), "probes.png")
     with prepare_sample() as (book, plots):
+        keep(fill_figure.draw_fills(book), "fills.png")
         keep(draw_masks(book), "masks.png")
         for name in ("book", "joint", "balanced"):
             keep(Image.open(plots / f"{book.pair}_{name}.png"), f"{name}.png")
@@ -73,7 +76,8 @@ def main() -> int:
 def describe_source(name: str) -> str:
     """A hash of a picture's data, of its words and of this file's text."""
     words = repr((labels.MASKS, labels.PROBES, labels.MARKETS, labels.SHORT_MARKETS))
-    text = SOURCES[name].read_bytes() + words.encode() + Path(__file__).read_bytes()
+    data = b"".join(path.read_bytes() for path in SOURCES[name])
+    text = data + words.encode() + Path(__file__).read_bytes()
     return hashlib.sha256(text).hexdigest()[:16]
 
 

@@ -24,6 +24,14 @@ BLOCK = re.compile(BEGIN + r".*?<!-- end -->", re.DOTALL)
 YEAR_SECONDS = 365 * 24 * 3600
 SAMPLE_RATE = 168_119 / 1_800  # states a second the shipped half hour of BTC/USD, a state a message
 BYTES_PER_LEVEL = 8  # int32 price in ticks and float32 size
+TRAINING_SHARE, STEP_WINDOWS = 0.7, 64  # of the trainer's defaults: split_ratios, batch_size
+RECORDINGS = {  # by their number of states
+    "a few minutes": 10_000,
+    "the shipped half hour": 168_119,
+    "some hours": 1_000_000,
+    "a year of one pair, a state every 0.3 s": 100_000_000,
+    "a year of ten pairs": 1_000_000_000,
+}
 BYTES_PER_STATE = 16  # int64 time, int32 best bid and best ask
 
 
@@ -103,7 +111,29 @@ def make_disk_table() -> list[str]:
     return format_table(["one state per", "states", "48 levels", "96 levels"], rows)
 
 
+def make_lengths_table() -> list[str]:
+    """What sampler and trainer choose by themselves, by the number of states of a recording."""
+    from lob.training.samples import FEWEST_STEPS, choose_epochs
+    from lob.windows.balancing import choose_stride, choose_windows
+
+    rows = []
+    for words, states in RECORDINGS.items():
+        windows = choose_windows(states)
+        steps_an_epoch = round(TRAINING_SHARE * windows) // STEP_WINDOWS
+        row = [f"{states:,} ({words})", f"{windows:,}", choose_stride(states, windows)]
+        if not steps_an_epoch:
+            rows.append([*row, "-", "-", "refused: fewer windows than a step has"])
+            continue
+        epochs = choose_epochs(steps_an_epoch * STEP_WINDOWS)
+        steps = epochs * steps_an_epoch
+        said = "warned of: too short" if steps < FEWEST_STEPS else "trained"
+        rows.append([*row, epochs, f"{steps:,}", said])
+    head = ["states", "windows drawn", "states apart, at least", "epochs", "steps", "the run is"]
+    return format_table(head, rows)
+
+
 KINDS = {
+    "lengths": make_lengths_table,
     "config": make_config_table,
     "disk": make_disk_table,
     "presets": make_presets_table,

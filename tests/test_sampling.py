@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lob.training.samples import HELD_OUT_EPOCH, Dataset, Sampler
+from lob.training.samples import HELD_OUT_EPOCH, Dataset, Sampler, choose_epochs
 
 WEIGHTS = np.array([0.3, 1.0, 2.5, 0.0, 3.75, 1.2, 0.25])
 
@@ -72,7 +72,7 @@ def test_samples_of_other_windows_or_weights_are_told_apart():
 @pytest.mark.parametrize(("windows", "epochs"), [(800, 30), (18_664, 9), (15_000_000, 1)])
 def test_the_length_of_a_run_follows_from_the_number_of_windows(windows, epochs):
     sampler = Sampler(dataset(np.ones(windows)), 0, 64)
-    assert sampler.choose_epochs() == epochs
+    assert choose_epochs(sampler.windows_an_epoch) == epochs
     said = sampler.describe_length(epochs, True)
     assert f"{windows // 64 * 64:,} windows" in said and "chosen" in said
     assert "warning" not in said

@@ -37,6 +37,15 @@ FEWEST_STEPS = 300  # of the optimizer: shorter runs have hardly left their begi
 REPEATS = 64  # drawn more often in one epoch, a window would have keys of the next window
 
 
+def choose_epochs(windows_an_epoch: int) -> int:
+    """Return how many epochs to train, if the user does not say.
+
+    A run then sees some SEEN_WINDOWS windows, but none of them more than MOST_EPOCHS times, and all
+    of them at least once.
+    """
+    return max(1, min(MOST_EPOCHS, round(SEEN_WINDOWS / windows_an_epoch)))
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Books, and the windows of each split: pair number, end row and weight, (W,) each.
@@ -211,14 +220,6 @@ class Sampler:
     def windows_an_epoch(self) -> int:
         """How many windows an epoch trains on: those of its whole steps."""
         return self.steps_an_epoch * self.windows_a_step
-
-    def choose_epochs(self) -> int:
-        """Return how many epochs to train, if the user does not say.
-
-        A run then sees some SEEN_WINDOWS windows, but none of them more than MOST_EPOCHS times, and
-        all of them at least once.
-        """
-        return max(1, min(MOST_EPOCHS, round(SEEN_WINDOWS / self.windows_an_epoch)))
 
     def describe_length(self, epochs: int, chosen: bool) -> str:
         """Return how long a run of so many epochs is, and whether that is too short."""
