@@ -41,8 +41,10 @@ from lob.results import make_row, read_rows
 from lob.training.run_folder import read_metrics
 
 PAIR = "BTC_USD"
+SPLIT_RATIOS = [0.6, 0.2, 0.2]
 MASKS = ("patch", "span", "tail", "entry")
 TRAINER = {
+    "split_ratios": SPLIT_RATIOS,
     "model_size": "small_cell_transformer",
     "epochs": 1,
     "batch_size": 4,
@@ -112,7 +114,12 @@ def make_sample(folder: Path, name: str, windows: int, minutes: dict[str, float]
         if not (data / part).exists():
             (data / part).symlink_to(first / part)
     if not (data / "balanced_samples").exists():
-        keys = {"data_dir": data, "windows": windows, "plots": False}
+        keys = {
+            "data_dir": data,
+            "windows": windows,
+            "split_ratios": SPLIT_RATIOS,
+            "plots": False,
+        }
         call("create_balanced_dataset.py", keys)
 
 
@@ -136,7 +143,7 @@ def score(
             "data_dir": folder.resolve() / "own_data",
             "runs_dir": runs,
             "model_path": model,
-            "split_ratios": [0.7, 0.25, 0.05],
+            "split_ratios": SPLIT_RATIOS,
             "masks": list(MASKS),
             "probe_windows": 0,
             "pictures": False,

@@ -23,7 +23,7 @@ from lob.plotting import EMPTY
 from lob.windows.splits import calendar_cuts, gather_windows
 
 WEIGHTS = ROOT / "pretrained" / "small_cell" / "model.safetensors"
-SPLIT_RATIOS = [0.7, 0.25, 0.05]  # the trainer's defaults, with which `make pipeline` scores
+SPLIT_RATIOS = [0.6, 0.2, 0.2]  # as in `make pipeline`
 MASK, SHARE = "patch", 0.25
 WINDOWS, BATCH = 48, 8
 METHODS = {
