@@ -13,6 +13,7 @@ config = {
     "data_dir": "bench",  # str: folder for depth_96/ and depth_40/
     "depths": [96, 40],  # list[int]: which of the two folders
     "roles": ["train", "validation", "test"],  # list[train | validation | test]: whose markets
+    "markets": None,  # list[str] | None: pairs of benchmarks/markets.py; None: all of these roles
     "copy": False,  # bool: copy the files instead of linking them, to take the folder elsewhere
     "parse": True,  # bool: run data_parser.py on what was laid out
     "workers": 0,  # int >= 0: as data_parser.py's
@@ -34,16 +35,22 @@ from lob.results import ROOT
 
 
 def main(config: dict) -> int:
-    unknown = {*config["depths"]} - {DEEP, SHALLOW}
-    if unknown or not config["depths"]:
+    if {*config["depths"]} - {DEEP, SHALLOW} or not config["depths"]:
         raise InputError(f"depths = {config['depths']} must be of {DEEP} and {SHALLOW}")
     source = Path(config["recordings"])
     wanted = [market for market in MARKETS if market.role in config["roles"]]
+    if config["markets"] is not None:
+        if not config["markets"] or {*config["markets"]} - {market.pair for market in wanted}:
+            raise InputError(
+                f"markets = {config['markets']} must be pairs of benchmarks/markets.py under the "
+                f"roles {', '.join(config['roles'])}"
+            )
+        wanted = [market for market in wanted if market.pair in config["markets"]]
     there = [market for market in wanted if not find_missing(source, market)]
     if not there:
         raise InputError(
-            f"recordings = {config['recordings']!r} holds no market of {', '.join(config['roles'])}"
-            f" whole, such as {wanted[0].files[0]}: set --recordings"
+            f"recordings = {config['recordings']!r} holds none of the markets whole; there is no "
+            f"{find_missing(source, wanted[0])[0]}, for one: set --recordings"
         )
     for market in wanted:
         if missing := find_missing(source, market):

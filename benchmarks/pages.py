@@ -138,6 +138,7 @@ KINDS = {
     "disk": make_disk_table,
     "presets": make_presets_table,
     "shipped": shipped.make_shipped_table,
+    "seeds": shipped.make_seeds_table,
     "worth": worth.make_worth_table,
     "verdicts": worth.make_verdicts,
     "speed": tables.make_speed_table,

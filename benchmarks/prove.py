@@ -6,20 +6,21 @@
 Needs parsed books and a balanced sample made with these `split_ratios`.
 
 - The recipe is the trainer's defaults changed by `recipe`. It is trained with several seeds, and
-  inference_testing.py scores each run. With `write` the medians over seeds are kept in
-  benchmarks/results/representation.json.
+  inference_testing.py scores each run. With `write` the medians over seeds, the minutes of data of
+  each pair and those that it cost are kept in benchmarks/results/<name>.json.
 - If a GPU has FP8, some seeds are trained in bf16 as well, and the losses are compared in pairs.
 - Each of `ablations` is trained and scored once, and kept in benchmarks/results/ablation.json.
 
 All GPUs work at the same time. The output of a run is in `runs_dir`/<name>.log, with a name such as
 fp8_0 or bf16_0. Runs that are already trained or scored there are not done again, and an
-interrupted one goes on.
+interrupted one goes on. Of a run that is done, its small files are enough (all but checkpoints and
+events): with them the seeds can be split over several machines, or over several hours.
 """
 
 config = {
     "data_dir": "training_data",  # str: folder that holds book_states/ and balanced_samples/
     "pairs": None,  # list[str] | None: pairs to train on; None: all sampled
-    "scored": None,  # list[str] | None: trained pairs to score; None: all
+    "scored": None,  # list[str] | None: trained pairs to score; None: all; []: none
     "unseen": None,  # list[str] | None: pairs that are only scored; None: none
     "split_ratios": [0.7, 0.25, 0.05],  # list[float | str]: as for the sample
     "recipe": {},  # dict: keys of fp8_ddp_trainer.py that differ from its defaults
@@ -29,9 +30,11 @@ config = {
     "ablations": {},  # dict: name of a variant -> keys of the trainer that differ from the recipe
     "runs_a_gpu": 2,  # int >= 1: runs at a time on a GPU: one compiles or is scored while the other
     #   computes
+    "checksums": True,  # bool: replay the recordings that hold checksums, for the summary line
     "headline": None,  # str | None: pair of the summary line; None: the first one that is scored
     "runs_dir": "runs/prove",  # str: folder of the runs
-    "write": False,  # bool: keep the result in benchmarks/results/representation.json
+    "name": "representation",  # str: name of the result
+    "write": False,  # bool: keep the result in benchmarks/results/<name>.json
 }
 
 from lob.config import InputError, counted, load_config, run
@@ -45,6 +48,7 @@ import os
 import queue
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -53,6 +57,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import ROOT, report
+from lob.book.states import Book, open_book
 from lob.process import count_cores
 from lob.results import make_row, read_rows
 from lob.training.precision import fp8_obstacle
@@ -71,6 +76,7 @@ METRICS = (
     "difference_untrained_high",
     "difference_ridge_low",
     "difference_ridge_high",
+    "windows",
     "blocks",
 )
 PROBE_METRICS = (
@@ -98,6 +104,7 @@ PROBE_METRICS = (
     "adds_high",
     "blocks",
 )
+COST = "cost.json"  # of a run: the minutes of its training and of its scoring
 Cells = dict[tuple[str, str], float]  # by case and metric
 
 
@@ -105,7 +112,10 @@ def main(config: dict) -> int:
     states = config["recipe"].get("temporal_dim", 256)
     data = open_dataset(config["data_dir"], config["pairs"], states, config["split_ratios"])
     trained = [book.pair for book in data.books]
-    scored = [*(config["scored"] or trained), *(config["unseen"] or [])]
+    known = trained if config["scored"] is None else config["scored"]
+    scored = [*known, *(config["unseen"] or [])]
+    if not scored:
+        raise InputError("scored = [] and unseen = None: name at least one pair to score")
     precision = pick_precision(config)
     runs = {}
     for seed in range(config["seeds"]):
@@ -119,15 +129,20 @@ def main(config: dict) -> int:
     device = read_device(next(iter(folders.values())))
     reports = [read_report(folders[f"{precision}_{seed}"]) for seed in range(config["seeds"])]
     rows = median_rows(reports, trained)
+    for pair in dict.fromkeys([*trained, *scored]):
+        book = open_book(Path(config["data_dir"]) / "book_states" / pair)
+        note = f"recorded, without gaps; {counted(book.rows, 'state')}"
+        rows.append(make_row(pair, "minutes", count_minutes(book), "min", note))
+    rows += cost_rows(list(folders.values()), config["runs_a_gpu"])
     losses = []
     for seed in paired:
         pair = folders[f"fp8_{seed}"], folders[f"bf16_{seed}"]
         losses.append((read_test_loss(pair[0]), read_test_loss(pair[1])))
     rows += loss_rows(losses)
-    result = report("representation", rows, config["write"], device)
+    result = report(config["name"], rows, config["write"], device)
     cells = {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
     headline = config["headline"] or scored[0]
-    checksums = replay_checksums()
+    checksums = replay_checksums() if config["checksums"] else "not replayed"
     print(summarise(headline, cells, checksums, data.shared_states, *compare_losses(losses)))
 
     rows = []
@@ -140,7 +155,11 @@ def main(config: dict) -> int:
 
 
 def pick_precision(config: dict) -> str:
-    """Return fp8 if the GPU has it, or if the runs were trained in it elsewhere; else auto."""
+    """Return the recipe's precision; else fp8 if the GPU has it, or if the runs were trained in it
+    elsewhere; else auto.
+    """
+    if "precision" in config["recipe"]:
+        return config["recipe"]["precision"]
     if (Path(config["runs_dir"]) / "fp8_0").exists():
         return "fp8"
     if not torch.cuda.is_available():
@@ -160,6 +179,36 @@ def median_rows(reports: list[list[dict]], trained: list[str]) -> list[dict[str,
             rows.append(make_row(case, f"{metric}_least", min(values), note=note))
             rows.append(make_row(case, f"{metric}_most", max(values), note=note))
     return rows
+
+
+def count_minutes(book: Book) -> float:
+    """Return the minutes between the first and the last state of each segment, summed up."""
+    ends = [*book.segment_starts[1:], book.rows]
+    spans = [
+        int(book.timestamps[end - 1] - book.timestamps[start])
+        for start, end in zip(book.segment_starts, ends, strict=True)
+    ]
+    return sum(spans) / 60e9
+
+
+def cost_rows(folders: list[Path], runs_a_gpu: int) -> list[dict[str, Any]]:
+    """Return rows of the minutes that a run took: medians, and the sum over all runs."""
+    costs = [json.loads((folder / COST).read_text()) for folder in folders]
+    note = f"{counted(len(folders), 'run')}, {runs_a_gpu} at a time on a GPU"
+    rows = []
+    for part in ("training", "scoring"):
+        minutes = [cost[part] for cost in costs]
+        rows.append(make_row("cost of a run", f"{part}_minutes", np.median(minutes), "min", note))
+    total = sum(cost["training"] + cost["scoring"] for cost in costs)
+    return [*rows, make_row("cost of all runs", "minutes", total, "min", note)]
+
+
+def keep_cost(folder: Path, training: float, scoring: float) -> None:
+    """Add minutes to those that a run took before."""
+    file = folder / COST
+    before = json.loads(file.read_text()) if file.exists() else {"training": 0.0, "scoring": 0.0}
+    cost = {"training": before["training"] + training, "scoring": before["scoring"] + scoring}
+    file.write_text(json.dumps(cost) + "\n")
 
 
 def loss_rows(losses: list[tuple[float | None, float | None]]) -> list[dict[str, Any]]:
@@ -202,9 +251,12 @@ def train_all(
     def work(name: str) -> Path:
         gpu = free.get()
         try:
+            began = time.monotonic()
             folder = train(config, name, every_run[name], trained, gpu)
+            ended = time.monotonic()
             if name in runs:
                 score(config, folder, scored, gpu)
+            keep_cost(folder, (ended - began) / 60, (time.monotonic() - ended) / 60)
             print(f"{name}: test loss {read_test_loss(folder)}", flush=True)
             return folder
         finally:

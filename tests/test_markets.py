@@ -80,6 +80,12 @@ def test_recordings_are_laid_out_by_market_and_parsed_at_their_depths(
     assert len(called) == 4 and {"--depth=96", "--depth=40"} <= {*called[0], *called[1]}
     assert all(word[2:].split("=")[0] in keys for words in called for word in words[2:])
     assert "ETHUSDT_USDM is left out: there is no binance/" in capsys.readouterr().out
+    called.clear()
+    lay(tmp_path, copy=copy, depths=[96], markets=["BTCUSDT_USDM_202408"])
+    assert len(called) == 1 and "--pairs=['BTCUSDT_USDM_202408']" in called[0]
+    for pairs in (["NONE"], ["BTCUSDT_USDM"], []):
+        with pytest.raises(InputError, match="must be pairs of benchmarks/markets"):
+            lay(tmp_path, markets=pairs, roles=["test"])
     monkeypatch.setattr(lay_recordings.subprocess, "call", lambda words: 2)
     with pytest.raises(InputError, match="stopped with status 2"):
         lay(tmp_path)

@@ -131,7 +131,7 @@ def rows_of_scores(scores: MaskScores) -> list[dict[str, Any]]:
         note = f"best untrained: {found.untrained.method}; best naive: {naive}"
         values = {f"{name}_error": error for name, error in found.errors.items() if name != OURS}
         values |= {"error": found.error, "median_error": found.median_error, "blocks": found.blocks}
-        values["trained_on"] = int(scores.trained_on)
+        values |= {"windows": scores.windows, "trained_on": int(scores.trained_on)}
         rivals: list[tuple[str, str, Rival | None]] = [
             ("untrained", "best_untrained_error", found.untrained),
             ("naive", "best_naive_error", found.naive),
