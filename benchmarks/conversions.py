@@ -10,13 +10,10 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 import pandas as pd
-
-from lob.config import InputError
 
 DECIMALS = 8  # of prices and sizes; no recording here has more
 COLUMNS = ["time", "type", "is_buy", "price", "size"]
@@ -101,26 +98,16 @@ def convert_orderbookmdp(files: Sequence[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=ORDER_COLUMNS)
 
 
-def import_rdata() -> Any:
-    """Return the package that reads R files. Raises InputError if it is not installed."""
-    try:
-        import rdata
-    except ImportError:
-        raise InputError(
-            "converting the recordings of obadiah needs the package rdata: "
-            "pip install -c constraints.txt rdata, or name other markets with --markets"
-        ) from None
-    return rdata
-
-
 def convert_obadiah(files: Sequence[Path], table: str) -> pd.DataFrame:
     """Changes of levels in a table of an R file: petr-fedorov/obadiah.
 
-    The rows of the first time are the whole book. Raises InputError without the package rdata.
+    The rows of the first time are the whole book.
     """
+    import rdata  # not among the requirements: two recordings need it
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it has no constructor for R's times: they stay seconds
-        found = import_rdata().read_rda(files[0])[table]
+        found = rdata.read_rda(files[0])[table]
     seconds = found["timestamp"].to_numpy(float)
     rows = {
         "time": np.round(seconds * 1e6).astype("datetime64[us]"),

@@ -34,8 +34,9 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Sequence
+from importlib.util import find_spec
 
-from benchmarks.conversions import import_rdata, write_coinapi
+from benchmarks.conversions import write_coinapi
 from benchmarks.markets import MARKETS, Market
 from benchmarks.originals import OBADIAH, RECORDINGS, Original, Recording
 from lob.storage import new_file
@@ -49,8 +50,11 @@ def main(config: dict) -> None:
     files = [file for market in markets for file in market.files]
     wanted = {file for file in files if not is_laid(folder / file, RECORDINGS[file])}
     originals = {original for file in wanted for original in RECORDINGS[file].originals}
-    if OBADIAH in originals:
-        import_rdata()  # said before anything is fetched
+    if OBADIAH in originals and find_spec("rdata") is None:
+        raise InputError(
+            "converting the recordings of obadiah needs the package rdata: "
+            "pip install -c constraints.txt rdata, or name other markets with --markets"
+        )
     size = sum(original.size for original in originals) / 1e6
     print(f"to fetch: {counted(len(originals), 'public file')}, {size:,.1f} MB", flush=True)
     for market in markets:
