@@ -86,16 +86,13 @@ def make_seeds_table() -> list[str]:
 
 def say_seeds(values: Values, case: str) -> list[str]:
     """Return the cells of a case: the encoder's errors, its rivals', and the interval."""
-    error, least, most, ridge, untrained, low, high = (
-        format_value(values[case, name]) if (case, name) in values else "?"
-        for name in (
-            "error",
-            "error_least",
-            "error_most",
-            "ridge_error",
-            "best_untrained_error",
-            "difference_ridge_low",
-            "difference_ridge_high",
+
+    def show(*metrics: str) -> str:
+        # A single seed has no least and no most.
+        return " to ".join(
+            format_value(values.get((case, metric), values[case, "error"])) for metric in metrics
         )
-    )
-    return [error, f"{least} to {most}", ridge, untrained, f"{low} to {high}"]
+
+    rivals = [show("ridge_error"), show("best_untrained_error")]
+    interval = show("difference_ridge_low", "difference_ridge_high")
+    return [show("error"), show("error_least", "error_most"), *rivals, interval]

@@ -363,14 +363,16 @@ def test_tables_are_read_from_a_file_of_r(tmp_path) -> None:
     assert conversions.write_coinapi(rows) == as_file(OBADIAH_ROWS)
 
 
-def test_without_the_package_for_r_nothing_is_fetched(tmp_path, server, monkeypatch) -> None:
+def test_without_the_package_for_r_its_markets_are_left_out(tmp_path, server, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rdata", None)
     monkeypatch.setattr(download, "OBADIAH", download.RECORDINGS["binance/a.gz"].originals[0])
-    fetch(tmp_path, server, ["MADE"])
-    Server.asked.clear()
-    with pytest.raises(InputError, match="needs the package rdata: pip install -c constraints"):
-        fetch(tmp_path, server)
+    with pytest.raises(InputError, match="PLAIN needs the package rdata: pip install -c constr"):
+        fetch(tmp_path, server, ["MADE", "PLAIN"])
     assert Server.asked == []
+    fetch(tmp_path, server)
+    said = capsys.readouterr().out
+    assert "left out: PLAIN needs the package rdata" in said and "to fetch: 5 public" in said
+    assert not (tmp_path / "binance").exists() and (tmp_path / "coinapi").exists()
 
 
 def test_the_table_has_files_of_the_markets_alone() -> None:

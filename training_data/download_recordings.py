@@ -49,12 +49,14 @@ def main(config: dict) -> None:
     markets = choose(config["markets"])
     files = [file for market in markets for file in market.files]
     wanted = {file for file in files if not is_laid(folder / file, RECORDINGS[file])}
-    originals = {original for file in wanted for original in RECORDINGS[file].originals}
-    if OBADIAH in originals and find_spec("rdata") is None:
-        raise InputError(
-            "converting the recordings of obadiah needs the package rdata: "
-            "pip install -c constraints.txt rdata, or name other markets with --markets"
-        )
+    if find_spec("rdata") is None:
+        markets = without_r(markets, wanted, config["markets"] is None)
+    originals = {
+        original
+        for market in markets
+        for file in wanted.intersection(market.files)
+        for original in RECORDINGS[file].originals
+    }
     size = sum(original.size for original in originals) / 1e6
     print(f"to fetch: {counted(len(originals), 'public file')}, {size:,.1f} MB", flush=True)
     for market in markets:
@@ -66,7 +68,7 @@ def main(config: dict) -> None:
             else:
                 print(f"{folder / file} is already there")
     if others := len(MARKETS) - len(find_public()):
-        print(f"{counted(others, 'other market')} of benchmarks/markets.py: docs/running.md")
+        print(f"{counted(others, 'other market')} of benchmarks/markets.py cannot be fetched")
     print(f"next: python -m benchmarks.lay_recordings --recordings={folder}")
 
 
@@ -84,6 +86,25 @@ def choose(pairs: Sequence[str] | None) -> list[Market]:
             f"markets = {unknown} cannot be fetched; name some of these: {', '.join(public)}"
         )
     return list(public.values()) if pairs is None else [public[pair] for pair in pairs]
+
+
+def without_r(markets: list[Market], wanted: set[str], all_of_them: bool) -> list[Market]:
+    """Return the markets without those that a missing package has to read.
+
+    Raises InputError if such a market was named.
+    """
+    need = [
+        market
+        for market in markets
+        if any(OBADIAH in RECORDINGS[file].originals for file in wanted.intersection(market.files))
+    ]
+    if need:
+        pairs = ", ".join(market.pair for market in need)
+        said = f"{pairs} needs the package rdata: pip install -c constraints.txt rdata"
+        if not all_of_them:
+            raise InputError(f"{said}, or leave it out of --markets")
+        print(f"left out: {said}")
+    return [market for market in markets if market not in need]
 
 
 def is_laid(file: Path, recording: Recording) -> bool:
@@ -135,6 +156,7 @@ def keep(folder: Path, original: Original, endpoint: str | None) -> Path:
 def fetch(original: Original, endpoint: str | None) -> bytes:
     """Return a public file. Raises InputError if it does not come as it must be."""
     host = original.host if endpoint is None else endpoint.rstrip("/")
+    named = host if endpoint is None else f"endpoint = {endpoint!r}"
     url = f"{host}/{original.path}"
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
@@ -146,8 +168,8 @@ def fetch(original: Original, endpoint: str | None) -> bytes:
         ) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise InputError(
-            f"endpoint = {host!r} does not answer ({error}): check the network and try again, or "
-            "name a mirror with --endpoint"
+            f"{named} does not answer ({error}): check the network and try again, or name a mirror "
+            "with --endpoint"
         ) from None
     found = hashlib.sha256(data).hexdigest()
     if found != original.sha256:
