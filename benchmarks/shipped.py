@@ -86,13 +86,22 @@ def make_seeds_table() -> list[str]:
 
 def say_seeds(values: Values, case: str) -> list[str]:
     """Return the cells of a case: the encoder's errors, its rivals', and the interval."""
-
-    def show(*metrics: str) -> str:
-        # A single seed has no least and no most.
-        return " to ".join(
-            format_value(values.get((case, metric), values[case, "error"])) for metric in metrics
+    error, ridge, untrained, low, high = (
+        values[case, name]
+        for name in (
+            "error",
+            "ridge_error",
+            "best_untrained_error",
+            "difference_ridge_low",
+            "difference_ridge_high",
         )
-
-    rivals = [show("ridge_error"), show("best_untrained_error")]
-    interval = show("difference_ridge_low", "difference_ridge_high")
-    return [show("error"), show("error_least", "error_most"), *rivals, interval]
+    )
+    # A single seed has neither a least nor a most.
+    least, most = (values.get((case, f"error_{name}"), error) for name in ("least", "most"))
+    return [
+        format_value(error),
+        f"{format_value(least)} to {format_value(most)}",
+        format_value(ridge),
+        format_value(untrained),
+        f"{format_value(low)} to {format_value(high)}",
+    ]
