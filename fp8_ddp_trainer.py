@@ -26,12 +26,14 @@ config = {
     # model
     "model_name": "pretrained_ddp",  # str: name of the run's folder
     "model_size": "cell_transformer",  # cell_transformer | small_cell_transformer |
-    #   tiny_transformer | medium_transformer | deep_narrow_transformer | wide_transformer: preset
+    #   medium_cell_transformer | tiny_transformer | medium_transformer |
+    #   deep_narrow_transformer | wide_transformer: preset
     "normalization": "book",  # book | minmax: log ticks from the mid and log sizes,
     #   or the published reference's scaling of each window
     "fill": "ladder",  # ladder | linear | none: stands in for a hidden value, and the network
     #   corrects it; ladder: the size seen before and after at its price; linear: in time
     "causal": False,  # bool: attend to earlier states only
+    "context": [],  # list[clock | shuffled_clock | size | tick | flow] | []: lob/model/context.py
     "dropout": 0.1,  # >= 0 and < 1: share dropped in attention and after each block
     # task
     "mask_mode": "mix",  # mix | entry | level | span | span64 | patch | tail:
@@ -144,7 +146,7 @@ def check_config(config: dict) -> dict:
     """Return the config with Azure's folders put in. Raises InputError if it is impossible."""
     if config["load_model"] and config["model_path"] is None:
         raise InputError("load_model = True needs model_path: the checkpoint to begin with")
-    encoder_config(config["model_size"], fill=config["fill"])
+    encoder_config(config["model_size"], fill=config["fill"], context=config["context"])
     if config["azure"]:
         disk = find_disk(config["azure_data_root"], "azure_data_root")
         config = config | {key: str(disk / config[key]) for key in ("data_dir", "runs_dir")}
@@ -194,11 +196,12 @@ def apply_mask(
     mask_percentage: float,
     mask_mode: str,
     encoder: EncoderConfig,
+    times_ns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hide values of windows from the network. Edit this function to hide others.
 
     price_ticks, sizes: (B, T, L), T book states of L levels; keys: int64 (B,), a random number for
-    each window that fixes its mask. Returns
+    each window that fixes its mask; times_ns: (B, T), of the states, never hidden. Returns
 
     - tokens: what the network sees; a hidden value is 0 there, and its mask bit is 1;
     - base: the first guess of each value (the fill); the network adds its corrections to it;
@@ -212,7 +215,7 @@ def apply_mask(
     """
     _, states, levels = price_ticks.shape
     mask = make_mask(keys, states, levels, mask_percentage, mask_mode)
-    tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, encoder)
+    tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, encoder, times_ns)
     return tokens, base, values, mask
 
 
@@ -237,7 +240,7 @@ class Trainer:
         self.sampler = Sampler(self.data, config["seed"], windows, config["validation_windows"])
         self.epochs = config["epochs"] or choose_epochs(self.sampler.windows_an_epoch)
 
-        keys = ("temporal_dim", "causal", "dropout", "normalization", "fill")
+        keys = ("temporal_dim", "causal", "dropout", "normalization", "fill", "context")
         choices = {key: config[key] for key in keys}
         choices |= {"depth": config["depth_dim"], "outlook": config["outlook"] > 0}
         self.encoder = encoder_config(config["model_size"], **choices)
@@ -284,10 +287,10 @@ class Trainer:
         parts = self.precision, self.sampler, self.passes, self.team, self.progress
         self.log.describe(self.config["model_size"], *parts, epochs_left, length)
 
-    def predict(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> Predicted:
+    def predict(self, price_ticks: Tensor, sizes: Tensor, times: Tensor, keys: Tensor) -> Predicted:
         """Hide values of windows; return prediction, targets, mask and fill, (B, T, L, F) each."""
         task = self.config["mask_perc"], self.config["mask_mode"], self.encoder
-        tokens, base, values, mask = apply_mask(price_ticks, sizes, keys, *task)
+        tokens, base, values, mask = apply_mask(price_ticks, sizes, keys, *task, times)
         with self.precision.autocast():
             # FP8 begins and ends here (and in outlook_loss): in this block, and in the backward
             # pass of what it computed, Transformer Engine's layers multiply in FP8. In other
@@ -295,19 +298,21 @@ class Trainer:
             prediction = self.model(tokens, base)
         return prediction, values, mask, base
 
-    def micro_step(self, price_ticks: Tensor, sizes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def micro_step(
+        self, price_ticks: Tensor, sizes: Tensor, times: Tensor, keys: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Add the gradients of one pass; return its summed loss and its count of hidden values.
 
         On a GPU this whole function is captured as one CUDA graph (lob/training/passes.py).
         """
         config = self.config
         variations = config["mirror"], config["slow"], config["size_noise"]
-        price_ticks, sizes = augment(price_ticks, sizes, keys, *variations)
-        prediction, values, mask, _ = self.predict(price_ticks, sizes, keys)
+        windows = augment(price_ticks, sizes, times, keys, *variations)
+        prediction, values, mask, _ = self.predict(*windows, keys)
         loss, hidden = masked_loss(prediction, values, mask, config["loss"])
         (loss / self.nominal).backward()
         if config["outlook"]:  # a second forward pass: no mask, and the last states cut off
-            error, asked = outlook_loss(self.model, self.precision, price_ticks, sizes)
+            error, asked = outlook_loss(self.model, self.precision, *windows)
             share = asked / len(price_ticks)
             weight = config["outlook"] / (share * self.sampler.windows_a_step)
             (weight * error).backward()

@@ -70,7 +70,7 @@ from lob.evaluation.ridge import Ridges, fit_ridges
 from lob.evaluation.scoring import Masking, MaskScores, compare, score, take_windows
 from lob.evaluation.selection import Selection, balanced_ends, evenly_spaced
 from lob.model.checkpoint import describe_step, find_checkpoint, load_model, run_folder
-from lob.model.embedding import WindowEncoder
+from lob.model.embedding import window_encoder
 from lob.model.encoder import BookEncoder
 from lob.model.masking import trained_on
 from lob.process import drawing
@@ -346,7 +346,7 @@ def time_variants(config: dict, model: BookEncoder, book: Book) -> list[dict]:
     devices = [config["device"]]
     if config["device"] == "auto":
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    windows = latency.example_windows(book, model.config.temporal_dim, latency.BATCHES["cuda"][-1])
+    windows = latency.example_windows(book, model.config, latency.BATCHES["cuda"][-1])
     rows = []
     for found in latency.benchmark(model, windows, config["latency_runs"], devices):
         print(f"{found[0]['case']:<24}  {report.show_speed(found)}", flush=True)
@@ -358,8 +358,8 @@ def time_embedding(
     config: dict, model: BookEncoder, device: torch.device, book: Book
 ) -> list[dict]:
     """Return rows of the eager encoder's latency on the device of the test."""
-    windows = latency.example_windows(book, model.config.temporal_dim, config["batch_size"])
-    encode = latency.through(device, WindowEncoder(model, "last"))
+    windows = latency.example_windows(book, model.config, config["batch_size"])
+    encode = latency.through(device, window_encoder(model, "last"))
     return latency.time_encoder(f"latency/{device.type}", encode, windows, config["latency_runs"])
 
 

@@ -83,11 +83,17 @@ from lob.export.pretrained import check_folder, choose_scores, write_pretrained
 from lob.export.program import ENDINGS, about, write_program
 from lob.model.card import GIVEN, read_card
 from lob.model.checkpoint import describe_step, find_checkpoint, load_model, run_folder
-from lob.model.embedding import Reconstruction, WindowEncoder, embed_windows, in_bf16
+from lob.model.embedding import (
+    Reconstruction,
+    WindowEncoder,
+    embed_windows,
+    in_bf16,
+    window_encoder,
+)
 from lob.model.encoder import BookEncoder, EncoderConfig, count_parameters
 from lob.results import read_rows
 from lob.storage import FORMAT_VERSION, check_writable, find_pairs, format_bytes, new_table
-from lob.windows.splits import gather_windows, strided_ends, window_ends
+from lob.windows.splits import gather_times, gather_windows, strided_ends, window_ends
 
 # Keys of the trainer that name a run or a place and are no part of its recipe.
 PLACES = ("data_dir", "runs_dir", "azure_data_root", "model_name", "resume")
@@ -164,6 +170,16 @@ def check_encoder(config: dict, encoder: EncoderConfig) -> None:
             "pooling = 'all', but this encoder's embeddings of earlier states contain their future:"
             " train one with --causal=True --normalization=book, or set --pooling=last"
         )
+    if "shuffled_clock" in encoder.context and config["formats"]:
+        raise InputError(
+            "this encoder was trained with shuffled_clock, a control: a window's vector depends on "
+            "the other windows of its batch; set --model_path to another one"
+        )
+    if encoder.reads_times and "actor_critic" in config["parts"] and config["formats"]:
+        raise InputError(
+            "the part actor_critic takes no times of states, which this encoder reads: "
+            "set --parts=\"['encoder']\""
+        )
     too_large = 4 * count_parameters(encoder) > 2**31
     if too_large and "onnx" in config["formats"] and "fp32" in config["precisions"]:
         raise InputError(
@@ -191,11 +207,14 @@ def find_inputs(config: dict, encoder: EncoderConfig) -> dict[str, tuple[Tensor,
         windows = torch.from_numpy(price_ticks.astype(np.int64)), torch.from_numpy(sizes)
         mask = torch.zeros((*sizes.shape, 2), dtype=torch.bool)
         mask[:, ::3, ::2] = True
+        times: tuple[Tensor, ...] = ()
+        if encoder.reads_times:
+            times = (torch.from_numpy(gather_times(book, spread_out, states)),)
         generator = torch.Generator().manual_seed(0)
         state = torch.randn(count, config["state_features"], generator=generator)
         return {
-            "encoder": windows,
-            "reconstruction": (*windows, mask),
+            "encoder": (*windows, *times),
+            "reconstruction": (*windows, mask, *times),
             "actor_critic": (*windows, state),
         }
     raise InputError(
@@ -253,7 +272,7 @@ def make_part(
     encoder = copy.deepcopy(encoder) if precision == "fp32" else in_bf16(encoder)
     encoder.requires_grad_(False)
     if part == "encoder":
-        return WindowEncoder(encoder, config["pooling"]).eval().to(device)
+        return window_encoder(encoder, config["pooling"]).eval().to(device)
     if part == "reconstruction":
         return Reconstruction(encoder).eval().to(device)
     policy = ActorCritic(
@@ -291,6 +310,9 @@ def describe(
     }
     if part == "reconstruction":
         inputs["mask"] = field("bool", [*window, 2], "True where price (0) or size (1) is hidden")
+    if encoder.reads_times:
+        inputs["times_ns"] = field("int64", window[:2], "time of each state in ns, not falling")
+    if part == "reconstruction":
         outputs = {
             "predicted_price_ticks": field("float64", window, "price in ticks, not rounded"),
             "predicted_sizes": field("float32", window, "size"),

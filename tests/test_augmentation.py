@@ -1,5 +1,6 @@
 """Varied training windows are books that could have been, and are fixed by their key."""
 
+import numpy as np
 import pytest
 import torch
 from test_ladder import moving_book
@@ -33,7 +34,8 @@ def test_mirrored_windows_exchange_bids_and_asks_and_stay_books():
 
 def test_slowed_windows_pass_the_recorded_states_in_order():
     price_ticks, sizes = moving_book(16, states=64, levels=24)
-    slowed, slowed_sizes = slow_down(price_ticks, sizes, keys(16), 1.0)
+    times = torch.arange(64).square().expand(16, -1) * 1_000_000
+    slowed, slowed_sizes, slowed_times = slow_down(price_ticks, sizes, times, keys(16), 1.0)
     assert slowed[:, -1].equal(price_ticks[:, -1]) and slowed_sizes[:, -1].equal(sizes[:, -1])
     for window in range(16):
         resting = set(pairs_of(price_ticks[window], sizes[window]))
@@ -43,8 +45,15 @@ def test_slowed_windows_pass_the_recorded_states_in_order():
                 at += 1
             found = pairs_of(slowed[window, state], slowed_sizes[window, state])
             assert resting.issuperset(found)
+    passed = slowed_times[:, -1:] - slowed_times  # since the state that is k / speed states back
+    for speed in (2, 3, 4):
+        mine = passed[:, -1 - speed] == times[0, -1] - times[0, -2]
+        back = np.interp(63 - np.arange(63, -1, -1) / speed, range(64), times[0].numpy())
+        expected = np.broadcast_to(back, (int(mine.sum()), 64))
+        assert len(expected)
+        np.testing.assert_allclose(slowed_times[mine].numpy(), expected, atol=1e3)
     drift = torch.arange(64).view(1, 64, 1)
-    slowed, _ = slow_down(price_ticks + 100 * drift, sizes, keys(16), 1.0)
+    slowed, _, _ = slow_down(price_ticks + 100 * drift, sizes, times, keys(16), 1.0)
     passed = {len(set(window[:, 0].tolist())) for window in slowed}  # about 64 / 2, 64 / 3, 64 / 4
     assert passed <= {33, 32, 22, 23, 16, 17} and len(passed) >= 3
 
@@ -53,7 +62,8 @@ def test_slowed_windows_pass_the_recorded_states_in_order():
 def test_as_many_windows_are_slowed_down_as_asked_for(share):
     price_ticks, sizes = moving_book(1, states=16, levels=8)
     sizes = torch.arange(16.0).view(1, 16, 1).expand(2000, -1, 8)
-    _, slowed = augment(price_ticks.expand(2000, -1, -1), sizes, keys(2000), False, share, 0.0)
+    windows = price_ticks.expand(2000, -1, -1), sizes, torch.zeros(2000, 16, dtype=torch.long)
+    _, slowed, _ = augment(*windows, keys(2000), False, share, 0.0)
     assert (slowed != sizes).any(dim=(1, 2)).float().mean() == pytest.approx(share, abs=0.03)
 
 
@@ -74,9 +84,10 @@ def test_sizes_vary_by_price_in_half_the_windows():
 
 def test_no_variation_of_a_window_tells_of_another():
     price_ticks, sizes = (x.expand(4000, -1, -1) for x in moving_book(1, states=16, levels=8))
+    times = torch.zeros(4000, 16, dtype=torch.long)
     ways = [(True, 0.0, 0.0), (False, 0.5, 0.0), (False, 0.0, 1.5)]
     varied = [
-        (augment(price_ticks, sizes, keys(4000), *way)[1] != sizes).any(dim=(1, 2)).float()
+        (augment(price_ticks, sizes, times, keys(4000), *way)[1] != sizes).any(dim=(1, 2)).float()
         for way in ways
     ]
     correlations = torch.corrcoef(torch.stack(varied)) - torch.eye(3)
@@ -85,7 +96,8 @@ def test_no_variation_of_a_window_tells_of_another():
 
 def test_a_window_is_varied_by_its_key_alone():
     price_ticks, sizes = moving_book(8, states=32, levels=16)
-    together = augment(price_ticks, sizes, keys(8), True, 0.5, 1.5)
-    alone = augment(price_ticks[5:6], sizes[5:6], keys(8)[5:6], True, 0.5, 1.5)
+    windows = price_ticks, sizes, torch.arange(32).expand(8, -1) * 10**7
+    together = augment(*windows, keys(8), True, 0.5, 1.5)
+    alone = augment(*(x[5:6] for x in windows), keys(8)[5:6], True, 0.5, 1.5)
     assert all(a[5:6].equal(b) for a, b in zip(together, alone, strict=True))
     assert (together[0].diff(dim=2) > 0).all()

@@ -241,7 +241,7 @@ def test_a_graph_with_its_copies_gives_the_embedding_of_eager_layers(monkeypatch
     monkeypatch.setattr(latency.Graph, "seconds", seconds)
     torch.manual_seed(0)
     encoder = lively(BookEncoder(encoder_config("tiny_transformer", depth=24)))
-    model = latency.WindowEncoder(encoder, "last").cuda().eval()
+    model = latency.window_encoder(encoder, "last").cuda().eval()
     windows = moving_book(4)
     with torch.inference_mode():
         wanted = model(*(x.cuda() for x in windows)).cpu()

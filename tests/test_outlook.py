@@ -89,18 +89,19 @@ def trainer_of(outlook: float, windows_a_step: int = 8) -> tuple[Trainer, tuple]
     made.model = BookEncoder(made.encoder)
     made.sampler = SimpleNamespace(windows_a_step=windows_a_step)
     made.nominal = windows_a_step * 0.25 * STATES * LEVELS * 2
-    return made, (price_ticks, sizes, window_keys(0, 0, torch.arange(8)))
+    times = torch.arange(STATES).expand(8, -1) * 10**7
+    return made, (price_ticks, sizes, times, window_keys(0, 0, torch.arange(8)))
 
 
-def error_of(made: Trainer, price_ticks: torch.Tensor, sizes: torch.Tensor) -> float:
+def error_of(made: Trainer, *windows: torch.Tensor) -> float:
     """Return the mean error of the outlook."""
-    error, asked = outlook_loss(made.model, made.precision, price_ticks, sizes)
+    error, asked = outlook_loss(made.model, made.precision, *windows)
     return float(error.detach()) / asked
 
 
 def test_the_vector_learns_the_outlook_and_the_masked_loss_stays_what_it_was():
     (made, windows), (plain, _) = trainer_of(0.5), trainer_of(0.0)
-    before = error_of(made, *windows[:2])
+    before = error_of(made, *windows[:3])
     optimizer = torch.optim.Adam(made.model.parameters(), lr=3e-3)
     losses = [[float(x) for x in each.micro_step(*windows)] for each in (made, plain)]
     assert losses[0] == pytest.approx(losses[1])
@@ -110,7 +111,7 @@ def test_the_vector_learns_the_outlook_and_the_masked_loss_stays_what_it_was():
         optimizer.step()
         optimizer.zero_grad()
         made.micro_step(*windows)
-    assert error_of(made, *windows[:2]) < before / 2
+    assert error_of(made, *windows[:3]) < before / 2
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
@@ -126,7 +127,7 @@ def test_its_weight_does_not_depend_on_how_many_windows_a_pass_has(size):
 
 
 def test_what_is_to_be_foretold_is_not_shown():
-    made, (price_ticks, sizes, _) = trainer_of(0.5)
+    made, (price_ticks, sizes, times, _) = trainer_of(0.5)
     shown = []
 
     def encode(tokens: torch.Tensor) -> torch.Tensor:
@@ -134,8 +135,8 @@ def test_what_is_to_be_foretold_is_not_shown():
         return tokens.new_zeros(len(tokens), STATES, 64)
 
     made.model.encode = encode
-    outlook_loss(made.model, made.precision, price_ticks, sizes)
-    changed = price_ticks.clone(), sizes.clone()
+    outlook_loss(made.model, made.precision, price_ticks, sizes, times)
+    changed = price_ticks.clone(), sizes.clone(), times
     changed[0][:, -AHEAD:] += 7
     changed[1][:, -AHEAD:] *= 3
     outlook_loss(made.model, made.precision, *changed)

@@ -280,7 +280,7 @@ def test_the_encoder_is_timed_as_it_can_be_run(monkeypatch):
     for variant in ("eager", "torchscript"):
         assert 0 < cells[f"latency/cpu/{variant}", "p50"] <= cells[f"latency/cpu/{variant}", "p99"]
         assert cells[f"latency/cpu/{variant}", "windows_per_second"] > 0
-    encode = latency.WindowEncoder(model, "last")
+    encode = latency.window_encoder(model, "last")
     traced = latency.VARIANTS["torchscript"](encode, *(x[:1] for x in price_sizes))
     with torch.inference_mode():
         torch.testing.assert_close(traced(*price_sizes), encode(*price_sizes))

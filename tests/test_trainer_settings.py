@@ -117,7 +117,7 @@ def test_an_edited_apply_mask_changes_what_is_trained(sampled, tmp_path):
     before = float(metrics(run, "validation")[0]["validation_loss"])
     made = trainer(sampled, tmp_path, loss="mae", fill="none")
     error, count = 0.0, 0
-    for price_ticks, sizes, _ in made.passes.load(made.sampler.held_out(1, 16)):
+    for price_ticks, sizes, *_ in made.passes.load(made.sampler.held_out(1, 16)):
         mask = torch.zeros(*sizes.shape, 2, dtype=torch.bool)
         mask[:, :, 8, 1] = True
         tokens, base, values, _ = build_inputs(price_ticks, sizes, mask, made.encoder)
@@ -140,8 +140,8 @@ def test_losses_are_means_over_hidden_values(sampled, tmp_path, loss):
     """Loss and gradient of the head's bias are compared with those of predictions and masks."""
     made = trainer(sampled, tmp_path, loss=loss, fill="none")
     batch = next(made.sampler.training(0, 0, passes=2))
-    ((price_ticks, sizes, keys),) = made.passes.load([batch])
-    predicted = made.predict(price_ticks, sizes, keys)
+    (windows,) = made.passes.load([batch])
+    predicted = made.predict(*windows)
     prediction, values, mask, _ = (t.detach().numpy() for t in predicted)
     found = made.passes.run(*next(made.passes.windows([batch]))).numpy()
     error = (prediction - values).astype(np.float64)
@@ -178,7 +178,7 @@ def test_losses_are_split_by_field_and_by_the_mask_that_a_window_got(sampled, tm
     made = trainer(sampled, tmp_path, fill=fill, mask_mode="mix")
     scores = made.evaluate(1)
     squares: dict[str, list[np.ndarray]] = {}
-    for price_ticks, sizes, keys in made.passes.load(made.sampler.held_out(1, 16)):
+    for price_ticks, sizes, _, keys in made.passes.load(made.sampler.held_out(1, 16)):
         encoder = replace(made.encoder, fill="ladder")
         choice = uniform(scramble(keys), 1)[:, 0].numpy()
         names = np.select([choice < 0.4375, choice < 0.75, choice < 0.9375], [5, 3, 6], 0)
@@ -333,8 +333,8 @@ def test_masks_follow_mode_share_and_seed(sampled, tmp_path):
     tasks = [(0, "entry", 0.25), (1, "entry", 0.25), (0, "tail", 0.25), (0, "entry", 0.6)]
     for seed, mode, share in tasks:
         made = trainer(sampled, tmp_path, seed=seed, mask_mode=mode, mask_perc=share)
-        ((price_ticks, sizes, keys),) = made.passes.load(made.sampler.held_out(1, 64)[:1])
-        mask = made.predict(price_ticks, sizes, keys)[2]
+        (windows,) = made.passes.load(made.sampler.held_out(1, 64)[:1])
+        mask = made.predict(*windows)[2]
         assert float(mask.float().mean()) == pytest.approx(share, abs=0.01)
         found[seed, mode, share] = mask
     assert not torch.equal(found[0, "entry", 0.25], found[1, "entry", 0.25])

@@ -29,13 +29,17 @@ class Hidden:
     anchor_ticks: Tensor  # int64 (B, 1, 1), a visible price of the window
     values: Tensor  # float32 (B, T, L, K), the true columns
     known: Tensor  # bool (B, T, L, K), True where visible
+    times_ns: Tensor | None  # int64 (B, T), of the states, which are never hidden
 
 
-def hide(price_ticks: Tensor, sizes: Tensor, mask: Tensor) -> Hidden:
+def hide(
+    price_ticks: Tensor, sizes: Tensor, mask: Tensor, times_ns: Tensor | None = None
+) -> Hidden:
     """Return windows, int and float (B, T, L), and their mask, bool (B, T, L, F), as `Hidden`."""
     price_ticks, sizes = price_ticks.to(torch.int64), sizes.float()
     anchor = fit(price_ticks, sizes, mask, "book")["anchor_ticks"]
-    return Hidden(price_ticks, sizes, mask, anchor, to_columns(price_ticks, sizes, anchor), ~mask)
+    columns = to_columns(price_ticks, sizes, anchor)
+    return Hidden(price_ticks, sizes, mask, anchor, columns, ~mask, times_ns)
 
 
 def to_columns(price_ticks: Tensor, sizes: Tensor, anchor_ticks: Tensor) -> Tensor:

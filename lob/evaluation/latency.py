@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lob.book.states import Book
 from lob.evaluation.selection import evenly_spaced
-from lob.model.embedding import WindowEncoder
-from lob.model.encoder import BookEncoder
+from lob.model.embedding import WindowEncoder, window_encoder
+from lob.model.encoder import BookEncoder, EncoderConfig
 from lob.results import make_row
-from lob.windows.splits import gather_windows, window_ends
+from lob.windows.splits import gather_times, gather_windows, window_ends
 
 # Options of torch.compile that search for the fastest kernels. They are timed by the profiler: on a
 # host that launches slowly a plain timing sees only the launches.
@@ -29,21 +29,24 @@ SEARCH = {
     "profile_bandwidth_with_do_bench_using_profiling": True,
 }
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 16, 256)}  # device -> batch sizes that are timed
-Encode = Callable[[Tensor, Tensor], Tensor]  # price ticks and sizes, (B, T, L) -> embeddings (B, D)
+Windows = tuple[Tensor, ...]  # price ticks and sizes, (B, T, L), and for some encoders times (B, T)
+Encode = Callable[..., Tensor]  # windows -> embeddings (B, D)
 
 
-def example_windows(book: Book, states: int, count: int) -> tuple[Tensor, Tensor]:
+def example_windows(book: Book, config: EncoderConfig, count: int) -> Windows:
     """Return `count` windows of a book, evenly spaced; they repeat if it has fewer."""
+    states = config.temporal_dim
     ends = evenly_spaced(window_ends(book.segment_starts, book.rows, states), count)
-    price, sizes = gather_windows(book, np.resize(ends, count), states)
-    return torch.from_numpy(price), torch.from_numpy(sizes)
+    some = book, np.resize(ends, count), states
+    times = [gather_times(*some)] if config.reads_times else []
+    return tuple(torch.from_numpy(x) for x in (*gather_windows(*some), *times))
 
 
 @torch.inference_mode()
 def time_encoder(
     case: str,
     encode: Encode,
-    windows: tuple[Tensor, Tensor],
+    windows: Windows,
     runs: int,
     note: str = "",
     batches: tuple[int, ...] = (),
@@ -53,18 +56,17 @@ def time_encoder(
     encode: takes and returns tensors in main memory, so that copies to and from a device count.
     batches: sizes to try; empty: all of `windows` at a time.
     """
-    price, sizes = windows
 
     def seconds(count: int) -> float:
         began = time.perf_counter()
-        encode(price[:count], sizes[:count])
+        encode(*(x[:count] for x in windows))
         return time.perf_counter() - began
 
     for _ in range(3):  # warm-up
         seconds(1)
     milliseconds = np.array([seconds(1) for _ in range(runs)]) * 1e3
     rates = {}
-    for count in batches or (len(price),):
+    for count in batches or (len(windows[0]),):
         seconds(count)  # warm-up
         rates[count] = count / float(np.median([seconds(count) for _ in range(5)]))
     best = max(rates, key=lambda count: rates[count])
@@ -77,7 +79,7 @@ def time_encoder(
 
 
 def benchmark(
-    model: BookEncoder, windows: tuple[Tensor, Tensor], runs: int, devices: list[str]
+    model: BookEncoder, windows: Windows, runs: int, devices: list[str]
 ) -> Iterator[list[dict[str, Any]]]:
     """Time the encoder in each way in which it can run, and yield the rows of each.
 
@@ -96,7 +98,7 @@ def benchmark(
 
 def time_variant(
     model: BookEncoder,
-    windows: tuple[Tensor, Tensor],
+    windows: Windows,
     runs: int,
     name: str,
     variant: str,
@@ -108,25 +110,25 @@ def time_variant(
     """
     device = torch.device(name)
     batches = batches or BATCHES[name]
-    price, sizes = (x.pin_memory() if name == "cuda" else x for x in windows)
-    module = WindowEncoder(copy.deepcopy(model), "last").to(device).eval()
+    windows = tuple(x.pin_memory() if name == "cuda" else x for x in windows)
+    module = window_encoder(copy.deepcopy(model), "last").to(device).eval()
     if name == "cuda":
         cos, sin = module.encoder.cos, module.encoder.sin
         module.bfloat16()
         module.encoder.cos, module.encoder.sin = cos, sin  # angles keep their precision
-    encode = VARIANTS[variant](module, price[:1].to(device), sizes[:1].to(device))
+    encode = VARIANTS[variant](module, *(x[:1].to(device) for x in windows))
     note = "bfloat16" if name == "cuda" else "float32"
-    some = price[: batches[-1]], sizes[: batches[-1]]
+    some = tuple(x[: batches[-1]] for x in windows)
     return time_encoder(f"latency/{name}/{variant}", encode, some, runs, note, batches)
 
 
 def through(device: torch.device, encode: Encode) -> Encode:
     """Return `encode` with a copy of the windows to a device and of the embeddings back."""
-    return lambda price, sizes: encode(price.to(device), sizes.to(device)).cpu()
+    return lambda *windows: encode(*(x.to(device) for x in windows)).cpu()
 
 
 def compile_parts(
-    module: WindowEncoder, price: Tensor, sizes: Tensor, options: dict | None = None
+    module: WindowEncoder, *windows: Tensor, options: dict | None = None
 ) -> WindowEncoder:
     """Compile the inputs and, with options of torch.compile, stem and layers; return the module."""
     module.tokens.compile()
@@ -135,16 +137,16 @@ def compile_parts(
     for layer in module.encoder.layers:  # each by itself: layers are alike and share one kernel
         layer.compile(options=options)
     with torch.inference_mode():
-        module(price, sizes)
+        module(*windows)
     return module
 
 
 class Graph:
     """A CUDA graph that encodes a fixed number of windows, with embeddings in pinned memory."""
 
-    def __init__(self, encode: Encode, price: Tensor, sizes: Tensor):
+    def __init__(self, encode: Encode, *windows: Tensor):
         self.encode = encode  # kept alive: a replay reads its weights
-        self.windows = [price.clone(), sizes.clone()]
+        self.windows = [x.clone() for x in windows]
         # A capture must not compile or allocate for the first time: a side stream warms up for it.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -157,8 +159,8 @@ class Graph:
         with torch.cuda.graph(self.graph):
             self.output.copy_(encode(*self.windows), non_blocking=True)
 
-    def __call__(self, price: Tensor, sizes: Tensor) -> Tensor:
-        for x, given in zip(self.windows, (price, sizes), strict=True):
+    def __call__(self, *windows: Tensor) -> Tensor:
+        for x, given in zip(self.windows, windows, strict=True):
             x.copy_(given, non_blocking=True)
         self.graph.replay()
         torch.cuda.current_stream().synchronize()
@@ -171,7 +173,7 @@ class Graph:
 
 
 @torch.inference_mode()
-def make_graphed(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
+def make_graphed(module: WindowEncoder, *windows: Tensor) -> Encode:
     """Return an encoder with one CUDA graph for each batch size.
 
     For single windows there are two graphs, of plainly compiled layers and of layers whose kernels
@@ -179,32 +181,33 @@ def make_graphed(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
     """
     # The search would log a line for each kernel that doesn't fit the GPU.
     logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)
-    searched = compile_parts(copy.deepcopy(module), price, sizes, SEARCH)
-    plain = compile_parts(module, price, sizes)
-    single = [Graph(encode, price, sizes) for encode in (searched, plain)]
+    searched = compile_parts(copy.deepcopy(module), *windows, options=SEARCH)
+    plain = compile_parts(module, *windows)
+    single = [Graph(encode, *windows) for encode in (searched, plain)]
     graphs = {1: min(single, key=Graph.seconds)}
 
-    def replay(price: Tensor, sizes: Tensor) -> Tensor:
-        if len(price) not in graphs:
-            graphs[len(price)] = Graph(plain, price.cuda(), sizes.cuda())
-        return graphs[len(price)](price, sizes)
+    def replay(*windows: Tensor) -> Tensor:
+        count = len(windows[0])
+        if count not in graphs:
+            graphs[count] = Graph(plain, *(x.cuda() for x in windows))
+        return graphs[count](*windows)
 
     return replay
 
 
-def make_eager(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
-    return through(price.device, module)
+def make_eager(module: WindowEncoder, *windows: Tensor) -> Encode:
+    return through(windows[0].device, module)
 
 
-def make_compiled(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
-    return through(price.device, compile_parts(module, price, sizes))
+def make_compiled(module: WindowEncoder, *windows: Tensor) -> Encode:
+    return through(windows[0].device, compile_parts(module, *windows))
 
 
-def make_torchscript(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
-    return through(price.device, torch.jit.trace(module, (price, sizes), check_trace=False))
+def make_torchscript(module: WindowEncoder, *windows: Tensor) -> Encode:
+    return through(windows[0].device, torch.jit.trace(module, windows, check_trace=False))
 
 
-VARIANTS: dict[str, Callable[[WindowEncoder, Tensor, Tensor], Encode]] = {
+VARIANTS: dict[str, Callable[..., Encode]] = {  # of a WindowEncoder and example windows
     "eager": make_eager,
     "compiled": make_compiled,
     "torchscript": make_torchscript,

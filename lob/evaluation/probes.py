@@ -44,7 +44,7 @@ from lob.evaluation.probe_tasks import (
 from lob.evaluation.selection import Windows, in_parts, states_after, time_blocks
 from lob.model.encoder import BookEncoder
 from lob.model.inputs import build_inputs
-from lob.windows.splits import gather_windows
+from lob.windows.splits import gather_times, gather_windows
 
 METHODS = {  # what is fitted on what; vectors of other names may be added, such as the last two
     "ours": "encoder",
@@ -220,9 +220,10 @@ def encode_windows(
     found: dict[str, list[Tensor]] = {name: [torch.empty(0, config.width)] for name in models}
     found["pca"] = [torch.empty(0, 6 * config.depth)]
     for begin in range(0, len(ends), batch_size):
-        windows = gather_windows(book, ends[begin : begin + batch_size], config.temporal_dim)
-        price, sizes = (torch.from_numpy(x).to(device) for x in windows)
-        tokens, _, values, _ = build_inputs(price, sizes, None, config)
+        some = book, ends[begin : begin + batch_size], config.temporal_dim
+        arrays = (*gather_windows(*some), gather_times(*some))
+        price, sizes, times = (torch.from_numpy(x).to(device) for x in arrays)
+        tokens, _, values, _ = build_inputs(price, sizes, None, config, times)
         for name, model in models.items():
             found[name].append(model.encode(tokens)[:, -1].cpu())
         values = values.flatten(2)

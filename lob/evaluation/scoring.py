@@ -21,7 +21,7 @@ from lob.model.encoder import BookEncoder
 from lob.model.inputs import build_inputs
 from lob.model.masking import make_mask, window_keys
 from lob.model.normalisation import invert, states_to_known
-from lob.windows.splits import gather_windows
+from lob.windows.splits import gather_times, gather_windows
 
 MASK_SEEDS = {"entry": 101, "level": 102, "span": 103, "span64": 104, "patch": 105, "tail": 106}
 OURS = "encoder"
@@ -51,11 +51,12 @@ class Masking:
         for book, ends in windows:
             for begin in range(0, len(ends), self.batch_size):
                 mine = ends[begin : begin + self.batch_size]
-                arrays = (*gather_windows(book, mine, self.states), mine)
-                price, sizes, rows = (torch.from_numpy(x).to(self.device) for x in arrays)
+                times = gather_times(book, mine, self.states)
+                arrays = (*gather_windows(book, mine, self.states), mine, times)
+                price, sizes, rows, times_ns = (torch.from_numpy(x).to(self.device) for x in arrays)
                 keys = window_keys(seed, 0, rows)
                 mask = make_mask(keys, self.states, book.depth, self.share, self.mask)
-                yield hide(price, sizes, mask)
+                yield hide(price, sizes, mask, times_ns)
 
     def hide_all(self, windows: list[tuple[Book, np.ndarray]], name: str) -> Iterable[Hidden]:
         """Return the batches of `hide` with a progress bar, which only a terminal shows."""
@@ -161,7 +162,7 @@ def predict(model: BookEncoder, hidden: Hidden) -> Tensor:
     """Return the encoder's answer in columns, float32 (B, T, L, K)."""
     config = model.config
     windows = hidden.price_ticks, hidden.sizes, hidden.mask
-    tokens, base, _, parameters = build_inputs(*windows, config)
+    tokens, base, _, parameters = build_inputs(*windows, config, hidden.times_ns)
     price, sizes = invert(model(tokens, base), parameters, config.normalization)
     return to_columns(price, sizes, hidden.anchor_ticks)
 

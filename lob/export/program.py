@@ -1,5 +1,6 @@
 """Writing a network to a file: TorchScript or ONNX, as the ending of the file's name says."""
 
+import inspect
 import json
 import warnings
 from pathlib import Path
@@ -93,11 +94,11 @@ class Checked(nn.Module):
     def __init__(self, module: nn.Module, example: tuple[Tensor, ...]):
         super().__init__()
         self.module = module
+        self.names = list(inspect.signature(module.forward).parameters)
         self.shapes = [list(x.shape[1:]) for x in example]
 
     def forward(self, *inputs: Tensor) -> Any:
         first, checked = inputs[0], []
-        for number, (x, shape) in enumerate(zip(inputs, self.shapes, strict=True)):
-            name = ("price_ticks", "sizes", "mask")[number]
+        for name, x, shape in zip(self.names, inputs, self.shapes, strict=False):
             checked.append(check_shape(x, first, shape, name))
         return self.module(*checked)

@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lob.config import InputError
-from lob.model.encoder import FILLS, BookEncoder, EncoderConfig, unbuilt
+from lob.model.encoder import CONTEXT, FILLS, BookEncoder, EncoderConfig, unbuilt
 from lob.model.normalisation import SCHEMES
 from lob.results import ROOT
 from lob.storage import FORMAT_VERSION, new_file, refuse_unmapped
@@ -76,8 +76,9 @@ class Progress:
 
 
 # An example of the metadata that the programs read; check_kind compares a file's with it.
+LEFT_OUT = ("context",)  # fields of an EncoderConfig that older checkpoints lack
 METADATA: dict[str, Any] = {
-    "encoder": asdict(EncoderConfig()),
+    "encoder": {key: x for key, x in asdict(EncoderConfig()).items() if key not in LEFT_OUT},
     "config": {"model_size": "", "mask_mode": ""},
     "progress": asdict(Progress()),
     "lr": 0.0,
@@ -266,6 +267,8 @@ def check_encoder(config: EncoderConfig, tensors: int) -> None:
     for name, known in (("normalization", SCHEMES), ("fill", fills)):
         if getattr(config, name) not in known:
             raise ValueError(f"{name} = {getattr(config, name)!r}")
+    if {*config.context} - {*CONTEXT} or (config.context and not config.cell_width):
+        raise ValueError(f"context = {config.context!r}")
     if not config.dropout < 1 or config.width % (2 * config.heads) or config.layers > tensors:
         raise ValueError(
             f"dropout {config.dropout}, width {config.width}, {config.heads} heads, "

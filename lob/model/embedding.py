@@ -15,6 +15,7 @@ from lob.book.states import Book
 from lob.model.encoder import BookEncoder, EncoderConfig
 from lob.model.inputs import build_inputs
 from lob.model.normalisation import invert
+from lob.model.scale import measure_scale
 from lob.model.window_store import WindowStore
 
 
@@ -36,8 +37,8 @@ class Tokens(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        return build_inputs(price_ticks, sizes, None, self.config)[0]
+    def forward(self, price_ticks: Tensor, sizes: Tensor, times_ns: Tensor | None = None) -> Tensor:
+        return build_inputs(price_ticks, sizes, None, self.config, times_ns)[0]
 
 
 class WindowEncoder(nn.Module):
@@ -53,21 +54,41 @@ class WindowEncoder(nn.Module):
         self.tokens, self.encoder, self.pooling = Tokens(encoder.config), encoder, pooling
 
     def forward(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        tokens = self.tokens(price_ticks, sizes).to(self.encoder.norm.weight.dtype)
-        hidden = self.encoder.encode(tokens).float()
+        return self.encode(self.tokens(price_ticks, sizes))
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        hidden = self.encoder.encode(tokens.to(self.encoder.norm.weight.dtype)).float()
         if self.pooling == "last":
             return hidden[:, -1]
         return hidden.mean(dim=1) if self.pooling == "mean" else hidden
 
 
+class TimedWindowEncoder(WindowEncoder):
+    """The same for an encoder that reads the times of the states, times_ns int64 (B, T)."""
+
+    def forward(self, price_ticks: Tensor, sizes: Tensor, times_ns: Tensor) -> Tensor:  # type: ignore[override]
+        return self.encode(self.tokens(price_ticks, sizes, times_ns))
+
+
+def window_encoder(encoder: BookEncoder, pooling: str) -> WindowEncoder:
+    """Return the module around an encoder; it takes times if the encoder reads them."""
+    kind = TimedWindowEncoder if encoder.config.reads_times else WindowEncoder
+    return kind(encoder, pooling)
+
+
 @torch.inference_mode()
 def embed_windows(
-    module: WindowEncoder, book: Book, ends: Sequence[range], batch_size: int | None
+    module: WindowEncoder,
+    book: Book,
+    ends: Sequence[range],
+    batch_size: int | None,
+    scale: bool = False,
 ) -> Iterator[np.ndarray]:
     """Yield the embeddings of a book's windows in batches, float32 (B, D) each.
 
     ends: end rows of the windows, as `lob.windows.splits.strided_ends` returns them; batch_size
-    None: 16 on a CPU, so that they fit into its cache, and 256 on a GPU.
+    None: 16 on a CPU, so that they fit into its cache, and 256 on a GPU; scale: append the scale
+    block (lob/model/scale.py).
     """
     states = module.encoder.config.temporal_dim
     device = module.encoder.norm.weight.device
@@ -77,8 +98,11 @@ def embed_windows(
         for some in ends
         for first in range(0, len(some), size)
     )
-    for price_ticks, sizes in WindowStore([book], states, device).batches(starts):
-        yield module(price_ticks, sizes).cpu().numpy()
+    for windows in WindowStore([book], states, device).batches(starts):
+        vectors = module(*windows[: 3 if module.encoder.config.reads_times else 2])
+        if scale:
+            vectors = torch.cat([vectors, measure_scale(*windows, book.tick_size)], dim=1)
+        yield vectors.cpu().numpy()
 
 
 class Reconstruction(nn.Module):
@@ -93,8 +117,11 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, price_ticks: Tensor, sizes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        tokens, base, _, parameters = build_inputs(price_ticks, sizes, mask, self.encoder.config)
+    def forward(
+        self, price_ticks: Tensor, sizes: Tensor, mask: Tensor, times_ns: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        config = self.encoder.config
+        tokens, base, _, parameters = build_inputs(price_ticks, sizes, mask, config, times_ns)
         shown = (~mask[..., 0]).flatten(1).any(dim=1).view(-1, 1, 1)
         # Without a visible price the anchor is a hidden one, which must not reach the output.
         parameters["anchor_ticks"] = parameters["anchor_ticks"] * shown

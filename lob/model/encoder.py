@@ -33,7 +33,9 @@ from lob.model.normalisation import states_to_known
 FILLS = ("none", "linear", "ladder")
 OUTLOOK_TARGETS = 26  # numbers that the outlook's head predicts (lob/training/objective.py)
 INPUT_MULTIPLE = 16  # FP8 matrix products need every dimension to be a multiple of 16
-CHANNELS = 16  # inputs of a cell, as lob.model.inputs.cell_channels makes them
+CHANNELS = 16  # inputs of a cell, as lob.model.inputs.cell_channels makes them, without context
+TIMED = ("clock", "shuffled_clock")
+CONTEXT = (*TIMED, "size", "tick", "flow")  # as lob/model/context.py makes them
 STEM_DILATIONS = (1, 2, 4)  # of each block: states from one tap of a convolution to the next
 DECODER_DILATIONS = (1, 2, 4, 8, 1)
 
@@ -55,6 +57,15 @@ class EncoderConfig:
     fill: str = "linear"  # the first guess of hidden values, to which the head's output is added
     causal: bool = False  # attend to earlier states only
     outlook: bool = False  # a second head, for training alone (lob/training/objective.py)
+    context: tuple[str, ...] = ()  # more inputs of a cell, names of CONTEXT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "context", tuple(self.context))  # a checkpoint holds a list
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether windows need the times of their states."""
+        return any(name in TIMED for name in self.context)
 
     @property
     def input_width(self) -> int:
@@ -74,6 +85,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ffn_width": 128,
         "cell_width": 16,
         "token_channels": 8,
+        "fill": "ladder",
+    },
+    "medium_cell_transformer": {
+        "width": 128,
+        "layers": 2,
+        "heads": 4,
+        "ffn_width": 256,
+        "cell_width": 32,
+        "token_channels": 16,
         "fill": "ladder",
     },
     "medium_transformer": {"width": 768, "layers": 12, "heads": 12, "ffn_width": 3072},
@@ -105,6 +125,11 @@ def encoder_config(model_size: str, **choices: Any) -> EncoderConfig:
         raise InputError(
             f"fill = {config.fill!r}: {model_size} corrects the ladder's values, "
             "set fill to 'ladder'"
+        )
+    if config.context and not (config.cell_width and config.normalization == "book"):
+        raise InputError(
+            f"context = {list(config.context)} needs a cell transformer and normalization 'book': "
+            "set model_size to one, or context to []"
         )
     return config
 
@@ -191,7 +216,7 @@ class CellBlock(nn.Module):
 def doubt(inputs: Tensor, certain: float = 0.5) -> Tensor:
     """Return how far the fill of each cell may be corrected, between 0 and 1, (B, T, L, 1).
 
-    inputs: those of a stem, (B, T, L, CHANNELS). It is e / (e + certain), where e is the squared
+    inputs: those of a stem, (B, T, L, CHANNELS and context). It is e / (e + certain), where e is the squared
     error of the fill that the window itself lets one expect: the distance in states to the nearest
     size that is known, times how much sizes change in a state. The less there is to correct, the
     more the noise of a learned correction would outweigh it: a book whose sizes hardly change is
@@ -223,12 +248,12 @@ def doubt(inputs: Tensor, certain: float = 0.5) -> Tensor:
 
 
 class CellStem(nn.Module):
-    """Inputs (B, T, L, CHANNELS) -> cells (B, T, L, C) and tokens (B, T, D)."""
+    """Inputs (B, T, L, CHANNELS and context) -> cells (B, T, L, C) and tokens (B, T, D)."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         width = config.cell_width
-        self.mix = nn.Linear(CHANNELS, width)
+        self.mix = nn.Linear(CHANNELS + len(config.context), width)
         self.level = nn.Parameter(torch.zeros(config.depth, width))
         self.blocks = nn.Sequential(
             *(CellBlock(width, dilation, config.causal) for dilation in STEM_DILATIONS)
@@ -271,7 +296,7 @@ class CellDecoder(nn.Module):
 class BookEncoder(nn.Module):
     """Tokens -> hidden states (B, T, D) and, by head or decoder, predicted values (B, T, L, F).
 
-    Tokens are (B, T, input_width), or with a stem (B, T, L, CHANNELS).
+    Tokens are (B, T, input_width), or with a stem (B, T, L, CHANNELS and context).
     """
 
     # Registered as buffers, which mypy can't see.

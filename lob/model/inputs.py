@@ -10,6 +10,7 @@ Axes: B window, T state, L level, F field (0 price, 1 size), C inputs per state.
 import torch
 from torch import Tensor
 
+from lob.model.context import context_channels
 from lob.model.encoder import EncoderConfig
 from lob.model.ladder import Ladder, find_ladder, linear_time
 from lob.model.normalisation import fit, interpolate_time, signed_log, transform
@@ -41,15 +42,20 @@ def fill_hidden(
 
 
 def build_inputs(
-    price_ticks: Tensor, sizes: Tensor, mask: Tensor | None, config: EncoderConfig
+    price_ticks: Tensor,
+    sizes: Tensor,
+    mask: Tensor | None,
+    config: EncoderConfig,
+    times_ns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Turn windows into what the encoder takes: tokens, base, values and parameters.
 
     price_ticks: int (B, T, L); sizes: float (B, T, L); mask: bool (B, T, L, F), True where hidden.
     Without a mask nothing is hidden, and the fill, which then equals the values, is not computed.
+    times_ns: int64 (B, T), which an encoder that `reads_times` needs.
 
-    - tokens: (B, T, C), or (B, T, L, CHANNELS) for a convolutional stem. A hidden value is 0 there
-      and its mask bit is 1, so that it differs from a true zero;
+    - tokens: (B, T, C), or (B, T, L, CHANNELS and context) for a convolutional stem. A hidden value
+      is 0 there and its mask bit is 1, so that it differs from a true zero;
     - base: the fill, (B, T, L, F);
     - values: the targets, (B, T, L, F), normalised;
     - parameters: those of the normalisation (lob/model/normalisation.py).
@@ -77,7 +83,9 @@ def build_inputs(
         mid = parameters["mid"]
         path = signed_log(mid - (mid[:, :1] if config.causal else mid[:, -1:])) / 4.0
     if ladder is not None and config.cell_width:
-        cells = cell_channels(visible, mask, base, in_time, ladder, path, config.causal)
+        windows = price_ticks, sizes, mask
+        more = context_channels(config.context, *windows, parameters, times_ns)
+        cells = cell_channels(visible, mask, base, in_time, ladder, path, config.causal, more)
         return cells, base, values, parameters
     channels = [visible.flatten(2), mask.flatten(2).to(values.dtype)]
     if config.fill != "none":
@@ -97,8 +105,9 @@ def cell_channels(
     ladder: Ladder,
     path: Tensor,
     causal: bool,
+    context: list[Tensor],
 ) -> Tensor:
-    """Return the inputs of a convolutional stem for each cell, float32 (B, T, L, CHANNELS).
+    """Return the inputs of a convolutional stem, float32 (B, T, L, CHANNELS and context).
 
     They are, in this order,
 
@@ -108,7 +117,8 @@ def cell_channels(
       away each of them is;
     - linear interpolation of price and size in time, less the fill;
     - the path of the mid, (B, T, 1), the same for all levels;
-    - the level's mean visible size, less the fill.
+    - the level's mean visible size, less the fill;
+    - `context`, (B, T, L) each.
 
     With `causal` they hold nothing of later states and no mean.
     """
@@ -142,5 +152,6 @@ def cell_channels(
         *in_time.unbind(3),
         path.expand_as(size),
         mean,
+        *context,
     ]
     return torch.stack(channels, dim=3)

@@ -14,8 +14,9 @@ from lob.book.states import Book, open_book
 from lob.config import InputError
 from lob.model.card import read_card
 from lob.model.checkpoint import find_checkpoint, load_model
-from lob.model.embedding import WindowEncoder, embed_windows
+from lob.model.embedding import embed_windows, window_encoder
 from lob.model.encoder import BookEncoder
+from lob.model.scale import measure_scale
 from lob.windows.splits import strided_ends
 
 ORDER = "L/2 bids from deepest to best, then asks from best to deepest"
@@ -30,10 +31,13 @@ class Encoder:
       `module.train()` changes that.
 
     The last state of a window is the present one. The vector of a window knows nothing after it.
+
+    The vector is relative, and does not say how volatile or deep a market is. The *scale block*
+    does: 13 numbers that `scale=True` appends (lob/model/scale.py).
     """
 
     def __init__(self, model: BookEncoder, card: dict[str, Any]):
-        self.module = WindowEncoder(model, "last").eval()
+        self.module = window_encoder(model, "last").eval()
         self.card = card
         self.states, self.levels = model.config.temporal_dim, model.config.depth
         self.width = model.config.width
@@ -56,6 +60,8 @@ class Encoder:
         tick_size: float | None = None,
         stride: int = 1,
         batch_size: int | None = None,
+        times_ns: Any = None,
+        scale: bool = False,
     ) -> Any:
         """Return a vector for each window, float32 (B, D): a tensor if tensors are given.
 
@@ -65,21 +71,35 @@ class Encoder:
         deepest. Prices are whole ticks, or with a `tick_size` in the exchange's units; sizes are in
         the base currency. Else the result is a NumPy array.
 
-        Raises InputError, in one line, unless shape, order and sizes are right.
+        scale: append the scale block, (B, D + 13), in the order of `lob.model.scale.NAMES`. What it
+        can't know without times_ns and tick_size is 0 there. times_ns: of the states, (B, T) or
+        (N,), ns since any moment or datetime64; an encoder with a clock among its inputs needs it.
+
+        Raises InputError, in one line, unless shape, order, sizes and times are right.
         """
         price_ticks = as_ticks(prices, tick_size)
         amounts = as_tensor(sizes, "sizes").float()
         self.check(price_ticks, amounts, stride)
-        if price_ticks.dim() == 2:
-            windows = [x.unfold(0, self.states, stride) for x in (price_ticks, amounts)]
-            price_ticks, amounts = (x.transpose(1, 2) for x in windows)
-        size = batch_size or (256 if self.device.type == "cuda" else 16)
-        vectors = [
-            self.module(
-                price_ticks[i : i + size].to(self.device), amounts[i : i + size].to(self.device)
+        given = [price_ticks, amounts]
+        if times_ns is not None:
+            given.append(as_times(times_ns, price_ticks.shape[:-1]))
+        elif self.module.encoder.config.reads_times:
+            raise InputError(
+                "times_ns is None, and this encoder reads the times of states: give it"
             )
-            for i in range(0, len(price_ticks), size)
-        ]
+        if price_ticks.dim() == 2:
+            windows = [x.unfold(0, self.states, stride) for x in given]
+            given = [x.transpose(1, 2) if x.dim() == 3 else x for x in windows]
+        size = batch_size or (256 if self.device.type == "cuda" else 16)
+        vectors = []
+        for first in range(0, len(given[0]), size):
+            some = [x[first : first + size].to(self.device) for x in given]
+            found = self.module(*some[: 3 if self.module.encoder.config.reads_times else 2])
+            if scale:
+                times = some[2] if times_ns is not None else None
+                unit = None if tick_size is None else float(tick_size)
+                found = torch.cat([found, measure_scale(some[0], some[1], times, unit)], dim=1)
+            vectors.append(found)
         found = torch.cat(vectors)
         return found if isinstance(prices, Tensor) else found.cpu().numpy()
 
@@ -119,16 +139,21 @@ class Encoder:
         return np.concatenate([np.asarray(ends, dtype=np.int64) for ends in ranges])
 
     def embed_book(
-        self, book: str | Path | Book, stride: int = 1, batch_size: int | None = None
+        self,
+        book: str | Path | Book,
+        stride: int = 1,
+        batch_size: int | None = None,
+        scale: bool = False,
     ) -> np.ndarray:
         """Return a vector for every `stride`-th window of a parsed book, float32 (W, D).
 
-        book: its folder, such as training_data/book_states/BTC_USD. `end_rows` says where the
-        windows end. Raises InputError if the book has other levels or no window.
+        book: its folder, such as training_data/book_states/BTC_USD; scale: append the scale block,
+        (W, D + 13). `end_rows` says where the windows end. Raises InputError if the book has other
+        levels or no window.
         """
         book = open_if_path(book)
         ranges = self.find_ends(book, stride)
-        return np.concatenate([*embed_windows(self.module, book, ranges, batch_size)])
+        return np.concatenate([*embed_windows(self.module, book, ranges, batch_size, scale)])
 
     def find_ends(self, book: Book, stride: int) -> list[range]:
         if book.depth != self.levels:
@@ -179,6 +204,25 @@ def as_tensor(values: Any, name: str) -> Tensor:
         return torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else np.float64))
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} are no numbers ({error}): give an array of numbers") from None
+
+
+def as_times(times_ns: Any, shape: tuple[int, ...]) -> Tensor:
+    """Return times as int64 ns. Raises InputError unless they are of this shape and don't fall."""
+    given = times_ns
+    if not isinstance(given, Tensor):
+        given = np.asarray(given)
+        if given.dtype.kind == "M":
+            given = given.astype("datetime64[ns]").astype(np.int64)
+    found = as_tensor(given, "times_ns")
+    if found.is_floating_point():
+        raise InputError("times_ns are no integers: give ns, or datetime64")
+    if found.shape != shape:
+        raise InputError(
+            f"times_ns are {tuple(found.shape)}: give one for each state, {tuple(shape)}"
+        )
+    if (found.diff(dim=-1) < 0).any():
+        raise InputError("times_ns fall from one state to the next: sort the states by time")
+    return found
 
 
 def as_ticks(prices: Any, tick_size: float | None) -> Tensor:

@@ -18,13 +18,15 @@ from lob.book.states import Book
 
 BATCHES_AHEAD = 4
 RESIDENT_SHARE = 0.4  # of the GPU's free memory
+Arrays = tuple[Tensor, Tensor, Tensor]  # price_ticks, sizes and times_ns of windows
 
 
 class WindowStore:
     """Order book states of several pairs under one numbering of rows.
 
-    The rows of pair k begin at `offsets[k]`. `batches` yields windows, price_ticks int32 (B, T, L)
-    and sizes float32 (B, T, L). `wait_seconds` adds up the time that its caller waited for data.
+    The rows of pair k begin at `offsets[k]`. `batches` yields windows: price_ticks int32 (B, T, L),
+    sizes float32 (B, T, L) and times_ns int64 (B, T). `wait_seconds` adds up the time that its
+    caller waited for data.
 
     num_workers: threads that copy windows; resident: whether the states are kept on the device
     (None: on a GPU, if they take less than RESIDENT_SHARE of its free memory).
@@ -49,6 +51,7 @@ class WindowStore:
         if resident:
             self.price_ticks = on_device([book.price_ticks for book in books], device)
             self.sizes = on_device([book.sizes for book in books], device)
+            self.times_ns = on_device([book.timestamps for book in books], device)
 
     def start_rows(self, pair_index: np.ndarray, end_rows: np.ndarray) -> np.ndarray:
         """Return the first rows, in the store's numbering, of windows.
@@ -57,26 +60,28 @@ class WindowStore:
         """
         return self.offsets[pair_index] + end_rows - self.temporal_dim
 
-    def gather(self, start_rows: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, start_rows: Tensor) -> Arrays:
         """Return the windows from `start_rows` on, int64 (B,) on the device of a resident store."""
         rows = start_rows[:, None] + torch.arange(self.temporal_dim, device=self.device)
-        return self.price_ticks[rows], self.sizes[rows]
+        return self.price_ticks[rows], self.sizes[rows], self.times_ns[rows]
 
-    def copy_windows(self, start_rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def copy_windows(self, start_rows: np.ndarray) -> Arrays:
         """Copy windows out of the files into host memory, which is pinned for a GPU."""
         shape = (len(start_rows), self.temporal_dim, self.books[0].depth)
         pin = self.device.type == "cuda"
         price_ticks = torch.empty(shape, dtype=torch.int32, pin_memory=pin)
         sizes = torch.empty(shape, dtype=torch.float32, pin_memory=pin)
+        times_ns = torch.empty(shape[:2], dtype=torch.int64, pin_memory=pin)
         pairs = np.searchsorted(self.offsets, start_rows, side="right") - 1
         firsts = start_rows - self.offsets[pairs]
         for i, (pair, first) in enumerate(zip(pairs, firsts, strict=True)):
             book, rows = self.books[pair], slice(first, first + self.temporal_dim)
             price_ticks.numpy()[i] = book.price_ticks[rows]
             sizes.numpy()[i] = book.sizes[rows]
-        return price_ticks, sizes
+            times_ns.numpy()[i] = book.timestamps[rows]
+        return price_ticks, sizes, times_ns
 
-    def batches(self, batches_of_rows: Iterable[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batches_of_rows: Iterable[np.ndarray]) -> Iterator[Arrays]:
         """Yield the windows of each array of start rows, in order, on the device."""
         if self.resident:
             for rows in batches_of_rows:
@@ -92,12 +97,12 @@ class WindowStore:
                     if not waiting:
                         return
                     began = time.perf_counter()
-                    price_ticks, sizes = waiting.pop(0).result()
+                    windows = waiting.pop(0).result()
                     self.wait_seconds += time.perf_counter() - began
-                    yield (
-                        price_ticks.to(self.device, non_blocking=True),
-                        sizes.to(self.device, non_blocking=True),
+                    price_ticks, sizes, times_ns = (
+                        x.to(self.device, non_blocking=True) for x in windows
                     )
+                    yield price_ticks, sizes, times_ns
             finally:
                 for task in waiting:
                     task.cancel()

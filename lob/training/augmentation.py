@@ -2,8 +2,8 @@
 
 Each is a pure function of a window and its key (lob/model/masking.py).
 
-Axes: B window, T state, L level. Windows are price_ticks int (B, T, L) and sizes float (B, T, L),
-keys int64 (B,).
+Axes: B window, T state, L level. Windows are price_ticks int (B, T, L), sizes float (B, T, L) and
+times_ns int64 (B, T), keys int64 (B,).
 """
 
 import torch
@@ -25,13 +25,14 @@ def exchange_sides(price_ticks: Tensor, sizes: Tensor, where: Tensor) -> tuple[T
 
 
 def slow_down(
-    price_ticks: Tensor, sizes: Tensor, keys: Tensor, share: float
-) -> tuple[Tensor, Tensor]:
+    price_ticks: Tensor, sizes: Tensor, times_ns: Tensor, keys: Tensor, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Replay a share of the windows 2, 3 or 4 times slower, as a feed of more states per second.
 
     A slowed window ends at the same state and begins later. Between two recorded states, sizes at
     unchanged prices change one by one at random moments, and all levels whose price changes do so
-    together, so that every state is one that the book could have had.
+    together, so that every state is one that the book could have had. Time passes evenly from one
+    recorded state to the next.
     """
     _, states, levels = price_ticks.shape
     speed_draw, moments = uniform(keys, states * (levels + 1) + 1).split(
@@ -51,7 +52,10 @@ def slow_down(
     rows = earlier.long().unsqueeze(2).expand(-1, -1, levels + 1)
     moments = moments.view(-1, states, levels + 1).gather(1, rows)
     changed = torch.where(price == next_price, moments[..., :-1], moments[..., -1:]) < passed
-    return torch.where(changed, next_price, price), torch.where(changed, next_size, size)
+    begin = times_ns.gather(1, earlier.long())
+    end = times_ns.gather(1, (earlier.long() + 1).clamp(max=last))
+    times_ns = begin + ((end - begin) * passed.squeeze(2)).long()
+    return torch.where(changed, next_price, price), torch.where(changed, next_size, size), times_ns
 
 
 def vary_sizes(price_ticks: Tensor, sizes: Tensor, keys: Tensor, noise: float) -> Tensor:
@@ -66,8 +70,14 @@ def vary_sizes(price_ticks: Tensor, sizes: Tensor, keys: Tensor, noise: float) -
 
 
 def augment(
-    price_ticks: Tensor, sizes: Tensor, keys: Tensor, mirror: bool, slow: float, noise: float
-) -> tuple[Tensor, Tensor]:
+    price_ticks: Tensor,
+    sizes: Tensor,
+    times_ns: Tensor,
+    keys: Tensor,
+    mirror: bool,
+    slow: float,
+    noise: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Vary sizes, slow down the share `slow` of the windows and, if `mirror`, mirror half of them.
 
     Each has a key of its own, so that one variation says nothing about another.
@@ -75,7 +85,8 @@ def augment(
     if noise:
         sizes = vary_sizes(price_ticks, sizes, keys, noise)
     if slow:
-        price_ticks, sizes = slow_down(price_ticks, sizes, scramble(keys + 1), slow)
+        windows = price_ticks, sizes, times_ns
+        price_ticks, sizes, times_ns = slow_down(*windows, scramble(keys + 1), slow)
     if mirror:
         price_ticks, sizes = exchange_sides(price_ticks, sizes, uniform(scramble(~keys), 1) < 0.5)
-    return price_ticks, sizes
+    return price_ticks, sizes, times_ns

@@ -61,7 +61,7 @@ def fill_window(
 
     share, mode: how values were hidden.
     """
-    price_ticks, sizes, keys = windows
+    price_ticks, sizes, _, keys = windows
     prediction, _, mask, _ = predicted
     ladder, _ = untrained_answers(windows, predicted, encoder)
     number = pick_window(mask, keys, share, mode)

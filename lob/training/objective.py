@@ -60,7 +60,11 @@ def masked_loss(
 
 
 def outlook_loss(
-    model: BookEncoder, precision: Precision, price_ticks: Tensor, sizes: Tensor
+    model: BookEncoder,
+    precision: Precision,
+    price_ticks: Tensor,
+    sizes: Tensor,
+    times_ns: Tensor,
 ) -> tuple[Tensor, int]:
     """Return the outlook's squared error, summed over the windows that are asked, and their number.
 
@@ -68,10 +72,12 @@ def outlook_loss(
     end, behind copies of the first state, since a shorter window would not be what the vector is
     made of in use.
     """
-    price_ticks, sizes = price_ticks[::OUTLOOK_EVERY], sizes[::OUTLOOK_EVERY]
+    asked = (price_ticks[::OUTLOOK_EVERY], sizes[::OUTLOOK_EVERY], times_ns[::OUTLOOK_EVERY])
+    price_ticks, sizes, times_ns = asked
     states = price_ticks.shape[1]
     seen = (torch.arange(states, device=price_ticks.device) - states_ahead(states)).clamp(min=0)
-    tokens, *_ = build_inputs(price_ticks[:, seen], sizes[:, seen], None, model.config)
+    past = price_ticks[:, seen], sizes[:, seen], None, model.config, times_ns[:, seen]
+    tokens, *_ = build_inputs(*past)
     with precision.autocast():
         answer = model.outlook(model.encode(tokens)[:, -1])
     error = F.mse_loss(answer.float(), outlook_targets(price_ticks, sizes), reduction="none")

@@ -19,17 +19,17 @@ from lob.model.window_store import WindowStore
 from lob.training.samples import Batch
 from lob.training.te_layer import load_fp8_state
 
-# Takes price_ticks (B, T, L), sizes (B, T, L) and keys (B,) of windows, adds up gradients, and
-# returns the summed loss and the count of hidden values.
-MicroStep = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# Takes price_ticks (B, T, L), sizes (B, T, L), times_ns (B, T) and keys (B,) of windows, adds up
+# gradients, and returns the summed loss and the count of hidden values.
+MicroStep = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 WARM_UP_PASSES = 3
 
 
 class GraphedStep:
     """A micro-step captured as one CUDA graph, for inputs of fixed shapes.
 
-    gather: turns all inputs but the last, on the device, into price_ticks and sizes; the last input
-    is the keys.
+    gather: turns all inputs but the last, on the device, into price_ticks, sizes and times_ns; the
+    last input is the keys.
 
     only: an optimizer step is one call, so the call overwrites the gradients. Otherwise each call
     adds to them. The graph writes to the memory that they had at the capture, so between steps they
@@ -44,7 +44,7 @@ class GraphedStep:
         self,
         micro_step: MicroStep,
         model: BookEncoder,
-        gather: Callable[..., tuple[Tensor, Tensor]],
+        gather: Callable[..., tuple[Tensor, Tensor, Tensor]],
         inputs: Sequence[Tensor],
         only: bool,
     ):
@@ -119,12 +119,12 @@ class Passes:
             rows = self.store.start_rows(batch.pair_index, batch.end_rows)
             yield torch.from_numpy(rows), batch.keys
 
-    def load(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield price_ticks, sizes (B, T, L) and keys of each batch on the device."""
+    def load(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield price_ticks, sizes, times_ns and keys of each batch on the device."""
         now, ahead = itertools.tee(batches)  # the store reads a few batches ahead
         starts = (self.store.start_rows(batch.pair_index, batch.end_rows) for batch in ahead)
-        for batch, (price_ticks, sizes) in zip(now, self.store.batches(starts), strict=True):
-            yield price_ticks, sizes, batch.keys.to(self.store.device, non_blocking=True)
+        for batch, windows in zip(now, self.store.batches(starts), strict=True):
+            yield *windows, batch.keys.to(self.store.device, non_blocking=True)
 
     def run(self, *inputs: Tensor) -> Tensor:
         """Run the micro-step on one item of `windows`; return loss sum and count, float64 (2,)."""

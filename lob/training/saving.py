@@ -142,6 +142,7 @@ CHOSEN_BY = {
     "causal": "causal={causal}",
     "normalization": "normalization={normalization}",
     "fill": "fill={fill}",
+    "context": 'context="{context}"',
 }
 
 
@@ -207,11 +208,10 @@ def load_weights(file: str | Path, model: BookEncoder) -> dict[str, Any]:
     """
     tensors, meta = load_checkpoint(file, "model.")
     may_differ = {"dropout", "temporal_dim", "outlook"}  # the first two have no weights
-    found = meta["encoder"]
+    found = {"context": [], **meta["encoder"]}  # older checkpoints have none
+    wanted = asdict(model.config) | {"context": list(model.config.context)}
     differing = {
-        key: value
-        for key, value in asdict(model.config).items()
-        if key not in may_differ and found[key] != value
+        key: value for key, value in wanted.items() if key not in may_differ and found[key] != value
     }
     if differing:
         said = ", ".join(f"{key} {found[key]!r}, not {value!r}" for key, value in differing.items())

@@ -20,7 +20,8 @@ from lob.model.masking import MASKS, name_masks
 from lob.model.normalisation import interpolate_time
 from lob.training.objective import LOSSES
 
-Windows = tuple[Tensor, Tensor, Tensor]  # price_ticks and sizes, (B, T, L), and keys, (B,)
+# Price_ticks and sizes, (B, T, L), times_ns, (B, T), and keys, (B,).
+Windows = tuple[Tensor, Tensor, Tensor, Tensor]
 # Prediction, targets, mask and fill of windows, (B, T, L, F) each.
 Predicted = tuple[Tensor, Tensor, Tensor, Tensor]
 ANSWERS = ("validation", "ladder", "linear")  # the network's, and the two untrained ones
@@ -75,7 +76,7 @@ class Judge:
         each = [LOSSES[self.loss](x.float(), values, reduction="none") for x in answers]
         hidden = [torch.where(mask, x, 0.0).sum(dim=(1, 2)) for x in each]
         by_window = torch.stack([*hidden, mask.sum(dim=(1, 2))]).double()
-        names = name_masks(mask, windows[2], self.share, self.mode)
+        names = name_masks(mask, windows[3], self.share, self.mode)
         self.sums.index_add_(1, names, by_window)
 
     def scores(self, total: Callable[..., Tensor]) -> Scores:
@@ -87,7 +88,7 @@ def untrained_answers(
     windows: Windows, predicted: Predicted, encoder: EncoderConfig
 ) -> tuple[Tensor, Tensor]:
     """Return the ladder's and the line's answers, (B, T, L, F) each. encoder: the network's."""
-    price_ticks, sizes, _ = windows
+    price_ticks, sizes, *_ = windows
     _, values, mask, ladder = predicted
     if encoder.fill != "ladder":
         ladder = build_inputs(price_ticks, sizes, mask, replace(encoder, fill="ladder"))[1]

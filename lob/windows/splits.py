@@ -189,3 +189,8 @@ def gather_windows(
     price_ticks = np.stack([book.price_ticks[end - temporal_dim : end] for end in end_rows])
     sizes = np.stack([book.sizes[end - temporal_dim : end] for end in end_rows])
     return price_ticks, sizes
+
+
+def gather_times(book: Book, end_rows: np.ndarray, temporal_dim: int) -> np.ndarray:
+    """Return the times of the states of windows in ns, int64 (B, T)."""
+    return book.timestamps[end_rows[:, None] - temporal_dim + np.arange(temporal_dim)]
