@@ -216,12 +216,13 @@ class CellBlock(nn.Module):
 def doubt(inputs: Tensor, certain: float = 0.5) -> Tensor:
     """Return how far the fill of each cell may be corrected, between 0 and 1, (B, T, L, 1).
 
-    inputs: those of a stem, (B, T, L, CHANNELS and context). It is e / (e + certain), where e is the squared
-    error of the fill that the window itself lets one expect: the distance in states to the nearest
-    size that is known, times how much sizes change in a state. The less there is to correct, the
-    more the noise of a learned correction would outweigh it: a book whose sizes hardly change is
-    left as the ladder fills it. For a size that was seen at its price, distance and change are
-    those at one price; for any other those at one level. If no state shows the level it is 1.
+    inputs: those of a stem, (B, T, L, CHANNELS and context). It is e / (e + certain), where e is
+    the squared error of the fill that the window itself lets one expect: the distance in states to
+    the nearest size that is known, times how much sizes change in a state. The less there is to
+    correct, the more the noise of a learned correction would outweigh it: a book whose sizes hardly
+    change is left as the ladder fills it. For a size that was seen at its price, distance and
+    change are those at one price; for any other those at one level. If no state shows the level it
+    is 1.
     """
     values = inputs[..., 1].float()
     shown = inputs[..., 3] == 0
