@@ -38,6 +38,7 @@ TIMED = ("clock", "shuffled_clock")
 CONTEXT = (*TIMED, "size", "tick", "flow")  # as lob/model/context.py makes them
 STEM_DILATIONS = (1, 2, 4)  # of each block: states from one tap of a convolution to the next
 DECODER_DILATIONS = (1, 2, 4, 8, 1)
+MOVES = (1, 8, 64)  # states over which a causal encoder is told how far the mid has moved
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class EncoderConfig:
     def input_width(self) -> int:
         """C for a linear layer: values, mask bits, fill, the mid's path and zeros as padding."""
         blocks = 2 if self.fill == "none" else 3  # values, mask bits, fill
-        has_path = self.normalization == "book"
-        channels = self.depth * 2 * blocks + has_path
+        paths = len(MOVES) if self.causal else 1
+        channels = self.depth * 2 * blocks + paths * (self.normalization == "book")
         return -(-channels // INPUT_MULTIPLE) * INPUT_MULTIPLE
 
 
@@ -140,10 +141,14 @@ def rotary_angles(states: int, head_width: int) -> tuple[Tensor, Tensor]:
     Rotary positions (Su et al. 2021, arXiv:2104.09864), in the form that rotates the first half of
     a head against its second.
     """
-    frequency = 10000.0 ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
-    angle = torch.outer(torch.arange(states, dtype=torch.float32), frequency)
+    angle = torch.outer(torch.arange(states, dtype=torch.float32), rotary_frequency(head_width))
     angle = torch.cat([angle, angle], dim=1)
     return angle.cos(), angle.sin()
+
+
+def rotary_frequency(head_width: int) -> Tensor:
+    """Return how far a head's pairs of numbers turn from state to state, float32 (head_width/2)."""
+    return 10000.0 ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lob.model.context import context_channels
-from lob.model.encoder import EncoderConfig
+from lob.model.encoder import MOVES, EncoderConfig
 from lob.model.ladder import Ladder, find_ladder, linear_time
-from lob.model.normalisation import fit, interpolate_time, signed_log, transform
+from lob.model.normalisation import SIZE_SCALE, fit, interpolate_time, signed_log, transform
 
 
 def fill_hidden(
@@ -78,14 +78,14 @@ def build_inputs(
         base = fill_hidden(ladder, in_time, sizes, values, mask, parameters, config)
     batch, states = values.shape[:2]
     visible = values.masked_fill(mask, 0.0)
-    path = values.new_zeros(batch, states, 1)  # of the mid over the window
-    if config.normalization == "book":
-        mid = parameters["mid"]
-        path = signed_log(mid - (mid[:, :1] if config.causal else mid[:, -1:])) / 4.0
+    path = mid_path(values, parameters, config)
     if ladder is not None and config.cell_width:
         windows = price_ticks, sizes, mask
         more = context_channels(config.context, *windows, parameters, times_ns)
-        cells = cell_channels(visible, mask, base, in_time, ladder, path, config.causal, more)
+        centre = parameters.get("size_centre") if config.causal else None
+        cells = cell_channels(
+            visible, mask, base, in_time, ladder, path, centre, config.causal, more
+        )
         return cells, base, values, parameters
     channels = [visible.flatten(2), mask.flatten(2).to(values.dtype)]
     if config.fill != "none":
@@ -97,6 +97,24 @@ def build_inputs(
     return torch.cat(channels, dim=2), base, values, parameters
 
 
+def mid_path(values: Tensor, parameters: dict[str, Tensor], config: EncoderConfig) -> Tensor:
+    """Return signed logs of how far the mid has moved, float32 (B, T, P); zeros for 'minmax'.
+
+    P is 1: from each state to the window's last. With `causal` it is len(MOVES): to each state from
+    that many states before it, at most from the window's first. Such moves don't depend on where
+    the window begins, so they are the same in a stream (lob/model/streaming.py).
+    """
+    batch, states = values.shape[:2]
+    if config.normalization != "book":
+        return values.new_zeros(batch, states, len(MOVES) if config.causal else 1)
+    mid = parameters["mid"]
+    if not config.causal:
+        return signed_log(mid - mid[:, -1:]) / 4.0
+    state = torch.arange(states, device=values.device)
+    moves = [mid - mid[:, (state - reach).clamp(min=0)] for reach in MOVES]
+    return signed_log(torch.cat(moves, dim=2)) / 4.0
+
+
 def cell_channels(
     visible: Tensor,
     mask: Tensor,
@@ -104,6 +122,7 @@ def cell_channels(
     in_time: Tensor,
     ladder: Ladder,
     path: Tensor,
+    centre: Tensor | None,
     causal: bool,
     context: list[Tensor],
 ) -> Tensor:
@@ -116,30 +135,36 @@ def cell_channels(
     - the last and the next size at the same price, less the fill, and log1p of how many states
       away each of them is;
     - linear interpolation of price and size in time, less the fill;
-    - the path of the mid, (B, T, 1), the same for all levels;
+    - the path of the mid, the same for all levels;
     - the level's mean visible size, less the fill;
     - `context`, (B, T, L) each.
 
-    With `causal` they hold nothing of later states and no mean.
+    With `causal` they hold nothing of later states and no mean; the mid's longer moves stand in the
+    place of linear interpolation. `centre` is then the mean log size that each state's sizes are
+    less, (B, T, 1): sizes of two states are compared by the later one's.
     """
     size = base[..., 1]
     levels = size.shape[2]
     own = torch.arange(size[0].numel(), device=size.device).view(size.shape[1:])  # t * L + l
-    left, right = ladder.neighbours(visible[..., 1])
+    seen, fill = visible[..., 1], size
+    if centre is not None:
+        seen, fill = seen + centre / SIZE_SCALE, size + centre / SIZE_SCALE
+    left, right = ladder.neighbours(seen)
     state = torch.arange(size.shape[1], device=size.device).unsqueeze(1)
     states_away = [(state - at // levels).abs() for at in (ladder.before, ladder.after)]
     far = [torch.log1p(away.to(size.dtype)) / 4.0 for away in states_away]
     nothing = torch.zeros_like(size)
-    left, right = (torch.where(ladder.carried, x - size, nothing) for x in (left, right))
+    left, right = (torch.where(ladder.carried, x - fill, nothing) for x in (left, right))
     total = visible[..., 1].sum(1, keepdim=True)
     count = (~mask[..., 1]).sum(1, keepdim=True).clamp(min=1)
     mean = total / count - size
     in_time = in_time - base
+    move, *moves = (x.expand_as(size) for x in path.split(1, dim=2))
     if causal:
         earlier = ladder.before < own
         left = torch.where(earlier, left, nothing)
         far = [torch.where(earlier, far[0], nothing), nothing]
-        right, mean, in_time = nothing, nothing, torch.zeros_like(in_time)
+        right, mean, in_time = nothing, nothing, torch.stack(moves, dim=3)
     channels = [
         *visible.unbind(3),
         *mask.to(size.dtype).unbind(3),
@@ -150,7 +175,7 @@ def cell_channels(
         right,
         *far,
         *in_time.unbind(3),
-        path.expand_as(size),
+        move,
         mean,
         *context,
     ]

@@ -14,9 +14,10 @@ from lob.book.states import Book, open_book
 from lob.config import InputError
 from lob.model.card import read_card
 from lob.model.checkpoint import find_checkpoint, load_model
-from lob.model.embedding import embed_windows, window_encoder
+from lob.model.embedding import embed_windows, in_bf16, window_encoder
 from lob.model.encoder import BookEncoder
 from lob.model.scale import measure_scale
+from lob.model.streaming import BookStream, GraphedStream, compile_parts
 from lob.windows.splits import strided_ends
 
 ORDER = "L/2 bids from deepest to best, then asks from best to deepest"
@@ -116,19 +117,19 @@ class Encoder:
         if len(shape) == 2 and shape[0] < self.states:
             raise InputError(f"{shape[0]} states are given: a window takes {self.states}")
         check_stride(stride)
-        falls = (price_ticks.diff(dim=-1) <= 0).nonzero()
-        if len(falls):
-            at = falls[0].tolist()
-            low, high = (price_ticks[(*at[:-1], at[-1] + i)].item() for i in (0, 1))
-            raise InputError(
-                f"prices must ascend along the levels ({ORDER}), but {low} stands before {high} "
-                f"ticks at {at}: reverse the bids or the asks"
-            )
-        wrong = (~(sizes > 0) | sizes.isinf()).nonzero()
-        if len(wrong):
-            at = wrong[0].tolist()
-            value = sizes[tuple(at)].item()
-            raise InputError(f"a size is {value} at {at}: each must be finite and above 0")
+        check_values(price_ticks, sizes)
+
+    def stream(self, precision: str = "fp32", compiled: bool = False) -> "Stream":
+        """Return a `Stream`, which takes one state at a time, with the weights as they are now.
+
+        precision: 'fp32', or 'bf16' for the products of the transformer layers; compiled: compile
+        its kernels, which takes a minute and pays on a GPU. Raises InputError unless the encoder
+        was trained with causal=True: another's vector of a state waits for later ones.
+        """
+        encoder = self.module.encoder
+        if precision not in ("fp32", "bf16"):
+            raise InputError(f"precision = {precision!r} must be 'fp32' or 'bf16'")
+        return Stream(in_bf16(encoder) if precision == "bf16" else encoder, compiled)
 
     def end_rows(self, book: str | Path | Book, stride: int = 1) -> np.ndarray:
         """Return the row after the last state of each window that `embed_book` takes, int64 (W,).
@@ -171,6 +172,82 @@ class Encoder:
         return ranges
 
 
+class Stream:
+    """Order books as they come: one new state in, its vector out, for one or several books at once.
+
+    lob/model/streaming.py says what the vector of a state is. On a GPU an update is one CUDA graph.
+    `module` is the network, with all that it keeps of earlier states.
+    """
+
+    def __init__(self, encoder: BookEncoder, compiled: bool = False):
+        with torch.inference_mode(False):  # else it could never be used outside of that mode
+            self.module = BookStream(encoder)
+        if compiled:
+            compile_parts(self.module)
+        self.streams = 0  # until a state is given
+        self.compute: Any = self.module
+
+    @torch.no_grad()
+    def update(self, prices: Any, sizes: Any, tick_size: float | None = None) -> Any:
+        """Take the next state of each book; return its vector, float32: a tensor if one is given.
+
+        prices, sizes: (L,) of one book -> (D,), or (B, L), a row for each of B books, -> (B, D).
+        The first update after `reset` says how many books there are. Levels, prices and sizes are
+        as for `Encoder.embed`. Raises InputError, in one line, unless they are right.
+        """
+        price_ticks = as_ticks(prices, tick_size).cpu()
+        amounts = as_tensor(sizes, "sizes").float().cpu()
+        shape, levels = tuple(price_ticks.shape), self.module.depth
+        if shape != tuple(amounts.shape):
+            raise InputError(f"prices are {shape}, sizes {tuple(amounts.shape)}: give one shape")
+        if len(shape) not in (1, 2) or shape[-1] != levels or not price_ticks.numel():
+            raise InputError(
+                f"prices are {shape}: this stream takes a state ({levels},) of one book, or "
+                f"(B, {levels}) of B books"
+            )
+        check_values(price_ticks, amounts)
+        self.expect(shape[0] if len(shape) == 2 else 1)
+        vectors = self.compute(price_ticks.view(-1, levels), amounts.view(-1, levels))
+        found = vectors[0] if len(shape) == 1 else vectors
+        return found if isinstance(prices, Tensor) else found.cpu().numpy()
+
+    def expect(self, streams: int) -> None:
+        """Make room for so many books. Raises InputError if there are others already."""
+        if self.streams not in (0, streams):
+            raise InputError(
+                f"{streams} states are given, this stream has {self.streams} books: give one for "
+                "each, or call reset() first"
+            )
+        if self.streams == streams:
+            return
+        self.streams = streams
+        with torch.inference_mode(False):
+            if self.module.count.device.type == "cuda":  # pragma: cuda
+                if len(self.module.seen) != streams or self.compute is self.module:
+                    self.compute = GraphedStream(self.module, streams)
+            else:
+                self.module.reset(streams)
+
+    @torch.no_grad()
+    def reset(self, which: Any = None) -> None:
+        """Forget all states, so that the next one is the first.
+
+        which: for some books only, their numbers or a bool for each; the others go on.
+        """
+        if which is None:
+            self.module.reset(len(self.module.seen))
+            self.streams = 0
+            return
+        chosen = torch.zeros(self.streams, dtype=torch.bool)
+        try:
+            chosen[torch.as_tensor(which)] = True
+        except IndexError:
+            raise InputError(
+                f"which = {which!r}: this stream has {self.streams} books, numbered from 0"
+            ) from None
+        self.module.forget(chosen.to(self.module.seen.device))
+
+
 def load(
     model_path: str | Path | None = None,
     device: str | torch.device | None = None,
@@ -184,6 +261,23 @@ def load(
     checkpoint = find_checkpoint(runs_dir, model_path)
     model, meta = load_model(checkpoint, device)
     return Encoder(model, read_card(checkpoint, meta))
+
+
+def check_values(price_ticks: Tensor, sizes: Tensor) -> None:
+    """Raise InputError unless prices ascend and sizes are finite and above 0, (..., L) each."""
+    falls = (price_ticks.diff(dim=-1) <= 0).nonzero()
+    if len(falls):
+        at = falls[0].tolist()
+        low, high = (price_ticks[(*at[:-1], at[-1] + i)].item() for i in (0, 1))
+        raise InputError(
+            f"prices must ascend along the levels ({ORDER}), but {low} stands before {high} "
+            f"ticks at {at}: reverse the bids or the asks"
+        )
+    wrong = (~(sizes > 0) | sizes.isinf()).nonzero()
+    if len(wrong):
+        at = wrong[0].tolist()
+        value = sizes[tuple(at)].item()
+        raise InputError(f"a size is {value} at {at}: each must be finite and above 0")
 
 
 def check_stride(stride: int) -> None:
