@@ -14,7 +14,11 @@ The normalisation is inside:
   -> price in ticks float64 (B, T, L), size float32 (B, T, L);
 - actor_critic, with S numbers of the agent's own state, float32 (B, S)
   -> logits float32 (B, 3) of sell, hold, buy; value float32 (B,).
-  As TorchScript it also has the methods `embed(price_ticks, sizes)` and `heads(embedding, state)`.
+  As TorchScript it also has the methods `embed(price_ticks, sizes)` and `heads(embedding, state)`;
+- stream, for encoders trained with causal=True, takes no windows but one state of each of B books,
+  price_ticks int64 (B, L) and sizes float32 (B, L), and keeps what it needs of earlier ones
+  -> embedding float32 (B, D). It has the methods `reset(B)` and `forget(which)`, with a bool for
+  each book. lob/model/streaming.py says what the vector of a state is.
 
 Files are `exports/<run>/<part>[_trainable][_bf16][_cuda].pt` (TorchScript) and `.onnx`. Each holds
 metadata (inputs, outputs, units, checkpoint), and the `.json` beside it holds the same. Both refuse
@@ -31,7 +35,7 @@ config = {
     "model_path": None,  # str | None: checkpoint, run or pretrained weights; None: the newest run
     "exports_dir": "exports",  # str: folder of the exported files
     "parts": ["encoder", "reconstruction", "actor_critic"],  # list[encoder |
-    #   reconstruction | actor_critic]: what is exported
+    #   reconstruction | actor_critic | stream]: what is exported
     "formats": ["torchscript", "onnx"],  # list[torchscript | onnx] | []: file formats; []: no files
     "pretrained": None,  # str | None: folder of weights for use that is written too,
     #   such as pretrained/<name>
@@ -91,6 +95,7 @@ from lob.model.embedding import (
     window_encoder,
 )
 from lob.model.encoder import BookEncoder, EncoderConfig, count_parameters
+from lob.model.streaming import BookStream, check_causal
 from lob.results import read_rows
 from lob.storage import FORMAT_VERSION, check_writable, find_pairs, format_bytes, new_table
 from lob.windows.splits import gather_times, gather_windows, strided_ends, window_ends
@@ -153,6 +158,11 @@ def check_config(config: dict) -> None:
             "pooling = 'all' is possible for the part encoder alone: "
             "set --parts=\"['encoder']\" and --embeddings=False, or --pooling=last"
         )
+    if "stream" in config["parts"] and "onnx" in config["formats"]:
+        raise InputError(
+            "an ONNX file keeps nothing between two states, which the part stream must: "
+            "set --formats=\"['torchscript']\", and export it in a run of its own"
+        )
     if config["trainable"] and "actor_critic" not in config["parts"]:
         print("no effect: trainable (parts holds no actor_critic)")
     if not config["formats"] and not config["embeddings"] and not config["pretrained"]:
@@ -164,6 +174,8 @@ def check_config(config: dict) -> None:
 
 def check_encoder(config: dict, encoder: EncoderConfig) -> None:
     """Raise InputError if this encoder can't be exported as configured."""
+    if config["formats"] and "stream" in config["parts"]:
+        check_causal(encoder)
     sees_no_future = encoder.causal and encoder.normalization == "book"
     if config["pooling"] == "all" and not sees_no_future:
         raise InputError(
@@ -214,6 +226,7 @@ def find_inputs(config: dict, encoder: EncoderConfig) -> dict[str, tuple[Tensor,
         state = torch.randn(count, config["state_features"], generator=generator)
         return {
             "encoder": (*windows, *times),
+            "stream": windows,
             "reconstruction": (*windows, mask, *times),
             "actor_critic": (*windows, state),
         }
@@ -235,7 +248,10 @@ def export_part(
 
     Deletes a file and raises CheckFailed if its outputs differ by more than the tolerance.
     """
-    expected = outputs_of(make_part(part, encoder, config, "fp32", "cpu"), inputs)
+    reference = make_part(part, encoder, config, "fp32", "cpu")
+    if part == "stream":  # it must give what the network makes of whole windows
+        reference = WindowEncoder(copy.deepcopy(encoder), "all")
+    expected = outputs_of(reference, inputs)
     for format_, precision, device in variants(config):
         bf16 = "_bf16" if precision == "bf16" else ""
         cuda = "_cuda" if device == "cuda" else ""
@@ -275,6 +291,8 @@ def make_part(
         return window_encoder(encoder, config["pooling"]).eval().to(device)
     if part == "reconstruction":
         return Reconstruction(encoder).eval().to(device)
+    if part == "stream":
+        return BookStream(encoder).eval().to(device)
     policy = ActorCritic(
         encoder,
         config["pooling"],
@@ -299,8 +317,9 @@ def describe(
     def field(dtype: str, shape: list, meaning: str) -> dict[str, Any]:
         return {"dtype": dtype, "shape": shape, "meaning": meaning}
 
+    order = "" if part == "stream" else "states in time order, the last is now; "
     prices = (
-        "price in ticks; states in time order, the last is now; along the last axis "
+        f"price in ticks; {order}along the last axis "
         f"{half} bids, deepest to best, then asks, best to deepest"
     )
     sizes = "resting size at each price in the base currency, above 0"
@@ -324,11 +343,15 @@ def describe(
             "logits": field("float32", ["B", len(ACTIONS)], f"of {', '.join(ACTIONS)}"),
             "value": field("float32", ["B"], "of the window and state"),
         }
-    elif config["pooling"] == "all":
+    elif config["pooling"] == "all" and part != "stream":
         shape = ["B", encoder.temporal_dim, width]
         outputs = {"embedding": field("float32", shape, "of each state")}
     else:
         meaning = f"{config['pooling']} of the window that ends now"
+        if part == "stream":
+            meaning = "of the state, which is the present one"
+            for value in inputs.values():
+                value["shape"] = ["B", encoder.depth]
         outputs = {"embedding": field("float32", ["B", width], meaning)}
     return {
         "format_version": FORMAT_VERSION,

@@ -1,5 +1,6 @@
-"""An exported policy goes on learning, in Python and in the C++ program of examples/cpp."""
+"""Exported policies go on learning and exported streams run, in Python and in examples/cpp."""
 
+import json
 import shutil
 import subprocess
 
@@ -9,8 +10,11 @@ import torch
 from conftest import ROOT
 from test_exporter import DEPTH, checkpoint, close, export, some_windows
 
+from lob.book.states import open_book
+from lob.config import InputError
 from lob.model.checkpoint import load_model
 from lob.model.inputs import build_inputs
+from lob.model.pretrained import Stream
 
 
 def test_a_policy_goes_on_learning_only_where_it_was_exported_to(sampled, tmp_path):
@@ -77,16 +81,22 @@ def ppo_losses(
     return losses
 
 
-@pytest.mark.skipif(
-    not (shutil.which("cmake") and shutil.which("g++")), reason="needs cmake and g++"
-)
-def test_a_cpp_program_gives_pythons_outputs_and_trains_on(sampled, tmp_path):
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """The folder of the programs of examples/cpp, built."""
+    if not (shutil.which("cmake") and shutil.which("g++")):
+        pytest.skip("needs cmake and g++")
+    build = tmp_path_factory.mktemp("cpp")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
-    configure = ["cmake", *generator, "-B", tmp_path, prefix]
+    configure = ["cmake", *generator, "-B", build, prefix]
     folder = ROOT / "examples" / "cpp"
     subprocess.run(configure, cwd=folder, check=True, capture_output=True)
-    subprocess.run(["cmake", "--build", tmp_path], check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", build], check=True, capture_output=True)
+    return build
+
+
+def test_a_cpp_program_gives_pythons_outputs_and_trains_on(sampled, programs, tmp_path):
     best = checkpoint(tmp_path)
     exported = export(
         sampled,
@@ -100,7 +110,7 @@ def test_a_cpp_program_gives_pythons_outputs_and_trains_on(sampled, tmp_path):
     np.save(tmp_path / "price_ticks.npy", price_ticks.numpy().astype(np.int32))
     np.save(tmp_path / "sizes.npy", sizes.numpy())
     arrays = [tmp_path / "price_ticks.npy", tmp_path / "sizes.npy"]
-    command = [tmp_path / "policy", exported / "actor_critic_trainable.pt", *arrays]
+    command = [programs / "policy", exported / "actor_critic_trainable.pt", *arrays]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [name for name, *_ in lines] == ["embedding", "policy", *["loss"] * 10]
@@ -118,3 +128,40 @@ def test_a_cpp_program_gives_pythons_outputs_and_trains_on(sampled, tmp_path):
     assert losses[-1] < losses[0]
     done = subprocess.run([*command[:3], command[1]], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "no .npy file" in done.stderr
+
+
+def test_a_cpp_program_streams_a_book_as_python_does(sampled, programs, tmp_path):
+    best = checkpoint(tmp_path, causal=True)
+    exported = export(sampled, tmp_path, parts=["stream"], formats=["torchscript"])
+    book = open_book(sampled / "book_states" / "BTC_USD")
+    price_ticks, sizes = book.price_ticks[:90], book.sizes[:90]  # longer than a window
+    np.save(tmp_path / "price_ticks.npy", price_ticks)
+    np.save(tmp_path / "sizes.npy", sizes)
+    arrays = [tmp_path / "price_ticks.npy", tmp_path / "sizes.npy"]
+    command = [programs / "stream", exported / "stream.pt", *arrays]
+    done = subprocess.run([*command, "30"], capture_output=True, text=True, check=True)
+    printed = np.array([line.split() for line in done.stdout.splitlines()], dtype=float)
+    assert printed[:, 0].tolist() == [29, 59, 89] and "90 states" in done.stderr
+    stream = Stream(load_model(best)[0])
+    vectors = [stream.update(*state) for state in zip(price_ticks, sizes, strict=True)]
+    assert close(printed[:, 1:], np.stack(vectors)[29::30], "fp32")
+    np.save(tmp_path / "sizes.npy", sizes[:80])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "of one shape" in done.stderr
+
+
+def test_an_exported_stream_gives_what_whole_windows_give(sampled, tmp_path, capsys):
+    checkpoint(tmp_path, causal=True)
+    both = {"precisions": ["fp32", "bf16"], "formats": ["torchscript"]}
+    folder = export(sampled, tmp_path, parts=["stream"], **both)
+    assert {file.name for file in folder.glob("*.pt")} == {"stream.pt", "stream_bf16.pt"}
+    about = json.loads((folder / "stream.pt.json").read_text())
+    assert about["inputs"]["sizes"]["shape"] == ["B", DEPTH]
+    assert about["outputs"]["embedding"]["shape"] == ["B", 64]
+    for choices, said in (
+        ({"formats": ["onnx"]}, "an ONNX file keeps nothing between two states"),
+        ({"formats": ["torchscript"], "runs_dir": str(tmp_path / "blind")}, "--causal=True"),
+    ):
+        checkpoint(tmp_path / "blind")
+        with pytest.raises(InputError, match=said):
+            export(sampled, tmp_path, parts=["stream"], **choices)

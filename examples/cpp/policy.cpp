@@ -11,38 +11,11 @@
 #include <torch/script.h>
 #include <torch/nn/utils/clip_grad.h>
 
-#include <fstream>
 #include <iostream>
-#include <regex>
-#include <stdexcept>
+
+#include "npy.h"
 
 using torch::Tensor;
-
-Tensor read_npy(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  char start[10];
-  if (!file.read(start, 10) || std::string(start, 6) != "\x93NUMPY" || start[6] != 1) {
-    throw std::runtime_error(path + " is no .npy file of version 1");
-  }
-  const auto byte = [&](int i) { return static_cast<unsigned char>(start[i]); };
-  std::string header(byte(8) + 256 * byte(9), ' ');
-  file.read(header.data(), header.size());
-  std::smatch found;
-  const std::regex form("'descr': '<(i4|i8|f4)', 'fortran_order': False, 'shape': \\(([^)]*)\\)");
-  if (!std::regex_search(header, found, form)) {
-    throw std::runtime_error(path + " is not a little-endian int32, int64 or float32 array in C order");
-  }
-  const auto dtype = found[1] == "i4" ? torch::kInt32 : found[1] == "i8" ? torch::kInt64 : torch::kFloat32;
-  const std::string shape_text = found[2];
-  const std::regex number("\\d+");
-  std::vector<int64_t> shape;
-  for (std::sregex_iterator n(shape_text.begin(), shape_text.end(), number), end; n != end; ++n) {
-    shape.push_back(std::stoll(n->str()));
-  }
-  Tensor array = torch::empty(shape, dtype);
-  if (!file.read(static_cast<char*>(array.data_ptr()), array.nbytes())) throw std::runtime_error(path + " is cut off");
-  return array;
-}
 
 void print(const char* name, const Tensor& row) {
   const Tensor values = row.to(torch::kCPU, torch::kFloat64).contiguous();

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 # Runs a file without this repository, as a user's program does: on all inputs in batches of two
-# sizes, then on one window on one thread to take its time.
+# sizes, then on one window on one thread to take its time. A file with the method `reset` gets the
+# states of a window one by one; its time is that of a state.
 FRESH_PROCESS = """
 import sys, time, numpy
 file, given, found, device = sys.argv[1:]
 data = numpy.load(given)
 inputs = [data[name] for name in data.files]
+is_stream = False
 if file.endswith(".onnx"):
     import onnxruntime
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
@@ -28,18 +30,24 @@ else:
     import torch
     torch.set_num_threads(1)
     module = torch.jit.load(file, map_location=device).eval()
+    def stream(*windows):
+        module.reset(len(windows[0]))
+        states = zip(*(x.unbind(1) for x in windows))
+        return torch.stack([module(*state) for state in states], 1)
+    is_stream = hasattr(module, "reset")
     def call(arrays):
         with torch.inference_mode():
-            found = module(*(torch.from_numpy(x).to(device) for x in arrays))
+            inputs = [torch.from_numpy(x).to(device) for x in arrays]
+            found = (stream if is_stream else module)(*inputs)
             return [x.cpu().numpy() for x in (found if isinstance(found, tuple) else (found,))]
 batches = [call([x[i : i + n] for x in inputs]) for i, n in ((0, 1), (1, len(inputs[0]) - 1))]
-times = []
-for _ in range(15):
+times, states = [], inputs[0].shape[1] if is_stream else 1
+for _ in range(2 if is_stream else 15):
     began = time.perf_counter()
     call([x[:1] for x in inputs])
-    times.append(time.perf_counter() - began)
+    times.append((time.perf_counter() - began) / states)
 outputs = [numpy.concatenate(column) for column in zip(*batches)]
-numpy.savez(found, *outputs, milliseconds=1e3 * numpy.median(times[5:]))
+numpy.savez(found, *outputs, milliseconds=1e3 * numpy.median(times[len(times) // 3:]))
 """
 
 
@@ -55,8 +63,8 @@ def compare(
 ) -> tuple[float, float]:
     """Run a file in a fresh process.
 
-    Return the largest `difference` of its outputs from the expected ones and its median time of one
-    window in ms. The difference is infinite if the file does not run.
+    Return the largest `difference` of its outputs from the expected ones and its median time in ms
+    of one window, or of one state of a stream. The difference is infinite if the file does not run.
     """
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "inputs.npz"

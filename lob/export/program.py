@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lob.export.actor_critic import ActorCritic
 from lob.export.onnx_program import to_onnx
 from lob.model.embedding import WindowEncoder
+from lob.model.streaming import BookStream
 from lob.storage import new_file
 
 ENDINGS = {"torchscript": ".pt", "onnx": ".onnx"}
@@ -54,6 +55,8 @@ def to_torchscript(module: nn.Module, example: tuple[Tensor, ...]) -> torch.jit.
     its normalisation and tokens (`window.tokens`) are traced. The program raises an error for
     inputs of other shapes than the example's, apart from the number of windows.
     """
+    if isinstance(module, BookStream):  # it checks shapes itself
+        return torch.jit.script(module)
     if isinstance(module, WindowEncoder):  # its parameters keep their names
         bare = module.tokens
         setattr(module, "tokens", Checked(bare, example))  # noqa: B010 - of another class
