@@ -4,25 +4,29 @@
     python -m benchmarks.bench_export --write=True --devices="['cuda']" \
       --presets="['cell_transformer','deep_narrow_transformer']" \
       --formats="['torchscript','eager','graphed']"
+    python -m benchmarks.bench_export --write=True --formats="['eager','stream']" \
+      --presets="['small_cell_transformer','tiny_transformer','deep_narrow_transformer']"
 
 Weights and windows are random, since their values do not change the time. On a CPU a single window
-is encoded by one thread, as in a program that trades, and a batch by all cores. Files for a GPU are
-TorchScript. Beside files a network can be timed in this process: by its eager layers, or on a GPU
-as one CUDA graph; in bf16 on a GPU, from pinned memory and back (lob/evaluation/latency.py).
+is encoded by one thread, as in a program that trades, and a batch of a file by all cores. Files for
+a GPU are TorchScript. Beside files a network can be timed in this process: by its eager layers on
+one thread, or on a GPU as one CUDA graph; in bf16 on a GPU, from pinned memory and back
+(lob/evaluation/latency.py). As a stream the network is causal and takes one state instead of a
+window; its vectors per second are those of a batch of books side by side, a state of each.
 """
 
 config = {
     "presets": ["tiny_transformer", "deep_narrow_transformer"],  # list[str]: model sizes
-    "formats": ["torchscript", "onnx"],  # list[torchscript | onnx | eager | graphed]: files,
-    #   or the network in this process
+    "formats": ["torchscript", "onnx"],  # list[torchscript | onnx | eager | graphed | stream]:
+    #   files, or the network in this process
     "devices": ["cpu"],  # list[cpu | cuda]: where they run (ONNX files on the CPU, graphs on a GPU)
     "depth": 96,  # int >= 2: levels of a state
     "temporal_dim": 256,  # int >= 4: states of a window
     "runs": 200,  # int >= 1: single windows that are timed
     "batch_size": 256,  # int >= 1: windows of a batch whose throughput is measured
     "batches": 1,  # int >= 1: number of these batches, after a small one that warms up
-    "write": False,  # bool: keep the result in benchmarks/results/export.json,
-    #   or in export_cuda.json if devices is ["cuda"]
+    "write": False,  # bool: keep the result in benchmarks/results/export.json, or with a stream
+    #   among the formats in stream.json; with _cuda behind the name if devices is ["cuda"]
 }
 
 from lob.config import load_config, run
@@ -58,10 +62,12 @@ def main(config: dict) -> None:
     windows = random_windows(config["batch_size"], config["temporal_dim"], config["depth"])
     for preset in config["presets"]:
         torch.manual_seed(0)
-        sizes = encoder_config(preset, depth=config["depth"], temporal_dim=config["temporal_dim"])
-        encoder = BookEncoder(sizes).eval()
+        shape = {"depth": config["depth"], "temporal_dim": config["temporal_dim"]}
+        of_windows = BookEncoder(encoder_config(preset, **shape)).eval()
+        causal = BookEncoder(encoder_config(preset, **shape, causal=True)).eval()
         for format_, precision, device in variants(config):
             case = f"{preset}/{format_}_{precision}_{device}"
+            encoder = causal if format_ == "stream" else of_windows
             if format_ not in ENDINGS:
                 rows += measure_in_process(case, encoder, windows, format_, device, config)
                 continue
@@ -69,7 +75,8 @@ def main(config: dict) -> None:
                 file = Path(folder) / f"encoder{ENDINGS[format_]}"
                 write_encoder(file, encoder, windows, precision, device)
                 rows += measure(case, file, windows, device, config)
-    name = "export_cuda" if config["devices"] == ["cuda"] else "export"
+    name = "stream" if "stream" in config["formats"] else "export"
+    name += "_cuda" if config["devices"] == ["cuda"] else ""
     report(name, rows, write=config["write"])
 
 
@@ -171,14 +178,18 @@ def measure_in_process(
     config: dict,
 ) -> list[dict[str, Any]]:
     """Return the rows of a network that runs in this process, as those of a file."""
-    torch.set_num_threads(CORES)
+    torch.set_num_threads(1)
     count = config["batch_size"]
     found = latency.time_variant(encoder, windows, config["runs"], device, variant, (count,))
     names = {"p50": "p50_ms", "p99": "p99_ms", "windows_per_second": "windows_per_second"}
     note = (
         f"random weights, {config['depth']} levels, {config['temporal_dim']} states; in this "
-        f"process, copies included; windows per second in batches of {count}"
+        f"process, {'on one thread' if device == 'cpu' else 'copies included'}; "
     )
+    if variant == "stream":
+        note += f"a state in, its vector out; vectors per second of {count} books side by side"
+    else:
+        note += f"windows per second in batches of {count}"
     return [
         make_row(case, names[row["metric"]], row["value"], row["unit"], note)
         for row in found

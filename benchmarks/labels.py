@@ -31,6 +31,8 @@ FIRST_COLUMN = {
     "peers": "package",
     "export": "network and file",
     "export_cuda": "network and file",
+    "stream": "network and what it takes",
+    "stream_cuda": "network and what it takes",
     "latency": "how the encoder runs",
 }
 
@@ -80,6 +82,7 @@ FORMATS = {
     "onnx": "ONNX",
     "eager": "eager layers",
     "graphed": "one CUDA graph",
+    "stream": "a stream",
 }
 
 # (benchmark and) metric -> heading and the factor to its unit; None: not shown

@@ -126,7 +126,7 @@ def make_group(
 
 def name_case(benchmark: str, case: str) -> str:
     """A case in a reader's words; of an exported file its network, format and precision."""
-    if not benchmark.startswith("export"):
+    if not benchmark.startswith(("export", "stream")):
         return look_up(labels.CASES, benchmark, case, case.replace("_", " "))
     network, file = case.split("/")
     kind, precision, _ = file.rsplit("_", 2)

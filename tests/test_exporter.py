@@ -367,6 +367,7 @@ def test_the_benchmark_ends_with_one_line_of_json(capsys):
         ("torchscript", "fp32", "cpu"),
         ("torchscript", "bf16", "cpu"),
         ("eager", "fp32", "cpu"),
+        ("stream", "fp32", "cpu"),
     ]
     quick = {
         "presets": ["tiny_transformer"],
@@ -374,11 +375,11 @@ def test_the_benchmark_ends_with_one_line_of_json(capsys):
         "temporal_dim": 32,
         "runs": 5,
         "batch_size": 8,
-        "formats": ["torchscript", "eager", "graphed"],  # there are no graphs on a CPU
+        "formats": ["torchscript", "eager", "graphed", "stream"],  # a CPU has no graphs
     }
     bench_export.main({**bench_export.config, **quick})
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["benchmark"] == "export"
+    assert result["benchmark"] == "stream"
     found = {(row["case"], row["metric"]) for row in result["rows"] if row["value"] > 0}
     cases = [f"tiny_transformer/{'_'.join(file)}" for file in files]
     assert found == {*itertools.product(cases, ("p50_ms", "p99_ms", "windows_per_second"))}

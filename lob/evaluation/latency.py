@@ -1,9 +1,11 @@
 """The time that an encoder takes from a window in main memory to its embedding there.
 
-It can run eagerly, compiled, as TorchScript, or as one CUDA graph (`VARIANTS`).
+It can run eagerly, compiled, as TorchScript, or as one CUDA graph (`VARIANTS`). As a stream, a
+causal encoder takes the window's last state alone, since it has kept what it needs of the others.
 """
 
 import copy
+import functools
 import logging
 import time
 import timeit
@@ -18,6 +20,8 @@ from lob.book.states import Book
 from lob.evaluation.selection import evenly_spaced
 from lob.model.embedding import WindowEncoder, window_encoder
 from lob.model.encoder import BookEncoder, EncoderConfig
+from lob.model.streaming import BookStream, GraphedStream, is_streamable
+from lob.model.streaming import compile_parts as compile_stream
 from lob.results import make_row
 from lob.windows.splits import gather_times, gather_windows, window_ends
 
@@ -89,6 +93,8 @@ def benchmark(
     for name in devices:
         for variant in VARIANTS:
             if variant == "graphed" and name == "cpu":
+                continue
+            if variant == "stream" and not is_streamable(model.config):
                 continue
             try:
                 yield time_variant(model, windows, runs, name, variant)
@@ -207,9 +213,53 @@ def make_torchscript(module: WindowEncoder, *windows: Tensor) -> Encode:
     return through(windows[0].device, torch.jit.trace(module, windows, check_trace=False))
 
 
+def make_stream(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
+    """Return an encoder that takes the last state of each window as the next state of a stream.
+
+    On a GPU it is one CUDA graph for each number of streams, of torch's own kernels or compiled
+    ones (with a search, a minute), whichever is fastest for one stream.
+    """
+    ways: dict[str, dict | None] = {"torch's own kernels": None}
+    streams: dict[int, Callable[[Tensor, Tensor], Tensor]] = {}
+
+    def prepare(count: int, way: str) -> Callable[[Tensor, Tensor], Tensor]:
+        stream = BookStream(module.encoder, count)
+        if price.device.type == "cpu":
+            return stream
+        if ways[way] is not None:  # pragma: cuda
+            compile_stream(stream, ways[way])
+        return GraphedStream(stream, count)  # pragma: cuda
+
+    fastest = next(iter(ways))
+    if price.device.type == "cuda":  # pragma: cuda
+        logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)
+        ways |= {"compiled kernels": {}, "compiled kernels after a search": SEARCH}
+        state = price[:1, -1].cpu(), sizes[:1, -1].cpu()
+        seconds = {}
+        for way in ways:
+            try:
+                graphed = prepare(1, way)
+            except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+                print(f"stream of {way} left out: {str(error).splitlines()[0]}")
+                continue
+            call = functools.partial(graphed, *state)
+            seconds[way] = min(timeit.repeat(call, number=1, repeat=200))
+            print(f"stream of {way}: {1e3 * seconds[way]:.3f} ms at best")
+        fastest = min(seconds, key=lambda way: seconds[way])
+
+    def update(price: Tensor, sizes: Tensor) -> Tensor:
+        count = len(price)
+        if count not in streams:
+            streams[count] = prepare(count, fastest)
+        return streams[count](price[:, -1], sizes[:, -1])
+
+    return update
+
+
 VARIANTS: dict[str, Callable[..., Encode]] = {  # of a WindowEncoder and example windows
     "eager": make_eager,
     "compiled": make_compiled,
     "torchscript": make_torchscript,
     "graphed": make_graphed,
+    "stream": make_stream,
 }
