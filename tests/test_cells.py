@@ -110,10 +110,27 @@ def test_cells_hold_the_sizes_last_and_next_seen_at_their_price():
     assert cells[0, 1, 1, 8:12].abs().sum() == 0  # price 21 is there once
 
 
-def expected_doubt(log_sizes, shown, price, price_known, causal):
+@pytest.mark.parametrize("fill", ["ladder", "linear"])
+@pytest.mark.parametrize("mode", ["patch", "span", "level"])
+def test_a_causal_encoder_corrects_the_same_fill(mode, fill):
+    """Each state's sizes are less a mean of its own; a fill joins those of several states."""
+    price_ticks, sizes, mask = hidden_windows(mode)
+    prices, amounts = [], []
+    for causal in (False, True):
+        config = encoder_config("tiny_transformer", fill=fill, causal=causal)
+        _, base, values, parameters = build_inputs(price_ticks, sizes, mask, config)
+        assert base[~mask].equal(values[~mask]) or not causal
+        prices.append(base[..., 0])
+        amounts.append(2 * base[..., 1] + parameters["size_centre"])
+    assert prices[0].equal(prices[1])
+    torch.testing.assert_close(*amounts, rtol=0, atol=1e-5)
+
+
+def expected_doubt(log_sizes, values, shown, price, price_known, causal):
     """Return `doubt` of one window, float64 (T, L), in plain loops.
 
-    log_sizes: as the network takes them; shown, price_known: bool, all (T, L).
+    log_sizes: divided by 2; values: less their means too, as the network takes them; shown,
+    price_known: bool. All are (T, L).
     """
     states, levels = shown.shape
     steps = np.full((states, levels), np.inf)
@@ -133,7 +150,7 @@ def expected_doubt(log_sizes, shown, price, price_known, causal):
             changes += (log_sizes[at[pick], at_level[pick]] - log_sizes[state, level]) ** 2
             passed += abs(at[pick] - state)
     both = shown[1:] & shown[:-1]
-    at_level = ((log_sizes[1:] - log_sizes[:-1])[both] ** 2).mean()
+    at_level = ((values[1:] - values[:-1])[both] ** 2).mean()
     found = np.ones((states, levels))
     for state, level in np.ndindex(states, levels):
         seen = np.flatnonzero(shown[:, level])
@@ -157,6 +174,7 @@ def test_a_correction_counts_as_much_as_the_fill_is_expected_to_be_wrong(causal,
     spread = False
     for window in range(len(found)):
         expected = expected_doubt(
+            np.log(sizes[window].double().numpy()) / 2,
             values[window, ..., 1].double().numpy(),
             shown[window],
             ladder.price[window].numpy(),

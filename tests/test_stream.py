@@ -148,8 +148,9 @@ def test_only_the_distance_of_states_counts_however_long_a_stream_is(recorded_st
     found = run_stream(stream, *recorded_states)
     stream.reset()
     later = 3_600 * 24 * 365 * 1000  # a year of a state a millisecond
-    stream.module.count += later
-    stream.module.angle.copy_(torch.remainder(stream.module.step * 123.4, 2 * torch.pi))
+    clock = stream.module.clock
+    clock.count += later
+    clock.angle.copy_(torch.remainder(clock.step * 123.4, 2 * torch.pi))
     assert off(run_stream(stream, *recorded_states), found) < 1e-5
 
 

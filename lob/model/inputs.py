@@ -8,6 +8,7 @@ Axes: B window, T state, L level, F field (0 price, 1 size), C inputs per state.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lob.model.context import context_channels
@@ -72,10 +73,13 @@ def build_inputs(
         mask = nothing.unsqueeze(3).expand(-1, -1, -1, 2)
     parameters = fit(price_ticks, sizes, mask, config.normalization, config.causal)
     values = transform(price_ticks, sizes, parameters, config.normalization)
-    in_time = linear_time(values, ~mask) if filled and ladder is not None else values
+    joint, to_own = joint_values(values, parameters, config)
+    in_time = linear_time(joint, ~mask) if filled and ladder is not None else joint
     base = values
     if filled:
-        base = fill_hidden(ladder, in_time, sizes, values, mask, parameters, config)
+        base = fill_hidden(ladder, in_time, sizes, joint, mask, parameters, config)
+        if to_own is not None:
+            base = torch.where(mask, base + to_own, values)
     batch, states = values.shape[:2]
     visible = values.masked_fill(mask, 0.0)
     path = mid_path(values, parameters, config)
@@ -95,6 +99,22 @@ def build_inputs(
     used = sum(channel.shape[2] for channel in channels)
     channels.append(values.new_zeros(batch, states, config.input_width - used))
     return torch.cat(channels, dim=2), base, values, parameters
+
+
+def joint_values(
+    values: Tensor, parameters: dict[str, Tensor], config: EncoderConfig
+) -> tuple[Tensor, Tensor | None]:
+    """Return `values` with sizes less one mean for the whole window, and what takes them back.
+
+    A fill joins sizes of several states. With `causal` each state's are less a mean of its own,
+    (B, T, 1), so they must be brought together first, and the fill of a state back to its own mean.
+    The second result, (B, T, 1, F), is to be added for that, or None where all have one mean.
+    """
+    if not config.causal or config.normalization != "book" or config.fill == "none":
+        return values, None
+    centre = parameters["size_centre"]
+    of_sizes = F.pad((centre[:, -1:] - centre).unsqueeze(3) / SIZE_SCALE, (1, 0))
+    return values - of_sizes, of_sizes
 
 
 def mid_path(values: Tensor, parameters: dict[str, Tensor], config: EncoderConfig) -> Tensor:

@@ -222,8 +222,8 @@ class Stream:
             return
         self.streams = streams
         with torch.inference_mode(False):
-            if self.module.count.device.type == "cuda":  # pragma: cuda
-                if len(self.module.seen) != streams or self.compute is self.module:
+            if self.module.clock.count.device.type == "cuda":  # pragma: cuda
+                if len(self.module.clock.seen) != streams or self.compute is self.module:
                     self.compute = GraphedStream(self.module, streams)
             else:
                 self.module.reset(streams)
@@ -235,7 +235,7 @@ class Stream:
         which: for some books only, their numbers or a bool for each; the others go on.
         """
         if which is None:
-            self.module.reset(len(self.module.seen))
+            self.module.reset(len(self.module.clock.seen))
             self.streams = 0
             return
         chosen = torch.zeros(self.streams, dtype=torch.bool)
@@ -245,7 +245,7 @@ class Stream:
             raise InputError(
                 f"which = {which!r}: this stream has {self.streams} books, numbered from 0"
             ) from None
-        self.module.forget(chosen.to(self.module.seen.device))
+        self.module.forget(chosen.to(self.module.clock.seen.device))
 
 
 def load(

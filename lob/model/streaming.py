@@ -49,6 +49,53 @@ def empty(ring: Tensor, streams: int) -> Tensor:
     return torch.zeros_like(ring[:1]).repeat_interleave(streams, dim=0)
 
 
+class Clock(nn.Module):
+    """How many states there were, and what follows from it for the next one.
+
+    The n-th state since the last whole reset has place n mod T in a ring of T.
+    """
+
+    count: Tensor
+    seen: Tensor
+    angle: Tensor
+    step: Tensor
+    places: Tensor
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.states: int = config.temporal_dim
+        self.full_turn: float = 2 * torch.pi
+        self.register_buffer("count", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros(1, dtype=torch.int64))  # of each, since the reset
+        # In float64 and within one turn, so that it stays exact however long the stream is.
+        frequency = rotary_frequency(config.width // config.heads).double()
+        self.register_buffer("angle", torch.zeros_like(frequency))
+        self.register_buffer("step", frequency)
+        self.register_buffer("places", torch.arange(self.states))
+
+    @torch.jit.export
+    def make(self, streams: int) -> None:
+        self.seen = empty(self.seen, streams)
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Count a state; return
+
+        - its place in the rings, int64 (1,), and how many states ago each place was filled, (T,);
+        - cosine and sine of its rotation, float32 (1, D/H) each;
+        - 0 for the places that it attends to and -inf for the others, float32 (B, 1, 1, T).
+        """
+        self.count.add_(1)
+        self.seen.add_(1)
+        self.angle.copy_(torch.remainder(self.angle + self.step, self.full_turn))
+        angle = torch.cat([self.angle, self.angle]).unsqueeze(0)
+        place = torch.remainder(self.count, self.states)
+        age = torch.remainder(place - self.places, self.states)
+        left_out = (age >= self.seen.unsqueeze(1))[:, None, None]
+        bias = torch.zeros_like(left_out, dtype=torch.float32)
+        bias = bias.masked_fill(left_out, float("-inf"))
+        return place, age, angle.cos().float(), angle.sin().float(), bias
+
+
 class StateInputs(nn.Module):
     """A state -> what the encoder takes of it: (B, L, CHANNELS), or (B, input_width).
 
@@ -182,23 +229,12 @@ class StreamConv(nn.Module):
 class StreamBlock(nn.Module):
     """A `CellBlock` for one state."""
 
-    steps_back: Tensor
-
     def __init__(self, block: CellBlock, levels: int):
         super().__init__()
-        self.levels: int = levels
         self.conv1 = StreamConv(block.conv1, levels)
         self.conv2 = StreamConv(block.conv2, levels)
-        dilation = int(block.conv1.dilation[0])
-        self.register_buffer("steps_back", torch.tensor([2 * dilation, dilation, 0]))
 
-    def forward(self, cells: Tensor, place: Tensor) -> Tensor:
-        states = torch.remainder(place - self.steps_back, self.conv1.ring.size(1)) * (
-            self.levels + 2
-        )
-        level = torch.arange(self.levels, device=cells.device).view(-1, 1, 1)
-        beside = torch.arange(3, device=cells.device)
-        reached = (level + states.unsqueeze(1) + beside).flatten()
+    def forward(self, cells: Tensor, place: Tensor, reached: Tensor) -> Tensor:
         y = F.gelu(self.conv1(cells, place, reached), approximate="tanh")
         return cells + self.conv2(y, place, reached)
 
@@ -206,13 +242,21 @@ class StreamBlock(nn.Module):
 class StreamStem(nn.Module):
     """A `CellStem` for one state: inputs (B, L, CHANNELS) -> token (B, D)."""
 
+    steps_back: Tensor
+    levels_reached: Tensor
+
     def __init__(self, stem: CellStem):
         super().__init__()
         levels = stem.level.shape[0]
         self.kept: int = KEPT
+        self.ring_levels: int = levels + 2
         self.mix, self.level, self.pool, self.token = stem.mix, stem.level, stem.pool, stem.token
         blocks = [block for block in stem.blocks if isinstance(block, CellBlock)]
         self.blocks: Any = nn.ModuleList(StreamBlock(block, levels) for block in blocks)
+        steps = torch.tensor([[2 * d, d, 0] for d in STEM_DILATIONS])
+        self.register_buffer("steps_back", steps.view(-1, 1, 3, 1))  # of a block's taps
+        beside = torch.arange(levels).view(-1, 1, 1) + torch.arange(3)
+        self.register_buffer("levels_reached", beside)  # in a ring, whose first level is zeros
 
     @torch.jit.export
     def make(self, streams: int) -> None:
@@ -229,8 +273,10 @@ class StreamStem(nn.Module):
     def forward(self, inputs: Tensor, count: Tensor) -> Tensor:
         cells = self.mix(inputs) + self.level
         place = torch.remainder(count, self.kept)
-        for block in self.blocks:
-            cells = block(cells, place)
+        states = torch.remainder(place - self.steps_back, self.kept) * self.ring_levels
+        reached = (states + self.levels_reached).flatten(1)
+        for number, block in enumerate(self.blocks):
+            cells = block(cells, place, reached[number])
         return self.token(self.pool(cells).flatten(1))
 
 
@@ -298,20 +344,13 @@ class BookStream(nn.Module):
     CUDA graph; it can also be scripted. Raises InputError if the encoder isn't causal.
     """
 
-    count: Tensor
-    seen: Tensor
-    angle: Tensor
-    step: Tensor
-    places: Tensor
-
     def __init__(self, encoder: BookEncoder, streams: int = 1):
         super().__init__()
         config = encoder.config
         check_causal(config)
         encoder = copy.deepcopy(encoder)
-        self.states: int = config.temporal_dim
         self.depth: int = config.depth
-        self.full_turn: float = 2 * torch.pi
+        self.clock = Clock(config)
         self.inputs = StateInputs(config)
         has_stem = encoder.stem is not None
         self.first: Any = StreamStem(encoder.stem) if has_stem else StreamEmbed(encoder.embed)
@@ -319,25 +358,18 @@ class BookStream(nn.Module):
         self.dtype: torch.dtype = layers[0].qkv.weight.dtype  # of what attention is given
         self.layers: Any = nn.ModuleList(StreamLayer(layer, config) for layer in layers)
         self.norm = encoder.norm
-        self.register_buffer("count", torch.zeros(1, dtype=torch.int64))  # states so far, less one
-        self.register_buffer("seen", torch.zeros(1, dtype=torch.int64))  # since the reset
-        # In float64 and within one turn, so that it stays exact however long the stream is.
-        frequency = rotary_frequency(config.width // config.heads).double()
-        self.register_buffer("angle", torch.zeros_like(frequency))
-        self.register_buffer("step", frequency)
-        self.register_buffer("places", torch.arange(self.states))
         self.to(encoder.norm.weight.device).eval().requires_grad_(False)
         self.reset(streams)
 
     @torch.jit.export
     def reset(self, streams: int = 1) -> None:
         """Forget all states, and take `streams` streams from now on."""
-        self.count.zero_()
-        self.angle.zero_()
-        if streams == self.seen.size(0):
-            self.forget(torch.ones_like(self.seen, dtype=torch.bool))
+        self.clock.count.zero_()
+        self.clock.angle.zero_()
+        if streams == self.clock.seen.size(0):
+            self.forget(torch.ones_like(self.clock.seen, dtype=torch.bool))
             return
-        self.seen = empty(self.seen, streams)
+        self.clock.make(streams)
         self.inputs.make(streams)
         self.first.make(streams)
         for layer in self.layers:
@@ -346,29 +378,20 @@ class BookStream(nn.Module):
     @torch.jit.export
     def forget(self, which: Tensor) -> None:
         """Forget all states of some streams, bool (B,): their next state is the first."""
-        self.seen.masked_fill_(which, 0)
+        self.clock.seen.masked_fill_(which, 0)
         self.first.forget(which)
 
     def forward(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
-        wanted = [self.seen.size(0), self.depth]
+        wanted = [self.clock.seen.size(0), self.depth]
         given, amounts = list(price_ticks.size()), list(sizes.size())
         if given != wanted or amounts != wanted:
             raise RuntimeError(
                 f"price_ticks and sizes must be of shape {wanted}, not {given} and {amounts}"
             )
-        self.count.add_(1)
-        self.seen.add_(1)
-        self.angle.copy_(torch.remainder(self.angle + self.step, self.full_turn))
-        angle = torch.cat([self.angle, self.angle]).unsqueeze(0)
-        cos, sin = angle.cos().float(), angle.sin().float()
-        place = torch.remainder(self.count, self.states)
-        age = torch.remainder(place - self.places, self.states)
-        inputs = self.inputs(price_ticks, sizes, place, age, self.seen)
-        inputs = inputs.to(self.norm.weight.dtype)
-        x = self.first(inputs, self.count)
-        left_out = age >= self.seen.unsqueeze(1)
-        bias = torch.zeros_like(left_out, dtype=self.dtype).masked_fill(left_out, float("-inf"))
-        bias = bias[:, None, None]
+        place, age, cos, sin, bias = self.clock()
+        inputs = self.inputs(price_ticks, sizes, place, age, self.clock.seen)
+        x = self.first(inputs.to(self.norm.weight.dtype), self.clock.count)
+        bias = bias.to(self.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin, place, bias)
         return self.norm(x).float()
@@ -376,25 +399,24 @@ class BookStream(nn.Module):
 
 def is_streamable(config: EncoderConfig) -> bool:
     """Return whether no vector of an encoder waits for later states."""
-    return config.causal and config.normalization == "book"
+    return config.causal and config.normalization == "book" and not config.context
 
 
 def check_causal(config: EncoderConfig) -> None:
     """Raise InputError if an encoder can't be streamed."""
     if not is_streamable(config):
         raise InputError(
-            f"causal = {config.causal}, normalization = {config.normalization!r}: this encoder's "
-            "vectors need a whole window: take embed, or train one with --causal=True "
-            "--normalization=book"
+            f"causal = {config.causal}, normalization = {config.normalization!r}, context = "
+            f"{list(config.context)}: this encoder's vectors need a whole window: take embed, or "
+            "train one with --causal=True --normalization=book --context=[]"
         )
 
 
 def compile_parts(module: BookStream, options: dict[str, Any] | None = None) -> None:
     """Compile what an update is made of; options: of torch.compile. Results stay equal."""
-    module.inputs.compile(options=options)
-    module.first.compile(options=options)
-    for layer in module.layers:  # each by itself: layers are alike and share one kernel
-        layer.compile(options=options)
+    # Each layer by itself: they are alike and share their kernels.
+    for part in (module.clock, module.inputs, module.first, *module.layers, module.norm):
+        part.compile(options=options)
 
 
 class GraphedStream:  # pragma: cuda
@@ -423,7 +445,7 @@ class GraphedStream:  # pragma: cuda
         module.reset(streams)
 
     def compute(self) -> Tensor:
-        device = self.module.count.device
+        device = self.module.clock.count.device
         given = (x.to(device, non_blocking=True) for x in (self.price_ticks, self.sizes))
         return self.module(*given)
 
