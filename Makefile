@@ -59,14 +59,20 @@ test: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
 
+# One state in, its vector out, beside whole windows.
+STREAM := --formats="['eager','stream']" --presets="['small_cell_transformer','tiny_transformer','deep_narrow_transformer']"
+STREAM_GPU := --devices="['cuda']" --formats="['graphed','stream']" --presets="['cell_transformer','deep_narrow_transformer']"
+
 # The benchmarks of a CPU. Results go to benchmarks/results/*.json, and from there into the pages.
 bench: .venv/installed-dev
 	for name in parser windows peers export; do $(BIN)/python -m benchmarks.bench_$$name --write=True; done
+	$(BIN)/python -m benchmarks.bench_export $(STREAM) --batch_size=16 --write=True
 	$(MAKE) tables
 
-# The benchmark of a machine with NVIDIA GPUs: training speed.
+# The benchmarks of a machine with NVIDIA GPUs: training speed, and latency in use.
 bench-gpu: .venv/installed-dev
 	$(BIN)/python -m benchmarks.bench_training --write=True
+	$(BIN)/python -m benchmarks.bench_export $(STREAM_GPU) --write=True
 	$(MAKE) tables
 
 # What the encoder is worth over seeds. PROVE holds keys of benchmarks/prove.py, such as the data.

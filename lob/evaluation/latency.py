@@ -223,12 +223,13 @@ def make_stream(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
     streams: dict[int, Callable[[Tensor, Tensor], Tensor]] = {}
 
     def prepare(count: int, way: str) -> Callable[[Tensor, Tensor], Tensor]:
-        stream = BookStream(module.encoder, count)
         if price.device.type == "cpu":
-            return stream
-        if ways[way] is not None:  # pragma: cuda
-            compile_stream(stream, ways[way])
-        return GraphedStream(stream, count)  # pragma: cuda
+            return BookStream(module.encoder, count)
+        with torch.inference_mode(False), torch.no_grad():  # pragma: cuda
+            stream = BookStream(module.encoder, count)
+            if ways[way] is not None:
+                compile_stream(stream, ways[way])
+            return GraphedStream(stream, count)
 
     fastest = next(iter(ways))
     if price.device.type == "cuda":  # pragma: cuda
