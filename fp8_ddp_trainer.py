@@ -32,7 +32,7 @@ config = {
     #   or the published reference's scaling of each window
     "fill": "ladder",  # ladder | linear | none: stands in for a hidden value, and the network
     #   corrects it; ladder: the size seen before and after at its price; linear: in time
-    "causal": False,  # bool: attend to earlier states only
+    "causal": False,  # bool: no state sees a later one; needed for a stream (docs/files.md)
     "context": [],  # list[clock | shuffled_clock | size | tick | flow] | []: lob/model/context.py
     "dropout": 0.1,  # >= 0 and < 1: share dropped in attention and after each block
     # task

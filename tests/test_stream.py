@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, shell
+from conftest import ROOT, shell, write_book
 from reference_stream import reference_vectors
 from test_cells import lively
 from test_ladder import moving_book
@@ -152,6 +152,18 @@ def test_only_the_distance_of_states_counts_however_long_a_stream_is(recorded_st
     clock.count += later
     clock.angle.copy_(torch.remainder(clock.step * 123.4, 2 * torch.pi))
     assert off(run_stream(stream, *recorded_states), found) < 1e-5
+
+
+def test_a_books_segments_are_streams_of_their_own(tmp_path):
+    model = network("linear", depth=16)
+    folder = write_book(tmp_path, rows=100, depth=16, segment_starts=(0, 45))
+    found = encoder_of(model).stream_book(folder)
+    book = open_book(folder)
+    for rows in (slice(0, 45), slice(45, 100)):
+        expected = reference_vectors(model, book.price_ticks[rows], book.sizes[rows])
+        assert off(found[rows], expected) < 1e-5
+    with pytest.raises(InputError, match="--depth=16"):
+        encoder_of(model).stream_book(write_book(tmp_path, "B", rows=40, depth=8))
 
 
 def test_later_training_does_not_change_a_stream(recorded_states):

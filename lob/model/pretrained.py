@@ -156,12 +156,33 @@ class Encoder:
         ranges = self.find_ends(book, stride)
         return np.concatenate([*embed_windows(self.module, book, ranges, batch_size, scale)])
 
-    def find_ends(self, book: Book, stride: int) -> list[range]:
+    def stream_book(self, book: str | Path | Book, precision: str = "fp32") -> np.ndarray:
+        """Return the vector of each state of a parsed book as a stream gives it, float32 (N, D).
+
+        They are what an agent that streams would have seen: train it on these. Each segment of the
+        book begins anew. Raises InputError as `stream` does, or if the book has other levels.
+        """
+        book = open_if_path(book)
+        self.check_depth(book)
+        stream = self.stream(precision)
+        vectors = np.empty((book.rows, self.width), np.float32)
+        segment_starts = set(book.segment_starts.tolist())
+        for row in range(book.rows):
+            if row in segment_starts:
+                stream.reset()
+            vectors[row] = stream.update(book.price_ticks[row], book.sizes[row])
+        return vectors
+
+    def check_depth(self, book: Book) -> None:
+        """Raise InputError unless a book has the levels that this encoder takes."""
         if book.depth != self.levels:
             raise InputError(
                 f"{book.path} has depth {book.depth}, the encoder wants {self.levels}: "
                 f"run data_parser.py --depth={self.levels}"
             )
+
+    def find_ends(self, book: Book, stride: int) -> list[range]:
+        self.check_depth(book)
         check_stride(stride)
         ranges = strided_ends(book.segment_starts, book.rows, self.states, stride)
         if not ranges:

@@ -416,7 +416,7 @@ def compile_parts(module: BookStream, options: dict[str, Any] | None = None) -> 
     """Compile what an update is made of; options: of torch.compile. Results stay equal."""
     # Each layer by itself: they are alike and share their kernels.
     for part in (module.clock, module.inputs, module.first, *module.layers, module.norm):
-        part.compile(options=options)
+        part.compile(options=options, dynamic=False)
 
 
 class GraphedStream:  # pragma: cuda
