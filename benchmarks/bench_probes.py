@@ -301,7 +301,8 @@ def median_rows(found: dict[str, list[ProbeResult]]) -> list[dict[str, Any]]:
             for row in rows_of_probe(case, result):
                 values.setdefault(row["metric"], []).append(row["value"])
         medians = {metric: float(np.median(x)) for metric, x in values.items()}
-        verdicts = [f"{name}: {judge_medians(case, medians, name)}" for name in SUMMED]
+        leads = [name for name in SUMMED if f"{name}_low" in medians]
+        verdicts = [f"{name}: {judge_medians(case, medians, name)}" for name in leads]
         simple = sorted({result.leads["over_simple"].note for result in results})
         note = f"{'; '.join(verdicts)}; simple: {' or '.join(simple)}; "
         note += f"median of {counted(len(results), 'checkpoint')}"

@@ -130,8 +130,20 @@ def test_the_bench_writes_all_cells_and_counts_them(data, monkeypatch, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     cells = {(row["case"], row["metric"]): row["value"] for row in result["rows"]}
     assert result["benchmark"] == "probes" and np.isfinite(list(cells.values())).all()
-    metrics = ["ours", "both", "hand_made", "boosted", "floor", "pca", "random", "blocks"]
-    metrics += [f"{name}_{end}" for name in ("over_floor", "adds") for end in ("low", "high")]
+    metrics = [
+        "ours",
+        "both",
+        "scaled",
+        "all",
+        "hand_made",
+        "boosted",
+        "floor",
+        "pca",
+        "random",
+        "blocks",
+    ]
+    leads = ("over_floor", "adds", "all_adds")
+    metrics += [f"{name}_{end}" for name in leads for end in ("low", "high")]
     for way in ("within", "probe"):
         case = f"{VALIDATION}_D40/{way}"
         for metric in metrics:
@@ -146,7 +158,8 @@ def test_the_bench_writes_all_cells_and_counts_them(data, monkeypatch, capsys):
         others = [cells[f"cells/{way}/adds", name] for name in ("better", "worse", "level")]
         assert counts["compared"] == 2 == sum(others) + counts["undecided"]
     notes = [row["note"] for row in result["rows"] if row["metric"] == "ours"]
-    assert all(re.search(r"over_simple: \w+; adds: \w+; simple: .*; median", x) for x in notes)
+    said = r"over_simple: \w+; scaled_\w+: \w+; adds: \w+; all_adds: \w+; simple: .*; median"
+    assert all(re.search(said, x) for x in notes)
     check_tables({(row["case"], row["metric"]): row for row in result["rows"]}, monkeypatch)
 
 

@@ -262,3 +262,31 @@ def test_few_of_many_null_differences_are_found():
     one = np.array([1.0])
     assert not intervals.find_discoveries(one, one * np.nan, one * np.nan, np.array([1])).any()
     assert len(intervals.find_discoveries(*np.zeros((4, 0)))) == 0
+
+
+def test_an_added_vector_is_reduced_as_scikit_learn_reduces_it():
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(0)
+    train, test = (rng.normal(size=(count, 12)) @ rng.normal(size=(12, 12)) for count in (90, 30))
+    scaler = StandardScaler().fit(train[:, 3:])
+    axes = PCA(4, svd_solver="full").fit(scaler.transform(train[:, 3:]))
+    found = probe_fits.reduce_vector(train, 3, 4)(test)
+    assert found.shape == (30, 7) and (found[:, :3] == test[:, :3]).all()
+    expected = axes.transform(scaler.transform(test[:, 3:]))
+    np.testing.assert_allclose(np.abs(found[:, 3:]), np.abs(expected), rtol=1e-8, atol=1e-10)
+    assert probe_fits.reduce_vector(train, 3, None)(test) is test
+
+
+def test_levels_that_lie_in_the_scale_block_are_found_by_vector_and_scale_block():
+    rng = np.random.default_rng(1)
+    sets = [make_market(rng, count, signal=0.5) for count in (400, 200, 400)]
+    for split in sets:
+        block = rng.normal(size=(len(split.block), 3))
+        split.labels["volatility_50"] = split.labels["volatility_50"] + block[:, 0]
+        split.features["scale"] = block
+    found = probes.probe_task("volatility_50", sets, 0)
+    assert found.scores["scaled"] > found.scores["scale"] + 0.03 > found.scores["ours"] + 0.1
+    assert found.leads["scaled_over_simple"].verdict == found.leads["all_adds"].verdict == "better"
+    assert found.scores["all"] >= found.scores["scaled"] - 0.02

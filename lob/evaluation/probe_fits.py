@@ -4,7 +4,7 @@ A probe predicts a label from features of a window, (W, P) to (W,). Of a task wi
 predicts logits. All fits are scikit-learn's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 # A vector that is added to a few known features is penalised so many times as much as they are.
 VECTOR_PENALTIES = (1.0, 10.0, 100.0, 1000.0, np.inf)
+COMPONENTS = (4, 16, None)  # principal components of an added vector; None: the vector itself
 LEAVES = (4, 16)  # of a boosted tree
 TREES = 150
 Probe = Callable[[np.ndarray], np.ndarray]
@@ -58,20 +59,46 @@ def choose_linear(train: Windows, judge: Windows, classify: bool, known: int | N
     """Return the linear probe that is fitted on `train` and has the least loss on `judge`.
 
     The penalty is chosen. known: number of the first columns that are known features; the others
-    are a vector, whose own penalty is chosen too.
+    are a vector, of which a number of principal components is chosen, and their own penalty.
     """
-    columns = train[0].shape[1]
     if known is None:
-        weightings: Sequence[np.ndarray | None] = [None]
-    else:
-        factors = [1 / np.sqrt(penalty) for penalty in VECTOR_PENALTIES]
-        weightings = [np.repeat([1.0, factor], [known, columns - known]) for factor in factors]
+        return min(try_penalties(train, judge, classify, [None]), key=lambda fit: fit.loss)
     fits = []
+    for count in COMPONENTS:
+        reduce = reduce_vector(train[0], known, count)
+        some, judged = (reduce(train[0]), train[1]), (reduce(judge[0]), judge[1])
+        added = some[0].shape[1] - known
+        factors = [1 / np.sqrt(penalty) for penalty in VECTOR_PENALTIES]
+        weightings = [np.repeat([1.0, factor], [known, added]) for factor in factors]
+        best = min(try_penalties(some, judged, classify, weightings), key=lambda fit: fit.loss)
+        fits.append(Fit(after(reduce, best.predict), best.loss))
+    return min(fits, key=lambda fit: fit.loss)
+
+
+def try_penalties(
+    train: Windows, judge: Windows, classify: bool, weightings: Sequence[np.ndarray | None]
+) -> Iterator[Fit]:
     for weights in weightings:
         for penalty in PENALTIES:
             probe = fit_probe(*train, penalty, classify, weights)
-            fits.append(Fit(probe, measure_loss(probe(judge[0]), judge[1], classify)))
-    return min(fits, key=lambda fit: fit.loss)
+            yield Fit(probe, measure_loss(probe(judge[0]), judge[1], classify))
+
+
+def after(reduce: Probe, predict: Probe) -> Probe:
+    return lambda x: predict(reduce(x))
+
+
+def reduce_vector(features: np.ndarray, known: int, count: int | None) -> Probe:
+    """Return a function that replaces all columns from `known` on by principal components of them.
+
+    features: float64 (W, P), whose first `count` components are taken, of standardised columns.
+    """
+    if count is None:
+        return lambda x: x
+    vector = features[:, known:]
+    centre, spread = vector.mean(0), np.maximum(vector.std(0), 1e-12)
+    axes = np.linalg.svd((vector - centre) / spread, full_matrices=False)[2][:count].T
+    return lambda x: np.hstack([x[:, :known], (x[:, known:] - centre) / spread @ axes])
 
 
 def choose_boosted(train: Windows, judge: Windows, classify: bool, seed: int) -> Fit:

@@ -44,20 +44,31 @@ from lob.evaluation.probe_tasks import (
 from lob.evaluation.selection import Windows, in_parts, states_after, time_blocks
 from lob.model.encoder import BookEncoder
 from lob.model.inputs import build_inputs
+from lob.model.scale import NAMES, measure_scale
 from lob.windows.splits import gather_times, gather_windows
 
 METHODS = {  # what is fitted on what; vectors of other names may be added, such as the last two
     "ours": "encoder",
     "both": "encoder and hand-made",
+    "scaled": "encoder and scale block",
+    "all": "encoder, scale block and hand-made",
     "hand_made": "hand-made features",
     "boosted": "boosted trees on hand-made",
     "floor": "floor",
     "persistence": "persistence",  # of volatility, with nothing fitted
+    "scale": "scale block",
     "pca": "PCA of inputs",
     "random": "random weights",
 }
 SIMPLE = ("floor", "persistence", "hand_made")  # the best of them in a cell is "simple"
-SUMMED = ("over_simple", "adds")  # the leads that matter most
+SUMMED = ("over_simple", "scaled_over_simple", "adds", "all_adds")  # the leads that matter most
+# What a method is fitted on, if it is not the features of its own name; the first ones are known
+# features, the last one is a vector with penalties of its own.
+JOINED = {
+    "both": ("hand_made", "ours"),
+    "scaled": ("scale", "ours"),
+    "all": ("hand_made", "scale", "ours"),
+}
 SHARES = {1.0: "", 0.1: "_10pct", 0.01: "_1pct"}  # share of the training labels -> metric's ending
 CARE_AUC, CARE_R2 = 0.02, 0.05  # the smallest leads that anyone would care for
 COMPONENTS = 64  # principal components of the inputs
@@ -74,9 +85,10 @@ Measure = Callable[[np.ndarray, np.ndarray], float]  # predictions, labels -> hi
 class ProbeSet:
     """Windows as probes need them.
 
-    features: by name, float64 (W, P): `hand_made`, the vector `ours`, and other vectors; floors: by
-    task, float64 (W, P), of volatility persistence; labels: by task, float64 (W,), NaN where there
-    is none; block: int64 (W,), the block of time in which each window lies.
+    features: by name, float64 (W, P): `hand_made`, the vector `ours`, the scale block `scale` of an
+    encoder (lob/model/scale.py), and other vectors; floors: by task, float64 (W, P), of volatility
+    persistence; labels: by task, float64 (W,), NaN where there is none; block: int64 (W,), the
+    block of time in which each window lies.
     """
 
     features: dict[str, np.ndarray]
@@ -120,11 +132,11 @@ class ProbeResult:
     curve), or for volatility R2 against the mean of the training labels. After a method's name
     follow, for other numbers: `_log_loss` (nats); of volatility `_level` (R2 if fitted to the label
     instead of the residual of persistence), `_r2_test` (against the mean of the test labels),
-    `_correlation` and `_bias` (mean of prediction less label). `_10pct` or `_1pct`
-    ends the name if only that share of the training labels was used. leads: `over_<method>`, the
-    vector's over another method, `over_simple` over the best of `SIMPLE` on the
-    test windows, and `adds`, that of
-    vector and hand-made features over the latter alone.
+    `_correlation` and `_bias` (mean of prediction less label). `_10pct` or `_1pct` ends the name if
+    only that share of the training labels was used. leads: `over_<method>`, the vector's over
+    another method, `over_simple` over the best of `SIMPLE` on the test windows,
+    `scaled_over_simple` that of vector and scale block over it, `adds` that of vector and hand-made
+    features over the latter alone, and `all_adds` that of all three over them.
     """
 
     scores: dict[str, float]
@@ -212,13 +224,15 @@ def encode_windows(
 ) -> dict[str, np.ndarray]:
     """Return features by name, float64 (W, P), of windows in which nothing is masked.
 
-    Each of `models`, which have one shape, gives its hidden vector of the last state. `pca` holds
+    Each of `models`, which have one shape, gives its hidden vector of the last state. `scale` is
+    the scale block (lob/model/scale.py). `pca` holds
     the input values of the last state, and their means over the last 16 states and over the window;
     `to_components` turns it into principal components.
     """
     config = next(iter(models.values())).config
     found: dict[str, list[Tensor]] = {name: [torch.empty(0, config.width)] for name in models}
     found["pca"] = [torch.empty(0, 6 * config.depth)]
+    found["scale"] = [torch.empty(0, len(NAMES))]
     for begin in range(0, len(ends), batch_size):
         some = book, ends[begin : begin + batch_size], config.temporal_dim
         arrays = (*gather_windows(*some), gather_times(*some))
@@ -229,6 +243,7 @@ def encode_windows(
         values = values.flatten(2)
         summary = [values[:, -1], values[:, -16:].mean(1), values.mean(1)]
         found["pca"].append(torch.cat(summary, dim=1).cpu())
+        found["scale"].append(measure_scale(price, sizes, times, book.tick_size).cpu())
     return {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
 
 
@@ -312,7 +327,8 @@ def probe_task(
 
 def list_methods(task: str, split: ProbeSet) -> list[str]:
     """Return the methods of a task: those of `METHODS`, and the vectors with other names."""
-    derived = ["both", "boosted", "floor"]
+    derived = ["boosted", "floor"]
+    derived += [name for name, parts in JOINED.items() if {*parts} <= {*split.features}]
     if not is_classification(task):
         derived.append("persistence")
     there = {*split.features, *derived}
@@ -335,8 +351,8 @@ def fit_method(
     def inputs(split: ProbeSet) -> np.ndarray:
         if method == "floor":
             return split.floors[task]
-        if method == "both":
-            return np.hstack([split.features["hand_made"], split.features["ours"]])
+        if method in JOINED:
+            return np.hstack([split.features[name] for name in JOINED[method]])
         return split.features["hand_made" if method == "boosted" else method]
 
     def persistence(split: ProbeSet) -> np.ndarray:
@@ -351,7 +367,9 @@ def fit_method(
     if method == "boosted":
         fit = choose_boosted(fitted, judged, classify, seed)
     else:
-        known = train.features["hand_made"].shape[1] if method == "both" else None
+        known = None
+        if method in JOINED:
+            known = sum(train.features[name].shape[1] for name in JOINED[method][:-1])
         fit = choose_linear(fitted, judged, classify, known)
     return lambda split: fit.predict(inputs(split)) + persistence(split)
 
@@ -391,8 +409,11 @@ def find_leads(
     drawn = {name: resample(measure, x, labels, block, seed) for name, x in answers.items()}
     blocks = len(np.unique(block))
     care = CARE_AUC if measure is area_under_curve else CARE_R2
-    wanted = {f"over_{name}": ("ours", name) for name in answers if name not in ("ours", "both")}
+    others = [name for name in answers if name != "ours" and name not in JOINED]
+    wanted = {f"over_{name}": ("ours", name) for name in others}
     wanted |= {"over_simple": ("ours", simple), "adds": ("both", "hand_made")}
+    if "scale" in answers:
+        wanted |= {"scaled_over_simple": ("scaled", simple), "all_adds": ("all", "hand_made")}
     leads = {}
     for name, (mine, other) in wanted.items():
         value, draws = scores[mine] - scores[other], drawn[mine] - drawn[other]

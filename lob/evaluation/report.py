@@ -156,7 +156,7 @@ def rows_of_probe(case: str, result: ProbeResult) -> list[dict[str, Any]]:
     values: dict[str, float] = {**result.scores, "blocks": result.blocks}
     for name, lead in result.leads.items():
         values |= {f"{name}_low": lead.low, f"{name}_high": lead.high}
-    for name in SUMMED:
+    for name in [name for name in SUMMED if name in result.leads]:
         lead = result.leads[name]
         values |= {name: lead.value, f"{name}_smallest": lead.smallest}
     note = "; ".join(f"{name}: {lead.verdict}" for name, lead in result.leads.items())
