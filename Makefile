@@ -73,6 +73,7 @@ bench: .venv/installed-dev
 bench-gpu: .venv/installed-dev
 	$(BIN)/python -m benchmarks.bench_training --write=True
 	$(BIN)/python -m benchmarks.bench_export $(STREAM_GPU) --write=True
+	$(BIN)/python -m benchmarks.bench_inputs --write=True
 	$(MAKE) tables
 
 # What the encoder is worth over seeds. PROVE holds keys of benchmarks/prove.py, such as the data.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lob.model.context import context_channels
 from lob.model.encoder import MOVES, EncoderConfig
+from lob.model.kernels import kernels_for
 from lob.model.ladder import Ladder, find_ladder, linear_time
 from lob.model.normalisation import SIZE_SCALE, fit, interpolate_time, signed_log, transform
 
@@ -64,6 +65,9 @@ def build_inputs(
     Nothing in tokens or base depends on a hidden value. With `causal`, the scheme 'book' and
     nothing hidden, no token depends on a later state.
     """
+    of_cells = config.cell_width and config.normalization == "book"
+    if of_cells and (kernels := kernels_for(price_ticks, sizes)):
+        return kernels.build_cells(price_ticks, sizes, mask, config.causal)
     filled = mask is not None or config.fill == "none"
     ladder = None
     if config.cell_width or (filled and config.fill == "ladder"):

@@ -21,7 +21,8 @@ after that show a size at this price; if only one side has such a state, its siz
 is none, the size is linear in time at its level.
 
 All windows are treated at once and in fixed shapes, by sorts and scans of whole ticks. So the
-search can be part of a CUDA graph, can be traced, and finds the same on every device.
+search can be part of a CUDA graph, can be traced, and finds the same on every device. On NVIDIA
+GPUs lob/model/ladder_triton.py finds the same sooner.
 
 Axes: B window, T state, L level, F field (0 price, 1 size); `mask` is bool (B, T, L, F), True where
 hidden. A *place* is the index t * L + l of an entry within its window.
@@ -33,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lob.model.kernels import kernels_for
 from lob.model.normalisation import first_known_price, interpolate_time, nearest_known, state_mids
 
 NEVER = 2**30  # ticks; stands for a price that is not known
@@ -79,6 +81,8 @@ def find_ladder(price_ticks: Tensor, mask: Tensor | None) -> Ladder:
         price = (price_ticks - price_ticks[:, :1, :1]).to(torch.int32)
         visible = torch.ones_like(price, dtype=torch.bool)
         return Ladder(price.float(), visible, visible, *same_price(price, visible))
+    if kernels := kernels_for(price_ticks):
+        return kernels.find_ladder(price_ticks, mask)
     visible_price, visible_size = ~mask[..., 0], ~mask[..., 1]
     anchor = first_known_price(price_ticks.to(torch.int64), visible_price)
     offset = price_ticks - anchor[:, :, anchor.shape[2] // 2].unsqueeze(2)
