@@ -287,8 +287,8 @@ def time_steps(
     for group, (time_ms, count) in sorted(sums.items(), key=lambda item: -item[1][0]):
         rows.append(make_row(case, group, time_ms, "ms", f"{count:.0f} kernels"))
     print(f"\n{case}: kernels of a step")
-    for kernel, (time_us, count) in list(found.items())[:40]:
-        print(f"  {time_us:9.0f} us {count:6.1f} x  {group_of(kernel)[:12]:12}  {kernel[:110]}")
+    for kernel, (time_us, count) in list(found.items())[:12]:
+        print(f"  {time_us:9.0f} us {count:6.1f} x  {group_of(kernel)[:12]:12}  {kernel[:80]}")
     return rows
 
 

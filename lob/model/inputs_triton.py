@@ -22,7 +22,6 @@ from lob.model.ladder import Ladder
 from lob.model.ladder_triton import (
     NEVER,
     anchors_of,
-    as_bytes,
     columns_a_program,
     complete,
     power_of_two,
@@ -66,23 +65,19 @@ def read_states(
     offsets,
     facts,
     rows,
-    sb,
-    st,
-    sl,
-    sf,
     T: tl.constexpr,
     L: tl.constexpr,
     LP: tl.constexpr,
 ):
     """Write int32 ticks above the anchor, NEVER where hidden, and the facts of a row."""
     row = tl.program_id(0).to(tl.int64)
-    window, t = row // T, row % T
+    window = row // T
     level = tl.arange(0, LP)
     inside = level < L
     at = row * L + level
-    hidden = mask + window * sb + t * st + level * sl
+    hidden = mask + 2 * at
     shows_price = inside & (tl.load(hidden, inside, other=1) == 0)
-    shows_size = inside & (tl.load(hidden + sf, inside, other=1) == 0)
+    shows_size = inside & (tl.load(hidden + 1, inside, other=1) == 0)
     ticks = tl.load(price + at, inside, other=0).to(tl.int64) - tl.load(anchors + window)
     clamped = tl.minimum(tl.maximum(ticks, -NEVER), NEVER).to(tl.int32)
     tl.store(offsets + at, tl.where(shows_price, clamped, NEVER), inside)
@@ -158,23 +153,19 @@ def normalise(
     values,
     across,
     plane,
-    sb,
-    st,
-    sl,
-    sf,
     T: tl.constexpr,
     L: tl.constexpr,
     LP: tl.constexpr,
 ):
     """Write a row's values, (B, T, L, 2), and the planes of `across`: linear between levels."""
     row = tl.program_id(0).to(tl.int64)
-    window, t = row // T, row % T
+    window = row // T
     level = tl.arange(0, LP)
     inside = level < L
     at = row * L + level
-    hidden = mask + window * sb + t * st + level * sl
+    hidden = mask + 2 * at
     shows_price = inside & (tl.load(hidden, inside, other=1) == 0)
-    shows_size = inside & (tl.load(hidden + sf, inside, other=1) == 0)
+    shows_size = inside & (tl.load(hidden + 1, inside, other=1) == 0)
     anchor, mid = tl.load(anchors + window), tl.load(mids + row)
     centre = tl.load(centres + row)
     ticks = (tl.load(price + at, inside, other=0).to(tl.int64) - anchor).to(tl.float32) - mid
@@ -226,10 +217,6 @@ def interpolate(
     level_means,
     plane,
     rows,
-    sb,
-    st,
-    sl,
-    sf,
     T: tl.constexpr,
     L: tl.constexpr,
     TP: tl.constexpr,
@@ -245,7 +232,7 @@ def interpolate(
     inside = (state < T) & (level < L)
     column = window * T * L + level
     at = column + state * L
-    hidden = mask + window * sb + state * st + level * sl
+    hidden = mask + 2 * at
     counts = facts + PRICE_COUNT * rows + window * T
     left, right, share, has_any, _ = surround_in_time(hidden, counts, state, inside, T)
     for plane_number in tl.static_range(2):
@@ -257,7 +244,7 @@ def interpolate(
             line += tl.load(mids + window * T + state, state < T, other=0.0)
         tl.store(lines + plane_number * plane + at, line, inside)
     counts = facts + SIZE_COUNT * rows + window * T
-    left, right, share, has_any, shown = surround_in_time(hidden + sf, counts, state, inside, T)
+    left, right, share, has_any, shown = surround_in_time(hidden + 1, counts, state, inside, T)
     values = across + SIZES * plane + column
     begin = tl.load(values + left * L, has_any, other=0.0)
     end = tl.load(values + right * L, has_any, other=0.0)
@@ -284,10 +271,6 @@ def write_cells(
     cells,
     base,
     plane,
-    sb,
-    st,
-    sl,
-    sf,
     T: tl.constexpr,
     L: tl.constexpr,
     LP: tl.constexpr,
@@ -299,9 +282,9 @@ def write_cells(
     level = tl.arange(0, LP)
     inside = level < L
     at = row * L + level
-    hidden = mask + window * sb + t * st + level * sl
+    hidden = mask + 2 * at
     price_hidden = tl.load(hidden, inside, other=1) != 0
-    size_hidden = tl.load(hidden + sf, inside, other=1) != 0
+    size_hidden = tl.load(hidden + 1, inside, other=1) != 0
     price = tl.where(price_hidden, 0.0, tl.load(values + 2 * at, inside, other=0.0))
     size = tl.where(size_hidden, 0.0, tl.load(values + 2 * at + 1, inside, other=0.0))
     mid = tl.load(mids + row)
@@ -351,13 +334,13 @@ class Windows:
 
     def __init__(self, price_ticks: Tensor, sizes: Tensor, mask: Tensor, causal: bool):
         self.price_ticks, self.sizes = price_ticks.contiguous(), sizes.contiguous()
-        self.mask, self.causal = mask, causal
+        # One byte each, and whole: masks are often expanded.
+        self.hidden, self.causal = mask.contiguous().view(torch.uint8), causal
         self.batch, self.states, self.levels = price_ticks.shape
         self.rows, self.plane = self.batch * self.states, price_ticks.numel()
         self.device = price_ticks.device
-        self.hidden, self.strides = as_bytes(mask)
         self.row_shape = self.states, self.levels, power_of_two(self.levels)
-        self.anchors = anchors_of(self.price_ticks, mask)
+        self.anchors = anchors_of(self.price_ticks, self.hidden)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=self.device)
@@ -368,9 +351,7 @@ class Windows:
         self.offsets = self.empty(*window, dtype=torch.int32)
         facts = self.empty(FACTS.value, self.rows)
         seen = self.price_ticks, self.sizes, self.hidden, self.anchors
-        read_states[(self.rows,)](
-            *seen, self.offsets, facts, self.rows, *self.strides, *self.row_shape
-        )
+        read_states[(self.rows,)](*seen, self.offsets, facts, self.rows, *self.row_shape)
         self.mids, self.centres = (self.empty(self.batch, self.states, 1) for _ in range(2))
         padded = power_of_two(self.states)
         read_windows[(self.batch,)](
@@ -379,9 +360,7 @@ class Windows:
         self.values = self.empty(*window, 2)
         across, self.lines = (self.empty(PLANES.value, *window) for _ in range(2))
         fitted = self.mids, self.centres
-        normalise[(self.rows,)](
-            *seen, *fitted, self.values, across, self.plane, *self.strides, *self.row_shape
-        )
+        normalise[(self.rows,)](*seen, *fitted, self.values, across, self.plane, *self.row_shape)
         self.level_means = self.empty(self.batch, self.levels)
         given = across, self.hidden, facts, self.mids
         wide = columns_a_program(self.states)
@@ -391,7 +370,6 @@ class Windows:
             self.level_means,
             self.plane,
             self.rows,
-            *self.strides,
             self.states,
             self.levels,
             padded,
@@ -402,7 +380,7 @@ class Windows:
     def ladder(self, searches: bool) -> Ladder:
         """Return the ladder; searches: look for hidden prices."""
         price = search(self.offsets) if searches else self.offsets
-        return complete(price, self.lines[TICKS.value], self.mask)
+        return complete(price, self.lines[TICKS.value], self.hidden)
 
     def cells(self, ladder: Ladder) -> tuple[Tensor, Tensor]:
         """Return what `cell_channels` does, and the fill."""
@@ -416,7 +394,6 @@ class Windows:
             cells,
             base,
             self.plane,
-            *self.strides,
             *self.row_shape,
             self.causal,
         )

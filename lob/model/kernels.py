@@ -44,7 +44,8 @@ def load_kernels(device: int) -> Any:
 
     try:
         price_ticks = torch.zeros(1, 16, 2, dtype=torch.int32, device=f"cuda:{device}")
-        inputs_triton.anchors_of(price_ticks, torch.zeros_like(price_ticks).bool()[..., None])
+        hidden = torch.zeros(1, 16, 2, 2, dtype=torch.uint8, device=price_ticks.device)
+        inputs_triton.anchors_of(price_ticks, hidden)
     except Exception as error:  # no C compiler, an old driver: whatever keeps Triton from its work
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(f"Triton does not run here, torch makes the inputs: {reason}", stacklevel=2)

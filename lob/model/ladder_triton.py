@@ -8,7 +8,7 @@ finds something else than lob/model/ladder.py.
 
 Axes: B window, T state, L level; LP and TP are the powers of two that hold L and T. A *row* is one
 state of one window, and a *place* is the index t * L + l of an entry within its window. A mask is
-read as bytes and by its strides sb, st, sl and sf, since masks are often expanded.
+read as bytes, (B, T, L, 2): of price and size.
 """
 
 import torch
@@ -58,9 +58,6 @@ def find_anchors(
     price,
     mask,
     anchors,
-    sb,
-    st,
-    sl,
     T: tl.constexpr,
     L: tl.constexpr,
     TP: tl.constexpr,
@@ -70,11 +67,11 @@ def find_anchors(
     window = tl.program_id(0).to(tl.int64)
     state, level = tl.arange(0, TP), tl.arange(0, LP)
     middle: tl.constexpr = L // 2
-    hidden = tl.load(mask + window * sb + state * st + middle * sl, state < T, other=1)
+    hidden = tl.load(mask + window * T * L * 2 + (state * L + middle) * 2, state < T, other=1)
     place = tl.min(tl.where(hidden == 0, state * L + middle, T * L), 0)
     if place == T * L:
         for t in range(T):
-            row = tl.load(mask + window * sb + t * st + level * sl, level < L, other=1)
+            row = tl.load(mask + window * T * L * 2 + (t * L + level) * 2, level < L, other=1)
             place = tl.minimum(place, tl.min(tl.where(row == 0, t * L + level, T * L), 0))
     place = tl.where(place == T * L, 0, place)
     tl.store(anchors + window, tl.load(price + window * T * L + place).to(tl.int64))
@@ -220,9 +217,6 @@ def find_same_price(
     places,
     windows,
     plane,
-    sb,
-    st,
-    sl,
     T: tl.constexpr,
     L: tl.constexpr,
     SIZE: tl.constexpr,
@@ -230,7 +224,7 @@ def find_same_price(
 ):
     """Write the place of the last visible size at each entry's price, and of the next; else -1.
 
-    mask: of sizes; last: of `number_prices`; places: int32, two planes. A program walks through the
+    last: of `number_prices`; places: int32, two planes. A program walks through the
     states of a window, forwards or backwards, and keeps in `last` where it saw each price.
     """
     window, backwards = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -241,15 +235,14 @@ def find_same_price(
     first = tl.where(backwards == 0, 0, T - 1)
     forward = tl.where(backwards == 0, 1, -1)
     slot = tl.load(slots + (window * T + first) * L + level, inside, other=-1)
-    hidden = tl.load(mask + window * sb + first * st + level * sl, inside, other=1)
+    hidden = tl.load(mask + ((window * T + first) * L + level) * 2 + 1, inside, other=1)
     for i in range(T):
         t = first + forward * i
         # The next state's are asked for now, so that they are there when their turn comes.
         following = tl.where(i + 1 < T, t + forward, t)
-        row = slots + (window * T + following) * L
-        next_slot = tl.load(row + level, inside, other=-1)
-        row = mask + window * sb + following * st
-        next_hidden = tl.load(row + level * sl, inside, other=1)
+        next_at = (window * T + following) * L + level
+        next_slot = tl.load(slots + next_at, inside, other=-1)
+        next_hidden = tl.load(mask + next_at * 2 + 1, inside, other=1)
         known = slot >= 0
         seen = tl.load(table + slot, known, other=-1)
         tl.store(out + (window * T + t) * L + level, seen, inside)
@@ -301,12 +294,6 @@ def write_ladder(
     tl.store(share + at, (t - begin_state).to(tl.float32) / way, inside)
 
 
-def as_bytes(mask: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """Return a bool mask as bytes, and its strides."""
-    mask = mask.view(torch.uint8)
-    return mask, mask.stride()
-
-
 def power_of_two(least: int) -> int:
     return 1 << max(least - 1, 0).bit_length()
 
@@ -316,13 +303,15 @@ def columns_a_program(states: int) -> int:
     return min(max(2048 // power_of_two(states), 1), 8)
 
 
-def anchors_of(price_ticks: Tensor, mask: Tensor) -> Tensor:
-    """Return each window's anchor, int64 (B, 1, 1), as `fit` of lob/model/normalisation.py."""
+def anchors_of(price_ticks: Tensor, hidden: Tensor) -> Tensor:
+    """Return each window's anchor, int64 (B, 1, 1), as `fit` of lob/model/normalisation.py.
+
+    hidden: uint8 (B, T, L, 2).
+    """
     batch, states, levels = price_ticks.shape
-    hidden, (sb, st, sl, _) = as_bytes(mask)
     anchors = torch.empty(batch, 1, 1, dtype=torch.int64, device=price_ticks.device)
     padded = power_of_two(states), power_of_two(levels)
-    find_anchors[(batch,)](price_ticks, hidden, anchors, sb, st, sl, states, levels, *padded)
+    find_anchors[(batch,)](price_ticks, hidden, anchors, states, levels, *padded)
     return anchors
 
 
@@ -346,10 +335,10 @@ def search(price: Tensor) -> Tensor:
     return price
 
 
-def places_of_same_price(price: Tensor, mask: Tensor) -> Tensor:
+def places_of_same_price(price: Tensor, hidden: Tensor) -> Tensor:
     """Return where the last and the next visible size at each entry's price are, int32 (2, B, T L).
 
-    price: int32 (B, T, L), NEVER where unknown; mask: bool (B, T, L, F). -1 stands for none.
+    price: int32 (B, T, L), NEVER where unknown; hidden: uint8 (B, T, L, 2). -1 stands for none.
     """
     batch, states, levels = price.shape
     count, size = states * levels, 2 * power_of_two(states * levels)
@@ -358,27 +347,24 @@ def places_of_same_price(price: Tensor, mask: Tensor) -> Tensor:
     last = price.new_empty(2, batch, size)
     grid = batch, triton.cdiv(count, ENTRIES)
     number_prices[grid](price, slots, keys, last, batch, count, size, ENTRIES)
-    sizes_hidden, (sb, st, sl, _) = as_bytes(mask[..., 1:])
-    strides = price.numel(), sb, st, sl
     padded = power_of_two(levels)
     shape = states, levels, size, padded
-    warps = min(max(padded // 32, 1), 8)
-    find_same_price[(batch, 2)](
-        slots, sizes_hidden, last, places, batch, *strides, *shape, num_warps=warps
-    )
+    given = slots, hidden, last, places, batch, price.numel()
+    find_same_price[(batch, 2)](*given, *shape, num_warps=min(max(padded // 32, 1), 8))
     return places
 
 
-def complete(price: Tensor, lines: Tensor, mask: Tensor) -> Ladder:
+def complete(price: Tensor, lines: Tensor, hidden: Tensor) -> Ladder:
     """Return the ladder of prices that were found, int32 (B, T, L) and NEVER where they were not.
 
-    lines: float32 (B, T, L), what stands for a price that was not found.
+    lines: float32 (B, T, L), what stands for a price that was not found; hidden: uint8
+    (B, T, L, 2).
     """
     batch, states, levels = price.shape
-    places = places_of_same_price(price, mask)
+    places = places_of_same_price(price, hidden)
     kinds = torch.float32, torch.bool, torch.bool, torch.int64, torch.int64, torch.float32
     made = [torch.empty(price.shape, dtype=kind, device=price.device) for kind in kinds]
     filled, known, carried, before, after, share = made
     shape = states, levels, power_of_two(levels)
     write_ladder[(batch * states,)](price, lines, places, price.numel(), *made, *shape)
-    return Ladder(filled, known, ~mask[..., 1], carried, before, after, share)
+    return Ladder(filled, known, hidden[..., 1] == 0, carried, before, after, share)
