@@ -85,7 +85,6 @@ def main(config: dict) -> None:
         encoder = trainer.encoder
         for mode in (*MASKS, "mix", None):
             attempt(f"parity {mode}", lambda mode=mode: compare(*windows, mode, encoder))
-        attempt("causal", lambda: compare(*windows, None, encoder, True))
         for name, work in parts(*windows, encoder).items():
             attempt(name, lambda name=name, work=work: time_part(name, work))
         attempt("kernels of the inputs", lambda: list_inputs(*windows, encoder, kernels))
@@ -129,19 +128,18 @@ def mask_of(keys: Tensor, shape: torch.Size, mode: str | None) -> Tensor | None:
 def compare(
     price_ticks: Tensor,
     sizes: Tensor,
+    times_ns: Tensor,
     keys: Tensor,
     mode: str | None,
     encoder: Any,
-    causal: bool = False,
 ) -> list[dict]:
     """Return the largest differences of the inputs, and how many entries of a ladder differ."""
     mask = mask_of(keys, price_ticks.shape, mode)
-    encoder = type(encoder)(**{**vars(encoder), "causal": causal})
     ours, torchs = (
         with_kernels(enabled, lambda: build_inputs(price_ticks, sizes, mask, encoder)[:3])
         for enabled in (True, False)
     )
-    case = f"parity, {mode or 'nothing hidden'}{', causal' if causal else ''}"
+    case = f"parity, {mode or 'nothing hidden'}"
     rows = []
     for name, mine, other in zip(("cells", "base", "values"), ours, torchs, strict=True):
         rows.append(make_row(case, f"{name}_difference", float((mine - other).abs().max())))
@@ -158,7 +156,7 @@ def compare(
 
 
 def parts(
-    price_ticks: Tensor, sizes: Tensor, keys: Tensor, encoder: Any
+    price_ticks: Tensor, sizes: Tensor, times_ns: Tensor, keys: Tensor, encoder: Any
 ) -> dict[str, Callable[[], Any]]:
     """Return the parts of a pass outside the network, by name."""
     shape = price_ticks.shape
@@ -166,7 +164,7 @@ def parts(
     some = price_ticks[::OUTLOOK_EVERY].contiguous(), sizes[::OUTLOOK_EVERY].contiguous()
     cells = build_inputs(price_ticks, sizes, mask, encoder)[0]
     return {
-        "augment": lambda: augment(price_ticks, sizes, keys, True, 0.8, 1.0),
+        "augment": lambda: augment(price_ticks, sizes, times_ns, keys, True, 0.8, 1.0),
         "make_mask": lambda: make_mask(keys, shape[1], shape[2], 0.25, "mix"),
         "find_ladder": lambda: find_ladder(price_ticks, mask),
         "build_inputs": lambda: build_inputs(price_ticks, sizes, mask, encoder),
@@ -206,7 +204,12 @@ def time_graph(work: Callable[[], Any], calls: int = 20) -> float:
 
 
 def list_inputs(
-    price_ticks: Tensor, sizes: Tensor, keys: Tensor, encoder: Any, kernels: dict[str, Any]
+    price_ticks: Tensor,
+    sizes: Tensor,
+    times_ns: Tensor,
+    keys: Tensor,
+    encoder: Any,
+    kernels: dict[str, Any],
 ) -> list[dict]:
     """Return the microseconds of each of our kernels in one call of `build_inputs`."""
     mask = mask_of(keys, price_ticks.shape, "mix")
