@@ -193,7 +193,7 @@ def count_minutes(book: Book) -> float:
 
 def cost_rows(folders: list[Path], runs_a_gpu: int) -> list[dict[str, Any]]:
     """Return rows of the minutes that a run took: medians, and the sum over all runs."""
-    costs = [json.loads((folder / COST).read_text()) for folder in folders]
+    costs = [read_cost(folder) for folder in folders]
     note = f"{counted(len(folders), 'run')}, {runs_a_gpu} at a time on a GPU"
     rows = []
     for part in ("training", "scoring"):
@@ -203,12 +203,15 @@ def cost_rows(folders: list[Path], runs_a_gpu: int) -> list[dict[str, Any]]:
     return [*rows, make_row("cost of all runs", "minutes", total, "min", note)]
 
 
-def keep_cost(folder: Path, training: float, scoring: float) -> None:
-    """Add minutes to those that a run took before."""
-    file = folder / COST
-    before = json.loads(file.read_text()) if file.exists() else {"training": 0.0, "scoring": 0.0}
-    cost = {"training": before["training"] + training, "scoring": before["scoring"] + scoring}
-    file.write_text(json.dumps(cost) + "\n")
+def keep_cost(folder: Path, part: str, minutes: float) -> None:
+    """Add minutes to those that a part of a run's work took before."""
+    cost = read_cost(folder)
+    (folder / COST).write_text(json.dumps(cost | {part: cost[part] + minutes}) + "\n")
+
+
+def read_cost(folder: Path) -> dict[str, float]:
+    none = {"training": 0.0, "scoring": 0.0}
+    return none | json.loads((folder / COST).read_text()) if (folder / COST).exists() else none
 
 
 def loss_rows(losses: list[tuple[float | None, float | None]]) -> list[dict[str, Any]]:
@@ -251,12 +254,9 @@ def train_all(
     def work(name: str) -> Path:
         gpu = free.get()
         try:
-            began = time.monotonic()
             folder = train(config, name, every_run[name], trained, gpu)
-            ended = time.monotonic()
             if name in runs:
                 score(config, folder, scored, gpu)
-            keep_cost(folder, (ended - began) / 60, (time.monotonic() - ended) / 60)
             print(f"{name}: test loss {read_test_loss(folder)}", flush=True)
             return folder
         finally:
@@ -304,8 +304,11 @@ def train(config: dict, name: str, keys: dict, pairs: list[str], gpu: str) -> Pa
         return folder
     keys |= {"model_name": name, "data_dir": config["data_dir"], "runs_dir": config["runs_dir"]}
     keys["resume"] = folder.exists()
+    began = time.monotonic()
     call("fp8_ddp_trainer.py", keys, folder.with_suffix(".log"), gpu)
-    return runs_named(config["runs_dir"], name)[-1]
+    folder = runs_named(config["runs_dir"], name)[-1]
+    keep_cost(folder, "training", (time.monotonic() - began) / 60)
+    return folder
 
 
 def read_test_loss(folder: Path) -> float | None:
@@ -335,7 +338,9 @@ def score(config: dict, folder: Path, pairs: list[str], gpu: str) -> None:
         "probe_windows": 400,  # by default the tester does not probe a short market
         **config["scoring"],
     }
+    began = time.monotonic()
     call("inference_testing.py", keys, folder.with_suffix(".log"), gpu)
+    keep_cost(folder, "scoring", (time.monotonic() - began) / 60)
 
 
 def read_report(folder: Path) -> list[dict]:

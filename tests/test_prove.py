@@ -110,7 +110,10 @@ def test_seeds_are_trained_once_and_summed_up_under_a_name(small, called, tmp_pa
     for folder in (tmp_path / "runs").iterdir():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     before = len(called)
+    cost = prove.read_cost(tmp_path / "runs" / "fp32_0")
+    assert 0 < cost["training"] < 1 and 0 < cost["scoring"] < 1
     prove.main(small)
+    assert prove.read_cost(tmp_path / "runs" / "fp32_0") == cost
     new = called[before:]
     assert [keys.get("seed") for _, keys in new] == [2, None]
     assert new[0][1]["precision"] == "fp32" and new[0][1]["model_name"] == "fp32_2"
@@ -121,9 +124,9 @@ def test_seeds_are_trained_once_and_summed_up_under_a_name(small, called, tmp_pa
     found = [values[case, name] for name in ("error", "error_least", "error_most", "windows")]
     assert found == [2.0, 1.0, 3.0, 96]
     assert "commit c0ffee" in result["device"]
-    # Each run took no time, and some: the sum has those of both calls.
-    assert 0 < values["cost of all runs", "minutes"] < 1
-    assert values["cost of a run", "training_minutes"] >= 0
+    costs = [prove.read_cost(tmp_path / "runs" / f"fp32_{seed}") for seed in range(3)]
+    total = sum(cost["training"] + cost["scoring"] for cost in costs)
+    assert values["cost of all runs", "minutes"] == pytest.approx(total, rel=1e-5)
     assert values["BTCUSDT_SPOT", "minutes"] == pytest.approx(minutes_of(tmp_path), rel=1e-5)
     assert "not replayed" in capsys.readouterr().out
 
