@@ -39,6 +39,8 @@ PACKAGES = (
     "triton",
     "order-book",
     "hftbacktest",
+    "gymnasium",
+    "stable-baselines3",
 )
 
 
