@@ -17,7 +17,7 @@ TRAINED = $$(sed -n '/^run  /{s/^run  *//p;q}' runs/pipeline.log)
 SAMPLE_TEST := --probe_windows=0 --masks="['entry', 'span', 'patch', 'tail']"
 SHIPPED_TEST := $(SAMPLE_TEST) $(SAMPLE_SPLIT) --model_path=pretrained/small_cell --pictures=False
 
-.PHONY: pipeline test bench bench-gpu prove reproduce pretrained tables figures
+.PHONY: pipeline test bench bench-gpu prove reproduce pretrained agent tables figures
 
 .venv/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("needs Python 3.11 to 3.13, " \
@@ -129,6 +129,15 @@ pretrained: bench/shipped
 	$(PROVE_SHIPPED) --seeds=1
 	$(BIN)/python model_exporter.py --formats=[] --model_path=runs/shipped/bf16_0 --pretrained=pretrained/small_cell \
 	  --card="$$(cat benchmarks/small_cell_card.txt)"
+
+# Trading agents on recordings days apart (docs/agent.md), some 45 minutes of one processor core.
+AGENT := --data_dir=bench/depth_96 --decisions=3000 --steps=32768 --seeds=5 --device=cpu \
+  --agents="['vector','features','both','random_weights']" \
+  --train_pairs="['BTCUSDT_USDM','BTCUSD_COINBASE_20180424','BTCUSD_BITSTAMP_2015','SSE_600519_20230201']" \
+  --test_pairs="['BTCUSDT_USDM_202408','BTCUSD_COINBASE_L3','BTCUSD_BITSTAMP_2019','SSE_600519_20230207']"
+agent: .venv/installed-dev
+	$(BIN)/python examples/ppo_agent.py $(AGENT) --write=True
+	$(MAKE) tables figures
 
 # The marked blocks of README.md and docs/*.md, from the config dicts and benchmarks/results/*.json.
 tables: .venv/installed

@@ -5,8 +5,8 @@
 
 A block stands between `<!-- begin:KIND ARGUMENT -->` and `<!-- end -->`. KINDS below maps its kind
 to the function that makes its lines. Tables of keys come from the comments of the scripts' `config`
-dicts, tables of results from benchmarks/results/*.json (benchmarks/tables.py, worth.py and
-probe_tables.py).
+dicts, tables of results from benchmarks/results/*.json (benchmarks/tables.py, worth.py,
+probe_tables.py and agent_tables.py).
 """
 
 import ast
@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import probe_tables, shipped, tables, worth
+from benchmarks import agent_tables, probe_tables, shipped, tables, worth
 from benchmarks.report import ROOT
 from benchmarks.tables import format_table
 from lob.config import read_comments
@@ -146,6 +146,7 @@ KINDS = {
     "prices": worth.make_price_tables,
     "probes": worth.make_probe_tables,
     "bench": probe_tables.make_bench,
+    "agent": agent_tables.make_agent_tables,
     "precision": worth.make_precision_line,
     "variants": worth.make_variants_table,
     "results": tables.make_results_tables,

@@ -35,13 +35,14 @@ config = {
     #   scratch]: what agents see
     "fills": ["take", "mid"],  # list[take | mid]: at the best price; at the mid, a bound
     "seeds": 1,  # int >= 1: trainings of each agent
-    "steps": 16_384,  # int >= 2048: decisions of a training
-    "scratch_steps": None,  # int >= 2048 | None: the same of scratch; None: as many as `steps`
+    "steps": 16_384,  # int >= 512: decisions of a training
+    "scratch_steps": None,  # int >= 512 | None: the same of scratch; None: as many as `steps`
     "decisions": 800,  # int >= 20: of the training recording; this sets the states between two
     "latency_states": 1,  # int >= 0: states from a decision to its fill
     "fee_bps": 0.0,  # float: fee of a fill that agents are trained with
     "device": "auto",  # auto | cpu | cuda: of the encoder
-    "write": False,  # bool: keep the result in benchmarks/results/agent.json
+    "result": "agent",  # str: name of the result's file
+    "write": False,  # bool: keep the result in benchmarks/results/, not in `runs_dir`
 }
 
 import sys
@@ -123,12 +124,13 @@ def main(config: dict) -> int:
     for setting in settings:
         rows += judge_market(config, setting)
     print("\n".join(["", *report.tabulate(rows)]))
-    result = make_report("agent", rows)
+    result = make_report(config["result"], rows)
     for row in result["rows"]:
         row["value"] = float(f"{row['value']:.6g}")
     kept = ROOT / "benchmarks" / "results" if config["write"] else Path(config["runs_dir"])
-    write_report(kept / "agent.json", result)
-    print(f"\nwritten    {kept / 'agent.json'}")
+    file = kept / f"{config['result']}.json"
+    write_report(file, result)
+    print(f"\nwritten    {file}")
     return 0
 
 

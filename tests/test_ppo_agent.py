@@ -259,8 +259,8 @@ def test_a_table_holds_what_the_policy_does_decision_by_decision(book, encoder):
         found.append(table)
         return {}
 
-    seen = policies.train(market, 0, 2048, look)
-    assert [*seen] == [0, 2048] and not np.array_equal(*found)
+    seen = policies.train(market, 0, 512, look)
+    assert [*seen] == [0, 512] and not np.array_equal(*found)
 
 
 def test_an_agent_learns_to_follow_an_input_that_knows_the_next_move():
@@ -278,7 +278,7 @@ def test_an_agent_learns_to_follow_an_input_that_knows_the_next_move():
         8192,
         lambda policy: {"profit": play(market, policies.table_of(policy, known)).profit.sum()},
     )
-    assert [*judged] == [0, 2048, 4096, 8192]
+    assert [*judged] == [0, *(512 << np.arange(5))]
     assert judged[8192]["profit"] > 0.9 * ideal > 0 and judged[0]["profit"] < 0.5 * ideal
 
 
@@ -286,7 +286,6 @@ def test_from_scratch_the_encoder_is_trained_and_reads_the_window_it_is_given(
     book, encoder, monkeypatch
 ):
     monkeypatch.setattr(policies, "TRADERS", 2)
-    monkeypatch.setitem(policies.PPO_SETTINGS, "n_steps", 16)
     monkeypatch.setitem(policies.PPO_SETTINGS, "batch_size", 16)
     ends = encoder.end_rows(book, STRIDE)
     numbers = np.arange(len(ends), dtype=np.float32)[:, None]
@@ -366,7 +365,7 @@ def save_run(folder: Path, cut_ns: int) -> None:
 
 def test_the_script_judges_every_policy_and_goes_on_where_it_was(book, tmp_path):
     words = [f"--data_dir={book.path.parent.parent}", f"--runs_dir={tmp_path}", "--seeds=2"]
-    words += ["--model_path=a_run", "--steps=2048", "--decisions=200", "--train_share=0.6"]
+    words += ["--model_path=a_run", "--steps=1024", "--decisions=200", "--train_share=0.6"]
     words += ["--agents=['vector', 'random_weights']", "--fills=['take']", "--device=cpu"]
     save_run(tmp_path, 0)
     done = shell("examples/ppo_agent.py", *words)
@@ -377,7 +376,7 @@ def test_the_script_judges_every_policy_and_goes_on_where_it_was(book, tmp_path)
     assert cells["BTC_USD/take/hold", "profit_bps_hour"] == 0
     assert cells["BTC_USD/take/random", "trades_hour"] > 0
     assert cells["BTC_USD/take/vector", "seeds"] == 2
-    assert {"curve_0", "curve_2048_least"} <= {metric for _, metric in cells}
+    assert {"curve_0", "curve_512_least"} <= {metric for _, metric in cells}
     assert ("BTC_USD/take/vector_over_random_weights", "curve_bps_hour") in cells
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "agent").iterdir()}
     assert len(kept) == 4 + 4  # vectors of two networks and periods; trainings of two agents

@@ -23,6 +23,7 @@ PAGES += [ROOT / "training_data" / "README.md"]
 TEXTS = {page: page.read_text() for page in PAGES}
 README = TEXTS[ROOT / "README.md"]
 SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("lob/**/*.py"), *ROOT.glob("training_data/*.py")]
+SOURCES += ROOT.glob("examples/**/*.py")
 
 
 def name(page: Path) -> str:

@@ -25,7 +25,7 @@ from lob.windows.splits import gather_windows
 
 # The same for every agent: a policy and a value of two layers of 64, as is usual.
 PPO_SETTINGS: dict[str, Any] = {
-    "n_steps": 64,
+    "n_steps": 16,
     "batch_size": 256,
     "n_epochs": 4,
     "learning_rate": 1e-3,
