@@ -53,12 +53,17 @@ AGENT_NUMBERS = (
 
 
 def make_agent_tables(part: str) -> list[str]:
-    """The block of docs/agent.md that `part` names: markets, fees, leads, scratch, conditions."""
-    if part == "scratch":
-        scratch = read_cells("agent_scratch")
-        if not scratch:
+    """The block of docs/agent.md that `part` names.
+
+    markets, fees, leads and conditions are of results/agent.json; random and scratch are all that
+    results/agent_random.json and agent_scratch.json hold.
+    """
+    if part in ("random", "scratch"):
+        cells = read_cells(f"agent_{part}")
+        if not cells:
             return ["No result is committed yet."]
-        return [*make_fees(scratch), "", *make_leads(scratch)]
+        conditions = describe_conditions(f"agent_{part}")
+        return [*make_fees(cells), "", *make_leads(cells), "", *conditions]
     cells = read_cells("agent")
     if not cells:
         return say_missing("agent")
