@@ -280,10 +280,19 @@ def test_the_encoder_is_timed_as_it_can_be_run(monkeypatch):
     for variant in ("eager", "torchscript"):
         assert 0 < cells[f"latency/cpu/{variant}", "p50"] <= cells[f"latency/cpu/{variant}", "p99"]
         assert cells[f"latency/cpu/{variant}", "windows_per_second"] > 0
+    assert not any("stream" in case for case, _ in cells)  # this encoder needs whole windows
     encode = latency.window_encoder(model, "last")
     traced = latency.VARIANTS["torchscript"](encode, *(x[:1] for x in price_sizes))
     with torch.inference_mode():
         torch.testing.assert_close(traced(*price_sizes), encode(*price_sizes))
+
+
+def test_a_causal_encoder_is_timed_as_a_stream_too(monkeypatch):
+    monkeypatch.setattr(latency, "VARIANTS", {"stream": latency.VARIANTS["stream"]})
+    model = lively_encoder(24, 40, causal=True)
+    (rows,) = latency.benchmark(model, moving_book(16), 2, ["cpu"])
+    assert {row["case"] for row in rows} == {"latency/cpu/stream"}
+    assert all(row["value"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize(

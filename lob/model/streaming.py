@@ -135,11 +135,12 @@ class StateInputs(nn.Module):
     def forward(
         self, price_ticks: Tensor, sizes: Tensor, place: Tensor, age: Tensor, seen: Tensor
     ) -> Tensor:
-        """Return the inputs of a state, int64 and float (B, L), and keep the state.
+        """Return the inputs of a state, int and float (B, L), and keep the state.
 
         place: of the state in the rings, (1,); age: how many states ago each place was filled,
         (T,); seen: states since the reset with this one, (B,).
         """
+        price_ticks = price_ticks.to(torch.int64)
         half = self.depth // 2
         double_mid = (price_ticks[:, half - 1] + price_ticks[:, half]).unsqueeze(1)
         log_sizes = torch.log(sizes.float().clamp(min=1e-30))
@@ -339,7 +340,7 @@ class StreamLayer(nn.Module):
 class BookStream(nn.Module):
     """A state's prices and sizes -> its vector, float32 (B, D), for B streams beside each other.
 
-    price_ticks: int64 (B, L), ascending; sizes: float32 (B, L). It keeps a copy of the encoder's
+    price_ticks: int (B, L), ascending; sizes: float32 (B, L). It keeps a copy of the encoder's
     weights. All shapes are fixed and all that is kept changes in place, so that an update can be a
     CUDA graph; it can also be scripted. Raises InputError if the encoder isn't causal.
     """
