@@ -21,7 +21,6 @@ from lob.evaluation.selection import evenly_spaced
 from lob.model.embedding import WindowEncoder, window_encoder
 from lob.model.encoder import BookEncoder, EncoderConfig
 from lob.model.streaming import BookStream, GraphedStream, is_streamable
-from lob.model.streaming import compile_parts as compile_stream
 from lob.results import make_row
 from lob.windows.splits import gather_times, gather_windows, window_ends
 
@@ -228,7 +227,7 @@ def make_stream(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
         with torch.inference_mode(False), torch.no_grad():  # pragma: cuda
             stream = BookStream(module.encoder, count)
             if ways[way] is not None:
-                compile_stream(stream, ways[way])
+                stream.compile(options=ways[way], dynamic=False)
             return GraphedStream(stream, count)
 
     fastest = next(iter(ways))

@@ -17,7 +17,7 @@ from lob.model.checkpoint import find_checkpoint, load_model
 from lob.model.embedding import embed_windows, in_bf16, window_encoder
 from lob.model.encoder import BookEncoder
 from lob.model.scale import measure_scale
-from lob.model.streaming import BookStream, GraphedStream, compile_parts
+from lob.model.streaming import BookStream, GraphedStream
 from lob.windows.splits import strided_ends
 
 ORDER = "L/2 bids from deepest to best, then asks from best to deepest"
@@ -204,7 +204,7 @@ class Stream:
         with torch.inference_mode(False):  # else it could never be used outside of that mode
             self.module = BookStream(encoder)
         if compiled:
-            compile_parts(self.module)
+            self.module.compile(dynamic=False)
         self.streams = 0  # until a state is given
         self.compute: Any = self.module
 

@@ -342,7 +342,8 @@ class BookStream(nn.Module):
 
     price_ticks: int (B, L), ascending; sizes: float32 (B, L). It keeps a copy of the encoder's
     weights. All shapes are fixed and all that is kept changes in place, so that an update can be a
-    CUDA graph; it can also be scripted. Raises InputError if the encoder isn't causal.
+    CUDA graph; it can also be scripted, and compiled, best as a whole, which gives the fewest
+    kernels. Raises InputError if the encoder isn't causal.
     """
 
     def __init__(self, encoder: BookEncoder, streams: int = 1):
@@ -411,13 +412,6 @@ def check_causal(config: EncoderConfig) -> None:
             f"{list(config.context)}: this encoder's vectors need a whole window: take embed, or "
             "train one with --causal=True --normalization=book --context=[]"
         )
-
-
-def compile_parts(module: BookStream, options: dict[str, Any] | None = None) -> None:
-    """Compile what an update is made of; options: of torch.compile. Results stay equal."""
-    # Each layer by itself: they are alike and share their kernels.
-    for part in (module.clock, module.inputs, module.first, *module.layers, module.norm):
-        part.compile(options=options, dynamic=False)
 
 
 class GraphedStream:  # pragma: cuda
