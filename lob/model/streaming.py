@@ -208,7 +208,7 @@ class StreamConv(nn.Module):
         super().__init__()
         weight = conv.weight.detach().permute(0, 2, 3, 1).flatten(1)  # by state, level, channel
         assert conv.bias is not None
-        self.taps = nn.Linear(weight.shape[1], weight.shape[0])
+        self.taps = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
         self.taps.load_state_dict({"weight": weight, "bias": conv.bias.detach()})
         self.register_buffer("ring", weight.new_zeros(1, KEPT, levels + 2, conv.in_channels))
 
