@@ -1,1 +1,1 @@
-"""The network: masks, normalisation, inputs, encoder, checkpoint, embedding."""
+"""The network: masks, normalisation, inputs, encoder, checkpoint, embedding, stream."""
