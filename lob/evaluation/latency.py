@@ -215,42 +215,42 @@ def make_torchscript(module: WindowEncoder, *windows: Tensor) -> Encode:
 def make_stream(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
     """Return an encoder that takes the last state of each window as the next state of a stream.
 
-    On a GPU it is one CUDA graph for each number of streams, of torch's own kernels or compiled
-    ones (with a search, a minute), whichever is fastest for one stream.
+    On a GPU it is one CUDA graph for each number of streams, of torch's own kernels. For one stream
+    compiled kernels are tried too, plainly and after a search (minutes for 40 layers), and the
+    fastest are used.
     """
-    ways: dict[str, dict | None] = {"torch's own kernels": None}
     streams: dict[int, Callable[[Tensor, Tensor], Tensor]] = {}
 
-    def prepare(count: int, way: str) -> Callable[[Tensor, Tensor], Tensor]:
+    def prepare(count: int, compiled: bool, options: dict | None) -> Any:
         if price.device.type == "cpu":
             return BookStream(module.encoder, count)
         with torch.inference_mode(False), torch.no_grad():  # pragma: cuda
             stream = BookStream(module.encoder, count)
-            if ways[way] is not None:
-                stream.compile(options=ways[way], dynamic=False)
+            if compiled:
+                stream.compile(options=options, dynamic=False)
             return GraphedStream(stream, count)
 
-    fastest = next(iter(ways))
     if price.device.type == "cuda":  # pragma: cuda
         logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)
-        ways |= {"compiled kernels": {}, "compiled kernels after a search": SEARCH}
         state = price[:1, -1].cpu(), sizes[:1, -1].cpu()
-        seconds = {}
-        for way in ways:
+        found = {}
+        kinds = {"torch's own": (False, None), "compiled": (True, None), "searched": (True, SEARCH)}
+        for kind, how in kinds.items():
             try:
-                graphed = prepare(1, way)
+                graphed = prepare(1, *how)
             except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
-                print(f"stream of {way} left out: {str(error).splitlines()[0]}")
+                print(f"a stream of {kind} kernels left out: {str(error).splitlines()[0]}")
                 continue
             call = functools.partial(graphed, *state)
-            seconds[way] = min(timeit.repeat(call, number=1, repeat=200))
-            print(f"stream of {way}: {1e3 * seconds[way]:.3f} ms at best")
-        fastest = min(seconds, key=lambda way: seconds[way])
+            seconds = min(timeit.repeat(call, number=1, repeat=200))
+            print(f"a stream of {kind} kernels: {1e3 * seconds:.3f} ms at best", flush=True)
+            found[seconds] = graphed
+        streams[1] = found[min(found)]
 
     def update(price: Tensor, sizes: Tensor) -> Tensor:
         count = len(price)
         if count not in streams:
-            streams[count] = prepare(count, fastest)
+            streams[count] = prepare(count, False, None)
         return streams[count](price[:, -1], sizes[:, -1])
 
     return update
