@@ -34,7 +34,7 @@ from lob.config import InputError
 from lob.model.encoder import CONTEXT, FILLS, BookEncoder, EncoderConfig, unbuilt
 from lob.model.normalisation import SCHEMES
 from lob.results import ROOT
-from lob.storage import FORMAT_VERSION, new_file, refuse_unmapped
+from lob.storage import new_file, refuse_unmapped
 
 BEST = "best.safetensors"  # of a run
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"  # of a folder of pretrained weights
@@ -75,10 +75,10 @@ class Progress:
         self.epoch_began -= seconds
 
 
+CHECKPOINT_VERSION = 2  # raised when the same weights would give other values
 # An example of the metadata that the programs read; check_kind compares a file's with it.
-LEFT_OUT = ("context",)  # fields of an EncoderConfig that older checkpoints lack
 METADATA: dict[str, Any] = {
-    "encoder": {key: x for key, x in asdict(EncoderConfig()).items() if key not in LEFT_OUT},
+    "encoder": asdict(EncoderConfig()),
     "config": {"model_size": "", "mask_mode": ""},
     "progress": asdict(Progress()),
     "lr": 0.0,
@@ -101,7 +101,7 @@ def save_checkpoint(file: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
     """Write tensors and metadata; the old file stays until the new one is complete."""
     # Cloned, since safetensors refuses tensors that share memory.
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps({"format_version": FORMAT_VERSION, **meta})
+    text = json.dumps({"format_version": CHECKPOINT_VERSION, **meta})
     with new_file(file) as handle:
         handle.write(save(flat, metadata={"checkpoint": text}))
 
@@ -133,10 +133,10 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
         raise InputError(
             f"{file} is not a safetensors checkpoint ({error}); other files are not opened"
         ) from None
-    if not isinstance(meta, dict) or meta.get("format_version") != FORMAT_VERSION:
+    if not isinstance(meta, dict) or meta.get("format_version") != CHECKPOINT_VERSION:
         found = meta.get("format_version") if isinstance(meta, dict) else None
         raise InputError(
-            f"{file} has checkpoint version {found!r}, this program reads {FORMAT_VERSION}: "
+            f"{file} has checkpoint version {found!r}, this program reads {CHECKPOINT_VERSION}: "
             "train again"
         )
     check_metadata(file, meta)
