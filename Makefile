@@ -95,7 +95,7 @@ UNSEEN := BTCUSDT_USDM_202408 BTCUSD_PERP_CM BTCUSDT_SPOT BTCUSD_COINBASE_201804
 as_list = "[$(foreach name,$(1),'$(name)',)]"
 LAID := --data_dir=bench/depth_96
 CUTS := --split_ratios="['2024-07-19T00:03:30', '2024-08-01']"
-RECIPE := {'model_size': 'small_cell_transformer', 'precision': 'bf16', 'epochs': 4, 'max_lr': 3e-3, 'dropout': 0.0}
+RECIPE := {'model_size': 'small_cell_transformer', 'precision': 'bf16', 'epochs': 6, 'max_lr': 3e-3, 'dropout': 0.0}
 # Ridge regression is fitted on what the encoder was trained on, in bench/fit.
 SCORING := {'split': 'all', 'allow_earlier': True, 'fit_data_dir': 'bench/fit', 'windows': 96, 'probe_windows': 0, \
   'pictures': False, 'masks': ['entry', 'span', 'patch', 'tail']}

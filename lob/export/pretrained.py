@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from lob.config import InputError
 from lob.model.card import CARD, to_json, to_markdown
-from lob.model.checkpoint import CHECKPOINT_VERSION, RESUMED, SETTINGS, WEIGHTS, file_sha256
+from lob.model.checkpoint import RESUMED, SETTINGS, WEIGHTS, file_sha256
 from lob.model.encoder import BookEncoder
 from lob.storage import FORMAT_VERSION, check_writable, new_folder
 
@@ -40,7 +40,7 @@ def write_pretrained(
     """
     weights = {f"model.{name}": x.to(torch.bfloat16) for name, x in model.state_dict().items()}
     kept = {key: value for key, value in meta.items() if key not in RESUMED}
-    kept |= {"format_version": CHECKPOINT_VERSION, "encoder": asdict(model.config)}
+    kept |= {"format_version": FORMAT_VERSION, "encoder": asdict(model.config)}
     card = card | {"format_version": FORMAT_VERSION, "name": folder.absolute().name}
     with new_folder(folder) as new:
         (new / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))

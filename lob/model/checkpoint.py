@@ -34,7 +34,7 @@ from lob.config import InputError
 from lob.model.encoder import CONTEXT, FILLS, BookEncoder, EncoderConfig, unbuilt
 from lob.model.normalisation import SCHEMES
 from lob.results import ROOT
-from lob.storage import new_file, refuse_unmapped
+from lob.storage import FORMAT_VERSION, new_file, refuse_unmapped
 
 BEST = "best.safetensors"  # of a run
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"  # of a folder of pretrained weights
@@ -75,10 +75,10 @@ class Progress:
         self.epoch_began -= seconds
 
 
-CHECKPOINT_VERSION = 2  # raised when the same weights would give other values
+OLDER = {"context": [], "doubt": "distance"}  # of encoders whose checkpoints don't say
 # An example of the metadata that the programs read; check_kind compares a file's with it.
 METADATA: dict[str, Any] = {
-    "encoder": asdict(EncoderConfig()),
+    "encoder": asdict(EncoderConfig()) | {"context": []},  # JSON has no tuples
     "config": {"model_size": "", "mask_mode": ""},
     "progress": asdict(Progress()),
     "lr": 0.0,
@@ -101,7 +101,7 @@ def save_checkpoint(file: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
     """Write tensors and metadata; the old file stays until the new one is complete."""
     # Cloned, since safetensors refuses tensors that share memory.
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps({"format_version": CHECKPOINT_VERSION, **meta})
+    text = json.dumps({"format_version": FORMAT_VERSION, **meta})
     with new_file(file) as handle:
         handle.write(save(flat, metadata={"checkpoint": text}))
 
@@ -133,10 +133,10 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
         raise InputError(
             f"{file} is not a safetensors checkpoint ({error}); other files are not opened"
         ) from None
-    if not isinstance(meta, dict) or meta.get("format_version") != CHECKPOINT_VERSION:
+    if not isinstance(meta, dict) or meta.get("format_version") != FORMAT_VERSION:
         found = meta.get("format_version") if isinstance(meta, dict) else None
         raise InputError(
-            f"{file} has checkpoint version {found!r}, this program reads {CHECKPOINT_VERSION}: "
+            f"{file} has checkpoint version {found!r}, this program reads {FORMAT_VERSION}: "
             "train again"
         )
     check_metadata(file, meta)
@@ -145,6 +145,8 @@ def load_checkpoint(file: str | Path, prefix: str = "") -> tuple[dict[str, Tenso
 
 def check_metadata(file: Path, meta: dict[str, Any]) -> None:
     """Raise InputError unless a checkpoint's metadata can be used; put in what may be left out."""
+    if isinstance(meta.get("encoder"), dict):
+        meta["encoder"] = OLDER | meta["encoder"]
     pretrained = file.name == WEIGHTS
     left_out = RESUMED if pretrained else ()
     example = {key: value for key, value in METADATA.items() if key not in left_out}
@@ -167,7 +169,8 @@ def check_kind(file: Path, name: str, found: Any, example: Any) -> None:
     Of the same kind are
 
     - dicts, if `found` has at least the example's keys, with values of the same kinds;
-    - lists, if `found` has at least as many entries, each of the kind of the example's first;
+    - lists, if `found` has at least as many entries, each of the kind of the example's first, or
+      texts if it has none;
     - ints, if `found` is at least 0, or at least 1 if the example is;
     - floats, for which an int will do, if `found` is at least 0 (NaN passes);
     - texts, and booleans.
@@ -178,7 +181,7 @@ def check_kind(file: Path, name: str, found: Any, example: Any) -> None:
         return
     if isinstance(example, list) and isinstance(found, list) and len(found) >= len(example):
         for entry in found:
-            check_kind(file, name, entry, example[0])
+            check_kind(file, name, entry, example[0] if example else "")
         return
     if type(found) is type(example) is int:
         fits = found in range(min(example, 1), 2**63)
@@ -264,7 +267,8 @@ def check_encoder(config: EncoderConfig, tensors: int) -> None:
     checkpoint's, and building it might take forever.
     """
     fills = ("ladder",) if config.cell_width else FILLS
-    for name, known in (("normalization", SCHEMES), ("fill", fills)):
+    known_values = (("normalization", SCHEMES), ("fill", fills), ("doubt", ("change", "distance")))
+    for name, known in known_values:
         if getattr(config, name) not in known:
             raise ValueError(f"{name} = {getattr(config, name)!r}")
     if {*config.context} - {*CONTEXT} or (config.context and not config.cell_width):

@@ -207,8 +207,8 @@ def load_weights(file: str | Path, model: BookEncoder) -> dict[str, Any]:
     another network.
     """
     tensors, meta = load_checkpoint(file, "model.")
-    may_differ = {"dropout", "temporal_dim", "outlook"}  # the first two have no weights
-    found = {"context": [], **meta["encoder"]}  # older checkpoints have none
+    may_differ = {"dropout", "temporal_dim", "doubt", "outlook"}  # all but the last: no weights
+    found = meta["encoder"]
     wanted = asdict(model.config) | {"context": list(model.config.context)}
     differing = {
         key: value for key, value in wanted.items() if key not in may_differ and found[key] != value
