@@ -130,16 +130,13 @@ pretrained: bench/shipped
 	$(BIN)/python model_exporter.py --formats=[] --model_path=runs/shipped/bf16_0 --pretrained=pretrained/small_cell \
 	  --card="$$(cat benchmarks/small_cell_card.txt)"
 
-# Trading agents on recordings days apart (docs/agent.md), some 30 minutes of one free core. Two markets are
-# played with a network of random weights too.
-AGENT := --data_dir=bench/depth_96 --decisions=3000 --steps=32768 --seeds=5 --device=cpu --write=True
+# Trading agents on recordings days apart (docs/agent.md), some 40 minutes of one free core.
+AGENT := --data_dir=bench/depth_96 --decisions=3000 --steps=32768 --seeds=5 --device=cpu \
+  --agents="['vector','features','both','random_weights']" \
+  --train_pairs="['BTCUSDT_USDM','BTCUSD_COINBASE_20180424','BTCUSD_BITSTAMP_2015','SSE_600519_20230201']" \
+  --test_pairs="['BTCUSDT_USDM_202408','BTCUSD_COINBASE_L3','BTCUSD_BITSTAMP_2019','SSE_600519_20230207']"
 agent: .venv/installed-dev
-	$(BIN)/python examples/ppo_agent.py $(AGENT) \
-	  --train_pairs="['BTCUSDT_USDM','BTCUSD_COINBASE_20180424','BTCUSD_BITSTAMP_2015','SSE_600519_20230201']" \
-	  --test_pairs="['BTCUSDT_USDM_202408','BTCUSD_COINBASE_L3','BTCUSD_BITSTAMP_2019','SSE_600519_20230207']"
-	$(BIN)/python examples/ppo_agent.py $(AGENT) --agents="['vector','random_weights']" --result=agent_random \
-	  --train_pairs="['BTCUSDT_USDM','SSE_600519_20230201']" \
-	  --test_pairs="['BTCUSDT_USDM_202408','SSE_600519_20230207']"
+	$(BIN)/python examples/ppo_agent.py $(AGENT) --write=True
 	$(MAKE) tables figures
 
 # The marked blocks of README.md and docs/*.md, from the config dicts and benchmarks/results/*.json.

@@ -55,15 +55,19 @@ AGENT_NUMBERS = (
 def make_agent_tables(part: str) -> list[str]:
     """The block of docs/agent.md that `part` names.
 
-    markets, fees, leads and conditions are of results/agent.json; random and scratch are all that
-    results/agent_random.json and agent_scratch.json hold.
+    scratch is all that results/agent_scratch.json holds, the others are of results/agent.json.
     """
-    if part in ("random", "scratch"):
-        cells = read_cells(f"agent_{part}")
+    if part == "scratch":
+        cells = read_cells("agent_scratch")
         if not cells:
             return ["No result is committed yet."]
-        conditions = describe_conditions(f"agent_{part}")
-        return [*make_fees(cells), "", *make_leads(cells), "", *conditions]
+        return [
+            *make_fees(cells),
+            "",
+            *make_leads(cells),
+            "",
+            *describe_conditions("agent_scratch"),
+        ]
     cells = read_cells("agent")
     if not cells:
         return say_missing("agent")
