@@ -47,7 +47,7 @@ AGENT_NUMBERS = (
     "break-even fee a fill, bps",
     "95 % interval",
     "profit before fees, bps/h",
-    "in the recording learned on",
+    "the same where it learned, bps/h",
     "trades/h",
 )
 
@@ -194,4 +194,5 @@ def draw_panel(axis: plt.Axes, cells: Cells, case: str) -> None:
     axis.axhline(rule, color=GREY, ls="--", label=AGENTS["imbalance"])
     axis.axhline(0, color="black", lw=0.8)
     axis.set_xscale("symlog", base=2, linthresh=256)
+    axis.set_xlim(-40, 40_000)
     axis.set_xticks([0, 512, 2048, 8192, 32768], ["0", "512", "2k", "8k", "33k"])

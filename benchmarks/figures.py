@@ -3,8 +3,8 @@
     python -m benchmarks.figures
 
 Each picture holds, as its PNG text `Source`, a hash of what it was drawn from: the result or the
-recording, the labels and this file. A test compares it, so that a picture cannot age. The same
-machine draws the same bytes.
+recording, the labels and the file that draws it. A test compares it, so that a picture cannot age.
+The same machine draws the same bytes.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks import fill_figure, labels
+from benchmarks import agent_tables, fill_figure, labels
 from benchmarks.fill_figure import WEIGHTS
 from benchmarks.report import RESULTS, ROOT
 from benchmarks.tables import Cells, read_cells, value_of
@@ -52,6 +52,7 @@ SOURCES = {  # picture -> what it is drawn from
     "book.png": [SAMPLE],
     "joint.png": [SAMPLE],
     "balanced.png": [SAMPLE],
+    "agent.png": [RESULTS / "agent.json", Path(agent_tables.__file__)],
 }
 WINDOW_AT = "2026-05-02T02:52:18"  # a window of the sample in which the price moves
 STATES = 256
@@ -65,6 +66,7 @@ def main() -> int:
     cells = read_cells("representation")
     keep(draw_worth(cells), "worth.png")
     keep(draw_probes(cells), "probes.png")
+    keep(agent_tables.draw_curves(read_cells("agent")), "agent.png")
     with prepare_sample() as (book, plots):
         keep(fill_figure.draw_fills(book), "fills.png")
         keep(draw_masks(book), "masks.png")
