@@ -34,12 +34,11 @@ def torchs(monkeypatch):
     monkeypatch.setattr(kernels, "ENABLED", False)
 
 
-@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("mode", [*MASKS, "mix", None])
-def test_kernels_find_what_torch_finds(torchs, mode, causal):
+def test_kernels_find_what_torch_finds(torchs, mode):
     mask = hidden(4, 256, 96, mode) if mode else None
     price_ticks, sizes = on_gpu()
-    compare_inputs(price_ticks, sizes, mask, causal)
+    compare_inputs(price_ticks, sizes, mask)
     if mask is not None:
         compare_ladders(price_ticks, mask)
 
@@ -77,6 +76,18 @@ def test_a_graph_finds_the_ladder_of_eager_kernels():
             assert mine.equal(other)
 
 
+@pytest.mark.parametrize("choices", [{"causal": True}, {"context": ("size", "flow")}])
+def test_networks_that_the_cells_do_not_serve_take_the_ladder(monkeypatch, choices):
+    price_ticks, sizes = on_gpu()
+    mask = hidden(4, 256, 96, "mix")
+    config = encoder_config("small_cell_transformer", **choices)
+    ours = build_inputs(price_ticks, sizes, mask, config)
+    monkeypatch.setattr(kernels, "ENABLED", False)
+    torchs = build_inputs(price_ticks, sizes, mask, config)
+    for mine, other in zip(ours[:3], torchs[:3], strict=True):
+        torch.testing.assert_close(mine, other, atol=2e-5, rtol=1e-5)
+
+
 def test_the_kernels_are_what_training_takes():
     price_ticks, sizes = on_gpu()
     mask = hidden(4, 256, 96, "mix")
@@ -84,4 +95,4 @@ def test_the_kernels_are_what_training_takes():
     ours = build_inputs(price_ticks, sizes, mask, config)[0]
     from lob.model import inputs_triton
 
-    assert ours.equal(inputs_triton.build_cells(price_ticks, sizes, mask, False)[0])
+    assert ours.equal(inputs_triton.build_cells(price_ticks, sizes, mask)[0])

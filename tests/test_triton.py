@@ -5,6 +5,7 @@ tests/test_gpu_inputs.py runs the same comparison on a GPU, on whole windows.
 
 import importlib.util
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,16 +25,14 @@ interpreted = pytest.mark.skipif(
 )
 
 
-def compare_inputs(price_ticks, sizes, mask, causal=False):
+def compare_inputs(price_ticks, sizes, mask):
     """Raise AssertionError if Triton's inputs differ from torch's."""
     from lob.model import inputs_triton
 
     _, states, levels = price_ticks.shape
-    config = encoder_config(
-        "small_cell_transformer", depth=levels, temporal_dim=states, causal=causal
-    )
+    config = encoder_config("small_cell_transformer", depth=levels, temporal_dim=states)
     torchs = build_inputs(price_ticks, sizes, mask, config)
-    ours = inputs_triton.build_cells(price_ticks, sizes, mask, causal)
+    ours = inputs_triton.build_cells(price_ticks, sizes, mask)
     for mine, other in zip(ours[:3], torchs[:3], strict=True):
         torch.testing.assert_close(mine, other, atol=2e-5, rtol=1e-5)
     assert ours[3].keys() == torchs[3].keys()
@@ -65,9 +64,8 @@ def test_kernels_find_what_torch_finds(mode):
 
 
 @interpreted
-@pytest.mark.parametrize("causal", [False, True])
-def test_kernels_take_windows_with_nothing_hidden(causal):
-    compare_inputs(*moving_book(1, states=9, levels=6), None, causal)
+def test_kernels_take_windows_with_nothing_hidden():
+    compare_inputs(*moving_book(1, states=9, levels=6), None)
 
 
 @interpreted
@@ -82,6 +80,36 @@ def test_prices_that_meet_in_the_table_are_kept_apart():
     price_ticks, _ = moving_book(1, states=16, levels=6)
     far = (price_ticks.long() - price_ticks[:, :1, :1]) * 65536 + 2**33
     compare_ladders(far, hidden(16, 6, "entry"))
+
+
+@pytest.mark.parametrize(
+    ("choices", "taken"),
+    [
+        ({}, True),
+        ({"causal": True}, False),
+        ({"context": ("size",)}, False),
+        ({"causal": True, "context": ("size", "flow")}, False),
+        ({"normalization": "minmax"}, False),
+    ],
+)
+@pytest.mark.parametrize("nothing_hidden", [False, True])
+def test_the_kernels_of_cells_serve_only_what_they_define(
+    monkeypatch, choices, taken, nothing_hidden
+):
+    calls = []
+    stand_in = SimpleNamespace(build_cells=lambda *windows: calls.append(windows))
+    monkeypatch.setattr("lob.model.inputs.kernels_for", lambda *windows: stand_in)
+    price_ticks, sizes = moving_book(1, states=16, levels=6)
+    mask = None if nothing_hidden else hidden(16, 6, "patch")
+    config = encoder_config("small_cell_transformer", depth=6, temporal_dim=16, **choices)
+    made = build_inputs(price_ticks, sizes, mask, config)
+    assert len(calls) == taken
+    if not taken:
+        monkeypatch.undo()
+        for mine, other in zip(
+            made[:3], build_inputs(price_ticks, sizes, mask, config)[:3], strict=True
+        ):
+            assert mine.equal(other)
 
 
 def test_torch_makes_the_inputs_where_triton_can_not():

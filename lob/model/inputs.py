@@ -68,7 +68,7 @@ def build_inputs(
     of_cells = config.cell_width and config.normalization == "book"
     of_cells = of_cells and not config.causal and not config.context
     if of_cells and (kernels := kernels_for(price_ticks, sizes)):
-        return kernels.build_cells(price_ticks, sizes, mask, config.causal)
+        return kernels.build_cells(price_ticks, sizes, mask)
     filled = mask is not None or config.fill == "none"
     ladder = None
     if config.cell_width or (filled and config.fill == "ladder"):

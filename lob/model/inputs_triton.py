@@ -1,8 +1,8 @@
 """What the network takes (lob/model/inputs.py) as Triton kernels; that module defines it.
 
-They serve the normalisation 'book' with the ladder's fill. Numbers equal torch's up to the rounding
-of float32: sums over a window are added up in another order. Axes and names are those of
-lob/model/ladder_triton.py.
+They serve the normalisation 'book' with the ladder's fill, for networks that look both ways and
+take no context. Numbers equal torch's up to the rounding of float32: sums over a window are added
+up in another order. Axes and names are those of lob/model/ladder_triton.py.
 
 In order, with the two searches of the ladder between the last ones:
 
@@ -118,9 +118,8 @@ def read_windows(
     rows,
     T: tl.constexpr,
     TP: tl.constexpr,
-    CAUSAL: tl.constexpr,
 ):
-    """Write the mid and the mean log size that each state of a window is normalised by."""
+    """Write the mids of a window's states, and the mean of its visible log sizes."""
     window = tl.program_id(0).to(tl.int64)
     state = tl.arange(0, TP)
     inside = state < T
@@ -134,12 +133,7 @@ def read_windows(
     tl.store(mids + window * T + state, mid, inside)
     sizes = tl.load(facts + SIZE_SUM * rows + state, inside, other=0.0)
     counts = tl.load(facts + SIZE_COUNT * rows + state, inside, other=0.0)
-    if CAUSAL:
-        centre = tl.cumsum(sizes, 0) / tl.maximum(tl.cumsum(counts, 0), 1.0)
-    else:
-        mean = tl.sum(sizes, 0) / tl.maximum(tl.sum(counts, 0), 1.0)
-        centre = tl.zeros_like(sizes) + mean
-    tl.store(centres + window * T + state, centre, inside)
+    tl.store(centres + window, tl.sum(sizes, 0) / tl.maximum(tl.sum(counts, 0), 1.0))
 
 
 @triton.jit
@@ -167,7 +161,7 @@ def normalise(
     shows_price = inside & (tl.load(hidden, inside, other=1) == 0)
     shows_size = inside & (tl.load(hidden + 1, inside, other=1) == 0)
     anchor, mid = tl.load(anchors + window), tl.load(mids + row)
-    centre = tl.load(centres + row)
+    centre = tl.load(centres + window)
     ticks = (tl.load(price + at, inside, other=0).to(tl.int64) - anchor).to(tl.float32) - mid
     value = signed_log(ticks) / 4.0
     size_value = normalise_size(tl.load(sizes + at, inside, other=1.0), centre)
@@ -274,7 +268,6 @@ def write_cells(
     T: tl.constexpr,
     L: tl.constexpr,
     LP: tl.constexpr,
-    CAUSAL: tl.constexpr,
 ):
     """Write a row of the network's inputs, as `cell_channels` orders them, and of the fill."""
     row = tl.program_id(0).to(tl.int64)
@@ -309,13 +302,8 @@ def write_cells(
     price_change = tl.load(lines + PRICES * plane + at, inside, other=0.0) - price_fill
     size_change = size_line - size_fill
     mean = tl.load(level_means + window * L + level, inside, other=0.0) - size_fill
-    origin = window * T + (0 if CAUSAL else T - 1)
-    path = tl.zeros_like(size) + signed_log(mid - tl.load(mids + origin)) / 4.0
-    if CAUSAL:
-        is_earlier = left_at < t * L + level
-        left, away = tl.where(is_earlier, left, 0.0), tl.where(is_earlier, away, 0.0)
-        right, away_after, mean = tl.zeros_like(size), tl.zeros_like(size), tl.zeros_like(size)
-        price_change, size_change = tl.zeros_like(size), tl.zeros_like(size)
+    last = tl.load(mids + window * T + T - 1)
+    path = tl.zeros_like(size) + signed_log(mid - last) / 4.0
     price_found = (tl.load(price_known + at, inside, other=0) != 0).to(tl.float32)
     size_found = (is_carried | (size_hidden == 0)).to(tl.float32)
     # A channel's number in binary, from the last join to the first: 16 numbers of a cell, in order.
@@ -332,10 +320,10 @@ def write_cells(
 class Windows:
     """Windows on their way to the network: each method launches one of the kernels above."""
 
-    def __init__(self, price_ticks: Tensor, sizes: Tensor, mask: Tensor, causal: bool):
+    def __init__(self, price_ticks: Tensor, sizes: Tensor, mask: Tensor):
         self.price_ticks, self.sizes = price_ticks.contiguous(), sizes.contiguous()
         # One byte each, and whole: masks are often expanded.
-        self.hidden, self.causal = mask.contiguous().view(torch.uint8), causal
+        self.hidden = mask.contiguous().view(torch.uint8)
         self.batch, self.states, self.levels = price_ticks.shape
         self.rows, self.plane = self.batch * self.states, price_ticks.numel()
         self.device = price_ticks.device
@@ -352,14 +340,13 @@ class Windows:
         facts = self.empty(FACTS.value, self.rows)
         seen = self.price_ticks, self.sizes, self.hidden, self.anchors
         read_states[(self.rows,)](*seen, self.offsets, facts, self.rows, *self.row_shape)
-        self.mids, self.centres = (self.empty(self.batch, self.states, 1) for _ in range(2))
+        self.mids = self.empty(self.batch, self.states, 1)
+        self.centres = self.empty(self.batch, 1, 1)
+        fitted = self.mids, self.centres
         padded = power_of_two(self.states)
-        read_windows[(self.batch,)](
-            facts, self.mids, self.centres, self.rows, self.states, padded, self.causal
-        )
+        read_windows[(self.batch,)](facts, *fitted, self.rows, self.states, padded)
         self.values = self.empty(*window, 2)
         across, self.lines = (self.empty(PLANES.value, *window) for _ in range(2))
-        fitted = self.mids, self.centres
         normalise[(self.rows,)](*seen, *fitted, self.values, across, self.plane, *self.row_shape)
         self.level_means = self.empty(self.batch, self.levels)
         given = across, self.hidden, facts, self.mids
@@ -388,40 +375,31 @@ class Windows:
         cells, base = self.empty(*window, 16), self.empty(*window, 2)
         found = ladder.price, ladder.price_known, ladder.carried, ladder.before, ladder.after
         given = self.values, self.hidden, self.lines, self.mids, self.level_means, *found
-        write_cells[(self.rows,)](
-            *given,
-            ladder.share,
-            cells,
-            base,
-            self.plane,
-            *self.row_shape,
-            self.causal,
-        )
+        write_cells[(self.rows,)](*given, ladder.share, cells, base, self.plane, *self.row_shape)
         return cells, base
 
     def parameters(self) -> dict[str, Tensor]:
         """Return what `fit` of lob/model/normalisation.py does."""
-        centre = self.centres if self.causal else self.centres[:, :1]
-        return {"anchor_ticks": self.anchors, "mid": self.mids, "size_centre": centre}
+        return {"anchor_ticks": self.anchors, "mid": self.mids, "size_centre": self.centres}
 
 
 def find_ladder(price_ticks: Tensor, mask: Tensor) -> Ladder:
     """Do what `find_ladder` of lob/model/ladder.py does for windows with a mask."""
     sizes = torch.ones(price_ticks.shape, device=price_ticks.device)
-    windows = Windows(price_ticks, sizes, mask, False)
+    windows = Windows(price_ticks, sizes, mask)
     windows.prepare()
     return windows.ladder(True)
 
 
 def build_cells(
-    price_ticks: Tensor, sizes: Tensor, mask: Tensor | None, causal: bool
+    price_ticks: Tensor, sizes: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Do what `build_inputs` does for a convolutional stem under the normalisation 'book'."""
     hidden = mask
     if hidden is None:
         nothing = torch.zeros(1, dtype=torch.bool, device=sizes.device)
         hidden = nothing.expand(*sizes.shape, 2)
-    windows = Windows(price_ticks, sizes, hidden, causal)
+    windows = Windows(price_ticks, sizes, hidden)
     windows.prepare()
     cells, base = windows.cells(windows.ladder(mask is not None))
     return cells, base, windows.values, windows.parameters()
