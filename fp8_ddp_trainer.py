@@ -41,8 +41,7 @@ config = {
     "mask_perc": 0.25,  # > 0 and < 1: share of the values that are hidden
     "mirror": True,  # bool: exchange bids and asks in half of the training windows
     "slow": 0.8,  # >= 0 and <= 1: share of training windows replayed 2 to 4 times slower
-    "size_noise": 1.0,  # >= 0: multiply the sizes of half the training windows by e^(+-this),
-    #   by the same factor at the same price; 0: leave them as they are
+    "size_noise": 1.0,  # >= 0: sizes of half the windows times e^(+-this), one factor a price
     "outlook": 0.1,  # >= 0: weight of a second loss: the last state's vector must predict
     #   features of the book, its past moves and its next moves; 0: no second loss
     "loss": "mse",  # mse | mae | huber | smoothl1: what is minimised over hidden values
@@ -63,11 +62,10 @@ config = {
     # precision and machines
     "precision": "auto",  # auto | fastest | fp8 | bf16 | fp32: auto: fp8 if the GPU has it,
     #   else bf16, on a CPU fp32; fastest: bf16 for networks too narrow to gain from fp8
-    "fp8_recipe": "delayed",  # delayed | current | block: how Transformer Engine scales FP8 values
+    "fp8_recipe": "auto",  # auto | delayed | current | block | mxfp8 | nvfp4: see docs/running.md
     "backend": "nccl",  # nccl | gloo: how GPUs sum their gradients; CPUs always use gloo
     "compile": True,  # bool: on a GPU, compile layers and run each micro-step as one CUDA graph
-    "max_gpus": None,  # int >= 1 | None: GPUs to use; None: all of this machine.
-    #   Without a GPU: processes to start; None: one
+    "max_gpus": None,  # int >= 1 | None: GPUs, or processes without a GPU; None: all, or one
     "azure": False,  # bool: keep data and runs on the cloud machine's data disk
     "azure_data_root": "/mnt/data",  # str: folder at which that disk is mounted
     # state
@@ -89,8 +87,6 @@ from lob.config import CheckFailed, InputError, check_rules, load_config, run
 if __name__ == "__main__":
     config = load_config(config, __file__)
 
-import fcntl
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -114,7 +110,7 @@ from lob.training.objective import masked_loss, outlook_loss
 from lob.training.optimisation import FiniteCheck, NonFinite
 from lob.training.passes import Passes, windows_a_pass
 from lob.training.precision import build_encoder, check_dimensions, choose_precision
-from lob.training.run_folder import choose_folder, claim_run
+from lob.training.run_folder import choose_folder, refuse_running
 from lob.training.run_log import RunLog, show_progress
 from lob.training.samples import Dataset, Sampler, choose_epochs, open_dataset
 from lob.training.saving import Saver, check_resumable, load_newest, load_weights, resume
@@ -128,7 +124,7 @@ def main(config: dict) -> int:
     open_data(config).check(config["depth_dim"])
     folder = choose_folder(config["runs_dir"], config["model_name"], config, config["resume"])
     if config["resume"]:
-        claim_run(folder, fcntl.LOCK_SH).close()  # refuses a run that another process trains
+        refuse_running(folder)
     if launched := distributed.find_launcher():  # by torchrun
         return train(*launched, None, config)
     ranks = distributed.count_ranks(config["max_gpus"])
@@ -185,7 +181,7 @@ def train(rank: int, world: int, port: int | None, config: dict) -> int:
             except NonFinite as error:
                 raise CheckFailed(f"{error}; {trainer.save_failure(*error.place)}") from None
     if port:  # a process of mp.spawn, which returns its status so
-        sys.exit(status)
+        raise SystemExit(status)
     return status
 
 
@@ -233,8 +229,7 @@ class Trainer:
 
         self.data = open_data(config)
         identity = self.data.identity()
-        if found:
-            check_resumable(found, self.saved, identity, config["data_dir"], team.world)
+        check_resumable(found, self.saved, identity, config["data_dir"], team.world)
         windows = config["batch_size"] * config["accumulation_steps"] * team.world  # of a step
         windows = self.saved.get("windows_a_step", windows)
         self.sampler = Sampler(self.data, config["seed"], windows, config["validation_windows"])
@@ -244,8 +239,9 @@ class Trainer:
         choices = {key: config[key] for key in keys}
         choices |= {"depth": config["depth_dim"], "outlook": config["outlook"] > 0}
         self.encoder = encoder_config(config["model_size"], **choices)
-        asked, recipe, width = config["precision"], config["fp8_recipe"], self.encoder.width
-        self.precision = choose_precision(asked, recipe, width, team.device, config["temporal_dim"])
+        recipe = self.saved.get("fp8_recipe", config["fp8_recipe"])  # a resumed run keeps its own
+        arithmetic = config["precision"], recipe, self.encoder.width
+        self.precision = choose_precision(*arithmetic, team.device, config["temporal_dim"])
         # The config's batches fix what a step sees; how it is cut into passes is chosen here.
         share = windows // team.world
         size = windows_a_pass(self.encoder, share, config["batch_size"], team.device)
@@ -266,8 +262,9 @@ class Trainer:
         trained = self.model, self.optimizer, self.plateau
         sums, fp8_state = resume(found, tensors, self.saved, *trained)
         self.epoch_sums = sums.to(team.device)  # of the loss and of hidden values
-        facts = {"config": config, "encoder": asdict(self.encoder), "data": identity}
-        facts |= {"windows_a_step": windows, "seen": self.data.seen(before)}
+        facts: dict = {"config": config, "encoder": asdict(self.encoder), "data": identity}
+        recipe = self.precision.recipe or recipe  # 'auto' if no GPU has chosen one yet
+        facts |= {"windows_a_step": windows, "fp8_recipe": recipe, "seen": self.data.seen(before)}
         saved = *trained, self.progress, config["keep_checkpoints"]
         self.saver = Saver(checkpoints, facts, *saved, team.rank == 0)
 
@@ -464,9 +461,8 @@ class Trainer:
     def validate(self) -> float:
         """Validate, log, and keep the weights if they are the best so far."""
         progress = self.progress
-        self.log.count_time(progress, training=True)
-        scores = self.evaluate(1)
-        self.log.count_time(progress, training=False)
+        with self.log.untrained(progress):
+            scores = self.evaluate(1)
         self.log.validation(progress, scores, self.encoder.fill)
         if scores.loss() < progress.best_loss:
             progress.best_loss = scores.loss()
@@ -496,9 +492,8 @@ class Trainer:
         return stop.status
 
     def save(self) -> None:
-        self.log.count_time(self.progress, training=True)
-        self.saver.save(self.epoch_sums, self.log.metrics_bytes())
-        self.log.count_time(self.progress, training=False)
+        with self.log.untrained(self.progress):
+            self.saver.save(self.epoch_sums, self.log.metrics_bytes())
 
 
 if __name__ == "__main__":

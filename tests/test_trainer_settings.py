@@ -20,7 +20,7 @@ from lob.model.inputs import build_inputs
 from lob.model.masking import make_mask, scramble, uniform
 from lob.training.distributed import Team
 from lob.training.optimisation import FiniteCheck, NonFinite, make_optimizer, one_cycle
-from lob.training.precision import Precision, check_dimensions, choose_precision
+from lob.training.precision import Precision
 from lob.training.run_folder import new_run
 from lob.training.te_layer import plain_state
 
@@ -352,31 +352,6 @@ def test_seeds_give_other_weights_and_orders(sampled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "capability", "requested", "expected", "reason"),
-    [
-        ("NVIDIA A100-SXM4-80GB", (8, 0), "auto", "bf16", "needs compute capability 8.9 or newer"),
-        ("NVIDIA A100-SXM4-80GB", (8, 0), "fastest", "bf16", "A100"),
-        ("NVIDIA L4", (8, 9), "bf16", "bf16", "asked for"),
-        ("NVIDIA H100 80GB HBM3", (9, 0), "auto", "fp8", "the GPU has FP8"),
-        ("NVIDIA H100 80GB HBM3", (9, 0), "fastest", "bf16", "measured faster"),
-        ("NVIDIA A100-SXM4-80GB", (8, 0), "fp8", None, "compute capability 8.9 or newer"),
-    ],
-)
-def test_precision_follows_the_gpu(monkeypatch, name, capability, requested, expected, reason):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr("lob.training.precision.te_obstacle", lambda: "")
-    choose = (requested, "delayed", 192, torch.device("cuda"), 256)
-    if expected is None:
-        with pytest.raises(InputError, match=reason):
-            choose_precision(*choose)
-        return
-    precision = choose_precision(*choose)
-    assert precision.name == expected
-    assert reason in precision.reason and name in precision.reason
-
-
-@pytest.mark.parametrize(
     ("key", "value"),
     [
         ("epochs", "0"),
@@ -403,18 +378,19 @@ def test_an_unknown_model_is_refused_by_name():
         check_config({**fp8_ddp_trainer.config, "model_size": "huge"})
 
 
-def test_fp8_takes_dimensions_of_multiples_of_16_alone():
-    fp8, good = Precision("fp8", "delayed", ""), encoder_config("deep_narrow_transformer")
-    check_dimensions(good, 3, fp8)
-    wrong: list[tuple[dict, int, str]] = [
-        ({"width": 200, "heads": 4}, 16, "width = 200"),
-        ({"ffn_width": 1000}, 16, "ffn_width = 1000"),
-        ({"temporal_dim": 100}, 3, "batch_size x temporal_dim = 300"),
-    ]
-    for changes, size, said in wrong:
-        config = replace(good, **changes)
-        with pytest.raises(InputError, match=f"{said} must be a multiple of 16"):
-            check_dimensions(config, size, fp8)
-        check_dimensions(config, size, Precision("bf16", "", ""))
-    with pytest.raises(InputError, match="even multiple"):
-        check_dimensions(replace(good, heads=7), 16, Precision("fp32", "", ""))
+def test_a_resumed_run_keeps_its_recipe(sampled, tmp_path, monkeypatch):
+    """The checkpoint names the recipe, whatever 'auto' would take on this machine."""
+    made = trainer(sampled, tmp_path)
+    assert made.saver.facts["fp8_recipe"] == "auto"  # a CPU chose none
+    asked = []
+
+    def choose(precision, recipe, *_):
+        asked.append(recipe)
+        return Precision("fp32", "", "")
+
+    monkeypatch.setattr(fp8_ddp_trainer, "choose_precision", choose)
+    monkeypatch.setattr(
+        fp8_ddp_trainer, "load_newest", lambda *_: (None, {}, {"fp8_recipe": "delayed"})
+    )
+    again = trainer(sampled, tmp_path)
+    assert asked == ["delayed"] and again.saver.facts["fp8_recipe"] == "delayed"

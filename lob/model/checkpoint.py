@@ -87,7 +87,8 @@ METADATA: dict[str, Any] = {
     "data": {"books": [{"pair": ""}], "cuts_ns": [0, 0]},
     "metrics_bytes": 0,
 }
-RESUMED = ("lr", "plateau", "windows_a_step", "metrics_bytes")  # what only a resumed run needs
+# What only a resumed run needs.
+RESUMED = ("lr", "plateau", "windows_a_step", "metrics_bytes", "fp8_recipe")
 # What weights were trained on, in their own run and in those whose weights they began with: the
 # time of the last state, and the identities of the books.
 SEEN: dict[str, Any] = {"until_ns": 0, "books": [{"pair": ""}]}

@@ -11,6 +11,7 @@ Axes: B window, T state, L level, F field (0 price, 1 size). Prices are in ticks
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,10 @@ from torch import Tensor
 from lob.model.encoder import OUTLOOK_TARGETS, BookEncoder
 from lob.model.inputs import build_inputs
 from lob.model.normalisation import signed_log
-from lob.training.precision import Precision
 from lob.windows.reaches import DEPTHS, REACHES
+
+if TYPE_CHECKING:
+    from lob.training.precision import Precision
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
@@ -61,7 +64,7 @@ def masked_loss(
 
 def outlook_loss(
     model: BookEncoder,
-    precision: Precision,
+    precision: "Precision",
     price_ticks: Tensor,
     sizes: Tensor,
     times_ns: Tensor,

@@ -1,7 +1,7 @@
 """Which arithmetic a run uses and why, and the encoder that is built for it.
 
 Transformer Engine (TE) is NVIDIA's library of layers that multiply in FP8. A *recipe* is its way to
-scale values into FP8's range.
+scale values into FP8's range, or under 'nvfp4' into that of four bits.
 """
 
 import contextlib
@@ -15,9 +15,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lob.config import InputError
 from lob.model.encoder import BookEncoder, EncoderConfig, attend
-from lob.training.te_layer import TELayer, fp8_autocast, load_plain_state, te_obstacle
+from lob.training.objective import OUTLOOK_EVERY
+from lob.training.te_layer import (
+    TELayer,
+    fp8_autocast,
+    load_plain_state,
+    recipe_obstacle,
+    te_obstacle,
+)
 
-RECIPES = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0)}  # compute capability it needs
+RECIPES = {  # compute capability it needs
+    "delayed": (8, 9),
+    "current": (8, 9),
+    "block": (9, 0),
+    "mxfp8": (10, 0),
+    "nvfp4": (10, 0),
+}
+WITHOUT_MXFP8 = (12, 0)  # Transformer Engine 2.20 has it for the GPUs before this capability
 FP8_PAYS_FROM_WIDTH = 768  # measured on an H100: below it plain compiled bf16 is as fast or faster
 
 # In order of preference: cuDNN's attention took 0.40 ms where FlashAttention 2 took 0.51 (H100, 192
@@ -38,7 +52,7 @@ class Precision:
     """The arithmetic of the layers, and the reason for it."""
 
     name: str  # 'fp8', 'bf16' or 'fp32'
-    recipe: str  # of FP8, else empty
+    recipe: str  # of FP8, one of RECIPES, else empty
     reason: str
     cudnn: bool = True  # use cuDNN's attention, if the GPU has it
 
@@ -65,8 +79,9 @@ def choose_precision(
 ) -> Precision:
     """Return the precision to use, with the reason for it.
 
-    requested: 'auto', 'fastest', 'fp8', 'bf16' or 'fp32'; width: of the encoder; temporal_dim:
-    states of a window. Raises InputError if the hardware lacks what was asked for.
+    requested: 'auto', 'fastest', 'fp8', 'bf16' or 'fp32'; fp8_recipe: 'auto' or one of RECIPES;
+    width: of the encoder; temporal_dim: states of a window. Raises InputError if the hardware lacks
+    what was asked for.
     """
     cudnn = temporal_dim % WHOLE_STATES == 0
     if device.type != "cuda":
@@ -78,20 +93,37 @@ def choose_precision(
         return Precision("fp32", "", "no NVIDIA GPU on this machine", cudnn)
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     gpu = f"{name}, compute capability {capability[0]}.{capability[1]}"
-    missing = fp8_obstacle(fp8_recipe, capability)
+    recipe, chosen = choose_recipe(fp8_recipe, capability)
+    missing = fp8_obstacle(recipe, capability)
     if requested == "fp8" and missing:
+        other = fp8_obstacle("delayed", capability)
+        remedy = "precision = 'bf16'" if other else "fp8_recipe = 'auto'"
         raise InputError(
-            f"precision = 'fp8' with fp8_recipe = {fp8_recipe!r}: {missing} ({gpu}): use 'bf16'"
+            f"precision = 'fp8' with fp8_recipe = {fp8_recipe!r}: {missing} ({gpu}): use {remedy}"
         )
-    if requested in ("fp8", "bf16", "fp32"):
-        recipe = fp8_recipe if requested == "fp8" else ""
-        return Precision(requested, recipe, f"asked for; {gpu}", cudnn)
+    if requested == "fp8":
+        return Precision("fp8", recipe, f"asked for; {chosen}; {gpu}", cudnn)
+    if requested in ("bf16", "fp32"):
+        return Precision(requested, "", f"asked for; {gpu}", cudnn)
     if missing:
         return Precision("bf16", "", f"{missing} ({gpu})", cudnn)
     if requested == "fastest" and width < FP8_PAYS_FROM_WIDTH:
         why = f"at width {width} < {FP8_PAYS_FROM_WIDTH} bf16 was measured faster than FP8 ({gpu})"
         return Precision("bf16", "", why, cudnn)
-    return Precision("fp8", fp8_recipe, f"the GPU has FP8 ({gpu})", cudnn)
+    return Precision("fp8", recipe, f"the GPU has FP8; {chosen} ({gpu})", cudnn)
+
+
+def choose_recipe(asked: str, capability: tuple[int, int]) -> tuple[str, str]:
+    """Return the recipe that `asked`, 'auto' or one of RECIPES, means here, and words about it.
+
+    'auto' takes mxfp8, Transformer Engine's own choice, where it can be had, and otherwise delayed
+    scaling, which trains the recipes of docs/results.md. It never takes nvfp4: nobody has measured
+    what four bits do to the loss.
+    """
+    if asked != "auto":
+        return asked, f"recipe {asked}"
+    missing = fp8_obstacle("mxfp8", capability)
+    return ("delayed", f"recipe delayed: {missing}") if missing else ("mxfp8", "recipe mxfp8")
 
 
 def fp8_obstacle(recipe: str, capability: tuple[int, int]) -> str:
@@ -102,13 +134,18 @@ def fp8_obstacle(recipe: str, capability: tuple[int, int]) -> str:
     major, minor, *_ = (torch.version.cuda or "0.0").split(".")
     if recipe == "block" and (int(major), int(minor)) < (12, 9):
         return f"the block recipe needs CUDA 12.9, torch was built with {torch.version.cuda}"
-    return te_obstacle()
+    if recipe == "mxfp8" and capability >= WITHOUT_MXFP8:
+        end = f"{WITHOUT_MXFP8[0]}.{WITHOUT_MXFP8[1]}"
+        return f"Transformer Engine has no mxfp8 recipe for compute capability {end} and newer"
+    return te_obstacle() or recipe_obstacle(recipe)
 
 
 def check_dimensions(config: EncoderConfig, batch_size: int, precision: Precision) -> None:
     """Raise InputError if heads don't divide the width, or FP8's products can't take the shapes.
 
-    batch_size: windows per pass. FP8 needs every dimension to be a multiple of 16.
+    batch_size: windows per pass. Every dimension of a product of a training pass must be a multiple
+    of 16, under 'mxfp8' of 32. Validation may take a single window, forward only, for which eight
+    are enough where a tensor has one scale.
     """
     if config.width % config.heads or (config.width // config.heads) % 2:
         raise InputError(
@@ -116,16 +153,24 @@ def check_dimensions(config: EncoderConfig, batch_size: int, precision: Precisio
         )
     if precision.name != "fp8":
         return
+    recipe, states = precision.recipe, config.temporal_dim
+    unit = 32 if recipe == "mxfp8" else 16
     sizes = {
-        "width": config.width,
-        "ffn_width": config.ffn_width,
-        "batch_size x temporal_dim": batch_size * config.temporal_dim,
+        "width": (config.width, unit),
+        "ffn_width": (config.ffn_width, unit),
+        "batch_size x temporal_dim": (batch_size * states, unit),
+        "temporal_dim": (states, 8 if recipe in ("delayed", "current") else unit),
     }
-    for name, size in sizes.items():
-        if size % 16:
+    if config.outlook:
+        asked = -(-batch_size // OUTLOOK_EVERY)
+        sizes[f"batch_size / {OUTLOOK_EVERY}, rounded up, x temporal_dim"] = asked * states, unit
+    for name, (size, divisor) in sizes.items():
+        if size % divisor:
+            under = f"FP8, recipe {recipe}" if unit > 16 else "FP8"
+            other = "fp8_recipe 'delayed' or " if unit > 16 else ""
             raise InputError(
-                f"{name} = {size} must be a multiple of 16 under FP8: "
-                "change it or use precision 'bf16'"
+                f"{name} = {size} must be a multiple of {divisor} under {under}: "
+                f"change it or use {other}precision 'bf16'"
             )
 
 

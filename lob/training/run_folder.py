@@ -144,6 +144,11 @@ def claim_run(run: Path, how: int = fcntl.LOCK_EX) -> BinaryIO:
     return metrics
 
 
+def refuse_running(run: Path) -> None:
+    """Raise InputError if another process trains this run."""
+    claim_run(run, fcntl.LOCK_SH).close()
+
+
 def changed_settings(run: Path, settings: dict[str, Any]) -> dict[str, str]:
     """Return how `settings` differ from a run's, as a text for each key.
 

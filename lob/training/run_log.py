@@ -1,9 +1,10 @@
 """What a run shows: config.json, env.json, metrics.csv, TensorBoard events, and what is printed."""
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,15 @@ class RunLog:
         progress.seconds += now - self.clock
         progress.step_seconds += (now - self.clock) * training
         self.clock = now
+
+    @contextlib.contextmanager
+    def untrained(self, progress: Progress) -> Iterator[None]:
+        """Count the time before this block to the steps, and that of the block to the run alone."""
+        self.count_time(progress, training=True)
+        try:
+            yield
+        finally:
+            self.count_time(progress, training=False)
 
     def print(self, text: str) -> None:
         if self.active:

@@ -158,12 +158,15 @@ def load_newest(
 
 
 def check_resumable(
-    file: Path, saved: dict[str, Any], data: dict[str, Any], data_dir: str, world: int
+    file: Path | None, saved: dict[str, Any], data: dict[str, Any], data_dir: str, world: int
 ) -> None:
     """Raise InputError if a run can't go on with these samples or on this number of ranks.
 
-    saved: the checkpoint's metadata; data: the identity of the samples that are there now.
+    file: None for a new run, which is not checked; saved: the checkpoint's metadata; data: the
+    identity of the samples that are there now.
     """
+    if file is None:
+        return
     if saved["data"] != data:
         raise InputError(
             f"{file} was trained on other samples than those now in {data_dir}: "
