@@ -17,7 +17,7 @@ TRAINED = $$(sed -n '/^run  /{s/^run  *//p;q}' runs/pipeline.log)
 SAMPLE_TEST := --probe_windows=0 --masks="['entry', 'span', 'patch', 'tail']"
 SHIPPED_TEST := $(SAMPLE_TEST) $(SAMPLE_SPLIT) --model_path=pretrained/small_cell --pictures=False
 
-.PHONY: pipeline test bench bench-gpu prove reproduce pretrained agent tables figures
+.PHONY: pipeline test fuzz bench bench-gpu prove reproduce pretrained agent tables figures
 
 .venv/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("needs Python 3.11 to 3.13, " \
@@ -58,6 +58,11 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
+
+# Damaged recordings of every feed, against slow readings: 100,000 take one to two hours a core.
+FILES := 100000
+fuzz: .venv/installed-dev
+	PYTHONPATH=. $(BIN)/python tests/fuzz.py --files=$(FILES)
 
 # One state in, its vector out, beside whole windows.
 STREAM := --formats="['eager','stream']" --presets="['small_cell_transformer','tiny_transformer','deep_narrow_transformer']"

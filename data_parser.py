@@ -125,6 +125,17 @@ COUNTER_WORDS = {
         "left out: there is no book yet",
     ),
     "clock_steps_back": ("messages stamped before the one before them", "message", ""),
+    "lines_passed_by": (
+        "lines that hold no message of this book",
+        "",
+        "trades, answers to subscriptions, other instruments",
+    ),
+    "rows_passed_by": (
+        "rows that change nothing in this book",
+        "",
+        "fills told twice, trades, other instruments",
+    ),
+    "snapshots_unused": ("snapshots that no message continues", "", "left out"),
     "messages_repeated": ("messages delivered twice", "", "left out; usual where files overlap"),
     "crossed_ms": ("milliseconds in which the book was crossed", "", ""),
 }

@@ -60,14 +60,24 @@ WORD = re.compile(r"[\w.+-]+")
 BETWEEN_ALTERNATIVES = re.compile(r" \| (?![^\[]*\])")  # a bar that stands in no brackets
 
 
-class InputError(Exception):
+class OneLine(Exception):
+    """An error whose text is one line, also if it cites a file that holds other characters."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if text.isprintable():
+            return text
+        return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+class InputError(OneLine):
     """The user's config or input is wrong.
 
     The text is one line with the value and the remedy; `run` exits with status 2.
     """
 
 
-class CheckFailed(Exception):
+class CheckFailed(OneLine):
     """A program's check of its own work failed: one line of text; `run` exits with status 1."""
 
 

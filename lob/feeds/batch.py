@@ -6,6 +6,7 @@ after it (ticks, lots, book, states) is the same for all feeds.
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ NO_ORDER = -0x5555555555555555
 UNIT_LIMITS = np.array([1e11, 1e14, 1e17])
 UNIT_NS = (10**9, 10**6, 10**3, 1)
 NO_TIME = np.iinfo(np.int64).min
+ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?")
 
 
 class Batch(NamedTuple):
@@ -60,12 +62,13 @@ class Batch(NamedTuple):
     first_row: int  # number of the batch's first row in the file, for error messages
     file_bytes: int  # how much of the (compressed) file has been read, for progress and forecast
     lines: np.ndarray | None = None  # int64, each row's line in the file, if a line is not one row
+    unit: str = "line"  # what `lines` counts
     skipped: dict[str, int] | None = None  # what was passed by since the batch before, by name
 
     def locate(self, row: int) -> str:
         """Return the file and the row or line in it of a row of the batch, for error messages."""
         if self.lines is not None:
-            return f"{self.file}, line {self.lines[row]}"
+            return f"{self.file}, {self.unit} {self.lines[row]}"
         return f"{self.file}, row {self.first_row + row}"
 
 
@@ -138,6 +141,7 @@ def feed(
                 )
             for batch in reader(files, symbol) if by_symbol else reader(files):
                 check_numbers(batch)
+                check_times(batch)
                 yield batch
 
         name = reader.__name__.removeprefix("read_")
@@ -147,6 +151,16 @@ def feed(
     return register
 
 
+def check_times(batch: Batch) -> None:
+    """Raise InputError, with the row, if a time lies before 1970, as NO_TIME does."""
+    if len(batch.time_ns) and batch.time_ns.min() < 0:
+        row = int(np.argmax(batch.time_ns < 0))
+        raise InputError(
+            f"{batch.locate(row)}: its time does not lie between the years 1970 and 2262: mend or "
+            "drop the row"
+        )
+
+
 def check_numbers(batch: Batch) -> None:
     bad = ~(np.isfinite(batch.price) & np.isfinite(batch.size) & (batch.size >= 0))
     if bad.any():
@@ -154,12 +168,6 @@ def check_numbers(batch: Batch) -> None:
         raise InputError(
             f"{batch.locate(row)}: price {batch.price[row]} and size {batch.size[row]} must be "
             "numbers, the size not negative: mend or drop the row"
-        )
-    if len(batch.time_ns) and batch.time_ns.min() < 0:
-        row = int(np.argmax(batch.time_ns < 0))
-        raise InputError(
-            f"{batch.locate(row)}: its time does not lie between the years 1970 and 2262: mend or "
-            "drop the row"
         )
 
 
@@ -216,6 +224,19 @@ def find_changes(keys: np.ndarray, before: Any) -> np.ndarray:
     return np.append(before is None or keys[0] != before, keys[1:] != keys[:-1])
 
 
+def iso_to_ns(text: str) -> int:
+    """Return an ISO date or time without an offset as ns since the epoch.
+
+    Raises ValueError if it is none, or if it lies beyond the year 2261: numpy would turn it into a
+    time of another century.
+    """
+    if not ISO.fullmatch(text):
+        raise ValueError(f"{text!r} is no date, and no time without an offset")
+    if not 1678 <= int(text[:4]) <= 2261:
+        raise ValueError(f"{text!r} does not lie between the years 1678 and 2261")
+    return int(np.datetime64(text, "ns").astype(np.int64))
+
+
 def to_ns(times: np.ndarray) -> np.ndarray:
     """Return times since the epoch as int64 ns.
 
@@ -226,6 +247,8 @@ def to_ns(times: np.ndarray) -> np.ndarray:
     if len(times) == 0:
         return np.empty(0, np.int64)
     size = np.abs(times)
+    if size.dtype.kind == "i":  # -2^63 has no absolute value of its own type
+        size = size.view(f"u{size.itemsize}")
     first_unit, last_unit = np.searchsorted(UNIT_LIMITS, [size.min(), size.max()], side="right")
     if first_unit == last_unit:  # nearly always
         return in_unit_to_ns(times, size, first_unit)

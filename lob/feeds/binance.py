@@ -270,6 +270,7 @@ class BinanceStream:
                 self.skipped["partial_books"] += 1
             else:
                 self.use_snapshot(each.line)  # the one before it
+                self.drop_snapshot()
                 self.snapshot = each
 
     def is_partial(self, book: Depth) -> bool:
@@ -296,6 +297,7 @@ class BinanceStream:
             self.put_books()
         if self.snapshot is not None:
             self.use_snapshot(self.snapshot.line)
+            self.drop_snapshot()
         self.skipped["messages_before_snapshot"] += self.unused
 
     def take_skipped(self) -> dict[str, int]:
@@ -361,7 +363,7 @@ class BinanceStream:
         if not (begins_anew and self.snapshot and self.snapshot.last <= depth.last):
             self.use_snapshot(depth.line)
             if begins_anew:
-                self.snapshot = None
+                self.drop_snapshot()
         self.recent.clear()
 
     def use_snapshot(self, line: int) -> None:
@@ -373,10 +375,11 @@ class BinanceStream:
         snapshot = self.snapshot
         if snapshot is None or self.last is None or self.last < snapshot.last + self.spot:
             return
-        self.snapshot = None
         later = [depth for depth in self.recent if depth.last >= snapshot.last + self.spot]
-        if later[0].previous > snapshot.last:
-            return  # the snapshot is older than the messages kept
+        if later[0].previous > snapshot.last:  # it is older than the messages kept
+            self.drop_snapshot()
+            return
+        self.snapshot = None
         numbers = list(range(self.message + 1, self.message + 1 + len(later)))
         times = [depth.time for depth in later]
         kind = SNAPSHOT
@@ -392,6 +395,10 @@ class BinanceStream:
         for number, time, depth in zip(numbers, times, later, strict=True):
             self.put_rows(number, depth._replace(line=line, time=time))
         self.begun, self.known, self.loss_told = True, True, False
+
+    def drop_snapshot(self) -> None:
+        self.skipped["snapshots_unused"] += self.snapshot is not None
+        self.snapshot = None
 
     def lose_book(self, depth: Depth) -> None:
         """Put a GAP row, unless the last loss is still open: the book is unknown from here on."""

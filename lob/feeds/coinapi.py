@@ -30,6 +30,7 @@ from lob.feeds.batch import (
     feed,
     find_changes,
     first_row,
+    iso_to_ns,
     map_words,
     to_float,
     to_ns,
@@ -227,7 +228,7 @@ def parse_time(text: str) -> tuple[int, bool]:
     ahead_ns = int(hours or 0) * HOUR_NS + int(minutes or 0) * MINUTE_NS
     if date is None and ahead_ns:
         raise ValueError(f"{text!r} is a time of day of another zone")
-    time_ns = int(np.datetime64(f"{date or '1970-01-01'}T{clock}", "ns").astype(np.int64))
+    time_ns = iso_to_ns(f"{date or '1970-01-01'}T{clock}")
     return time_ns - (-ahead_ns if sign == "-" else ahead_ns), date is None
 
 

@@ -29,8 +29,8 @@ from lob.feeds.recordings import open_decompressed, read_csv, read_head
 NO_PRICE = 2**63 - 1
 MBO, CHUNK_BYTES = 160, 1 << 22  # type of a record
 LAST, IN_SNAPSHOT, MAYBE_BAD_BOOK = 128, 32, 4  # flags
-ADDS, CANCELS, MODIFIES, CLEARS, TRADES, FILLS, NOTHING = b"ACMRTFN"  # actions
-BUY, SELL, NO_SIDE = b"BAN"
+ADDS, CANCELS, MODIFIES, CLEARS, TRADES, FILLS, NOTHING = ACTIONS = b"ACMRTFN"
+BUY, SELL, NO_SIDE = SIDES = b"BAN"
 KINDS = np.zeros(256, np.uint8)
 KINDS[[ADDS, CANCELS, MODIFIES, CLEARS, TRADES]] = ADD, SUB, SET, SNAPSHOT, MATCH
 RECORD = np.dtype(
@@ -93,6 +93,7 @@ class MboReader:
         self.seen: set[str] = set()  # symbols and ids
         self.message, self.last_time = 0, -1
         self.rest = np.empty(0, RECORD)
+        self.passed_by = 0  # records of other instruments, since the last batch
 
     def make_batches(
         self,
@@ -103,6 +104,7 @@ class MboReader:
         at_end: bool = False,
     ) -> Iterator[Batch]:
         """Yield the batch of these records. Raises InputError if they are of several books."""
+        check_records(file, records)
         records = np.concatenate([self.rest, self.choose(file, records, names)])
         flags, action = records["flags"], records["action"]
         # A snapshot waits for the record after it.
@@ -121,6 +123,7 @@ class MboReader:
         order_id = np.where(trades, NO_ORDER, records["order_id"].view(np.int64))
         cleared = action[kept] == CLEARS
         doubtful = int((flags & MAYBE_BAD_BOOK > 0).sum())
+        passed_by, self.passed_by = self.passed_by + int(np.count_nonzero(~kept)), 0
         yield Batch(
             time_ns=time_ns[kept],
             message=messages[kept],
@@ -132,7 +135,9 @@ class MboReader:
             file=str(file),
             first_row=int(records["row"][0]),
             file_bytes=file_bytes,
-            skipped={"records_of_doubtful_books": doubtful},
+            lines=records["row"][kept],
+            unit="row",
+            skipped={"records_of_doubtful_books": doubtful, "rows_passed_by": passed_by},
         )
 
     def number_messages(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +167,9 @@ class MboReader:
         if self.symbol is not None:
             chosen = [id_ for id_, name in known.items() if self.symbol in (name, str(id_))]
             self.seen.update(str(id_) for id_ in chosen)
+            count = len(records)
             records = records[np.isin(records["instrument"], chosen)]
+            self.passed_by += count - len(records)
         elif len(self.seen) > 1:
             raise InputError(
                 f"{file} holds {', '.join(sorted(self.seen))}: take one of them, such as "
@@ -175,6 +182,18 @@ class MboReader:
                 "Databento for one venue's dataset"
             )
         return records
+
+
+def check_records(file: Path, records: np.ndarray) -> None:
+    """Raise InputError, with the row, if a record's time, action or side can't be."""
+    whole = np.isin(records["action"], list(ACTIONS)) & np.isin(records["side"], list(SIDES))
+    whole &= records["time_ns"] >= 0
+    if not whole.all():
+        bad = records[int(np.argmin(whole))]
+        raise InputError(
+            f"{file}, row {bad['row']}: time {bad['time_ns']}, action {chr(bad['action'])!r} and "
+            f"side {chr(bad['side'])!r} are none of Databento's: fetch the file again"
+        )
 
 
 def import_dbn() -> Any:
@@ -271,6 +290,10 @@ def read_csv_records(file: Path) -> Iterator[tuple[np.ndarray, dict[int, str], i
         types["symbol"] = pa.dictionary(pa.int32(), pa.string())
     options = csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[""])
     for row, column, file_bytes in read_csv(file, ",", options):
+        for name in types.keys() - {"price"}:
+            if column[name].null_count:
+                missing = row + int(np.argmax(to_float(column[name].is_null())))
+                raise InputError(f"{file}, row {missing}: {name} is missing: mend or drop the row")
         records = np.empty(len(column["size"]), RECORD)
         for name in ("order_id", "size", "flags"):
             records[name] = column[name].to_numpy()

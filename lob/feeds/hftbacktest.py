@@ -41,6 +41,7 @@ class EventStream:
         self.number = 0
         self.events: np.ndarray | None = None  # that wait, and their rows in the file
         self.rows = np.empty(0, np.int64)
+        self.passed_by = 0  # events that change no book, since the last batch
 
     def make_batches(
         self, file: Path, row: int, events: np.ndarray, file_bytes: int, at_end: bool = False
@@ -50,7 +51,13 @@ class EventStream:
             raise InputError(
                 f"{file} holds order by order events: parse the recording that it was made from"
             )
+        if (bad := to_ns(events["exch_ts"]) < 0).any():
+            raise InputError(
+                f"{file}, row {row + int(np.argmax(bad))}: its exch_ts does not lie between the "
+                "years 1970 and 2262: mend or drop the row"
+            )
         used = (events["ev"] & EXCHANGE > 0) & np.isin(kind, (DEPTH, CLEAR, IN_SNAPSHOT))
+        self.passed_by += int(np.count_nonzero(~used))
         rows = np.append(self.rows, row + np.flatnonzero(used))
         events = events[used] if self.events is None else np.append(self.events, events[used])
         starts = find_blocks(events)
@@ -62,6 +69,7 @@ class EventStream:
         self.events, self.rows = events[stop:], rows[stop:]
         if stop == 0:
             return
+        passed_by, self.passed_by = self.passed_by, 0
         order = put_snapshots_first(events[:stop], starts[:last], whole[:last])
         events, rows = events[order], rows[order]
         starts = find_blocks(events)
@@ -84,6 +92,8 @@ class EventStream:
             first_row=int(rows[0]),
             file_bytes=file_bytes,
             lines=rows,
+            unit="row",
+            skipped={"rows_passed_by": passed_by},
         )
 
 

@@ -5,6 +5,7 @@ cryptofeed, which may hold it as a text. A reader says what a message changes (`
 else that such feeds have in common is done here: which instrument, what follows on what, checksums.
 """
 
+import functools
 import itertools
 import re
 import zlib
@@ -19,7 +20,7 @@ import orjson
 import pandas as pd
 
 from lob.config import InputError
-from lob.feeds.batch import GAP, SET, SNAPSHOT, Batch, count_only
+from lob.feeds.batch import GAP, SET, SNAPSHOT, Batch, count_only, iso_to_ns
 from lob.feeds.binance_json import to_numbers
 from lob.feeds.recordings import read_lines
 
@@ -112,12 +113,14 @@ def read_changes(
             for lines, file_bytes in read_lines(file):
                 for text in lines:
                     line += 1
+                    used = False
                     begin = MESSAGE_BEGINS.search(text)
                     if begin:
                         for change in parse(unwrap(loads(text[begin.start() :]), loads)):
-                            stream.take(line, change)
+                            used |= stream.take(line, change)
                     elif text.strip():
                         raise ValueError("it holds no JSON")
+                    stream.skipped["lines_passed_by"] += not used
                 stream.check_symbol(file, len(lines))
                 yield from stream.make_batches(file, file_bytes)
         except OSError as error:
@@ -147,17 +150,20 @@ def unwrap(message: Any, loads: Callable[[Any], Any]) -> Any:
 def parse_time(time: Any) -> int:
     """Return a time as int ns since the epoch: ISO, or s, ms, us or ns, which the magnitude tells.
 
-    Nothing is rounded. Raises ValueError if it is no time.
+    Nothing is rounded. Raises ValueError if it is no time, or if it lies beyond the year 2261.
     """
     text = str(time)
     whole, _, fraction = text.partition(".")
     if not whole.isdigit():
         if text.endswith("Z"):
-            return int(np.datetime64(text[:-1], "ns").astype(np.int64))
+            return iso_to_ns(text[:-1])
         return pd.Timestamp(text).as_unit("ns").value
     length = len(whole)
     digits = 9 if length <= 11 else 6 if length <= 14 else 3 if length <= 17 else 0
-    return int(whole) * 10**digits + int(fraction[:digits].ljust(digits, "0") or 0)
+    time_ns = int(whole) * 10**digits + int(fraction[:digits].ljust(digits, "0") or 0)
+    if time_ns >= 2**63:
+        raise ValueError(f"{text!r} lies beyond the year 2262")
+    return time_ns
 
 
 class Rows(NamedTuple):
@@ -187,25 +193,25 @@ class LevelStream:
         self.rows: list[Rows] = []  # for the next batch
         self.skipped: Counter[str] = Counter()
 
-    def take(self, line: int, change: Change) -> None:
-        """Take a message's change of any instrument."""
+    def take(self, line: int, change: Change) -> bool:
+        """Take a message's change; return whether it is of the instrument."""
         self.symbols[change.symbol] = None
         if self.symbol is None:
             self.symbol = change.symbol
         if change.symbol != self.symbol:
-            return
+            return False
         for levels in (change.bids, change.asks):
             if levels and (str in map(type, levels) or min(map(len, levels)) < 2):
                 raise ValueError("a level is no pair of price and size")
         self.channel = self.channel or change.channel
         if change.channel != self.channel:
             self.skipped["messages_of_other_channels"] += 1
-            return
+            return True
         time_ns = self.time_ns if change.time_ns is None else change.time_ns
         if not change.whole and self.last is not None and change.previous != self.last:
             if self.is_repeated(change):
                 self.skipped["messages_repeated"] += 1
-                return
+                return True
             self.put(GAP, line, time_ns, [("0", "0")], [])
         self.last, self.time_ns = change.last, time_ns
         bids, asks = self.follow(change)
@@ -213,6 +219,7 @@ class LevelStream:
             bids = [("0", "0")]  # an empty book
         if bids or asks:
             self.put(SNAPSHOT if change.whole else SET, line, time_ns, bids, asks)
+        return True
 
     def is_repeated(self, change: Change) -> bool:
         """Return whether a message came before. A restart has a lower id too, but later."""
@@ -303,6 +310,7 @@ class LevelStream:
         )
 
 
+@functools.lru_cache(maxsize=2)
 def plain_head(head: bytes) -> bytes:
     """Return a file's head without escapes and without spaces between words of JSON."""
     return re.sub(rb"\s*([:,\[\]{}])\s*", rb"\1", head.replace(b'\\"', b'"'))

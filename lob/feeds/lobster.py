@@ -82,10 +82,18 @@ def read_side_by_side(
     waiting, message_bytes = np.empty((0, 6)), 0
     row = 1
     for books, book_bytes in read_rows(book_file):
+        if books.shape[1] % 4:
+            raise InputError(
+                f"{book_file} has {books.shape[1]} columns, not four a level: fetch it again"
+            )
         while len(waiting) < len(books):
             block, message_bytes = next(messages, (None, 0))
             if block is None:
                 raise unequal(message_file, row + len(waiting), book_file)
+            if block.shape[1] < 6:
+                raise InputError(
+                    f"{message_file} has {block.shape[1]} columns, not six or more: fetch it again"
+                )
             waiting = np.concatenate([waiting, block[:, :6]])
         yield waiting[: len(books)], books, book_bytes + message_bytes
         waiting = waiting[len(books) :]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lob.config import InputError
-from lob.feeds.batch import SNAPSHOT
+from lob.feeds.batch import SNAPSHOT, iso_to_ns
 
 MINUTE_NS = 60 * 10**9
 HOUR_NS = 60 * MINUTE_NS
@@ -78,11 +78,11 @@ def add_date(
 ) -> None:
     """Append a date, unless there is no such day or hour."""
     try:
-        date = np.datetime64(f"{year}-{int(month):02}-{int(day):02}", "ns")
+        date = iso_to_ns(f"{year}-{int(month):02}-{int(day):02}")
     except ValueError:
         return
     if hour is None or int(hour) < 24:
-        dates.append((int(date.astype(np.int64)), None if hour is None else int(hour)))
+        dates.append((date, None if hour is None else int(hour)))
 
 
 def format_date(date_ns: int, hour: int | None) -> str:

@@ -25,9 +25,17 @@ from lob.config import InputError
 from lob.storage import refuse_unmapped
 
 Item = TypeVar("Item")
-BLOCK_BYTES, CSV_BLOCK_BYTES = 1 << 20, 1 << 23
-# What zlib and zipfile raise of a damaged, encrypted or exotic file.
-NOT_DECOMPRESSED = (zlib.error, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
+PIECE_BYTES, BLOCK_BYTES, CSV_BLOCK_BYTES = 1 << 15, 1 << 20, 1 << 23
+# What zlib and zipfile raise of a damaged, encrypted or exotic file. ValueError is pyarrow's, of a
+# place that is not in the file.
+NOT_DECOMPRESSED = (
+    zlib.error,
+    zipfile.BadZipFile,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 KINDS = {
     "double": "number",
     "int64": "whole number",
@@ -64,9 +72,9 @@ def decompress(raw: Any) -> Any:
     magic = raw.read(4)
     raw.seek(0)
     if magic[:2] == b"\x1f\x8b":
-        return io.BufferedReader(BlockStream(gunzip(raw)), BLOCK_BYTES)
+        return io.BufferedReader(BlockStream(gunzip(raw)), PIECE_BYTES)
     if magic == b"PK\x03\x04":
-        return io.BufferedReader(BlockStream(unzip(raw)), BLOCK_BYTES)
+        return io.BufferedReader(BlockStream(unzip(raw)), PIECE_BYTES)
     # pzstd begins a file with a frame to be skipped: 0x184D2A50 to 0x184D2A5F.
     if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
         return pa.CompressedInputStream(raw, "zstd")
@@ -99,19 +107,19 @@ class BlockStream(io.RawIOBase):
 
 def gunzip(raw: Any) -> Iterator[bytes]:
     """Yield the bytes of a gzip file's streams. Zeros after a stream are padding."""
-    data, stream = raw.read(1 << 16), zlib.decompressobj(zlib.MAX_WBITS | 16)
+    data, stream = raw.read(PIECE_BYTES), zlib.decompressobj(zlib.MAX_WBITS | 16)
     while data:
         yield stream.decompress(data)
         data = stream.unused_data
         if stream.eof:
             data = data.lstrip(b"\0")
-            while not data and (data := raw.read(1 << 16)):
+            while not data and (data := raw.read(PIECE_BYTES)):
                 data = data.lstrip(b"\0")
             if not data:
                 return
             stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
         else:
-            data = raw.read(1 << 16)
+            data = raw.read(PIECE_BYTES)
     raise EOFError("the compressed stream is cut off")
 
 
@@ -204,10 +212,20 @@ class BlockReader:
         self.positions: list[int] = []
         self.closed = False
 
-    def read(self, size: int) -> bytes:
-        block = self.handle.read(size)
+    def read_buffer(self, size: int) -> pa.Buffer:
+        """Return the next block, in memory that pyarrow keeps for the blocks after it."""
+        if isinstance(self.handle, pa.NativeFile):
+            block = self.handle.read_buffer(size)
+        else:
+            memory = pa.allocate_buffer(size)
+            places, end = memoryview(memory), 0
+            while end < size and (count := self.handle.readinto(places[end:])):
+                end += count
+            block = memory.slice(0, end)
         self.positions.append(self.raw.tell())
         return block
+
+    read = read_buffer  # without it pyarrow takes this for no file
 
     def close(self) -> None:
         self.closed = True
@@ -221,7 +239,7 @@ def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
     bad = re.search(r"column #(\d+):.* to (\w+).*: invalid value '(.*)'", error)
     with contextlib.suppress(OSError, EOFError), open_decompressed(file) as (handle, _):
         lines = io.TextIOWrapper(handle, "utf-8-sig", errors="replace")
-        names = next(lines).strip().replace('"', "").split(delimiter)
+        names = next(lines, "").strip().replace('"', "").split(delimiter)
         for number, line in enumerate(itertools.islice(lines, first_row - 1, None), first_row):
             cells = line.rstrip("\n").replace('"', "").split(delimiter)
             if len(cells) != len(names):

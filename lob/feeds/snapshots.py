@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lob.feeds.batch import SNAPSHOT, Batch, find_changes
+from lob.feeds.batch import SNAPSHOT, Batch, check_times, find_changes
 from lob.jit import compiled
 
 ARRAYS = ("time_ns", "message", "update_type", "is_buy", "price", "size", "order_id", "lines")
@@ -28,6 +28,7 @@ def number_books(batches: Iterator[Batch]) -> Iterator[Batch]:
     for _, batches_of_file in itertools.groupby(batches, lambda batch: batch.file):
         held, begins_book = None, True
         for batch in batches_of_file:
+            check_times(batch)  # a book's time is the latest, which would hide one that is none
             whole = batch if held is None else join(held, batch)
             if not len(whole.message):
                 yield whole
@@ -69,8 +70,9 @@ def find_messages(batch: Batch, before: int | None, begins_book: bool) -> np.nda
     begins[1:] &= ~(snapshot[1:] & snapshot[:-1])
     begins[0] |= snapshot[0] and begins_book
     by_level = batch.order_id is None
-    split_snapshots(snapshot, later_times, batch.is_buy, batch.price, twins, by_level, begins)
-    join_repeats(batch, snapshot, twins, begins)
+    if by_level or twins.max() >= 0:
+        split_snapshots(snapshot, later_times, batch.is_buy, batch.price, twins, by_level, begins)
+        join_repeats(batch, snapshot, twins, begins)
     return begins
 
 
@@ -113,32 +115,33 @@ def find_twins(batch: Batch, snapshot: np.ndarray) -> np.ndarray:
 def split_snapshots(snapshot, later_times, is_buy, prices, twins, by_level, begins):
     """Set `begins` where another book begins within a run of SNAPSHOT rows (see `number_books`)."""
     book = -1  # first row of the book
+    bid, ask = -np.inf, np.inf  # the best of its rows before this time
+    bid_now, ask_now = -np.inf, np.inf  # the best of its rows of this time
     for i in range(len(snapshot)):
         if not snapshot[i]:
             book = -1
             continue
         if book < 0:
             book = time = i
-            best = np.array([-np.inf, np.inf])  # bid and ask of the rows before this time
-            best_now = best.copy()
+            bid, ask = bid_now, ask_now = -np.inf, np.inf
         elif later_times[i]:
             time = i
-            best[0], best[1] = max(best[0], best_now[0]), min(best[1], best_now[1])
-            best_now[0], best_now[1] = -np.inf, np.inf
-        crosses = by_level and -np.inf < best[0] < best[1] < np.inf
+            bid, ask = max(bid, bid_now), min(ask, ask_now)
+            bid_now, ask_now = -np.inf, np.inf
+        crosses = by_level and -np.inf < bid < ask < np.inf
         if crosses:
-            crosses = prices[i] >= best[1] if is_buy[i] else prices[i] <= best[0]
+            crosses = prices[i] >= ask if is_buy[i] else prices[i] <= bid
         if twins[i] >= book or crosses:
             book = time if twins[i] < time and time > book else i
             begins[book] = True
-            best[0], best[1] = -np.inf, np.inf
+            bid, ask = -np.inf, np.inf
             if book == i:
                 time = i
-                best_now[0], best_now[1] = -np.inf, np.inf
+                bid_now, ask_now = -np.inf, np.inf
         if is_buy[i]:
-            best_now[0] = max(best_now[0], prices[i])
+            bid_now = max(bid_now, prices[i])
         else:
-            best_now[1] = min(best_now[1], prices[i])
+            ask_now = min(ask_now, prices[i])
 
 
 def find_open_book(batch: Batch, begins: np.ndarray) -> int:
@@ -152,14 +155,25 @@ def find_open_book(batch: Batch, begins: np.ndarray) -> int:
 
 def renumber(batch: Batch, begins: np.ndarray, number: int) -> Batch:
     """Return a batch with new message numbers, which go on from `number`, and its books' times."""
-    rows = np.flatnonzero(batch.update_type == SNAPSHOT)
-    times = batch.time_ns
-    if len(rows):
-        starts = np.flatnonzero(begins[rows] | (np.diff(rows, prepend=-2) > 1))
-        latest = np.maximum.reduceat(times[rows], starts)
-        times = times.copy()
-        times[rows] = np.repeat(latest, np.diff(np.append(starts, len(rows))))
+    times = batch.time_ns.copy()
+    put_latest_times(batch.update_type == SNAPSHOT, begins, times)
     return batch._replace(message=number + np.cumsum(begins), time_ns=times)
+
+
+@compiled
+def put_latest_times(snapshot, begins, times):
+    """Give the SNAPSHOT rows of a book the latest of their times."""
+    i = 0
+    while i < len(snapshot):
+        first = i
+        i += 1
+        if not snapshot[first]:
+            continue
+        latest = times[first]
+        while i < len(snapshot) and snapshot[i] and not begins[i]:
+            latest = max(latest, times[i])
+            i += 1
+        times[first:i] = latest
 
 
 def join(first: Batch, second: Batch) -> Batch:

@@ -13,6 +13,7 @@ from lob.feeds.batch import (
     SET,
     SNAPSHOT,
     Batch,
+    count_only,
     feed,
     find_changes,
     first_row,
@@ -61,6 +62,7 @@ def read_tardis(files: list[Path], symbol: str | None = None) -> Iterator[Batch]
     columns = list(TARDIS_TYPES)
     options = csv.ConvertOptions(column_types=TARDIS_TYPES, include_columns=columns, null_values=[])
     message, last_time = 0, None
+    passed_by = 0  # rows of other symbols, since the last batch
     symbols = {find_symbol(read_head(file)) for file in files} - {""}
     for file in files:
         last_snapshot = False
@@ -78,6 +80,7 @@ def read_tardis(files: list[Path], symbol: str | None = None) -> Iterator[Batch]
                 column = {name: values.filter(chosen) for name, values in column.items()}
                 kept = chosen.to_numpy(zero_copy_only=False)
                 rows, is_buy = rows[kept], is_buy[kept]
+                passed_by += int(np.count_nonzero(~kept))
                 if len(rows) == 0:
                     continue
             snapshot = column["is_snapshot"].to_numpy(zero_copy_only=False)
@@ -98,7 +101,11 @@ def read_tardis(files: list[Path], symbol: str | None = None) -> Iterator[Batch]
                 first_row=row,
                 file_bytes=file_bytes,
                 lines=None if symbol is None else rows + 1,  # the header is line 1
+                skipped={"rows_passed_by": passed_by},
             )
+            passed_by = 0
+    if passed_by:
+        yield count_only(file, file_bytes, {"rows_passed_by": passed_by})
     if symbol is not None and symbol not in symbols:
         raise InputError(
             f"{files[0].parent} holds no {symbol}: set --symbol to one of "
