@@ -99,7 +99,7 @@ def main(config: dict) -> int:
         print(f"report     {folder / 'latency.json'}")
         return 0
 
-    selection = select_windows(config, model, meta, books)
+    selection, books = select_windows(config, model, meta, books)
     maskings = make_maskings(config, model, device)
     known_masks = trained_on(meta["config"]["mask_mode"])
     fitted: dict[tuple, Ridges | None] = {}  # pairs that are fitted on the same windows share them
@@ -148,10 +148,10 @@ def pick_device(wanted: str) -> torch.device:
 
 def select_windows(
     config: dict, model: BookEncoder, meta: dict[str, Any], books: Sequence[Book]
-) -> Selection:
-    """Return which windows are tested, and which the naive methods and probes are fitted on.
+) -> tuple[Selection, list[Book]]:
+    """Return which windows are tested and fitted on, and the books that have windows to test.
 
-    Raises InputError if a book has no window to test.
+    The others are named. Raises InputError if no book has any.
     """
     if config["fit_data_dir"] is not None:
         fit_books = open_books(config["fit_data_dir"], None, model.config.depth)
@@ -163,13 +163,19 @@ def select_windows(
         times = [book.timestamps for book in books]
         cuts = calendar_cuts(times, [book.segment_starts for book in books], config["split_ratios"])
     selection = Selection(model.config.temporal_dim, cuts, config["split"], dates, fit_books)
+    tested = []
     for book in books:
+        if len(selection.tested(book)) or len(books) == 1:
+            tested.append(book)
+        else:
+            print(f"{book.pair}: left out, it has no window in the split {config['split']!r}")
+    for book in tested or books[:1]:
         if config["split"] == "all" or config["split_ratios"] is not None:
             selection.refuse_trained(book, meta["seen"]["books"])
         selection.check(book)
         if not config["allow_earlier"]:
             selection.refuse_earlier(book, meta["seen"]["until_ns"])
-    return selection
+    return selection, tested
 
 
 def make_maskings(config: dict, model: BookEncoder, device: torch.device) -> list[Masking]:
@@ -304,6 +310,9 @@ def probe_embedding(
 def find_notes(config: dict, selection: Selection, book: Book) -> list[str]:
     """Return what a reader must know about how a pair's numbers were made."""
     notes = []
+    found = len(selection.tested(book))
+    if found < config["windows"]:
+        notes.append(f"({found:,} windows, not {config['windows']:,}: the split has no more)")
     if not selection.to_fit(book, "validation", config["fit_windows"]):
         chosen = "the best naive methods were chosen on the tested windows"
         notes.append(f"(no validation windows: {chosen})")

@@ -121,7 +121,7 @@ def main(config: dict) -> int:
     if config["pretrained"]:
         check_folder(Path(config["pretrained"]))
     if config["embeddings"]:
-        books = open_books(config["data_dir"], config["pairs"], encoder.config.depth)
+        books = find_books(config, encoder.config)
         check_writable(config["data_dir"], "data_dir")
     origin = {
         "checkpoint": checkpoint.name,
@@ -203,37 +203,63 @@ def check_encoder(config: dict, encoder: EncoderConfig) -> None:
 def find_inputs(config: dict, encoder: EncoderConfig) -> dict[str, tuple[Tensor, ...]]:
     """Return each part's inputs for the check: recorded windows, a mask, an agent's state.
 
-    The windows are spread over the first pair that has the encoder's depth and enough windows.
-    Raises InputError if no pair does.
+    The windows are spread over the first pair of the encoder's depth that has enough windows, else
+    over the one with most. Raises InputError if no pair has a window.
     """
     folder = Path(config["data_dir"])
     count, states = config["check_windows"], encoder.temporal_dim
     names = find_pairs(folder, "book_states", config["pairs"], "data_parser.py")
+    chosen, ends = None, np.empty(0, np.int64)
     for name in names:
         book = open_book(folder / "book_states" / name)
-        ends = window_ends(book.segment_starts, book.rows, states)
-        if book.depth != encoder.depth or len(ends) < count:
-            continue
-        spread_out = ends[np.linspace(0, len(ends) - 1, count).astype(int)]
-        price_ticks, sizes = gather_windows(book, spread_out, states)
-        windows = torch.from_numpy(price_ticks.astype(np.int64)), torch.from_numpy(sizes)
-        mask = torch.zeros((*sizes.shape, 2), dtype=torch.bool)
-        mask[:, ::3, ::2] = True
-        times: tuple[Tensor, ...] = ()
-        if encoder.reads_times:
-            times = (torch.from_numpy(gather_times(book, spread_out, states)),)
-        generator = torch.Generator().manual_seed(0)
-        state = torch.randn(count, config["state_features"], generator=generator)
-        return {
-            "encoder": (*windows, *times),
-            "stream": windows,
-            "reconstruction": (*windows, mask, *times),
-            "actor_critic": (*windows, state),
-        }
-    raise InputError(
-        f"no book in {folder / 'book_states'} ({', '.join(names)}) has depth {encoder.depth} and "
-        f"{count} windows of {states}: set --data_dir"
-    )
+        found = window_ends(book.segment_starts, book.rows, states)
+        if book.depth == encoder.depth and len(ends) < min(count, len(found)):
+            chosen, ends = book, found
+    if chosen is None:
+        raise InputError(
+            f"no book in {folder / 'book_states'} ({', '.join(names)}) has depth {encoder.depth} "
+            f"and a window of {states} states: set --data_dir"
+        )
+    if len(ends) < count:
+        print(f"checked on {len(ends)} windows, not {count}: {chosen.pair} has no more")
+        count = max(len(ends), 2)  # files are checked for two sizes of a batch
+    spread_out = ends[np.linspace(0, len(ends) - 1, count).astype(int)]
+    price_ticks, sizes = gather_windows(chosen, spread_out, states)
+    windows = torch.from_numpy(price_ticks.astype(np.int64)), torch.from_numpy(sizes)
+    mask = torch.zeros((*sizes.shape, 2), dtype=torch.bool)
+    mask[:, ::3, ::2] = True
+    times: tuple[Tensor, ...] = ()
+    if encoder.reads_times:
+        times = (torch.from_numpy(gather_times(chosen, spread_out, states)),)
+    generator = torch.Generator().manual_seed(0)
+    state = torch.randn(count, config["state_features"], generator=generator)
+    return {
+        "encoder": (*windows, *times),
+        "stream": windows,
+        "reconstruction": (*windows, mask, *times),
+        "actor_critic": (*windows, state),
+    }
+
+
+def find_books(config: dict, encoder: EncoderConfig) -> list[Book]:
+    """Return the books that have a window to embed; the others are named.
+
+    Raises InputError if none has one.
+    """
+    books = open_books(config["data_dir"], config["pairs"], encoder.depth)
+    states = encoder.temporal_dim
+    with_windows = []
+    for book in books:
+        if strided_ends(book.segment_starts, book.rows, states, book.rows):
+            with_windows.append(book)
+        else:
+            print(f"{book.pair}: left out, it has no run of {states} states without a gap")
+    if not with_windows:
+        raise InputError(
+            f"no pair has {states} states without a gap: record for longer, or parse with a larger "
+            "--max_gap_seconds"
+        )
+    return with_windows
 
 
 def export_part(
@@ -394,15 +420,13 @@ def write_embeddings(
 
     There is a row for each window. Their end rows are the `end_row_ranges` of the `.json`, each a
     range [first, stop, stride], one range after the other. Agents with a frozen encoder memory-map
-    the file. Raises InputError if the book has no window or the disk has no room.
+    the file. Raises InputError if the disk has no room.
     """
     states = encoder.config.temporal_dim
     width = encoder.config.width
     stride = config["embedding_stride"]
     ranges = strided_ends(book.segment_starts, book.rows, states, stride)
     windows = sum(len(ends) for ends in ranges)
-    if not windows:
-        raise InputError(f"{book.path} has no run of {states} states without a gap: set --pairs")
     size = 4 * width * windows
     free = shutil.disk_usage(config["data_dir"]).free
     if size > free:

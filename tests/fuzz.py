@@ -405,6 +405,8 @@ def judge(case: Case, folder: Path, seconds: float) -> tuple[str, str]:
     except Exception as error:
         return f"twin's crash: {type(error).__name__}", traceback.format_exc()
     if isinstance(found, str):
+        if "is of no known feed" in found or "files are one feed" in found:
+            return "unsure", "damage to what a file is recognised by"
         return "refused, though whole", found
     difference = compare(found, right)
     return ("differs" if difference else "states"), difference

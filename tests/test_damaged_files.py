@@ -154,6 +154,13 @@ def test_a_csv_of_empty_lines_is_refused(tmp_path) -> None:
     assert "Empty CSV" in refuse(tmp_path, feed="tardis")
 
 
+@pytest.mark.parametrize("feed", [None, "bybit"])
+def test_an_empty_file_is_refused_also_if_its_feed_is_given(tmp_path, feed) -> None:
+    write_lines(tmp_path, FEED_WRITERS["bybit"][1](tell_story(30)))
+    (tmp_path / "raw" / "A_B" / "2.jsonl").write_bytes(b"")
+    assert "2.jsonl is empty: remove it" in refuse(tmp_path, feed=feed)
+
+
 @pytest.mark.parametrize("size", [4, 10, 21])
 def test_the_beginning_of_a_zip_archive_is_refused(tmp_path, size) -> None:
     put(tmp_path, "1.zip", (b"PK\x03\x04" + bytes(30))[:size])

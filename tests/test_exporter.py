@@ -94,6 +94,26 @@ def close(found: np.ndarray, expected: np.ndarray, precision: str) -> bool:
     return np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
 
 
+def test_fewer_windows_than_asked_for_and_pairs_without_any_are_said(tmp_path, capsys):
+    """The files are checked on what is there; pairs without a window get no embeddings."""
+    checkpoint(tmp_path)
+    write_book(tmp_path, "SHORT", rows=STATES - 1, depth=DEPTH)
+    short = {"formats": ["torchscript"], "parts": ["encoder"], "embeddings": True}
+    with pytest.raises(InputError, match=f"no pair has {STATES} states without a gap"):
+        export(tmp_path, tmp_path, formats=[], embeddings=True)
+    with pytest.raises(InputError, match=f"and a window of {STATES} states: set --data_dir"):
+        export(tmp_path, tmp_path, **short)
+    for rows in (STATES, STATES + 4):
+        write_book(tmp_path, f"ROWS_{rows}", rows=rows, depth=DEPTH)
+        export(tmp_path, tmp_path, **short)
+        said = capsys.readouterr().out
+        windows = rows - STATES + 1
+        assert f"checked on {windows} windows, not 16: ROWS_{rows} has no more" in said
+        assert f"SHORT: left out, it has no run of {STATES} states" in said
+        assert len(np.load(tmp_path / "embeddings" / f"ROWS_{rows}.npy")) == windows
+        assert not (tmp_path / "embeddings" / "SHORT.npy").exists()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("suffix", [".pt", ".onnx"])
 def test_files_give_the_checkpoints_outputs_for_any_batch(sampled, exported, suffix, precision):

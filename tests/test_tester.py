@@ -177,7 +177,7 @@ def test_a_short_market_is_not_probed_unless_asked(sampled, checkpoint, monkeypa
     model, meta = load_model(checkpoint)
     books = open_books(sampled, None, model.config.depth)
     config = {**inference_testing.config, "data_dir": str(sampled), "split": "validation"}
-    selection = inference_testing.select_windows(config, model, meta, books)
+    selection, _ = inference_testing.select_windows(config, model, meta, books)
     count, why = inference_testing.plan_probes(None, selection, books[0])
     ends = selection.tested(books[0], probe_tasks.HORIZON)
     times = books[0].timestamps
@@ -270,6 +270,14 @@ def test_an_unseen_instrument_is_scored_with_the_ridge_of_the_seen_one(
     none = run_tester(*words, "--dates=['2030-01-01','2031-01-01']")
     assert none.returncode == 2 and none.stderr.count("\n") == 1
     assert "has no window in the split 'all'" in none.stderr
+    write_book(tmp_path, "LATER", rows=200, depth=16, start_ns=int(times[-1]) + 10**15)
+    one = run_tester(*words, f"--dates=['{late}','2026-05-03']", "--windows=1000")
+    assert one.returncode == 0, one.stderr
+    assert "LATER: left out, it has no window in the split 'all'" in one.stdout
+    count = len(times) - 400 - 32 + 1
+    assert f"({count} windows, not 1,000: the split has no more)" in one.stdout
+    none = run_tester(*words, "--dates=['2030-01-01','2031-01-01']")
+    assert none.returncode == 2 and "has no window in the split 'all'" in none.stderr
 
 
 def test_the_encoder_is_timed_as_it_can_be_run(monkeypatch):
@@ -329,7 +337,7 @@ def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, che
     model, meta = load_model(checkpoint)
     books = open_books(sampled, None, model.config.depth)
     config = {**inference_testing.config, "data_dir": str(sampled)}
-    selection = inference_testing.select_windows(config, model, meta, books)
+    selection, _ = inference_testing.select_windows(config, model, meta, books)
     book = books[0]
     tested = selection.tested(book)
     first = tested.min() - 32
@@ -340,7 +348,7 @@ def test_windows_of_the_test_split_are_neither_fitted_nor_probed_on(sampled, che
     possible = window_ends(book.segment_starts, book.rows, 32)
     assert len(np.intersect1d(tested, possible)) == len(tested)
     everything = {**config, "split": "all", "fit_data_dir": str(sampled), "allow_earlier": True}
-    whole = inference_testing.select_windows(everything, model, meta, books)
+    whole, _ = inference_testing.select_windows(everything, model, meta, books)
     assert whole.to_fit(book, "train", 8) == []
     meta["seen"]["books"] = [identity(book)]
     with pytest.raises(InputError, match="BTC_USD was trained on"):

@@ -174,10 +174,11 @@ def check_numbers(batch: Batch) -> None:
 def find_parts(feed_name: str, files: list[Path], symbol: str | None = None) -> list[list[Path]]:
     """Divide a pair's files into parts: each file that opens with a whole book begins a new one.
 
-    Raises InputError if no symbol is chosen and the files are of several instruments.
+    Raises InputError if a file is empty, or if no symbol is chosen and the files are of several
+    instruments.
     """
     feed = FEEDS[feed_name]
-    heads = [read_head(file) for file in files]
+    heads = [read_whole_head(file) for file in files]
     symbols = {feed.find_symbol(head) for head in heads} - {""}
     if symbol is None and len(symbols) > 1:
         raise InputError(
@@ -203,9 +204,7 @@ def first_row(head: bytes) -> tuple[str, dict[str, str]]:
 
 def find_feed(file: Path) -> str:
     """Return the name of a file's feed. Raises InputError if no reader recognises the file."""
-    head = read_head(file)
-    if not head:
-        raise InputError(f"{file} is empty: remove it or fetch it again")
+    head = read_whole_head(file)
     for name, known in FEEDS.items():
         if known.recognise(head):
             return name
@@ -214,6 +213,14 @@ def find_feed(file: Path) -> str:
         f"{file} is of no known feed ({', '.join(FEEDS)}); it begins with {first!r}: see "
         "training_data/README.md for the formats, or force one with --feed"
     )
+
+
+def read_whole_head(file: Path) -> bytes:
+    """Return a file's head. Raises InputError if the file is empty."""
+    head = read_head(file)
+    if not head:
+        raise InputError(f"{file} is empty: remove it or fetch it again")
+    return head
 
 
 def find_changes(keys: np.ndarray, before: Any) -> np.ndarray:
