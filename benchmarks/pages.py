@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import agent_tables, probe_tables, shipped, tables, worth
+from benchmarks import agent_tables, probe_tables, shipped, step_tables, tables, worth
 from benchmarks.report import ROOT
 from benchmarks.tables import format_table
 from lob.config import read_comments
@@ -142,6 +142,8 @@ KINDS = {
     "worth": worth.make_worth_table,
     "verdicts": worth.make_verdicts,
     "speed": tables.make_speed_table,
+    "steps": step_tables.make_step_tables,
+    "recipes": step_tables.make_recipes_table,
     "sizes": worth.make_size_tables,
     "prices": worth.make_price_tables,
     "probes": worth.make_probe_tables,
