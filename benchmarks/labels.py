@@ -135,8 +135,8 @@ WITH_NOTES = ("ratio_to_limit",)  # what such a ratio is taken to differs by cas
 SPEED = (
     (
         "training the default network (width 384), one H200, FP8",
-        "{training|default_recipe|windows_per_second} windows/s",
-        "in bf16: no number yet",
+        "{inputs|default recipe, fp8, Triton|windows_per_second} windows/s",
+        "without our Triton kernels: {inputs|default recipe, fp8, torch|windows_per_second}",
     ),
     (
         "training `deep_narrow` (width 192), 192 windows per step, one H200, FP8",
@@ -157,6 +157,12 @@ SPEED = (
         "one window's embedding, `deep_narrow` in bf16, H200, CUDA graph",
         "{latency|latency/cuda/graphed|p50} ms",
         "eager layers: {latency|latency/cuda/eager|p50} ms",
+    ),
+    (
+        "a new state as a stream, default network in bf16, H200, copies included",
+        "{stream_cuda|cell_transformer/stream_bf16_cuda|p50_ms} ms (99 %: "
+        "{stream_cuda|cell_transformer/stream_bf16_cuda|p99_ms})",
+        "",
     ),
     (
         "order book, best prices read after each update, one core",
