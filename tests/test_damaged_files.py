@@ -151,7 +151,7 @@ def test_lobster_files_that_lost_a_column_are_refused(tmp_path, kind, line, said
 
 def test_a_csv_of_empty_lines_is_refused(tmp_path) -> None:
     put(tmp_path, "1.csv", b"\n\n")
-    assert "Empty CSV" in refuse(tmp_path, feed="tardis")
+    assert "1.csv holds no rows: remove it" in refuse(tmp_path, feed="tardis")
 
 
 @pytest.mark.parametrize("feed", [None, "bybit"])

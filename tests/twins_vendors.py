@@ -55,7 +55,9 @@ def tell_lobster(files: list[File]) -> Told:
             seconds = number(cells[0])
             if not 0 <= seconds <= 86_400:
                 raise Fault("no time of day")
-            messages.append(Message(midnight + round(seconds * SECOND), rows))
+            if seconds * SECOND % 1:
+                raise Unsure("a part of a nanosecond")
+            messages.append(Message(midnight + int(seconds * SECOND), rows))
     return Told([messages], Counter())
 
 
@@ -172,6 +174,8 @@ def read_records(data: bytes) -> Iterator[tuple[Record, int, int]]:
             raise Fault("it ends in its head")
         if data[3] not in (1, 2, 3):
             raise Unsure("a version of the format")
+        if not data[8:size].isascii():
+            raise Unsure("letters in the head that are not ASCII")
         body = data[size:]
         if len(body) % 56 or any(
             body[at] != 14 or body[at + 1] != 160 for at in range(0, len(body), 56)
@@ -232,6 +236,7 @@ def tell_hftbacktest(files: list[File]) -> Told:
             raise Fault("the fields are others")
         for event, exchange, local, price, size, *_ in array.tolist():
             kind = event & 0xFF
+            since_epoch(exchange)
             if 10 <= kind <= 13:
                 raise Fault("events of single orders")
             if not event & EXCHANGE or kind not in (1, 3, 4):
@@ -241,7 +246,6 @@ def tell_hftbacktest(files: list[File]) -> Told:
             if not blocks or blocks[-1][0] != key:
                 blocks.append((key, []))
             cells = number(repr(price)), size_of(repr(size))
-            since_epoch(exchange)
             is_buy = bool(event & BUY)
             blocks[-1][1].append(Row(SET if kind == 1 else SNAPSHOT, is_buy, *cells))
     return Told([join_blocks(blocks)], skipped)

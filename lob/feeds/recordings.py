@@ -72,7 +72,7 @@ def decompress(raw: Any) -> Any:
     magic = raw.read(4)
     raw.seek(0)
     if magic[:2] == b"\x1f\x8b":
-        return io.BufferedReader(BlockStream(gunzip(raw)), PIECE_BYTES)
+        return GzipStream(raw)
     if magic == b"PK\x03\x04":
         return io.BufferedReader(BlockStream(unzip(raw)), PIECE_BYTES)
     # pzstd begins a file with a frame to be skipped: 0x184D2A50 to 0x184D2A5F.
@@ -105,8 +105,52 @@ class BlockStream(io.RawIOBase):
         return size
 
 
-def gunzip(raw: Any) -> Iterator[bytes]:
-    """Yield the bytes of a gzip file's streams. Zeros after a stream are padding."""
+class GzipStream(io.BufferedIOBase):
+    """The bytes of a gzip file's streams. Zeros after a stream are padding.
+
+    pyarrow is faster than zlib, but takes padding for damage: then zlib reads the file again, up to
+    the place that pyarrow has reached, and goes on.
+    """
+
+    def __init__(self, raw: Any):
+        self.raw_file = raw
+        self.stream: Any = pa.CompressedInputStream(KeptOpen(raw), "gzip")
+        self.done = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read_buffer(self, size: int | None) -> pa.Buffer:
+        try:
+            block = self.stream.read_buffer(size)
+        except (OSError, AttributeError):
+            if isinstance(self.stream, pa.NativeFile):
+                self.raw_file.seek(0)
+                self.stream = io.BufferedReader(BlockStream(gunzip_by_zlib(self.raw_file)))
+                left = self.done
+                while left:
+                    left -= len(self.stream.read(min(left, BLOCK_BYTES)))
+            block = pa.py_buffer(self.stream.read(size))
+        self.done += len(block)
+        return block
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self.read_buffer(None if size is None or size < 0 else size).to_pybytes()
+
+    read1 = read
+
+
+class KeptOpen:
+    """A file that pyarrow reads and does not close."""
+
+    def __init__(self, raw: Any):
+        self.read, self.closed = raw.read, False
+
+    def close(self) -> None:
+        pass
+
+
+def gunzip_by_zlib(raw: Any) -> Iterator[bytes]:
     data, stream = raw.read(PIECE_BYTES), zlib.decompressobj(zlib.MAX_WBITS | 16)
     while data:
         yield stream.decompress(data)
@@ -187,6 +231,8 @@ def read_csv(
                     yield row, columns, input_blocks.positions[block]
                     row += len(table)
     except pa.ArrowInvalid as error:
+        if more_general is None and "Empty CSV" in str(error):
+            raise no_rows(file) from None
         if more_general is None:
             raise InputError(f"{file}: {find_bad_row(file, delimiter, row, str(error))}") from None
         yield from read_csv(file, delimiter, more_general, None, row)
@@ -198,7 +244,11 @@ def read_csv(
             f"{file}, after row {row - 1}: cannot be decompressed ({error}): fetch it again"
         ) from None
     if row == 1:
-        raise InputError(f"{file} holds no rows: remove it or fetch it again")
+        raise no_rows(file)
+
+
+def no_rows(file: Path) -> InputError:
+    return InputError(f"{file} holds no rows: remove it or fetch it again")
 
 
 class BlockReader:
@@ -214,7 +264,7 @@ class BlockReader:
 
     def read_buffer(self, size: int) -> pa.Buffer:
         """Return the next block, in memory that pyarrow keeps for the blocks after it."""
-        if isinstance(self.handle, pa.NativeFile):
+        if hasattr(self.handle, "read_buffer"):
             block = self.handle.read_buffer(size)
         else:
             memory = pa.allocate_buffer(size)
