@@ -407,6 +407,8 @@ def judge(case: Case, folder: Path, seconds: float) -> tuple[str, str]:
     if isinstance(found, str):
         if "is of no known feed" in found or "files are one feed" in found:
             return "unsure", "damage to what a file is recognised by"
+        if "is no whole DBN file" in found:
+            return "unsure", "damage to the head of a DBN file"
         return "refused, though whole", found
     difference = compare(found, right)
     return ("differs" if difference else "states"), difference

@@ -174,8 +174,6 @@ def read_records(data: bytes) -> Iterator[tuple[Record, int, int]]:
             raise Fault("it ends in its head")
         if data[3] not in (1, 2, 3):
             raise Unsure("a version of the format")
-        if not data[8:size].isascii():
-            raise Unsure("letters in the head that are not ASCII")
         body = data[size:]
         if len(body) % 56 or any(
             body[at] != 14 or body[at + 1] != 160 for at in range(0, len(body), 56)
