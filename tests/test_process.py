@@ -212,6 +212,11 @@ def test_kernels_compile_where_neither_code_nor_home_can_be_written(tmp_path, ta
 
 def test_the_agents_without_their_packages_are_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    # Another test may have loaded what imports it.
+    loaded = sys.modules.get("examples.agent")
+    if hasattr(loaded, "policies"):
+        monkeypatch.delattr(loaded, "policies")
+    monkeypatch.delitem(sys.modules, "examples.agent.policies", raising=False)
     said = refusal("examples/ppo_agent.py")
     assert "the agents need the package stable_baselines3" in said
     assert "-r examples/requirements.txt" in said

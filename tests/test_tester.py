@@ -82,7 +82,7 @@ def test_states_after_a_window_change_neither_embedding_nor_features(data_dir):
             | {"hand_made": probe_tasks.hand_made(b, now, 256)}
             for b in (changed, book)
         )
-        assert set(found) == {"ours", "pca", "hand_made"}
+        assert set(found) == {"ours", "pca", "hand_made", "scale"}
         for name in found:
             np.testing.assert_array_equal(found[name], expected[name])
     labels = [probe_tasks.label_windows(b, ends) for b in (book, changed)]
