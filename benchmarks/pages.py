@@ -14,7 +14,15 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import agent_tables, probe_tables, shipped, step_tables, tables, worth
+from benchmarks import (
+    agent_tables,
+    first_hour_tables,
+    probe_tables,
+    shipped,
+    step_tables,
+    tables,
+    worth,
+)
 from benchmarks.report import ROOT
 from benchmarks.tables import format_table
 from lob.config import read_comments
@@ -142,6 +150,7 @@ KINDS = {
     "worth": worth.make_worth_table,
     "verdicts": worth.make_verdicts,
     "speed": tables.make_speed_table,
+    "first_hour": first_hour_tables.make_first_hour_tables,
     "steps": step_tables.make_step_tables,
     "recipes": step_tables.make_recipes_table,
     "sizes": worth.make_size_tables,
