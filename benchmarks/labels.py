@@ -165,6 +165,11 @@ SPEED = (
         "",
     ),
     (
+        "the same of the shipped size (width 64), one CPU thread",
+        "{stream|small_cell_transformer/stream_fp32_cpu|p50_ms} ms",
+        "its whole window: {stream|small_cell_transformer/eager_fp32_cpu|p50_ms} ms",
+    ),
+    (
         "order book, best prices read after each update, one core",
         "{peers|ours|updates_per_second} million updates/s",
         "hftbacktest: {peers|hftbacktest_ROIVectorMarketDepth|updates_per_second}",
