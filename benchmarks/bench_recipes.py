@@ -40,8 +40,6 @@ from lob.config import InputError, check_rules, load_config, run
 if __name__ == "__main__":
     config = load_config(config, __file__)
 
-import os
-import queue
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,7 +49,7 @@ import numpy as np
 import torch
 
 from benchmarks.markets import MARKETS
-from benchmarks.prove import read_device, read_test_loss, train
+from benchmarks.prove import read_device, read_test_loss, share_gpus, train
 from benchmarks.report import report
 from lob.book.states import Book, open_book
 from lob.evaluation.intervals import bootstrap
@@ -60,7 +58,6 @@ from lob.evaluation.scoring import LADDER, OURS, RIDGE, Masking, score
 from lob.evaluation.selection import BLOCK_STATES, Selection, Windows, evenly_spaced
 from lob.model.checkpoint import BEST, load_model
 from lob.model.encoder import count_parameters
-from lob.process import count_cores
 from lob.results import make_row
 from lob.training.samples import open_dataset
 
@@ -148,11 +145,7 @@ def select(config: dict, book: Book, cuts: np.ndarray, split: str) -> np.ndarray
 def train_variants(config: dict, began: float) -> dict[str, Path]:
     """Train the variants, as many as there is time for; return their folders by name."""
     Path(config["runs_dir"]).mkdir(parents=True, exist_ok=True)
-    free: queue.Queue[str] = queue.Queue()  # values of CUDA_VISIBLE_DEVICES
-    gpus = [str(gpu) for gpu in range(torch.cuda.device_count())] * config["runs_a_gpu"]
-    for gpu in gpus or [""]:
-        free.put(gpu)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // free.qsize())))
+    free = share_gpus(config["runs_a_gpu"])
 
     def work(name: str) -> Path | None:
         gpu = free.get()

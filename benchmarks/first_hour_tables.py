@@ -1,6 +1,7 @@
 """Tables of a first hour on a CPU: three encoders on the half hour that ships, and the speed."""
 
 from benchmarks.report import format_value
+from benchmarks.shipped import MASKS
 from benchmarks.tables import describe_conditions, format_table, read_cells, say_missing
 from lob.evaluation.intervals import verdict
 
@@ -9,7 +10,6 @@ ENCODERS = {
     "shipped": "shipped, never trained on it",
     "tuned": "shipped, then tuned on it",
 }
-MASKS = {"patch": "patches", "span": "spans", "tail": "tail", "entry": "single values"}
 
 
 def make_first_hour_tables() -> list[str]:

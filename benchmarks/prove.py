@@ -230,6 +230,20 @@ def loss_rows(losses: list[tuple[float | None, float | None]]) -> list[dict[str,
     ]
 
 
+def share_gpus(runs_a_gpu: int) -> queue.Queue[str]:
+    """Return a place for each run at a time, as values of CUDA_VISIBLE_DEVICES; one without a GPU.
+
+    The cores are shared among them, unless the user set OMP_NUM_THREADS. With a thread for every
+    core in each, runs would wait for one another: scoring took minutes instead of 40 s.
+    """
+    free: queue.Queue[str] = queue.Queue()
+    gpus = [str(gpu) for gpu in range(torch.cuda.device_count())] * runs_a_gpu
+    for gpu in gpus or [""]:
+        free.put(gpu)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // free.qsize())))
+    return free
+
+
 def train_all(
     config: dict,
     runs: dict[str, dict],
@@ -242,13 +256,7 @@ def train_all(
     Both hold the keys of the trainer by the run's name.
     """
     Path(config["runs_dir"]).mkdir(parents=True, exist_ok=True)
-    free: queue.Queue[str] = queue.Queue()  # values of CUDA_VISIBLE_DEVICES
-    gpus = [str(gpu) for gpu in range(torch.cuda.device_count())] * config["runs_a_gpu"]
-    for gpu in gpus or [""]:
-        free.put(gpu)
-    # Runs share the cores. With a thread for every core in each, they would wait for one another:
-    # scoring took minutes instead of 40 s.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // free.qsize())))
+    free = share_gpus(config["runs_a_gpu"])
     every_run = runs | for_loss
 
     def work(name: str) -> Path:

@@ -1,6 +1,7 @@
 """Tables of a training step's parts, and of recipes side by side."""
 
 from benchmarks.report import format_value
+from benchmarks.shipped import MASKS
 from benchmarks.tables import describe_conditions, format_table, read_cells, say_missing
 
 PARTS = {
@@ -21,7 +22,6 @@ RECIPES = {
     "causal": "no state sees a later one",
     "twice_as_wide": "twice as wide",
 }
-MASKS = {"patch": "patches", "span": "spans", "tail": "tail", "entry": "single values"}
 
 
 def make_step_tables() -> list[str]:

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import metadata, shell
+from test_cells import lively
 from test_ladder import moving_book
 
 from lob.config import InputError
 from lob.model.checkpoint import load_model, save_checkpoint
 from lob.model.context import context_channels
 from lob.model.embedding import Reconstruction, window_encoder
-from lob.model.encoder import BookEncoder, encoder_config
+from lob.model.encoder import encoder_config
 from lob.model.inputs import build_inputs
 from lob.model.masking import MASKS, make_mask, window_keys
 from lob.model.normalisation import fit
@@ -27,16 +28,6 @@ def small(*context, **choices):
     sizes = {"depth": LEVELS, "temporal_dim": STATES, "width": 32, "heads": 2, "ffn_width": 64}
     sizes |= {"cell_width": 8, "context": context}
     return encoder_config("small_cell_transformer", **sizes | choices)
-
-
-def lively(config):
-    """Return a network without the zeros that a new one begins with."""
-    torch.manual_seed(0)
-    model = BookEncoder(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def windows(mode=None, batch=4):
