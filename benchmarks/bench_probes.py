@@ -20,8 +20,8 @@ weights and principal components are tried beside the first one of a shape only.
 config = {
     "data_dir": "bench",  # str: folder of depth_96/ and depth_40/, each with book_states/
     "runs_dir": "runs",  # str: folder of the training runs
-    "checkpoints": None,  # list[str] | None: checkpoint files or runs' folders; None: the best
-    #   checkpoint of the newest run
+    "checkpoints": None,  # list[str] | None: runs, checkpoint files, pretrained weights; None: the
+    #   best checkpoint of the newest run
     "roles": ["validation"],  # list[validation | test]: markets that are scored
     "markets": None,  # list[str] | None: cells that are scored, as in markets.py; None: all
     "ways": ["within", "probe"],  # list[within | probe]: within a market, across markets
@@ -85,7 +85,8 @@ def main(config: dict) -> int:
     scored = find_markets(config["roles"], config["markets"])
     found: dict[str, list[ProbeResult]] = {}
     compared: set[EncoderConfig] = set()
-    for file in find_checkpoints(config["runs_dir"], config["checkpoints"]):
+    for path in config["checkpoints"] or [None]:
+        file = find_checkpoint(config["runs_dir"], path)
         model, meta = load_model(file, device)
         mine = [market for market in scored if model.config.depth in market.depths()]
         print(f"{file}: depth {model.config.depth}, {counted(len(mine), 'recording')}", flush=True)
@@ -125,13 +126,6 @@ def find_markets(roles: Sequence[str], cells: Sequence[str] | None) -> list[Mark
                 f"{', '.join(sorted(known))}"
             )
     return [market for market in found if cells is None or market.cell in cells]
-
-
-def find_checkpoints(runs_dir: str, paths: Sequence[str] | None) -> list[Path]:
-    if paths is None:
-        return [find_checkpoint(runs_dir, None)]
-    best = [Path(path) / "checkpoints" / "best.safetensors" for path in paths]
-    return [file if file.exists() else Path(path) for file, path in zip(best, paths, strict=True)]
 
 
 def make_jobs(
