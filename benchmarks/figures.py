@@ -24,29 +24,19 @@ from matplotlib.colors import ListedColormap, LogNorm
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks import agent_tables, fill_figure, labels
+from benchmarks import agent_tables, fill_figure, labels, worth
 from benchmarks.fill_figure import WEIGHTS
 from benchmarks.report import RESULTS, ROOT
-from benchmarks.tables import Cells, read_cells, value_of
-from benchmarks.worth import (
-    BETTER,
-    UNDECIDED,
-    WORSE,
-    find_best_untrained,
-    judge_probe,
-    name_markets,
-)
+from benchmarks.tables import read_cells
 from lob.book.states import Book, open_book
 from lob.model.masking import MIX, make_mask, window_keys
-from lob.plotting import BLUE, EMPTY, GREEN, GREY, RED, show_depth
+from lob.plotting import EMPTY, show_depth
 from lob.windows.splits import gather_windows
 
 FIGURES = ROOT / "docs" / "figures"
 SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"
-RESULT = RESULTS / "representation.json"
 SOURCES = {  # picture -> what it is drawn from
-    "worth.png": [RESULT],
-    "probes.png": [RESULT],
+    "worth.png": [RESULTS / "shipped.json", Path(worth.__file__)],
     "fills.png": [SAMPLE, WEIGHTS, Path(fill_figure.__file__)],
     "masks.png": [SAMPLE],
     "book.png": [SAMPLE],
@@ -57,15 +47,12 @@ SOURCES = {  # picture -> what it is drawn from
 WINDOW_AT = "2026-05-02T02:52:18"  # a window of the sample in which the price moves
 STATES = 256
 HIDDEN = "#b9c2cc"
-VERDICTS = {BETTER: GREEN, UNDECIDED: GREY, WORSE: RED}
 
 
 def main() -> int:
     """Draw all pictures; return the exit status."""
     FIGURES.mkdir(parents=True, exist_ok=True)
-    cells = read_cells("representation")
-    keep(draw_worth(cells), "worth.png")
-    keep(draw_probes(cells), "probes.png")
+    keep(worth.draw_worth(read_cells("shipped")), "worth.png")
     keep(agent_tables.draw_curves(read_cells("agent")), "agent.png")
     with prepare_sample() as (book, plots):
         keep(fill_figure.draw_fills(book), "fills.png")
@@ -77,7 +64,7 @@ def main() -> int:
 
 def describe_source(name: str) -> str:
     """A hash of a picture's data, of its words and of this file's text."""
-    words = repr((labels.MASKS, labels.PROBES, labels.MARKETS, labels.SHORT_MARKETS))
+    words = repr((labels.MASKS, labels.PROBES))
     data = b"".join(path.read_bytes() for path in SOURCES[name])
     text = data + words.encode() + Path(__file__).read_bytes()
     return hashlib.sha256(text).hexdigest()[:16]
@@ -107,86 +94,6 @@ def prepare_sample() -> Iterator[tuple[Book, Path]]:
         for script in ("data_parser.py", "exploration_main.py", "create_balanced_dataset.py"):
             subprocess.run([sys.executable, script, f"--data_dir={folder}"], cwd=ROOT, check=True)
         yield open_book(Path(folder) / "book_states" / raw.name), Path(folder) / "plots"
-
-
-def draw_worth(cells: Cells) -> plt.Figure:
-    """Errors of hidden log sizes of encoder and ridge, over the best untrained method's."""
-    markets, masks = name_markets(cells), list(labels.MASKS)[::-1]
-    figure, axes = make_panels(len(markets), 4.2)
-    for axis, market in zip(axes, markets, strict=True):
-        for row, mask in enumerate(masks):
-            draw_worth_row(axis, row, cells, f"{market}/{mask}/log_size")
-        axis.axvline(1, color="black", lw=1)
-        axis.set(xlim=(0.58, 1.1), ylim=(-0.6, len(masks) - 0.15))
-        axis.set_xlabel("squared error of log sizes (best untrained = 1)")
-        name_rows(axis, market, [labels.MASKS[mask] for mask in masks])
-    label_worth(axes[0], cells, markets[0], masks)
-    return figure
-
-
-def make_panels(count: int, height: float) -> tuple[plt.Figure, np.ndarray]:
-    """Panels side by side, one a market."""
-    return plt.subplots(1, count, figsize=(10, height), sharey=True, layout="constrained")
-
-
-def name_rows(axis: plt.Axes, market: str, words: list[str]) -> None:
-    """Title a panel with its market, and name its rows, from the bottom up."""
-    _, exchange, day, known = labels.MARKETS[market].split(", ")
-    axis.set_title(f"{labels.SHORT_MARKETS[market]}, {known}\n", loc="left", fontsize=10)
-    axis.text(0, 1.02, f"perpetual on {exchange}, {day}", transform=axis.transAxes, fontsize=9)
-    axis.set_yticks(range(len(words)), words, fontsize=10)
-    axis.grid(axis="y", alpha=0)
-    axis.tick_params(axis="y", length=0)
-
-
-def draw_worth_row(axis: plt.Axes, row: int, cells: Cells, case: str) -> None:
-    """The encoder and ridge; the bar is ridge's error and the interval of the gap added to it."""
-    untrained, _ = find_best_untrained(cells, case)
-    ours, ridge = (cells[case, name]["value"] / untrained for name in ("error", "ridge_error"))
-    ends = [value_of(cells, case, f"difference_ridge_{end}") for end in ("low", "high")]
-    if None not in ends:
-        draw_bar(axis, row, [ridge + end / untrained for end in ends], BLUE)
-    axis.plot(ridge, row, "D", color=GREY, ms=7)
-    axis.plot(ours, row, "o", color=BLUE, ms=9)
-
-
-def draw_bar(axis: plt.Axes, row: int, ends: list[float], colour: str) -> None:
-    """An interval. Its ends are cut straight: round ones would make it look longer."""
-    axis.plot(ends, [row, row], color=colour, lw=4, alpha=0.45, solid_capstyle="butt")
-
-
-def label_worth(axis: plt.Axes, cells: Cells, market: str, masks: list[str]) -> None:
-    """Name the marks once, beside those of the first row."""
-    top = f"{market}/{masks[-1]}/log_size"
-    untrained, _ = find_best_untrained(cells, top)
-    style = {"textcoords": "offset points", "fontsize": 9, "va": "center"}
-    height = len(masks) - 1
-    ours, ridge = (cells[top, name]["value"] / untrained for name in ("error", "ridge_error"))
-    axis.annotate("encoder", (ours, height), xytext=(13, 0), color=BLUE, **style)
-    axis.annotate("ridge", (ridge, height), xytext=(10, 0), color="#5b6770", **style)
-    axis.annotate("best untrained", (1, height + 0.5), xytext=(-6, 0), ha="right", **style)
-
-
-def draw_probes(cells: Cells) -> plt.Figure:
-    """Score of the encoder's vector less that of hand-made features, with intervals."""
-    markets, tasks = name_markets(cells), list(labels.PROBES)[::-1]
-    figure, axes = make_panels(len(markets), 3.9)
-    for axis, market in zip(axes, markets, strict=True):
-        for row, task in enumerate(tasks):
-            case = f"{market}/probe/{task}"
-            ends = [cells[case, f"over_hand_made_{end}"]["value"] for end in ("low", "high")]
-            middle = cells[case, "ours"]["value"] - cells[case, "hand_made"]["value"]
-            colour = VERDICTS[judge_probe(cells, case)]
-            draw_bar(axis, row, ends, colour)
-            axis.plot(middle, row, "o", color=colour, ms=8)
-        axis.axvline(0, color="black", lw=1)
-        axis.set(xlim=(-0.32, 0.32), ylim=(-0.5, len(tasks) + 0.2))
-        axis.set_xlabel("AUC (volatility: R2), encoder less hand-made")
-        name_rows(axis, market, [labels.PROBES[task] for task in tasks])
-        style = {"fontsize": 9, "color": "#5b6770"}
-        axis.text(-0.31, len(tasks) - 0.25, "hand-made better", **style)
-        axis.text(0.31, len(tasks) - 0.25, "encoder better", ha="right", **style)
-    return figure
 
 
 def draw_masks(book: Book) -> plt.Figure:

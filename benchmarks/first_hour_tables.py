@@ -1,8 +1,8 @@
 """Tables of a first hour on a CPU: three encoders on the half hour that ships, and the speed."""
 
 from benchmarks.report import format_value
-from benchmarks.shipped import MASKS
 from benchmarks.tables import describe_conditions, format_table, read_cells, say_missing
+from benchmarks.worth import TRAINED_MASKS
 from lob.evaluation.intervals import verdict
 
 ENCODERS = {
@@ -18,7 +18,7 @@ def make_first_hour_tables() -> list[str]:
     if not values:
         return say_missing("first_hour")
     rows = []
-    for mask, words in MASKS.items():
+    for mask, words in TRAINED_MASKS.items():
         cases = {name: f"{name}/{mask}/log_size" for name in ENCODERS}
         rivals = [values[cases["own"], f"{rival}_error"] for rival in ("ladder", "ridge")]
         errors = [say_error(values, case) for case in cases.values()]

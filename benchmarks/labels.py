@@ -1,9 +1,5 @@
 """The words in which README.md and docs/results.md name the cases and metrics of the results."""
 
-MARKETS = {
-    "BTCUSDT_USDM": "BTC/USDT perpetual (USD-M), Binance, 8 August 2024, trained on earlier dates",
-    "BTCUSD_PERP_CM": "BTC/USD perpetual (COIN-M), Binance, 8 August 2024, never trained on",
-}
 SHORT_MARKETS = {"BTCUSDT_USDM": "BTC USD-M", "BTCUSD_PERP_CM": "BTC COIN-M"}
 
 MASKS = {  # in the order in which tables show them

@@ -4,7 +4,11 @@ A case is `<market>/<way>/<task>`, or `cells/<way>/<lead>` for what is counted o
 ways are `within` (fitted on the first part of the recording) and `probe` (on other markets).
 """
 
+import textwrap
 from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+import numpy as np
 
 from benchmarks import labels
 from benchmarks.markets import MARKETS
@@ -13,14 +17,17 @@ from benchmarks.tables import Cells, describe_conditions, format_table, read_cel
 from lob.evaluation.intervals import BETTER, LEVEL, UNDECIDED, WORSE, judge_lead
 from lob.evaluation.probe_tasks import is_classification
 from lob.evaluation.probes import CARE_AUC, CARE_R2
+from lob.plotting import BLUE, GREEN, GREY, RED
 
 WAYS = {
     "within": "Within a market: fitted on the first half of a recording, tested on its last third",
     "probe": "Across markets: fitted on the training markets",
 }
 LEADS = {
-    "over_simple": "vector alone, beside the best simple method",
-    "adds": "vector and hand-made features, beside the features alone",
+    "over_simple": "vector, beside the best simple method",
+    "scaled_over_simple": "vector and scale block, beside the best simple method",
+    "adds": "vector and hand-made features, beside the features",
+    "all_adds": "vector, scale block and features, beside the features",
 }
 COUNTS = {
     "compared": "cells",
@@ -33,6 +40,8 @@ COUNTS = {
     "false_expected": "intervals without 0 by chance",
     "smallest_median": "smallest lead seen, median",
 }
+VERDICTS = {BETTER: GREEN, LEVEL: BLUE, UNDECIDED: GREY, WORSE: RED}
+FURTHEST = 0.35  # of the picture: leads and ends of intervals beyond it are drawn at its edge
 VOLATILITY = {
     "persistence": "persistence",
     "floor": "a line on it",
@@ -64,21 +73,17 @@ def make_bench() -> list[str]:
     cells = read_cells("probes")
     if not cells:
         return []
-    lines = ["### Floors, and many markets", "", *LEGEND, *make_counts(cells)]
+    lines = [*LEGEND, *make_counts(cells)]
     for way, words in WAYS.items():
         if find_markets(cells, way):
-            lines += ["", f"**{words}**", "", "Encoder's vector / best simple method:", ""]
+            lines += ["", f"**{words}.** Encoder's vector / best simple method:", ""]
             lines += make_matrix(cells, way, show_vector)
-            lines += ["", "Vector and hand-made features / the features alone:", ""]
-            lines += make_matrix(cells, way, show_both)
-            for horizon in (50, 500):
-                task = f"volatility_{horizon}"
-                lines += ["", f"Volatility of the next {horizon} states, R2:", ""]
-                lines += make_task_table(cells, way, task, VOLATILITY)
-            others = {"boosted": "trees on hand-made", "pca": "principal components"}
-            others |= {"random": "random weights", "floor": "floor", "hand_made": "hand-made"}
-            lines += ["", f"{labels.PROBES['direction'].capitalize()}, other methods:", ""]
-            lines += make_task_table(cells, way, "direction", others | {"ours": "encoder"})
+    lines += ["", "Within a market, vector and hand-made features / the features alone:", ""]
+    lines += make_matrix(cells, "within", show_both)
+    for horizon in (50, 500):
+        task = f"volatility_{horizon}"
+        lines += ["", f"Within a market, volatility of the next {horizon} states, R2:", ""]
+        lines += make_task_table(cells, "within", task, VOLATILITY)
     return [*lines, "", *describe_conditions("probes")]
 
 
@@ -164,3 +169,36 @@ def judge(cells: Cells, case: str, lead: str) -> str:
 def show(cells: Cells, case: str, metric: str) -> str:
     value = value_of(cells, case, metric)
     return "" if value is None else format_value(value)
+
+
+def draw_leads(cells: Cells) -> plt.Figure:
+    """Draw the vector's lead over the best simple method within each market, by question."""
+    markets = find_markets(cells, "within")[::-1]
+    size = (12, 1.4 + 0.36 * len(markets))
+    figure, axes = plt.subplots(
+        1, len(labels.PROBES), figsize=size, sharey=True, layout="constrained"
+    )
+    for axis, (task, words) in zip(axes, labels.PROBES.items(), strict=True):
+        for row, market in enumerate(markets):
+            draw_lead(axis, row, cells, f"{market}/within/{task}")
+        axis.axvline(0, color="black", lw=1)
+        axis.set(xlim=(-FURTHEST, FURTHEST), ylim=(-0.6, len(markets) - 0.4))
+        axis.set_title(textwrap.fill(words, 18), fontsize=9)
+        axis.grid(axis="y", alpha=0)
+    axes[0].set_yticks(range(len(markets)), [name_market(name) for name in markets], fontsize=9)
+    axes[0].tick_params(axis="y", length=0)
+    figure.supxlabel("AUC (volatility: R2), vector less the best simple method", fontsize=10)
+    handles = [plt.Line2D([], [], color=colour, marker="o", lw=4) for colour in VERDICTS.values()]
+    figure.legend(handles, VERDICTS, loc="outside upper center", ncols=len(VERDICTS), fontsize=9)
+    return figure
+
+
+def draw_lead(axis: plt.Axes, row: int, cells: Cells, case: str) -> None:
+    """Draw a cell's lead with its 95 % interval, in the colour of its verdict."""
+    values = [value_of(cells, case, f"over_simple{end}") for end in ("", "_low", "_high")]
+    if None in values:
+        return
+    lead, *ends = np.clip(values, -FURTHEST, FURTHEST)
+    colour = VERDICTS[judge(cells, case, "over_simple")]
+    axis.plot(ends, [row, row], color=colour, lw=4, alpha=0.45, solid_capstyle="butt")
+    axis.plot(lead, row, "o", color=colour, ms=6)

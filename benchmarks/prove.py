@@ -9,7 +9,6 @@ Needs parsed books and a balanced sample made with these `split_ratios`.
   inference_testing.py scores each run. With `write` the medians over seeds, the minutes of data of
   each pair and those that it cost are kept in benchmarks/results/<name>.json.
 - If a GPU has FP8, some seeds are trained in bf16 as well, and the losses are compared in pairs.
-- Each of `ablations` is trained and scored once, and kept in benchmarks/results/ablation.json.
 
 All GPUs work at the same time. The output of a run is in `runs_dir`/<name>.log, with a name such as
 fp8_0 or bf16_0. Runs that are already trained or scored there are not done again, and an
@@ -27,7 +26,6 @@ config = {
     "scoring": {},  # dict: keys of inference_testing.py that differ from its defaults
     "seeds": 5,  # int >= 1: training runs
     "bf16_seeds": 3,  # int >= 0: number of these seeds that are trained in bf16 as well
-    "ablations": {},  # dict: name of a variant -> keys of the trainer that differ from the recipe
     "runs_a_gpu": 2,  # int >= 1: runs at a time on a GPU: one compiles or is scored while the other
     #   computes
     "checksums": True,  # bool: replay the recordings that hold checksums, for the summary line
@@ -79,31 +77,6 @@ METRICS = (
     "windows",
     "blocks",
 )
-PROBE_METRICS = (
-    "floor",
-    "persistence",
-    "hand_made",
-    "pca",
-    "random",
-    "ours",
-    "both",
-    "hand_made_10pct",
-    "ours_10pct",
-    "ours_level",
-    "hand_made_level",
-    "ours_r2_test",
-    "over_floor_low",
-    "over_floor_high",
-    "over_hand_made_low",
-    "over_hand_made_high",
-    "over_simple_low",
-    "over_simple_high",
-    "over_random_low",
-    "over_random_high",
-    "adds_low",
-    "adds_high",
-    "blocks",
-)
 COST = "cost.json"  # of a run: the minutes of its training and of its scoring
 Cells = dict[tuple[str, str], float]  # by case and metric
 
@@ -120,8 +93,6 @@ def main(config: dict) -> int:
     runs = {}
     for seed in range(config["seeds"]):
         runs[f"{precision}_{seed}"] = {"seed": seed, "precision": precision}
-    for name, keys in config["ablations"].items():
-        runs[name] = {"seed": 0, "precision": precision, **keys}
     paired = range(min(config["seeds"], config["bf16_seeds"])) if precision == "fp8" else ()
     for_loss = {f"bf16_{seed}": {"seed": seed, "precision": "bf16"} for seed in paired}
     folders = train_all(config, runs, for_loss, trained, scored)
@@ -144,13 +115,6 @@ def main(config: dict) -> int:
     headline = config["headline"] or scored[0]
     checksums = replay_checksums() if config["checksums"] else "not replayed"
     print(summarise(headline, cells, checksums, data.shared_states, *compare_losses(losses)))
-
-    rows = []
-    for name, change in config["ablations"].items():
-        for (case, metric), (value,) in collect([read_report(folders[name])]).items():
-            rows.append(make_row(f"{name}/{case}", metric, value, note=f"seed 0; {change}"))
-    if rows:
-        report("ablation", rows, config["write"], device)
     return 0
 
 
@@ -175,7 +139,7 @@ def median_rows(reports: list[list[dict]], trained: list[str]) -> list[dict[str,
         known = "trained on earlier dates" if case.split("/")[0] in trained else "never trained on"
         note = f"median of {counted(len(values), 'seed')} of training; {known}"
         rows.append(make_row(case, metric, np.median(values), note=note))
-        if metric in ("error", "ours") and len(values) > 1:
+        if metric == "error" and len(values) > 1:
             rows.append(make_row(case, f"{metric}_least", min(values), note=note))
             rows.append(make_row(case, f"{metric}_most", max(values), note=note))
     return rows
@@ -362,8 +326,7 @@ def collect(reports: list[list[dict]]) -> dict[tuple[str, str], list[float]]:
     found: dict[tuple[str, str], list[float]] = {}
     for row in itertools.chain.from_iterable(reports):
         case = row["case"].split("/")
-        metrics = PROBE_METRICS if case[1:2] == ["probe"] else METRICS
-        if len(case) == 3 and row["metric"] in metrics:
+        if len(case) == 3 and case[1] != "probe" and row["metric"] in METRICS:
             found.setdefault((row["case"], row["metric"]), []).append(row["value"])
     return found
 

@@ -1,8 +1,8 @@
 """Tables of a training step's parts, and of recipes side by side."""
 
 from benchmarks.report import format_value
-from benchmarks.shipped import MASKS
 from benchmarks.tables import describe_conditions, format_table, read_cells, say_missing
+from benchmarks.worth import TRAINED_MASKS
 
 PARTS = {
     "augment": "training windows are varied",
@@ -65,7 +65,7 @@ def make_recipes_table() -> list[str]:
     rows = []
     for name, words in RECIPES.items():
         columns = []
-        for mask in MASKS:
+        for mask in TRAINED_MASKS:
             found = [cells[f"{name}/{market}/{mask}", "gain"]["value"] for market in markets]
             ends = [
                 [
@@ -79,5 +79,5 @@ def make_recipes_table() -> list[str]:
             columns.append(f"{100 * mean:+.1f} % ({better}, {worse})")
         loss = cells[name, "loss"]["value"] / cells["shipped", "loss"]["value"] - 1
         rows.append([words, f"{100 * loss:+.2f} %", *columns])
-    head = ["variant of the shipped recipe", "validation loss", *MASKS.values()]
+    head = ["variant of the shipped recipe", "validation loss", *TRAINED_MASKS.values()]
     return [*format_table(head, rows), "", *describe_conditions("recipes")]

@@ -1,75 +1,29 @@
-"""Tables of what the encoder is worth, from benchmarks/results/representation.json, ablation.json.
+"""What the shipped encoder and the trainer's default network are worth in hidden sizes.
 
-A case is `<market>/<mask>/<quantity>` or `<market>/probe/<task>`, in ablation.json with the
-variant's name before it.
+benchmarks/results/shipped.json and representation.json, which benchmarks/prove.py makes, hold
+medians over seeds of training. A case is `<market>/<mask>/<quantity>`.
 """
 
-from collections.abc import Callable
+import matplotlib.pyplot as plt
 
 from benchmarks import labels
+from benchmarks.markets import MARKETS
 from benchmarks.report import format_value
-from benchmarks.tables import (
-    Cells,
-    describe_conditions,
-    format_table,
-    read_cells,
-    say_missing,
-    value_of,
-)
+from benchmarks.tables import Cells, format_table, read_cells, say_missing, value_of
+from lob.evaluation.intervals import BETTER, UNDECIDED, WORSE
+from lob.evaluation.scoring import SAME
 from lob.model.masking import trained_on
+from lob.plotting import BLUE, GREY
 
-BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 LESS_IS_BETTER = {BETTER: WORSE, WORSE: BETTER, UNDECIDED: UNDECIDED}
+TRAINED_MASKS = {"patch": "patches", "span": "spans", "tail": "tail", "entry": "single values"}
+WORDS = {market.pair: market.words for market in MARKETS}
+LAST_RATIO = 1.6  # of the picture: errors beyond it are drawn at its edge
 
 
 def name_markets(cells: Cells) -> list[str]:
+    """Return the markets that were scored, in their order there."""
     return list(dict.fromkeys(case.split("/")[0] for case, _ in cells if case.count("/") == 2))
-
-
-def find_cases(cells: Cells, part: str) -> list[str]:
-    return list(dict.fromkeys(case for case, _ in cells if part in case))
-
-
-def show(cells: Cells, case: str, metric: str) -> str:
-    value = value_of(cells, case, metric)
-    return "" if value is None else format_value(value)
-
-
-def show_percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
-
-
-def show_range(cells: Cells, case: str, low: str, high: str, sign: int = 1) -> str:
-    """`low to high` of two metrics, or of their negatives; nothing if one is missing."""
-    known = [cells[case, name]["value"] for name in (low, high) if (case, name) in cells]
-    ends = sorted(sign * value for value in known)
-    return f"{format_value(ends[0])} to {format_value(ends[1])}" if len(ends) == 2 else ""
-
-
-def judge(cells: Cells, case: str, name: str) -> str:
-    """What the 95 % interval of a difference says: it lies above zero, below, or holds it."""
-    low, high = (value_of(cells, case, f"{name}_{end}") for end in ("low", "high"))
-    if low is None or high is None:
-        return UNDECIDED
-    return BETTER if low > 0 else WORSE if high < 0 else UNDECIDED
-
-
-def judge_error(cells: Cells, case: str) -> str:
-    """Whether the encoder's error is below ridge regression's and the best untrained method's."""
-    found = [judge(cells, case, f"difference_{rival}") for rival in ("ridge", "untrained")]
-    verdicts = {LESS_IS_BETTER[verdict] for verdict in found}
-    if WORSE in verdicts:
-        return WORSE
-    return BETTER if verdicts == {BETTER} else UNDECIDED
-
-
-def judge_probe(cells: Cells, case: str) -> str:
-    """Whether the encoder's vector probes better than the floors and the hand-made features.
-
-    Results that were made before there were floors are judged by the hand-made features alone.
-    """
-    floors = (case, "over_simple_low") in cells
-    return judge(cells, case, "over_simple" if floors else "over_hand_made")
 
 
 def find_best_untrained(cells: Cells, case: str) -> tuple[float, bool]:
@@ -84,8 +38,108 @@ def find_best_untrained(cells: Cells, case: str) -> tuple[float, bool]:
     return least, least == ladder
 
 
+def make_shipped_table() -> list[str]:
+    """The README's table: the encoder's error less ridge regression's, in %, by market."""
+    cells = read_cells("shipped")
+    rows = []
+    for market in name_markets(cells):
+        minutes = cells[market, "minutes"]["value"]
+        blocks = cells[f"{market}/patch/log_size", "blocks"]["value"]
+        row = [WORDS[market], f"{minutes:.0f} ({blocks:.0f})"]
+        rows.append([*row, *(show_change(cells, f"{market}/{mask}") for mask in TRAINED_MASKS)])
+    return format_table(
+        ["market, never trained on", "minutes (blocks)", *TRAINED_MASKS.values()], rows
+    )
+
+
+def show_change(cells: Cells, case: str) -> str:
+    """Return the encoder's error of log size less the ridge regression's, in % of the latter.
+
+    It is bold if it is negative by its 95 % interval, and marked if an untrained method, such as
+    the ladder, has less error than the encoder by more than rounding.
+    """
+    case = f"{case}/log_size"
+    error, ridge = (cells[case, name]["value"] for name in ("error", "ridge_error"))
+    text = f"{100 * (error / ridge - 1):+.0f} %"
+    if cells[case, "difference_ridge_high"]["value"] < 0:
+        text = f"**{text}**"
+    untrained, _ = find_best_untrained(cells, case)
+    return text + " †" * (error - untrained > SAME * ridge)
+
+
+def make_seeds_table() -> list[str]:
+    """The shipped recipe's errors over seeds beside those of ridge and the best untrained."""
+    cells = read_cells("shipped")
+    rows = []
+    for market in name_markets(cells):
+        for mask, words in TRAINED_MASKS.items():
+            case = f"{market}/{mask}/log_size"
+            untrained, is_ladder = find_best_untrained(cells, case)
+            rows.append(
+                [
+                    WORDS[market],
+                    words,
+                    show(cells, case, "error"),
+                    show_range(cells, case, "error_least", "error_most"),
+                    show(cells, case, "ridge_error"),
+                    show_error(untrained) + ("" if is_ladder else " †"),
+                    show_range(cells, case, "difference_ridge_low", "difference_ridge_high"),
+                ]
+            )
+    head = ["market", "hidden as", "median", "least to most", "ridge", "best untrained"]
+    return format_table([*head, "less ridge, 95 %"], rows, words=2)
+
+
+def show(cells: Cells, case: str, metric: str) -> str:
+    value = value_of(cells, case, metric)
+    return "" if value is None else show_error(value)
+
+
+def show_error(value: float) -> str:
+    """Return a squared error of log size; what float32 leaves of an exact answer is 0."""
+    return "0" if 0 <= value < 1e-9 else format_value(value)
+
+
+def show_range(cells: Cells, case: str, low: str, high: str) -> str:
+    return f"{show(cells, case, low)} to {show(cells, case, high)}"
+
+
+def draw_worth(cells: Cells) -> plt.Figure:
+    """Draw the shipped recipe's errors over ridge regression's, a panel for each way to hide."""
+    markets = name_markets(cells)[::-1]
+    size = (11, 4.4)
+    figure, axes = plt.subplots(1, 4, figsize=size, sharey=True, layout="constrained")
+    for axis, (mask, words) in zip(axes, TRAINED_MASKS.items(), strict=True):
+        for row, market in enumerate(markets):
+            draw_worth_row(axis, row, cells, f"{market}/{mask}/log_size")
+        axis.axvline(1, color="black", lw=1)
+        axis.set(xlim=(-0.06, LAST_RATIO + 0.05), ylim=(-0.6, len(markets) - 0.4))
+        axis.set_title(f"{words} hidden", fontsize=10)
+        axis.grid(axis="y", alpha=0)
+    axes[0].set_yticks(range(len(markets)), [WORDS[market] for market in markets], fontsize=9)
+    axes[0].tick_params(axis="y", length=0)
+    figure.supxlabel("squared error of log sizes, ridge regression = 1", fontsize=10)
+    marks = axes[0].get_legend_handles_labels()
+    named = dict(zip(marks[1], marks[0], strict=True))
+    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=2, fontsize=9)
+    return figure
+
+
+def draw_worth_row(axis: plt.Axes, row: int, cells: Cells, case: str) -> None:
+    """Draw a market's encoder with the interval of its gap to ridge, and the best untrained."""
+    ridge = cells[case, "ridge_error"]["value"]
+    ends = [cells[case, f"difference_ridge_{end}"]["value"] for end in ("low", "high")]
+    bar = [1 + end / ridge for end in ends]
+    axis.plot(bar, [row, row], color=BLUE, lw=5, alpha=0.4, solid_capstyle="butt")
+    untrained = min(find_best_untrained(cells, case)[0] / ridge, LAST_RATIO)
+    words = "best method that learns nothing (at the edge: beyond it)"
+    axis.plot(untrained, row, "D", color=GREY, ms=5, label=words)
+    words = "encoder, median of five seeds, and the 95 % interval of its gap to ridge"
+    axis.plot(cells[case, "error"]["value"] / ridge, row, "o", color=BLUE, ms=6, label=words)
+
+
 def make_worth_table() -> list[str]:
-    """The README's table: errors of hidden log sizes of encoder, ridge and the best untrained."""
+    """Errors of the default network, ridge and the best untrained, by what is hidden."""
     cells = read_cells("representation")
     if not cells:
         return say_missing("representation")
@@ -109,203 +163,26 @@ def compare_errors(cells: Cells, case: str) -> list[str]:
         return ["", "", ""]
     ours, verdict = show(cells, case, "error"), judge_error(cells, case)
     marked = {BETTER: f"**{ours}**", UNDECIDED: f"{ours} (?)", WORSE: ours}[verdict]
-    return [marked, show(cells, case, "ridge_error"), show_best_untrained(cells, case)]
-
-
-def show_best_untrained(cells: Cells, case: str) -> str:
-    """The least error of a method that learns nothing; marked if it is not the ladder's."""
     least, is_ladder = find_best_untrained(cells, case)
-    return format_value(least) + ("" if is_ladder else " †")
+    untrained = format_value(least) + ("" if is_ladder else " †")
+    return [marked, show(cells, case, "ridge_error"), untrained]
 
 
-def make_verdicts() -> list[str]:
-    """How many comparisons the encoder wins, in words that follow the numbers."""
-    cells = read_cells("representation")
-    if not cells:
-        return say_missing("representation")
-    sizes = [judge_error(cells, case) for case in find_cases(cells, "/log_size")]
-    prices = find_cases(cells, "/offset")
-    ridge_wins = [case for case in prices if read_pair(cells, case, "ridge_error", "error") < 0]
-    probes = [judge_probe(cells, case) for case in find_cases(cells, "/probe/")]
-    less = " and ".join(show_gain(cells, market) for market in name_markets(cells))
-    return [
-        f"- **Hidden sizes**: of {len(sizes)} comparisons (six ways to hide, two markets; they "
-        f"share windows, so they are not independent) the encoder wins {sizes.count(BETTER)} and "
-        f"loses {sizes.count(WORSE)}; undecided: {sizes.count(UNDECIDED)}. It makes {less} less "
-        "squared error than ridge regression.",
-        "- **Hidden prices**: the default network leaves them to a lookup, the *ladder* "
-        "(below), because learned prices were worse. So it has nothing to win there, and ridge "
-        f"regression has less error in {len(ridge_wins)} of {len(prices)} comparisons.",
-        "- **Its vector instead of 27 hand-made features**, in linear probes of what comes next "
-        f"(seven questions, two markets): better in {probes.count(BETTER)} of {len(probes)}, "
-        f"worse in {probes.count(WORSE)}; in {probes.count(UNDECIDED)} the data cannot tell.",
-        f"- **Direction**: whether the mid's next move is up, {describe_direction(cells)}.",
-    ]
+def judge_error(cells: Cells, case: str) -> str:
+    """Whether the encoder's error is below ridge regression's and the best untrained method's."""
+    found = [judge(cells, case, f"difference_{rival}") for rival in ("ridge", "untrained")]
+    verdicts = {LESS_IS_BETTER[verdict] for verdict in found}
+    if WORSE in verdicts:
+        return WORSE
+    return BETTER if verdicts == {BETTER} else UNDECIDED
 
 
-def show_gain(cells: Cells, market: str) -> str:
-    """By how much less error than ridge regression, from the least to the most of all masks."""
-    cases = [f"{market}/{mask}/log_size" for mask in labels.MASKS]
-    found = [value_of(cells, case, "skill_ridge") for case in cases]
-    gains = [gain for gain in found if gain is not None]
-    name = labels.SHORT_MARKETS.get(market, market)
-    return f"{100 * min(gains):.1f} to {show_percent(max(gains))} ({name})"
-
-
-def describe_direction(cells: Cells) -> str:
-    """The scores of both kinds of features for the next move, and whether they differ."""
-    cases = find_cases(cells, "/probe/direction")
-    markets = [case.split("/")[0] for case in cases]
-    names = " and ".join(labels.SHORT_MARKETS.get(market, market) for market in markets)
-    ours, theirs = (
-        " and ".join(f"{cells[case, name]['value']:.2f}" for case in cases)
-        for name in ("ours", "hand_made")
-    )
-    verdicts = " and ".join(dict.fromkeys(judge_probe(cells, case) for case in cases))
-    return (
-        f"its vector tells with an area under the curve of {ours} ({names}), hand-made features "
-        f"with {theirs} (verdict: {verdicts})"
-    )
-
-
-def read_pair(cells: Cells, case: str, first: str, second: str) -> float:
-    """The first metric of a case less the second."""
-    return cells[case, first]["value"] - cells[case, second]["value"]
-
-
-def make_size_tables() -> list[str]:
-    """Errors of hidden log sizes, a table a market."""
-    head = [
-        "hidden",
-        "encoder",
-        "least to most of its seeds",
-        "ridge",
-        "ladder",
-        "linear in time",
-        "best untrained",
-        "less error than ridge",
-        "ridge's error less the encoder's, 95 %",
-        "verdict",
-    ]
-    return make_mask_tables("log_size", head, make_size_row)
-
-
-def make_size_row(cells: Cells, case: str) -> list[str]:
-    ours, verdict = show(cells, case, "error"), judge_error(cells, case)
-    rivals = ("ridge", "ladder", "linear_time")
-    return [
-        f"**{ours}**" if verdict == BETTER else ours,
-        show_range(cells, case, "error_least", "error_most"),
-        *(show(cells, case, f"{name}_error") for name in rivals),
-        show_best_untrained(cells, case),
-        show_percent(value_of(cells, case, "skill_ridge")),
-        show_range(cells, case, "difference_ridge_low", "difference_ridge_high", -1),
-        verdict,
-    ]
-
-
-def make_price_tables() -> list[str]:
-    """Errors of hidden prices and of the mid's path in ticks, a table a market."""
-    head = ["hidden"]
-    for quantity in ("price", "mid"):
-        head += [f"{quantity}: encoder (the ladder's)", "ridge", "linear in time"]
-    return make_mask_tables("offset", head, make_price_row)
-
-
-def make_price_row(cells: Cells, case: str) -> list[str]:
-    row = []
-    for quantity in ("offset", "mid"):
-        mine = f"{case.rsplit('/', 1)[0]}/{quantity}"
-        row += [show(cells, mine, f"{name}error") for name in ("", "ridge_", "linear_time_")]
-    return row
-
-
-def make_mask_tables(
-    quantity: str,
-    head: list[str],
-    make_row: Callable[[Cells, str], list[str]],
-) -> list[str]:
-    """A table a market, with a row for each way to hide that `make_row` makes of its case."""
-    cases = {f"{mask}/{quantity}": words for mask, words in labels.MASKS.items()}
-    return make_market_tables(cases, "error", f"/{quantity}", head, make_row)
-
-
-def make_market_tables(
-    cases: dict[str, str],
-    metric: str,
-    part: str,
-    head: list[str],
-    make_row: Callable[[Cells, str], list[str]],
-) -> list[str]:
-    """A table a market, with a row for each of its cases that has `metric`.
-
-    cases: a case's name without the market -> its words; part: which of the market's cases tell the
-    blocks of time.
-    """
-    cells = read_cells("representation")
-    if not cells:
-        return say_missing("representation")
-    lines = []
-    for market in name_markets(cells):
-        rows = []
-        for name, words in cases.items():
-            case = f"{market}/{name}"
-            if (case, metric) in cells:
-                rows.append([words, *make_row(cells, case)])
-        lines += [name_market(cells, market, part), "", *format_table(head, rows), ""]
-    return lines[:-1]
-
-
-def name_market(cells: Cells, market: str, part: str) -> str:
-    """A market in a reader's words, and over how many blocks of time its intervals are."""
-    blocks = set()
-    for (case, metric), row in cells.items():
-        if metric == "blocks" and case.startswith(f"{market}/") and part in case:
-            blocks.add(int(row["value"]))
-    counts = " or ".join(str(count) for count in sorted(blocks))
-    return f"**{labels.MARKETS.get(market, market)}** ({counts} blocks of time):"
-
-
-def make_probe_tables() -> list[str]:
-    """What linear probes tell from the encoder's vector and from simpler features."""
-    head = [
-        "question",
-        "encoder",
-        "least to most of its seeds",
-        *(words for _, words in list_others(read_cells("representation"))),
-        "encoder less hand-made, 95 %",
-        "verdict",
-    ]
-    cases = {f"probe/{task}": words for task, words in labels.PROBES.items()}
-    return make_market_tables(cases, "ours", "/probe/", head, make_probe_row)
-
-
-def list_others(cells: Cells) -> list[tuple[str, str]]:
-    """The metrics beside the encoder's score that a result holds, with their words."""
-    names = {
-        "both": "encoder and hand-made",
-        "floor": "floor",
-        "persistence": "persistence",
-        "hand_made": "hand-made features",
-        "pca": "principal components",
-        "random": "random weights",
-        "ours_10pct": "encoder, 10 % of the labels",
-        "hand_made_10pct": "hand-made, 10 %",
-    }
-    there = {metric for _, metric in cells}
-    return [item for item in names.items() if item[0] in there]
-
-
-def make_probe_row(cells: Cells, case: str) -> list[str]:
-    ours, verdict = show(cells, case, "ours"), judge_probe(cells, case)
-    others = [name for name, _ in list_others(cells)]
-    return [
-        f"**{ours}**" if verdict == BETTER else ours,
-        show_range(cells, case, "ours_least", "ours_most"),
-        *(show(cells, case, name) for name in others),
-        show_range(cells, case, "over_hand_made_low", "over_hand_made_high"),
-        verdict,
-    ]
+def judge(cells: Cells, case: str, name: str) -> str:
+    """What the 95 % interval of a difference says: it lies above zero, below, or holds it."""
+    low, high = (value_of(cells, case, f"{name}_{end}") for end in ("low", "high"))
+    if low is None or high is None:
+        return UNDECIDED
+    return BETTER if low > 0 else WORSE if high < 0 else UNDECIDED
 
 
 def make_precision_line() -> list[str]:
@@ -320,34 +197,3 @@ def make_precision_line() -> list[str]:
         f"FP8 instead of bf16 changes the test loss by {100 * difference:+.2f} % (90 % interval "
         f"{100 * (difference - half):+.2f} to {100 * (difference + half):+.2f} %; {note})."
     ]
-
-
-def make_variants_table() -> list[str]:
-    """Variants of the recipe, one run each: how much less error than ridge regression they make."""
-    cells, ours = read_cells("ablation"), read_cells("representation")
-    if not cells or not ours:
-        return say_missing("ablation")
-    markets, masks = name_markets(ours), ("patch", "span", "tail", "entry")
-    head = ["recipe"]
-    for market in markets:
-        short = labels.SHORT_MARKETS.get(market, market)
-        head += [f"{short}: {masks[0]}", *masks[1:]]
-    rows = [["the default, median of its seeds", *list_skills(ours, markets, masks)]]
-    for name in dict.fromkeys(case.split("/")[0] for case, _ in cells):
-        mine = [f"{name}/{market}" for market in markets]
-        rows.append([describe_variant(cells, name), *list_skills(cells, mine, masks)])
-    return [*format_table(head, rows), "", *describe_conditions("ablation")]
-
-
-def list_skills(cells: Cells, markets: list[str], masks: tuple[str, ...]) -> list[str]:
-    skills = []
-    for market in markets:
-        for mask in masks:
-            skills.append(show_percent(value_of(cells, f"{market}/{mask}/log_size", "skill_ridge")))
-    return skills
-
-
-def describe_variant(cells: Cells, name: str) -> str:
-    """The keys that differ from the default's, as the benchmark noted them."""
-    note = next(row["note"] for (case, _), row in cells.items() if case.startswith(f"{name}/"))
-    return f"`{note.removeprefix('seed 0; ')}`, seed 0"

@@ -87,10 +87,15 @@ def table_scores(rows: list[dict[str, Any]]) -> list[str]:
         values = [cells.get((case, f"{name}error")) for name in ("", "best_untrained_", "ridge_")]
         ends = [cells.get((case, f"difference_ridge_{end}")) for end in ("low", "high")]
         market, mask = case.split("/")[:2]
-        numbers = ["" if value is None else f"{value:.4g}" for value in values]
+        numbers = ["" if value is None else show_error(value) for value in values]
         interval = "" if None in ends else " to ".join(f"{end:+.3g}" for end in ends)
         lines.append(f"| {' | '.join([market, mask, *numbers, interval])} |")
     return lines
+
+
+def show_error(value: float) -> str:
+    """Return a squared error; what float32 leaves of an exact answer is 0."""
+    return "0" if value < 1e-9 else f"{value:.4g}"
 
 
 def to_json(card: dict[str, Any]) -> bytes:
