@@ -87,9 +87,44 @@ def test_a_wide_vector_of_noise_does_not_drown_known_features():
         return np.hstack([split.features["hand_made"], split.features["ours"]])
 
     fitted, judged = ((concatenated(x), x.labels["direction"]) for x in sets[:2])
-    drowned = probe_fits.choose_linear(fitted, judged, True).predict(concatenated(sets[2]))
+    drowned = probe_fits.choose_linear(fitted, judged, True)(concatenated(sets[2]))
     area = probe_fits.area_under_curve(drowned, sets[2].labels["direction"])
     assert area < found.scores["both"] - 0.03
+
+
+def test_known_features_of_noise_do_not_drown_a_vector():
+    rng = np.random.default_rng(4)
+    hidden, noise = rng.normal(size=(2, 1400))
+    labels = (hidden + 0.5 * noise > 0).astype(float)
+    vector = np.outer(hidden, np.ones(4)) + 0.1 * rng.normal(size=(1400, 4))
+    joined = np.hstack([rng.normal(size=(1400, 60)), vector])
+    parts = (slice(0, 200), slice(200, 400), slice(400, 1400))
+    train, judge, test = ((joined[part], labels[part]) for part in parts)
+    found = probe_fits.choose_linear(train, judge, True, 60, may_leave_out=True)
+    alone = probe_fits.choose_linear(
+        (train[0][:, 60:], train[1]), (judge[0][:, 60:], judge[1]), True
+    )
+    areas = [
+        probe_fits.area_under_curve(answer, test[1])
+        for answer in (found(test[0]), alone(test[0][:, 60:]))
+    ]
+    assert areas[0] > areas[1] - 0.01
+
+
+def test_what_was_chosen_is_fitted_on_training_and_validation_windows():
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(300, 6))
+    y = x @ rng.normal(size=6) + rng.normal(size=300)
+    answer = probe_fits.choose_linear((x[:200], y[:200]), (x[200:], y[200:]), False)(x)
+    scaled = StandardScaler().fit_transform(x)
+    fits = [Ridge(penalty * 300).fit(scaled, y).predict(scaled) for penalty in probe_fits.PENALTIES]
+    assert min(np.abs(answer - fit).max() for fit in fits) < 1e-10
+    trees = probe_fits.choose_boosted((x[:200], y[:200]), (x[200:], y[200:]), False, 0)
+    last = trees(x[200:])
+    assert np.mean((last - y[200:]) ** 2) < 0.8 * np.var(y[200:])  # it has seen these labels
 
 
 def test_r2_bias_and_correlation_tell_a_shift_of_level():

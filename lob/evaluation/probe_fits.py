@@ -1,11 +1,13 @@
 """Fits of probes: linear models and boosted trees, with settings chosen on validation windows.
 
+What was chosen is then fitted on training and validation windows together: the latter are nearer in
+time to what is predicted.
+
 A probe predicts a label from features of a window, (W, P) to (W,). Of a task with two classes it
 predicts logits. All fits are scikit-learn's.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,13 +19,6 @@ LEAVES = (4, 16)  # of a boosted tree
 TREES = 150
 Probe = Callable[[np.ndarray], np.ndarray]
 Windows = tuple[np.ndarray, np.ndarray]  # features (W, P) and labels (W,), float64
-
-
-class Fit(NamedTuple):
-    """A probe, and its loss on the validation windows: log loss, or mean squared error."""
-
-    predict: Probe
-    loss: float
 
 
 def fit_probe(
@@ -55,45 +50,62 @@ def fit_probe(
     return model.decision_function if classify else model.predict
 
 
-def choose_linear(train: Windows, judge: Windows, classify: bool, known: int | None = None) -> Fit:
-    """Return the linear probe that is fitted on `train` and has the least loss on `judge`.
+def choose_linear(
+    train: Windows,
+    judge: Windows,
+    classify: bool,
+    known: int | None = None,
+    may_leave_out: bool = False,
+) -> Probe:
+    """Return a linear probe: the penalty is chosen on `judge`, then it is fitted on both sets.
 
-    The penalty is chosen. known: number of the first columns that are known features; the others
-    are a vector, of which a number of principal components is chosen, and their own penalty.
+    known: number of the first columns that are known features; the others are a vector. Then a
+    number of principal components of the vector is chosen too, and a penalty of its own, which may
+    be infinite. may_leave_out: the known features may be left out instead.
     """
-    if known is None:
-        return min(try_penalties(train, judge, classify, [None]), key=lambda fit: fit.loss)
-    fits = []
-    for count in COMPONENTS:
+
+    def fit(windows: Windows, count: int | None, weights: np.ndarray | None, penalty: float):
+        reduce = reduce_vector(windows[0], known, count)
+        return after(reduce, fit_probe(reduce(windows[0]), windows[1], penalty, classify, weights))
+
+    best, settings = np.inf, None
+    for count in COMPONENTS if known is not None else (None,):
         reduce = reduce_vector(train[0], known, count)
-        some, judged = (reduce(train[0]), train[1]), (reduce(judge[0]), judge[1])
-        added = some[0].shape[1] - known
-        factors = [1 / np.sqrt(penalty) for penalty in VECTOR_PENALTIES]
-        weightings = [np.repeat([1.0, factor], [known, added]) for factor in factors]
-        best = min(try_penalties(some, judged, classify, weightings), key=lambda fit: fit.loss)
-        fits.append(Fit(after(reduce, best.predict), best.loss))
-    return min(fits, key=lambda fit: fit.loss)
+        some, judged = reduce(train[0]), reduce(judge[0])
+        for weights in list_weights(some.shape[1], known, may_leave_out):
+            for penalty in PENALTIES:
+                probe = fit_probe(some, train[1], penalty, classify, weights)
+                loss = measure_loss(probe(judged), judge[1], classify)
+                if loss < best:
+                    best, settings = loss, (count, weights, penalty)
+    assert settings is not None, "no penalty gave a finite loss"
+    return fit(join_windows(train, judge), *settings)
 
 
-def try_penalties(
-    train: Windows, judge: Windows, classify: bool, weightings: Sequence[np.ndarray | None]
-) -> Iterator[Fit]:
-    for weights in weightings:
-        for penalty in PENALTIES:
-            probe = fit_probe(*train, penalty, classify, weights)
-            yield Fit(probe, measure_loss(probe(judge[0]), judge[1], classify))
+def list_weights(columns: int, known: int | None, may_leave_out: bool) -> list[np.ndarray | None]:
+    """Return the weights of the columns that are tried: each group's penalty, or one for all."""
+    if known is None:
+        return [None]
+    groups = [(1.0, 1 / np.sqrt(penalty)) for penalty in VECTOR_PENALTIES]
+    if may_leave_out:
+        groups.append((0.0, 1.0))
+    return [np.repeat(weights, [known, columns - known]) for weights in groups]
+
+
+def join_windows(train: Windows, judge: Windows) -> Windows:
+    return np.concatenate([train[0], judge[0]]), np.concatenate([train[1], judge[1]])
 
 
 def after(reduce: Probe, predict: Probe) -> Probe:
     return lambda x: predict(reduce(x))
 
 
-def reduce_vector(features: np.ndarray, known: int, count: int | None) -> Probe:
+def reduce_vector(features: np.ndarray, known: int | None, count: int | None) -> Probe:
     """Return a function that replaces all columns from `known` on by principal components of them.
 
     features: float64 (W, P), whose first `count` components are taken, of standardised columns.
     """
-    if count is None:
+    if known is None or count is None:
         return lambda x: x
     vector = features[:, known:]
     centre, spread = vector.mean(0), np.maximum(vector.std(0), 1e-12)
@@ -101,13 +113,13 @@ def reduce_vector(features: np.ndarray, known: int, count: int | None) -> Probe:
     return lambda x: np.hstack([x[:, :known], (x[:, known:] - centre) / spread @ axes])
 
 
-def choose_boosted(train: Windows, judge: Windows, classify: bool, seed: int) -> Fit:
-    """Return gradient-boosted trees fitted on `train`, with size and number chosen on `judge`."""
+def choose_boosted(train: Windows, judge: Windows, classify: bool, seed: int) -> Probe:
+    """Return boosted trees: size and number are chosen on `judge`, then fitted on both sets."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     kind = HistGradientBoostingClassifier if classify else HistGradientBoostingRegressor
 
-    def fit(leaves: int, trees: int):
+    def fit(windows: Windows, leaves: int, trees: int):
         model = kind(
             learning_rate=0.05,
             max_leaf_nodes=leaves,
@@ -115,17 +127,17 @@ def choose_boosted(train: Windows, judge: Windows, classify: bool, seed: int) ->
             early_stopping=False,
             random_state=seed,
         )
-        return model.fit(*train)
+        return model.fit(*windows)
 
     found = []
     for leaves in LEAVES:
-        model = fit(leaves, TREES)
+        model = fit(train, leaves, TREES)
         stages = model.staged_decision_function if classify else model.staged_predict
         losses = [measure_loss(stage.ravel(), judge[1], classify) for stage in stages(judge[0])]
         found.append((min(losses), leaves, 1 + int(np.argmin(losses))))
-    loss, leaves, trees = min(found)
-    best = fit(leaves, trees)
-    return Fit(best.decision_function if classify else best.predict, loss)
+    _, leaves, trees = min(found)
+    best = fit(join_windows(train, judge), leaves, trees)
+    return best.decision_function if classify else best.predict
 
 
 def measure_loss(score: np.ndarray, labels: np.ndarray, classify: bool) -> float:

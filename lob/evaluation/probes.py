@@ -24,7 +24,6 @@ from lob.book.states import Book
 from lob.config import InputError
 from lob.evaluation.intervals import interval, judge_lead, smallest_visible
 from lob.evaluation.probe_fits import (
-    Fit,
     area_under_curve,
     choose_boosted,
     choose_linear,
@@ -363,15 +362,15 @@ def fit_method(
     fitted, judged = (
         (inputs(split), split.labels[task] - persistence(split)) for split in (train, judge)
     )
-    fit: Fit
     if method == "boosted":
-        fit = choose_boosted(fitted, judged, classify, seed)
+        predict = choose_boosted(fitted, judged, classify, seed)
     else:
         known = None
         if method in JOINED:
             known = sum(train.features[name].shape[1] for name in JOINED[method][:-1])
-        fit = choose_linear(fitted, judged, classify, known)
-    return lambda split: fit.predict(inputs(split)) + persistence(split)
+        # Of features and vector the features stay: it is asked what the vector adds to them.
+        predict = choose_linear(fitted, judged, classify, known, may_leave_out=method == "scaled")
+    return lambda split: predict(inputs(split)) + persistence(split)
 
 
 def score_method(
