@@ -51,7 +51,6 @@ from lob.process import drawing
 from lob.storage import find_pairs, save_table
 from lob.windows.balancing import (
     SCORED,
-    NotSampled,
     Pair,
     Sample,
     choose_stride,
@@ -117,44 +116,35 @@ def draw_samples(config: dict, names: list[str]) -> tuple[list[Pair], np.ndarray
     A pair that has no training window is named and left out. Raises InputError if no other is left.
     """
     folder, split_ratios = Path(config["data_dir"]), config["split_ratios"]
+    pairs, cuts = open_pairs(folder, names, config["temporal_dim"], split_ratios)
+    opened = [pair.book.pair for pair in pairs]
     weights = config["pair_weights"]
-    left_out: set[str] = set()
-    while True:
-        try:
-            here = [name for name in names if name not in left_out]
-            pairs, cuts = open_pairs(folder, here, config["temporal_dim"], split_ratios)
-            if weights is not None:
-                weights = {pair: share for pair, share in weights.items() if pair not in left_out}
-            wanted = share_windows(pairs, config["windows"], weights, split_ratios)
-            states = sum(pair.book.rows for pair in pairs)
-            windows = config["windows"] or choose_windows(states)
-            stride = config["min_stride"] or choose_stride(states, windows)
-            samples = []
-            for pair, counts in zip(pairs, wanted, strict=True):
-                sample = draw_pair(
-                    pair,
-                    counts,
-                    temporal_dim=config["temporal_dim"],
-                    cells=config["cells"],
-                    outlier_std=config["outlier_std"],
-                    min_stride=stride,
-                    oversample=config["oversample"],
-                    exact=config["windows"] is not None,
-                    seed=config["seed"],
-                )
-                samples.append(sample)
-        except NotSampled as error:
-            if len(here) == 1:
-                raise
-            print(f"left out, {error}")
-            left_out.add(error.pair)
-            continue
-        chosen = " (chosen by the number of states)" if config["windows"] is None else ""
-        print(f"{windows:,} windows{chosen} of {states:,} states, at least {stride} states apart")
-        for split, count in zip(SPLITS, wanted.sum(axis=0), strict=True):
-            if not count:
-                print(f"no window of {config['temporal_dim']} states is sampled for {split}")
-        return pairs, cuts, samples
+    if weights is not None:
+        weights = {name: weights[name] for name in weights if name in opened or name not in names}
+    wanted = share_windows(pairs, config["windows"], weights, split_ratios)
+    states = sum(pair.book.rows for pair in pairs)
+    windows = config["windows"] or choose_windows(states)
+    stride = config["min_stride"] or choose_stride(states, windows)
+    samples = []
+    for pair, counts in zip(pairs, wanted, strict=True):
+        sample = draw_pair(
+            pair,
+            counts,
+            temporal_dim=config["temporal_dim"],
+            cells=config["cells"],
+            outlier_std=config["outlier_std"],
+            min_stride=stride,
+            oversample=config["oversample"],
+            exact=config["windows"] is not None,
+            seed=config["seed"],
+        )
+        samples.append(sample)
+    chosen = " (chosen by the number of states)" if config["windows"] is None else ""
+    print(f"{windows:,} windows{chosen} of {states:,} states, at least {stride} states apart")
+    for split, count in zip(SPLITS, wanted.sum(axis=0), strict=True):
+        if not count:
+            print(f"no window of {config['temporal_dim']} states is sampled for {split}")
+    return pairs, cuts, samples
 
 
 def save_sample(pair: Pair, sample: Sample, cuts: np.ndarray, config: dict) -> Path:

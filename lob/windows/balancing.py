@@ -41,14 +41,6 @@ LEAST_STATES_A_WINDOW = 8
 WIDEST_STRIDE = 16
 
 
-class NotSampled(InputError):
-    """A pair has no window in the training share; other pairs may have some."""
-
-    def __init__(self, pair: str, reason: str):
-        super().__init__(f"{pair}: {reason}")
-        self.pair = pair
-
-
 @dataclass
 class Pair:
     """One pair's book, its statistics, and which of them lie in each split."""
@@ -69,13 +61,13 @@ class Sample:
 
 
 def open_pairs(
-    folder: Path, names: list[str], temporal_dim: int, split_ratios: Sequence[float | str]
+    folder: Path, names: Sequence[str], temporal_dim: int, split_ratios: Sequence[float | str]
 ) -> tuple[list[Pair], np.ndarray]:
     """Open each pair's book and statistics and cut them into splits.
 
-    Return the pairs and the cuts, int64 (2,), in ns. Raises InputError if the statistics were made
-    with another `temporal_dim` or from another book, or if a pair has no window in the training
-    share.
+    Return the pairs and the cuts, int64 (2,), in ns. A pair without a window in the training share
+    is named and left out, and the others are cut anew. Raises InputError if no other is left, or if
+    the statistics were made with another `temporal_dim` or from another book.
     """
     books = [open_book(folder / "book_states" / name) for name in names]
     timestamps = [book.timestamps for book in books]
@@ -91,13 +83,17 @@ def open_pairs(
             begin = bisect_left(ends, first + temporal_dim)
             splits.append(slice(begin, max(begin, bisect_right(ends, end))))
         if splits[0].stop == splits[0].start:
-            ends_at, span = to_iso(cuts[0]), format_span([book])
-            raise NotSampled(
-                book.pair,
-                f"no window of {temporal_dim} states lies in the training share, "
-                f"which ends at {ends_at}; the pair's states are of {span}: "
-                f"change split_ratios = {split_ratios}, or leave the pair out",
+            begins_at, ends_at = (to_iso(int(book.timestamps[row])) for row in (0, -1))
+            reason = (
+                f"{book.pair}: no window of {temporal_dim} states lies in the training share, "
+                f"which ends at {to_iso(cuts[0])}; the pair's states are of {begins_at} to "
+                f"{ends_at}: change split_ratios = {split_ratios}, or leave the pair out"
             )
+            others = [name for name in names if name != book.pair]
+            if not others:
+                raise InputError(reason)
+            print(f"left out, {reason}")
+            return open_pairs(folder, others, temporal_dim, split_ratios)
         pairs.append(Pair(book, np.asarray(rows), splits))
     return pairs, cuts
 
@@ -114,13 +110,6 @@ def choose_stride(states: int, windows: int) -> int:
     It leaves at least three times as many windows as are wanted to choose from.
     """
     return max(1, min(WIDEST_STRIDE, states // (3 * windows)))
-
-
-def format_span(books: Sequence[Book]) -> str:
-    """Return the times of the first and the last state of these books."""
-    first = min(int(book.timestamps[0]) for book in books)
-    last = max(int(book.timestamps[-1]) for book in books)
-    return f"{to_iso(first)} to {to_iso(last)}"
 
 
 def share_windows(
