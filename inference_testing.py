@@ -49,7 +49,7 @@ config = {
     "seed": 0,  # int >= 0: seed of the bootstrap, the random encoder and the probes' labels
 }
 
-from lob.config import InputError, check_rules, counted, load_config, run
+from lob.config import check_rules, counted, load_config, run
 
 if __name__ == "__main__":
     config = load_config(config, __file__)
@@ -69,7 +69,13 @@ from lob.evaluation.report import PairReport
 from lob.evaluation.ridge import Ridges, fit_ridges
 from lob.evaluation.scoring import Masking, MaskScores, compare, score, take_windows
 from lob.evaluation.selection import Selection, balanced_ends, evenly_spaced
-from lob.model.checkpoint import describe_step, find_checkpoint, load_model, run_folder
+from lob.model.checkpoint import (
+    choose_device,
+    describe_step,
+    find_checkpoint,
+    load_model,
+    run_folder,
+)
 from lob.model.embedding import window_encoder
 from lob.model.encoder import BookEncoder
 from lob.model.masking import trained_on
@@ -83,8 +89,7 @@ PROBE_WINDOWS, PROBE_MINUTES = 400, 30.0  # where probe_windows is None
 
 def main(config: dict) -> int:
     config = check_rules(config, __file__)
-    check_config(config)
-    device = pick_device(config["device"])
+    device = choose_device(config["device"])
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
     folder = run_folder(checkpoint, config["runs_dir"])
     check_writable(folder, "the checkpoint's run")
@@ -100,7 +105,8 @@ def main(config: dict) -> int:
         return 0
 
     selection, books = select_windows(config, model, meta, books)
-    maskings = make_maskings(config, model, device)
+    how = config["mask_perc"], selection.states, config["batch_size"], device
+    maskings = [Masking(mask, *how) for mask in config["masks"]]
     known_masks = trained_on(meta["config"]["mask_mode"])
     fitted: dict[tuple, Ridges | None] = {}  # pairs that are fitted on the same windows share them
     found: list[PairReport] = []
@@ -130,20 +136,6 @@ def main(config: dict) -> int:
     add_test(folder, meta["progress"]["step"], found, text, pictures)
     print(f"report     {folder / 'report.md'}")
     return 0
-
-
-def check_config(config: dict) -> None:
-    """Raise InputError if `dates` does not hold two dates."""
-    dates = config["dates"]
-    if dates is not None and len(dates) != 2:
-        example = "such as ['2024-08-01', '2024-09-01']"
-        raise InputError(f"dates = {dates!r} must be two ISO dates, {example}")
-
-
-def pick_device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("device = 'cuda', but torch finds no CUDA device: set --device=cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def select_windows(
@@ -176,14 +168,6 @@ def select_windows(
         if not config["allow_earlier"]:
             selection.refuse_earlier(book, meta["seen"]["until_ns"])
     return selection, tested
-
-
-def make_maskings(config: dict, model: BookEncoder, device: torch.device) -> list[Masking]:
-    states = model.config.temporal_dim
-    return [
-        Masking(mask, config["mask_perc"], states, config["batch_size"], device)
-        for mask in config["masks"]
-    ]
 
 
 def fit_masks(
@@ -295,8 +279,6 @@ def probe_embedding(
         selection.to_fit(book, "validation", count // 2, HORIZON),
         [(book, tested)],
     ]
-    if not all(splits):
-        return {}
     sets = probes.make_sets(model, splits, config["batch_size"], device, config["seed"])
     print(report.head_of_probes(book.pair))
     found = {}

@@ -69,7 +69,7 @@ from lob.evaluation.probes import (
 )
 from lob.evaluation.report import rows_of_probe
 from lob.evaluation.selection import evenly_spaced, in_parts, states_after
-from lob.model.checkpoint import find_checkpoint, load_model
+from lob.model.checkpoint import choose_device, find_checkpoint, load_model
 from lob.model.encoder import BookEncoder, EncoderConfig
 from lob.results import make_row
 from lob.windows.splits import window_ends
@@ -81,7 +81,7 @@ DAY_NS = 86_400 * 10**9
 
 def main(config: dict) -> int:
     config = check_rules(config, __file__)
-    device = pick_device(config["device"])
+    device = choose_device(config["device"])
     scored = find_markets(config["roles"], config["markets"])
     found: dict[str, list[ProbeResult]] = {}
     compared: set[EncoderConfig] = set()
@@ -107,12 +107,6 @@ def main(config: dict) -> int:
     rows += count_cells(rows, counted_cells)
     report("probes", rows, config["write"])
     return 0
-
-
-def pick_device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("device = 'cuda', but torch finds no CUDA device: set --device=cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def find_markets(roles: Sequence[str], cells: Sequence[str] | None) -> list[Market]:

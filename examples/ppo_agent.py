@@ -114,7 +114,7 @@ class Setting:
 def main(config: dict) -> int:
     config = check_rules(config, __file__)
     checkpoint = find_checkpoint(config["runs_dir"], config["model_path"])
-    encoder = load(config["model_path"], pick_device(config["device"]), config["runs_dir"])
+    encoder = load(config["model_path"], config["device"], config["runs_dir"])
     pairs = list_pairs(config)
     say_what_runs(config, pairs)
     weights = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
@@ -132,12 +132,6 @@ def main(config: dict) -> int:
     write_report(file, result)
     print(f"\nwritten    {file}")
     return 0
-
-
-def pick_device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def list_pairs(config: dict) -> list[list[str]]:

@@ -240,6 +240,22 @@ def run_folder(checkpoint: Path, runs_dir: str | Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
+def choose_device(wanted: str | torch.device | None) -> torch.device:
+    """Return the device that is asked for; 'auto' or None: a GPU if there is one.
+
+    Raises InputError if it is a GPU and torch finds none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if wanted in ("auto", None):
+        return torch.device("cuda" if has_gpu else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and not has_gpu:
+        raise InputError(
+            f"device = {str(wanted)!r}, but torch finds no CUDA device: set it to 'cpu'"
+        )
+    return device
+
+
 def load_model(
     file: str | Path, device: str | torch.device = "cpu"
 ) -> tuple[BookEncoder, dict[str, Any]]:

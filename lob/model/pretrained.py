@@ -13,7 +13,7 @@ from torch import Tensor
 from lob.book.states import Book, open_book
 from lob.config import InputError
 from lob.model.card import read_card
-from lob.model.checkpoint import find_checkpoint, load_model
+from lob.model.checkpoint import choose_device, find_checkpoint, load_model
 from lob.model.embedding import embed_windows, in_bf16, window_encoder
 from lob.model.encoder import BookEncoder
 from lob.model.scale import measure_scale
@@ -275,12 +275,9 @@ def load(
     runs_dir: str | Path = "runs",
 ) -> Encoder:
     """Return a trained encoder, ready for use; `lob.load` says what its arguments are."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device = {str(device)!r}, but torch finds no CUDA device: take 'cpu'")
+    place = choose_device(device)
     checkpoint = find_checkpoint(runs_dir, model_path)
-    model, meta = load_model(checkpoint, device)
+    model, meta = load_model(checkpoint, place)
     return Encoder(model, read_card(checkpoint, meta))
 
 

@@ -102,9 +102,12 @@ def covered_spans(
 def parse_dates(dates: Sequence[float | str], key: str = "split_ratios") -> np.ndarray:
     """Return int64 (2,): two ISO dates in ns since the epoch.
 
-    A date without an offset is in UTC. Raises InputError if they are no dates, if the first is the
-    later one, or if int64 can't hold them; the message names the `key` that holds them.
+    A date without an offset is in UTC. Raises InputError if they are not two dates, if the first is
+    the later one, or if int64 can't hold them; the message names the `key` that holds them.
     """
+    if len(dates) != 2:
+        example = "such as ['2024-08-01', '2024-09-01']"
+        raise InputError(f"{key} = {dates!r} must be two ISO dates, {example}")
     try:
         moments = [datetime.fromisoformat(str(date)) for date in dates]
     except ValueError as error:
