@@ -144,7 +144,7 @@ def check_config(config: dict) -> dict:
         raise InputError("load_model = True needs model_path: the checkpoint to begin with")
     encoder_config(config["model_size"], fill=config["fill"], context=config["context"])
     if config["azure"]:
-        disk = find_disk(config["azure_data_root"], "azure_data_root")
+        disk = find_disk(config["azure_data_root"])
         config = config | {key: str(disk / config[key]) for key in ("data_dir", "runs_dir")}
     check_writable(config["runs_dir"], "runs_dir")
     chosen = config["use_scheduler"], config["optimizer"], config["load_model"], config["resume"]
@@ -449,7 +449,7 @@ class Trainer:
     @torch.inference_mode()
     def reconstruct(self) -> tuple[Filled, float, str]:
         """Return a validation window as it is filled, the price of its tick, and its pair."""
-        batch = self.sampler.first_held_out(1, self.config["batch_size"])
+        batch = self.sampler.first_validation(self.config["batch_size"])
         with self.passes.judging():
             (windows,) = self.passes.load([batch])
             predicted = self.predict(*windows)

@@ -96,10 +96,12 @@ def check_writable(folder: str | Path, key: str) -> None:
         raise InputError(f"{key} = {folder} can't be written: {there} is not a writable folder")
 
 
-def find_disk(folder: str | Path, key: str) -> Path:
-    """Return the folder at which a disk is mounted. Raises InputError if it is not there."""
+def find_disk(folder: str) -> Path:
+    """Return the folder at which a cloud disk is mounted. Raises InputError if it is not there."""
     if not Path(folder).is_dir():
-        raise InputError(f"{key} = {folder} is no folder: mount the data disk or set another one")
+        raise InputError(
+            f"azure_data_root = {folder} is no folder: mount the data disk or set another one"
+        )
     return Path(folder)
 
 

@@ -132,17 +132,13 @@ def rows_of_scores(scores: MaskScores) -> list[dict[str, Any]]:
         values = {f"{name}_error": error for name, error in found.errors.items() if name != OURS}
         values |= {"error": found.error, "median_error": found.median_error, "blocks": found.blocks}
         values |= {"windows": scores.windows, "trained_on": int(scores.trained_on)}
-        rivals: list[tuple[str, str, Rival | None]] = [
-            ("untrained", "best_untrained_error", found.untrained),
-            ("naive", "best_naive_error", found.naive),
-            ("ladder", "ladder_error", found.ladder),
-            ("ridge", "ridge_error", found.ridge),
-        ]
-        for kind, error, rival in rivals:
+        for kind in ("untrained", "naive", "ladder", "ridge"):
+            rival: Rival | None = getattr(found, kind)
             if rival is None:
                 continue
+            chosen = "best_" if kind in ("untrained", "naive") else ""
             values |= {
-                error: rival.error,
+                f"{chosen}{kind}_error": rival.error,
                 f"skill_{kind}": rival.skill,
                 f"win_rate_{kind}": rival.win_rate,
                 f"difference_{kind}_low": rival.low,

@@ -59,7 +59,7 @@ class EncoderConfig:
     causal: bool = False  # attend to earlier states only
     outlook: bool = False  # a second head, for training alone (lob/training/objective.py)
     context: tuple[str, ...] = ()  # more inputs of a cell, names of CONTEXT
-    doubt: str = "change"  # change | distance: tells how far a fill is corrected
+    doubt: str = "change"  # change | distance: the rule that says how far a fill is corrected
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "context", tuple(self.context))  # a checkpoint holds a list
@@ -219,16 +219,16 @@ class CellBlock(nn.Module):
         return x + self.conv2(y)[:, :, :states].permute(0, 2, 3, 1)
 
 
-def doubt(inputs: Tensor, certain: float = 0.5) -> Tensor:
+def doubt(inputs: Tensor) -> Tensor:
     """Return how far the fill of each cell may be corrected, between 0 and 1, (B, T, L, 1).
 
-    inputs: those of a stem, (B, T, L, CHANNELS and context). It is e / (e + certain), where e is
-    the squared error of the fill that the window itself lets one expect: the distance in states to
-    the nearest size that is known, times how much sizes change in a state. The less there is to
+    inputs: those of a stem, (B, T, L, CHANNELS and context). It is e / (e + 1/2), where e is the
+    squared error of the fill that the window itself lets one expect: the distance in states to the
+    nearest size that is known, times how much sizes change in a state. The less there is to
     correct, the more the noise of a learned correction would outweigh it: a book whose sizes hardly
-    change is left as the ladder fills it. For a size that was seen at its price, distance and
-    change are those at one price; for any other those at one level. If no state shows the level it
-    is 1.
+    change is left as the ladder fills it. Distance and change are taken at the cell's price if
+    another state shows a size at that price, and else at its level. If no state shows the level the
+    result is 1.
     """
     values = inputs[..., 1].float()
     shown = inputs[..., 3] == 0
@@ -251,7 +251,7 @@ def doubt(inputs: Tensor, certain: float = 0.5) -> Tensor:
         at_price / passed.clamp(min=1) * steps,
         at_level / pairs.clamp(min=1) * level_steps,
     )
-    return torch.where(never, 1.0, expected / (expected + certain)).unsqueeze(3)
+    return torch.where(never, 1.0, expected / (expected + 0.5)).unsqueeze(3)
 
 
 def doubt_by_distance(inputs: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ class WindowStore:
     sizes float32 (B, T, L) and times_ns int64 (B, T). `wait_seconds` adds up the time that its
     caller waited for data.
 
-    num_workers: threads that copy windows; resident: whether the states are kept on the device
-    (None: on a GPU, if they take less than RESIDENT_SHARE of its free memory).
+    num_workers: threads that copy windows. The store is `resident`, with its states on the device,
+    on a GPU if they take less than RESIDENT_SHARE of its free memory.
     """
 
     def __init__(
@@ -38,17 +38,14 @@ class WindowStore:
         temporal_dim: int,
         device: torch.device,
         num_workers: int = 4,
-        resident: bool | None = None,
     ):
         self.books, self.temporal_dim, self.device = books, temporal_dim, device
         ends = np.cumsum([book.rows for book in books])
         self.offsets = np.concatenate([[0], ends]).astype(np.int64)
         self.num_workers, self.wait_seconds = max(1, num_workers), 0.0
-        if resident is None:
-            size = sum(book.price_ticks.nbytes + book.sizes.nbytes for book in books)
-            resident = device.type == "cuda" and size < RESIDENT_SHARE * free_bytes(device)
-        self.resident = resident
-        if resident:
+        size = sum(book.price_ticks.nbytes + book.sizes.nbytes for book in books)
+        self.resident = device.type == "cuda" and size < RESIDENT_SHARE * free_bytes(device)
+        if self.resident:
             self.price_ticks = on_device([book.price_ticks for book in books], device)
             self.sizes = on_device([book.sizes for book in books], device)
             self.times_ns = on_device([book.timestamps for book in books], device)

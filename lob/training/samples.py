@@ -32,9 +32,9 @@ from lob.windows.splits import (
 
 HELD_OUT_EPOCH = -1  # masks of validation and test windows are the same in every epoch
 SEEN_WINDOWS = 170_000  # of a run, if the user does not say: what the default recipe was made with
-MOST_EPOCHS = 30  # of those runs: more teach a network its windows by heart
+MOST_EPOCHS = 30  # of those runs: with more a network learns its windows by heart
 FEWEST_STEPS = 300  # of the optimizer: shorter runs have hardly left their beginning
-REPEATS = 64  # drawn more often in one epoch, a window would have keys of the next window
+REPEATS = 64  # a window that is drawn more often in an epoch would get keys of the next window
 
 
 def choose_epochs(windows_an_epoch: int) -> int:
@@ -275,10 +275,10 @@ class Sampler:
             for place in places_of_step:
                 yield self.batch(0, windows[place], repeats[place], epoch)
 
-    def first_held_out(self, split: int, most: int) -> Batch:
-        """Return a split's first windows, at most so many."""
-        some = np.arange(min(most, len(self.data.end_rows[split])))
-        return self.batch(split, some, 0, HELD_OUT_EPOCH)
+    def first_validation(self, most: int) -> Batch:
+        """Return the first validation windows, at most `most`."""
+        some = np.arange(min(most, len(self.data.end_rows[1])))
+        return self.batch(1, some, 0, HELD_OUT_EPOCH)
 
     def held_out_places(self, split: int) -> np.ndarray:
         """Return which windows of a split are used; `validation_windows` thins those of validation.

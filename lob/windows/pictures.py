@@ -63,10 +63,9 @@ def set_time_axis(axis: plt.Axes) -> None:
     axis.set_xlabel("exchange time (UTC)")
 
 
-def central_range(values: np.ndarray, share: float = 0.998) -> tuple[float, float]:
-    """Return the limits of the central `share` of the finite values, for the range of an axis."""
-    outside = [(1 - share) / 2, (1 + share) / 2]
-    low, high = np.quantile(values[np.isfinite(values)], outside)
+def central_range(values: np.ndarray) -> tuple[float, float]:
+    """Return the limits of the central 99.8 % of the finite values, for the range of an axis."""
+    low, high = np.quantile(values[np.isfinite(values)], [0.001, 0.999])
     room = 0.0
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # a single value
         room = 0.05 * abs(low) or 1.0
