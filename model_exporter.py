@@ -336,56 +336,51 @@ def describe(
     part: str, encoder: EncoderConfig, config: dict, precision: str, device: str
 ) -> dict[str, Any]:
     """Return what a caller must know. It goes into the file and into the `.json` beside it."""
-    half = encoder.depth // 2
-    width = encoder.width
-    window = ["B", encoder.temporal_dim, encoder.depth]
-
-    def field(dtype: str, shape: list, meaning: str) -> dict[str, Any]:
-        return {"dtype": dtype, "shape": shape, "meaning": meaning}
-
-    order = "" if part == "stream" else "states in time order, the last is now; "
+    depth, width = encoder.depth, encoder.width
+    is_stream = part == "stream"
+    window = ["B", depth] if is_stream else ["B", encoder.temporal_dim, depth]
+    order = "" if is_stream else "states in time order, the last is now; "
     prices = (
         f"price in ticks; {order}along the last axis "
-        f"{half} bids, deepest to best, then asks, best to deepest"
+        f"{depth // 2} bids, deepest to best, then asks, best to deepest"
     )
     sizes = "resting size at each price in the base currency, above 0"
-    inputs = {
-        "price_ticks": field("int64", window, prices),
-        "sizes": field("float32", window, sizes),
-    }
+    inputs = {"price_ticks": ("int64", window, prices), "sizes": ("float32", window, sizes)}
     if part == "reconstruction":
-        inputs["mask"] = field("bool", [*window, 2], "True where price (0) or size (1) is hidden")
+        inputs["mask"] = ("bool", [*window, 2], "True where price (0) or size (1) is hidden")
     if encoder.reads_times:
-        inputs["times_ns"] = field("int64", window[:2], "time of each state in ns, not falling")
+        inputs["times_ns"] = ("int64", window[:2], "time of each state in ns, not falling")
     if part == "reconstruction":
         outputs = {
-            "predicted_price_ticks": field("float64", window, "price in ticks, not rounded"),
-            "predicted_sizes": field("float32", window, "size"),
+            "predicted_price_ticks": ("float64", window, "price in ticks, not rounded"),
+            "predicted_sizes": ("float32", window, "size"),
         }
     elif part == "actor_critic":
         own = ["B", config["state_features"]]
-        inputs["state"] = field("float32", own, "the agent's own state, scaled to about 1")
+        inputs["state"] = ("float32", own, "the agent's own state, scaled to about 1")
         outputs = {
-            "logits": field("float32", ["B", len(ACTIONS)], f"of {', '.join(ACTIONS)}"),
-            "value": field("float32", ["B"], "of the window and state"),
+            "logits": ("float32", ["B", len(ACTIONS)], f"of {', '.join(ACTIONS)}"),
+            "value": ("float32", ["B"], "of the window and state"),
         }
-    elif config["pooling"] == "all" and part != "stream":
-        shape = ["B", encoder.temporal_dim, width]
-        outputs = {"embedding": field("float32", shape, "of each state")}
+    elif is_stream:
+        outputs = {"embedding": ("float32", ["B", width], "of the state, which is the present one")}
+    elif config["pooling"] == "all":
+        outputs = {"embedding": ("float32", [*window[:2], width], "of each state")}
     else:
         meaning = f"{config['pooling']} of the window that ends now"
-        if part == "stream":
-            meaning = "of the state, which is the present one"
-            for value in inputs.values():
-                value["shape"] = ["B", encoder.depth]
-        outputs = {"embedding": field("float32", ["B", width], meaning)}
+        outputs = {"embedding": ("float32", ["B", width], meaning)}
+
+    def fields(of: dict[str, tuple]) -> dict[str, dict[str, Any]]:
+        names = ("dtype", "shape", "meaning")
+        return {name: dict(zip(names, field, strict=True)) for name, field in of.items()}
+
     return {
         "format_version": FORMAT_VERSION,
         "part": part,
         "precision": precision,
         "device": device,
-        "inputs": inputs,
-        "outputs": outputs,
+        "inputs": fields(inputs),
+        "outputs": fields(outputs),
         "encoder": vars(encoder),
     }
 
