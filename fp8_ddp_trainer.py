@@ -78,7 +78,6 @@ config = {
     "validate_steps": 0,  # int >= 0: optimizer steps between validations; 0: after each epoch only
     "validation_windows": None,  # int >= 1 | None: of a validation, evenly spaced; None: all
     "log_steps": 20,  # int >= 1: optimizer steps between log entries
-    "histogram_steps": 0,  # int >= 0: optimizer steps between histograms of gradients; 0: none
 }
 
 from lob.config import CheckFailed, InputError, check_rules, load_config, run
@@ -352,9 +351,6 @@ class Trainer:
         # If a gradient is not finite, this raises NonFinite, or on a GPU makes step() do nothing.
         stopped = self.finite.watch(loss, norm, stopping, place)
         self.optimizer.step()
-        every = self.config["histogram_steps"]
-        if every and (progress.step + 1) % every == 0:
-            self.log.histograms(self.model, progress.step + 1)
         self.passes.clear_gradients()
 
         self.epoch_sums += torch.stack([loss_sum, hidden])

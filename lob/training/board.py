@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -110,14 +109,6 @@ class Board:
         for answer, tag in SKILL.items():
             values.append((tag, 1 - scores.loss() / max(scores.loss(answer), 1e-30)))
         self.scalars(values, step)
-
-    def histograms(self, model: nn.Module, step: int) -> None:
-        """Write a histogram of each parameter's gradients."""
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                gradients = parameter.grad.float().cpu().numpy()
-                self.writer.add_histogram(f"gradients/{name}", gradients, step)
-        self.writer.flush()
 
     def picture(self, figure: "Figure", step: int) -> None:
         self.writer.add_figure("fills", figure, step)

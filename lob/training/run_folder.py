@@ -41,7 +41,6 @@ MAY_CHANGE = {  # keys in which a resumed run may differ from what it was before
     "resume",
     "runs_dir",
     "log_steps",
-    "histogram_steps",
     "checkpoint_minutes",
     "keep_checkpoints",
 }

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from lob.config import InputError
@@ -284,11 +283,6 @@ class RunLog:
         """Say who stopped the run, where, and how it goes on."""
         where = f"at step {progress.step:,}" if progress.step else "before the first step"
         self.print(f"stopped by {by} {where}; go on with --resume=True")
-
-    def histograms(self, model: nn.Module, step: int) -> None:
-        """Write a histogram of each parameter's gradients to TensorBoard."""
-        if self.active:
-            self.board.histograms(model, step)
 
     @drawing("picture of a window")
     def picture(self, progress: Progress, window: "Filled", tick: float, pair: str) -> None:
