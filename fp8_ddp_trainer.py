@@ -471,7 +471,7 @@ class Trainer:
         best = self.saver.checkpoints / BEST
         meta = load_weights(best, self.model) if self.team.rank == 0 else {}
         self.team.share(self.model)
-        scores = self.evaluate(2) if len(self.data.end_rows[2]) else None
+        scores = self.evaluate(2) if len(self.data.windows[2]) else None
         self.log.test(self.progress, scores, self.encoder.fill, best, meta)
 
     def save_failure(self, epoch: int, batch: int, step: int) -> str:

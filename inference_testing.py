@@ -152,8 +152,7 @@ def select_windows(
     dates = None if config["dates"] is None else parse_dates(config["dates"], "dates")
     cuts = np.asarray(meta["data"]["cuts_ns"], dtype=np.int64)
     if config["split_ratios"] is not None:
-        times = [book.timestamps for book in books]
-        cuts = calendar_cuts(times, [book.segment_starts for book in books], config["split_ratios"])
+        cuts = calendar_cuts(books, config["split_ratios"])
     selection = Selection(model.config.temporal_dim, cuts, config["split"], dates, fit_books)
     tested = []
     for book in books:

@@ -53,7 +53,7 @@ def fill_median_window(book: Book) -> Filled:
     """Fill the test windows with all methods and return the one with the median gain."""
     model, _ = load_model(WEIGHTS, torch.device("cpu"))
     states = model.config.temporal_dim
-    cuts = calendar_cuts([book.timestamps], [book.segment_starts], SPLIT_RATIOS)
+    cuts = calendar_cuts([book], SPLIT_RATIOS)
     selection = Selection(states, cuts, "test", None, [book])
     masking = Masking(MASK, SHARE, states, BATCH, torch.device("cpu"))
     fitted = fit_ridges(

@@ -68,7 +68,7 @@ def draw(folder: Path, **changes) -> dict[str, tuple[np.ndarray, dict]]:
 
 def limits_of(folder: Path, pair: str, ratios=(0.7, 0.25, 0.05)) -> np.ndarray:
     books = [open_book(folder / "book_states" / name) for name in ("AAA", "BBB")]
-    cuts = calendar_cuts([b.timestamps for b in books], [b.segment_starts for b in books], ratios)
+    cuts = calendar_cuts(books, ratios)
     return split_rows(books[pair == "BBB"].timestamps, cuts, T)
 
 

@@ -93,7 +93,7 @@ def test_states_after_a_window_change_neither_embedding_nor_features(data_dir):
 def checkpoint(sampled, tmp_path_factory):
     """A checkpoint of an encoder that was not trained, with the calendar cuts of `sampled`."""
     book = open_book(sampled / "book_states" / "BTC_USD")
-    cuts = calendar_cuts([book.timestamps], [book.segment_starts], [0.7, 0.25, 0.05])
+    cuts = calendar_cuts([book], [0.7, 0.25, 0.05])
     model = lively_encoder(16, 32, fill="ladder")
     file = tmp_path_factory.mktemp("runs") / "a" / "checkpoints" / "best.safetensors"
     meta = metadata(

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ from lob.windows.splits import (
 )
 
 SECOND = 1_000_000_000
+
+
+def times_of(timestamps, segment_starts):
+    """Return what splits read of a book."""
+    rows = len(timestamps)
+    return SimpleNamespace(timestamps=timestamps, segment_starts=segment_starts, rows=rows)
 
 
 def states_of(ends, temporal_dim):
@@ -73,7 +80,7 @@ def test_no_state_and_no_instant_is_shared_by_two_splits(pairs, temporal_dim, ra
     if sum(ratios) == 0:
         return
     shares = [ratio / sum(ratios) for ratio in ratios]
-    cuts = calendar_cuts([t for t, _ in pairs], [s for _, s in pairs], shares)
+    cuts = calendar_cuts([times_of(*pair) for pair in pairs], shares)
     assert cuts[0] <= cuts[1]
     latest = [-1, -1, -1]
     earliest = [2**62] * 3
@@ -121,19 +128,17 @@ def test_cuts_divide_covered_time_and_skip_gaps():
     night = 8 * 3600 * SECOND
     times = np.concatenate([np.arange(101), np.arange(101)]) * SECOND
     times[101:] += night
-    starts = np.array([0, 101])
-    cuts = calendar_cuts([times], [starts], [0.7, 0.25, 0.05])
+    book = times_of(times, np.array([0, 101]))
+    cuts = calendar_cuts([book], [0.7, 0.25, 0.05])
     assert cuts.tolist() == [night + 40 * SECOND, night + 90 * SECOND]
     # A second pair that was recorded in the first half of the same time moves nothing.
-    assert (
-        calendar_cuts([times, times[:50]], [starts, np.array([0])], [0.7, 0.25, 0.05]).tolist()
-        == cuts.tolist()
-    )
+    second = times_of(times[:50], np.array([0]))
+    assert calendar_cuts([book, second], [0.7, 0.25, 0.05]).tolist() == cuts.tolist()
 
 
 def test_cuts_may_be_dates():
-    times, starts = np.arange(10) * SECOND, np.array([0])
-    cuts = calendar_cuts([times], [starts], ["2026-05-02T10:00", "2026-05-02 12:30:00.25+00:00"])
+    book = times_of(np.arange(10) * SECOND, np.array([0]))
+    cuts = calendar_cuts([book], ["2026-05-02T10:00", "2026-05-02 12:30:00.25+00:00"])
     first = datetime(2026, 5, 2, 10, tzinfo=UTC)
     second = datetime(2026, 5, 2, 12, 30, 0, 250_000, tzinfo=UTC)
     assert cuts.tolist() == [
@@ -160,12 +165,13 @@ def test_cuts_may_be_dates():
 )
 def test_impossible_splits_are_refused_with_their_value(ratios):
     with pytest.raises(InputError, match="split_ratios"):
-        calendar_cuts([np.arange(10)], [np.array([0])], ratios)
+        calendar_cuts([times_of(np.arange(10), np.array([0]))], ratios)
 
 
 def test_a_book_without_states_is_refused():
     with pytest.raises(InputError, match="no states"):
-        calendar_cuts([np.empty(0, np.int64)], [np.empty(0, np.int64)], [0.7, 0.25, 0.05])
+        nothing = np.empty(0, np.int64)
+        calendar_cuts([times_of(nothing, nothing)], [0.7, 0.25, 0.05])
 
 
 def test_a_window_needs_all_its_states_in_one_split():

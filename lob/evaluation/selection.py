@@ -54,9 +54,7 @@ class Selection:
             first_time = book.timestamps[ends - self.states]
             last_time = book.timestamps[ends - 1]
             ends = ends[(first_time >= begin) & (last_time < end)]
-        segments = segment_ranges(book.segment_starts, book.rows)
-        segment = np.searchsorted(segments[:, 0], ends - 1, side="right") - 1
-        return ends[ends + after <= np.minimum(segments[segment, 1], last)]
+        return ends[ends + after <= np.minimum(segment_of_windows(book, ends)[:, 1], last)]
 
     def tested(self, book: Book, after: int = 0) -> np.ndarray:
         return self.ends(book, self.split, after)
@@ -133,6 +131,12 @@ def evenly_spaced(ends: np.ndarray, count: int) -> np.ndarray:
     return ends[places.round().astype(np.int64)]
 
 
+def segment_of_windows(book: Book, ends: np.ndarray) -> np.ndarray:
+    """Return the rows [first, end) of the segment that holds each window's last state, (W, 2)."""
+    segments = segment_ranges(book.segment_starts, book.rows)
+    return segments[np.searchsorted(book.segment_starts, ends - 1, side="right") - 1]
+
+
 def in_parts(
     book: Book, ends: np.ndarray, states: int, after: int, shares: Sequence[float]
 ) -> np.ndarray:
@@ -152,9 +156,8 @@ def in_parts(
     begins = borders[:-1] + np.where(borders[:-1] > 0, states, 0)
     rows = np.stack([begins, borders[1:]], axis=1)
     part = split_of_windows(ends + after, states + after, rows)
-    segments = segment_ranges(book.segment_starts, book.rows)
-    segment = np.searchsorted(segments[:, 0], ends - 1, side="right") - 1
-    whole = (ends - states >= segments[segment, 0]) & (ends + after <= segments[segment, 1])
+    first, end = segment_of_windows(book, ends).T
+    whole = (ends - states >= first) & (ends + after <= end)
     return np.where(whole, part, -1).astype(np.int8)
 
 
@@ -164,10 +167,8 @@ def states_after(book: Book, ends: np.ndarray, shares: Sequence[float] = (1.0,))
     ends, shares: as for `in_parts`.
     """
     borders = np.round(np.cumsum([0, *shares]) * book.rows).astype(np.int64)
-    segments = segment_ranges(book.segment_starts, book.rows)
-    segment = np.searchsorted(segments[:, 0], ends - 1, side="right") - 1
     part_end = borders[np.searchsorted(borders, ends, side="left")]
-    return np.minimum(segments[segment, 1], part_end) - ends
+    return np.minimum(segment_of_windows(book, ends)[:, 1], part_end) - ends
 
 
 def time_blocks(book: Book, ends: np.ndarray) -> np.ndarray:

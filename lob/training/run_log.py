@@ -151,7 +151,7 @@ class RunLog:
             length,
         ]
         if team.device.type == "cpu" and epochs_left:
-            some = np.arange(min(passes.size, len(data.end_rows[0])))
+            some = np.arange(min(passes.size, len(data.windows[0])))
             rate = team.world * passes.measure_rate(sampler.batch(0, some, 0, 0))
             held_out = len(sampler.held_out_places(1))
             validation = held_out / 3  # a forward pass is a third of a training step

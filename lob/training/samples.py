@@ -46,18 +46,19 @@ def choose_epochs(windows_an_epoch: int) -> int:
     return max(1, min(MOST_EPOCHS, round(SEEN_WINDOWS / windows_an_epoch)))
 
 
+WINDOW = np.dtype([("pair", np.int64), ("end_row", np.int64), ("weight", np.float64)])
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """Books, and the windows of each split: pair number, end row and weight, (W,) each.
+    """Books, and the windows of each split, WINDOW (W,), by number of the pair and by time.
 
-    Windows are in the order of pairs and, within a pair, of time. cuts_ns: the times at which
-    validation and test begin; shared_states: how many states lie in windows of two splits.
+    cuts_ns: the times at which validation and test begin; shared_states: how many states lie in
+    windows of two splits.
     """
 
     books: list[Book]
-    pair_index: list[np.ndarray]
-    end_rows: list[np.ndarray]
-    weights: list[np.ndarray]
+    windows: list[np.ndarray]
     cuts_ns: np.ndarray
     shared_states: int
 
@@ -78,7 +79,7 @@ class Dataset:
                 f"{self.shared_states} states are shared by two splits: "
                 "the samples are not to be used"
             )
-        if not len(self.end_rows[0]) or not len(self.end_rows[1]):
+        if not len(self.windows[0]) or not len(self.windows[1]):
             raise InputError(
                 f"no windows to train or validate on ({self.describe()}): "
                 "sample more, or change split_ratios"
@@ -87,8 +88,8 @@ class Dataset:
     def describe(self) -> str:
         pairs = ", ".join(book.pair for book in self.books)
         states = sum(book.rows for book in self.books)
-        ends_of = zip(SPLITS, self.end_rows, strict=True)
-        counts = ", ".join(f"{name} {len(ends):,}" for name, ends in ends_of)
+        named = zip(SPLITS, self.windows, strict=True)
+        counts = ", ".join(f"{name} {len(windows):,}" for name, windows in named)
         return (
             f"{pairs}; {states:,} states; windows: {counts}; "
             f"states shared by two splits: {self.shared_states}; {self.describe_dates()}"
@@ -106,9 +107,9 @@ class Dataset:
     def identity(self) -> dict[str, Any]:
         """Return what tells these windows from others: their books, a hash, the calendar cuts."""
         digest = hashlib.sha256()
-        for column in (self.pair_index, self.end_rows, self.weights):
-            for array in column:
-                digest.update(array.tobytes())
+        for column in ("pair", "end_row", "weight"):
+            for windows in self.windows:
+                digest.update(windows[column].tobytes())
         books = [identity(book) for book in self.books]
         return {
             "books": books,
@@ -122,7 +123,7 @@ class Dataset:
         before: metadata of the checkpoint that training begins with; empty if there is none.
         """
         before = before.get("seen", {"until_ns": 0, "books": []})
-        pairs, ends = self.pair_index[0], self.end_rows[0]
+        pairs, ends = self.windows[0]["pair"], self.windows[0]["end_row"]
         last = [
             int(book.timestamps[ends[pairs == number].max() - 1])
             for number, book in enumerate(self.books)
@@ -152,14 +153,9 @@ def open_dataset(
         raise InputError(
             f"the books differ in depth ({depths}): parse them with one --depth, or name --pairs"
         )
-    timestamps = [book.timestamps for book in books]
-    segments = [book.segment_starts for book in books]
-    cuts = calendar_cuts(timestamps, segments, split_ratios)
+    cuts = calendar_cuts(books, split_ratios)
 
-    splits = range(len(SPLITS))
-    pair_index: list[list[np.ndarray]] = [[] for _ in splits]
-    end_rows: list[list[np.ndarray]] = [[] for _ in splits]
-    weights: list[list[np.ndarray]] = [[] for _ in splits]
+    windows: list[list[np.ndarray]] = [[] for _ in SPLITS]
     shared = 0
     for number, book in enumerate(books):
         rows, _ = open_table(
@@ -171,20 +167,15 @@ def open_dataset(
         )
         limits = split_rows(book.timestamps, cuts, temporal_dim)
         split = split_of_windows(rows["end_row"], temporal_dim, limits)
-        for index in splits:
-            mine = rows[split == index]
-            pair_index[index].append(np.full(len(mine), number))
-            end_rows[index].append(mine["end_row"].astype(np.int64))
-            weights[index].append(mine["weight"].copy())
-        shared += count_shared_states([ends[-1] for ends in end_rows], temporal_dim, book.rows)
-    return Dataset(
-        books,
-        [np.concatenate(parts) for parts in pair_index],
-        [np.concatenate(parts) for parts in end_rows],
-        [np.concatenate(parts) for parts in weights],
-        cuts,
-        shared,
-    )
+        for index, parts in enumerate(windows):
+            of_split = rows[split == index]
+            mine = np.empty(len(of_split), WINDOW)
+            mine["pair"] = number
+            mine["end_row"], mine["weight"] = of_split["end_row"], of_split["weight"]
+            parts.append(mine)
+        ends = [parts[-1]["end_row"] for parts in windows]
+        shared += count_shared_states(ends, temporal_dim, book.rows)
+    return Dataset(books, [np.concatenate(parts) for parts in windows], cuts, shared)
 
 
 @dataclass(frozen=True)
@@ -208,7 +199,7 @@ class Sampler:
     ):
         self.data, self.seed, self.windows_a_step = data, seed, windows_a_step
         self.validation_windows = validation_windows
-        windows = int(data.weights[0].sum())
+        windows = int(data.windows[0]["weight"].sum())
         self.steps_an_epoch = windows // windows_a_step
         if self.steps_an_epoch == 0:
             raise InputError(
@@ -242,7 +233,7 @@ class Sampler:
         weights, rounded down or up.
         """
         rng = np.random.default_rng([self.seed, epoch])
-        passed = np.floor(np.cumsum(self.data.weights[0]) + rng.random()).astype(np.int64)
+        passed = np.floor(np.cumsum(self.data.windows[0]["weight"]) + rng.random()).astype(np.int64)
         times = np.diff(passed, prepend=0)
         windows = np.repeat(np.arange(len(times)), times)
         repeats = np.arange(len(windows)) - np.repeat(np.cumsum(times) - times, times)
@@ -259,7 +250,8 @@ class Sampler:
         # One number for each draw, different for all windows, repeats and splits.
         samples = torch.from_numpy(windows * REPEATS + repeats + split * 2**56)
         keys = window_keys(self.seed, epoch, samples)
-        return Batch(self.data.pair_index[split][windows], self.data.end_rows[split][windows], keys)
+        chosen = self.data.windows[split][windows]
+        return Batch(chosen["pair"], chosen["end_row"], keys)
 
     def training(
         self, epoch: int, step: int, rank: int = 0, world: int = 1, passes: int = 1
@@ -277,7 +269,7 @@ class Sampler:
 
     def first_validation(self, most: int) -> Batch:
         """Return the first validation windows, at most `most`."""
-        some = np.arange(min(most, len(self.data.end_rows[1])))
+        some = np.arange(min(most, len(self.data.windows[1])))
         return self.batch(1, some, 0, HELD_OUT_EPOCH)
 
     def held_out_places(self, split: int) -> np.ndarray:
@@ -285,7 +277,7 @@ class Sampler:
 
         int64 (N,): their numbers within the split.
         """
-        count = len(self.data.end_rows[split])
+        count = len(self.data.windows[split])
         most = self.validation_windows if split == 1 else None
         kept = count if most is None else min(most, count)
         return np.arange(kept) * count // max(kept, 1)

@@ -70,9 +70,7 @@ def open_pairs(
     the statistics were made with another `temporal_dim` or from another book.
     """
     books = [open_book(folder / "book_states" / name) for name in names]
-    timestamps = [book.timestamps for book in books]
-    segment_starts = [book.segment_starts for book in books]
-    cuts = calendar_cuts(timestamps, segment_starts, split_ratios)
+    cuts = calendar_cuts(books, split_ratios)
     pairs = []
     for book in books:
         file = folder / "window_statistics" / f"{book.pair}.npy"

@@ -43,17 +43,12 @@ def strided_ends(
     ]
 
 
-def calendar_cuts(
-    timestamps: Sequence[np.ndarray],
-    segment_starts: Sequence[np.ndarray],
-    split_ratios: Sequence[float | str],
-) -> np.ndarray:
-    """Return int64 (2,): the instants (ns) at which validation and test begin, for all pairs.
+def calendar_cuts(books: Sequence[Book], split_ratios: Sequence[float | str]) -> np.ndarray:
+    """Return int64 (2,): the instants (ns) at which validation and test begin, for all books.
 
-    `timestamps` and `segment_starts` hold one array per pair. `split_ratios` is either three shares
-    (train, validation, test) or the two cuts themselves as ISO dates (UTC). Shares divide the time
-    that is covered by a segment of at least one pair; time without a recording does not count.
-    Raises InputError if `split_ratios` is neither.
+    `split_ratios` is either three shares (train, validation, test) or the two cuts themselves as
+    ISO dates (UTC). Shares divide the time that is covered by a segment of at least one book; time
+    without a recording does not count. Raises InputError if `split_ratios` is neither.
     """
     if len(split_ratios) == 2 and all(isinstance(date, str) for date in split_ratios):
         return parse_dates(split_ratios)
@@ -67,7 +62,7 @@ def calendar_cuts(
         raise InputError(
             f"split_ratios = {split_ratios!r} add up to {sum(shares):g}: make them add up to 1"
         )
-    begins, ends = covered_spans(timestamps, segment_starts)
+    begins, ends = covered_spans(books)
     covered_before = np.append(0, np.cumsum(ends - begins))  # ns before each span, and in all
     cuts = []
     for share in np.cumsum(np.asarray(shares, dtype=np.float64))[:2] / float(sum(shares)):
@@ -78,17 +73,15 @@ def calendar_cuts(
     return np.array(cuts, dtype=np.int64)
 
 
-def covered_spans(
-    timestamps: Sequence[np.ndarray], segment_starts: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+def covered_spans(books: Sequence[Book]) -> tuple[np.ndarray, np.ndarray]:
     """Return begins and ends, int64 (S,) in ns, of the spans of time that any segment covers.
 
     Spans that overlap are joined into one. Raises InputError if the books hold no states.
     """
     parts = []
-    for times, starts in zip(timestamps, segment_starts, strict=True):
-        first_and_last = segment_ranges(starts, len(times)) - [0, 1]  # rows (S, 2)
-        parts.append(times[first_and_last])
+    for book in books:
+        first_and_last = segment_ranges(book.segment_starts, book.rows) - [0, 1]  # rows (S, 2)
+        parts.append(book.timestamps[first_and_last])
     spans = np.concatenate(parts)
     if not len(spans):
         raise InputError("the books hold no states to split: run data_parser.py again")
