@@ -110,14 +110,12 @@ class Passes:
         It is start rows and keys if a graph gathers the windows itself, else the windows and keys.
         """
         if self.graph and self.store.resident:
-            return self.start_rows(batches)
+            starts = self.store.start_rows
+            return (
+                (torch.from_numpy(starts(batch.pair_index, batch.end_rows)), batch.keys)
+                for batch in batches
+            )
         return self.load(batches)
-
-    def start_rows(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield start rows and keys of each batch."""
-        for batch in batches:
-            rows = self.store.start_rows(batch.pair_index, batch.end_rows)
-            yield torch.from_numpy(rows), batch.keys
 
     def load(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield price_ticks, sizes, times_ns and keys of each batch on the device."""
