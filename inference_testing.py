@@ -104,28 +104,8 @@ def main(config: dict) -> int:
         print(f"report     {folder / 'latency.json'}")
         return 0
 
-    selection, books = select_windows(config, model, meta, books)
-    how = config["mask_perc"], selection.states, config["batch_size"], device
-    maskings = [Masking(mask, *how) for mask in config["masks"]]
-    known_masks = trained_on(meta["config"]["mask_mode"])
-    fitted: dict[tuple, Ridges | None] = {}  # pairs that are fitted on the same windows share them
-    found: list[PairReport] = []
-    pictures: dict[str, Path] = {}
-    for book in books:
-        ridges = fit_masks(config, selection, maskings, book, fitted)
-        scores = score_masks(config, model, selection, maskings, ridges, book, known_masks)
-        probe_windows, why_none = plan_probes(config["probe_windows"], selection, book)
-        probed = probe_embedding(config, probe_windows, model, selection, device, book)
-        notes = find_notes(config, selection, book)
-        if why_none:
-            notes.append(why_none)
-        for note in notes:
-            print(note)
-        found.append(PairReport(book.pair, scores, probed, notes))
-        if config["pictures"]:
-            with drawing(f"{book.pair}: pictures"):
-                pictures |= draw(config, model, meta, selection, maskings, ridges, book, folder)
-
+    tester = Tester(config, device, model, meta, folder, books)
+    found = [tester.test(book) for book in tester.books]
     speed = time_embedding(config, model, device, books[0])
     print(f"one window {report.show_speed(speed)}")
     rows = [*report.to_rows(found), *speed]
@@ -133,7 +113,7 @@ def main(config: dict) -> int:
     text = report.to_markdown(f"Accuracy of {checkpoint.name} on {device.type}", found)
     with new_file(folder / "report.md") as handle:
         handle.write(text.encode())
-    add_test(folder, meta["progress"]["step"], found, text, pictures)
+    add_test(folder, meta["progress"]["step"], found, text, tester.pictures)
     print(f"report     {folder / 'report.md'}")
     return 0
 
@@ -169,75 +149,6 @@ def select_windows(
     return selection, tested
 
 
-def fit_masks(
-    config: dict,
-    selection: Selection,
-    maskings: list[Masking],
-    book: Book,
-    fitted: dict[tuple, Ridges | None],
-) -> dict[str, Ridges | None]:
-    """Return a book's ridge regressions by mask; None if there are no training windows.
-
-    fitted: all regressions so far, by mask and by the books that they were fitted on.
-    """
-    training = selection.to_fit(book, "train", config["fit_windows"])
-    validation = selection.to_fit(book, "validation", config["fit_windows"])
-    if not training and not fitted:
-        print("ridge regression left out: no training windows (set --fit_data_dir)")
-    found = {}
-    for masking in maskings:
-        key = (masking.mask, *(str(source.path) for source, _ in training))
-        if key not in fitted:
-            name = "fitting the ridge"
-            sets = masking.hide_all(training, name), masking.hide_all(validation, name)
-            fitted[key] = fit_ridges(*sets)
-        found[masking.mask] = fitted[key]
-    return found
-
-
-def score_masks(
-    config: dict,
-    model: BookEncoder,
-    selection: Selection,
-    maskings: list[Masking],
-    ridges: dict[str, Ridges | None],
-    book: Book,
-    known_masks: set[str],
-) -> list[MaskScores]:
-    """Score every mask on evenly spaced windows and, if there is one, on the balanced sample.
-
-    Windows of both are filled once.
-    """
-    natural = evenly_spaced(selection.tested(book), config["windows"])
-    balanced = balanced_ends(selection, book, config["data_dir"], config["windows"])
-    both = np.unique(np.concatenate([natural, balanced]))
-    validation = selection.to_fit(book, "validation", config["fit_windows"])
-    windows = f"{counted(len(natural), 'window')} of the split {config['split']!r}"
-    print(report.head_of_scores(book.pair, windows))
-    found = []
-    for masking in maskings:
-        fitted = ridges[masking.mask]
-        errors = score(masking, [(book, both)], fitted, model)
-        judged = score(masking, validation, fitted, None) if validation else errors
-        for ends in (natural, balanced):
-            if not len(ends):
-                continue
-            mine = take_windows(errors, np.searchsorted(both, ends))
-            blocks = ends // config["block_states"]
-            scores = MaskScores(
-                pair=book.pair,
-                mask=masking.mask,
-                balanced=ends is balanced,
-                trained_on=masking.mask in known_masks,
-                windows=len(ends),
-                comparisons=compare(mine, judged, blocks, config["seed"]),
-            )
-            found.append(scores)
-            if not scores.balanced:
-                print(report.show_scores(scores), flush=True)
-    return found
-
-
 def plan_probes(wanted: int | None, selection: Selection, book: Book) -> tuple[int, str]:
     """Return how many windows the probes are fitted on, and why there are none, in words.
 
@@ -258,36 +169,6 @@ def plan_probes(wanted: int | None, selection: Selection, book: Book) -> tuple[i
     return count, ""
 
 
-def probe_embedding(
-    config: dict,
-    count: int,
-    model: BookEncoder,
-    selection: Selection,
-    device: torch.device,
-    book: Book,
-) -> dict[str, probes.ProbeResult | None]:
-    """Return what linear probes score on the tested windows, by task.
-
-    count: training windows; for 0 an empty dict is returned.
-    """
-    if not count:
-        return {}
-    tested = evenly_spaced(selection.tested(book, HORIZON), count // 2)
-    splits = [
-        selection.to_fit(book, "train", count, HORIZON),
-        selection.to_fit(book, "validation", count // 2, HORIZON),
-        [(book, tested)],
-    ]
-    sets = probes.make_sets(model, splits, config["batch_size"], device, config["seed"])
-    print(report.head_of_probes(book.pair))
-    found = {}
-    shares, trees = tuple(probes.SHARES), ("boosted",)  # trees take too long for every test
-    for task in TASKS:
-        found[task] = probes.probe_task(task, sets, config["seed"], shares, without=trees)
-        print(report.show_probe(task, found[task]), flush=True)
-    return found
-
-
 def find_notes(config: dict, selection: Selection, book: Book) -> list[str]:
     """Return what a reader must know about how a pair's numbers were made."""
     notes = []
@@ -302,33 +183,132 @@ def find_notes(config: dict, selection: Selection, book: Book) -> list[str]:
     return notes
 
 
-def draw(
-    config: dict,
-    model: BookEncoder,
-    meta: dict[str, Any],
-    selection: Selection,
-    maskings: list[Masking],
-    ridges: dict[str, Ridges | None],
-    book: Book,
-    folder: Path,
-) -> dict[str, Path]:
-    """Draw one window as it was, masked and filled, and errors by level and by distance.
+class Tester:
+    """What is the same for all books of a test: the encoder, and which windows are hidden how."""
 
-    The distance of a hidden value is the number of states to the nearest one that shows its level.
-    Return the files by name.
-    """
-    from lob.evaluation.pictures import draw_pair  # loads matplotlib
-    from lob.plotting import save
+    def __init__(
+        self,
+        config: dict,
+        device: torch.device,
+        model: BookEncoder,
+        meta: dict[str, Any],
+        folder: Path,
+        books: Sequence[Book],
+    ):
+        self.config, self.device, self.model = config, device, model
+        self.meta, self.folder = meta, folder
+        self.selection, self.books = select_windows(config, model, meta, books)
+        how = config["mask_perc"], self.selection.states, config["batch_size"], device
+        self.maskings = [Masking(mask, *how) for mask in config["masks"]]
+        # By mask and by the books that they were fitted on: books may share them.
+        self.fitted: dict[tuple, Ridges | None] = {}
+        self.pictures: dict[str, Path] = {}
 
-    ends = selection.tested(book)
-    middle = ends[len(ends) // 2]
-    some = evenly_spaced(ends, config["batch_size"])
-    figures = draw_pair(model, meta, maskings, ridges, book, middle, some)
-    files = {}
-    for name, figure in figures.items():
-        files[f"{book.pair}_{name}"] = save(figure, folder / f"{book.pair}_{name}.png")
-        print(f"picture    {files[f'{book.pair}_{name}']}")
-    return files
+    def test(self, book: Book) -> PairReport:
+        """Score, probe and draw the tested windows of a book."""
+        ridges = self.fit_masks(book)
+        scores = self.score_masks(book, ridges)
+        count, why_none = plan_probes(self.config["probe_windows"], self.selection, book)
+        probed = self.probe_embedding(book, count) if count else {}
+        notes = find_notes(self.config, self.selection, book)
+        if why_none:
+            notes.append(why_none)
+        for note in notes:
+            print(note)
+        if self.config["pictures"]:
+            with drawing(f"{book.pair}: pictures"):
+                self.draw(book, ridges)
+        return PairReport(book.pair, scores, probed, notes)
+
+    def fit_masks(self, book: Book) -> dict[str, Ridges | None]:
+        """Return a book's ridge regressions by mask; None if there are no training windows."""
+        training = self.selection.to_fit(book, "train", self.config["fit_windows"])
+        validation = self.selection.to_fit(book, "validation", self.config["fit_windows"])
+        if not training and not self.fitted:
+            print("ridge regression left out: no training windows (set --fit_data_dir)")
+        found = {}
+        for masking in self.maskings:
+            key = (masking.mask, *(str(source.path) for source, _ in training))
+            if key not in self.fitted:
+                name = "fitting the ridge"
+                sets = masking.hide_all(training, name), masking.hide_all(validation, name)
+                self.fitted[key] = fit_ridges(*sets)
+            found[masking.mask] = self.fitted[key]
+        return found
+
+    def score_masks(self, book: Book, ridges: dict[str, Ridges | None]) -> list[MaskScores]:
+        """Score every mask on evenly spaced windows and, if there is one, on the balanced sample.
+
+        Windows of both are filled once.
+        """
+        config, selection = self.config, self.selection
+        natural = evenly_spaced(selection.tested(book), config["windows"])
+        balanced = balanced_ends(selection, book, config["data_dir"], config["windows"])
+        both = np.unique(np.concatenate([natural, balanced]))
+        validation = selection.to_fit(book, "validation", config["fit_windows"])
+        windows = f"{counted(len(natural), 'window')} of the split {config['split']!r}"
+        print(report.head_of_scores(book.pair, windows))
+        found = []
+        for masking in self.maskings:
+            fitted = ridges[masking.mask]
+            errors = score(masking, [(book, both)], fitted, self.model)
+            judged = score(masking, validation, fitted, None) if validation else errors
+            for ends in (natural, balanced):
+                if not len(ends):
+                    continue
+                mine = take_windows(errors, np.searchsorted(both, ends))
+                blocks = ends // config["block_states"]
+                scores = MaskScores(
+                    pair=book.pair,
+                    mask=masking.mask,
+                    balanced=ends is balanced,
+                    trained_on=masking.mask in trained_on(self.meta["config"]["mask_mode"]),
+                    windows=len(ends),
+                    comparisons=compare(mine, judged, blocks, config["seed"]),
+                )
+                found.append(scores)
+                if not scores.balanced:
+                    print(report.show_scores(scores), flush=True)
+        return found
+
+    def probe_embedding(self, book: Book, count: int) -> dict[str, probes.ProbeResult | None]:
+        """Return what linear probes score on the tested windows, by task.
+
+        count: training windows; half as many are used for validation, and for the test.
+        """
+        selection, seed = self.selection, self.config["seed"]
+        tested = evenly_spaced(selection.tested(book, HORIZON), count // 2)
+        splits = [
+            selection.to_fit(book, "train", count, HORIZON),
+            selection.to_fit(book, "validation", count // 2, HORIZON),
+            [(book, tested)],
+        ]
+        sets = probes.make_sets(self.model, splits, self.config["batch_size"], self.device, seed)
+        print(report.head_of_probes(book.pair))
+        found = {}
+        shares, trees = tuple(probes.SHARES), ("boosted",)  # trees take too long for every test
+        for task in TASKS:
+            found[task] = probes.probe_task(task, sets, seed, shares, without=trees)
+            print(report.show_probe(task, found[task]), flush=True)
+        return found
+
+    def draw(self, book: Book, ridges: dict[str, Ridges | None]) -> None:
+        """Draw one window as it was, masked and filled, and errors by level and by distance.
+
+        The distance of a hidden value is the number of states to the nearest one that shows its
+        level.
+        """
+        from lob.evaluation.pictures import draw_pair  # loads matplotlib
+        from lob.plotting import save
+
+        ends = self.selection.tested(book)
+        middle = ends[len(ends) // 2]
+        some = evenly_spaced(ends, self.config["batch_size"])
+        figures = draw_pair(self.model, self.meta, self.maskings, ridges, book, middle, some)
+        for name, figure in figures.items():
+            file = save(figure, self.folder / f"{book.pair}_{name}.png")
+            self.pictures[f"{book.pair}_{name}"] = file
+            print(f"picture    {file}")
 
 
 def time_variants(config: dict, model: BookEncoder, book: Book) -> list[dict]:
