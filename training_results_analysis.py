@@ -23,7 +23,7 @@ config = {
     "output_dir": None,  # str | None: where table and pictures go; None: runs_dir/analysis
     "sort_by": "best_validation",  # str: column of the table or key of the runs; -name: descending
     "smoothing": 20,  # int >= 1: log entries that a curve is averaged over, at least 1 % of them
-    "divergence_factor": 2.0,  # > 1: warn if the smoothed train loss exceeds its least by this
+    "divergence_factor": 2.0,  # > 1: warn if the smoothed train loss exceeds this times its least
     "plateau_epochs": 3,  # int >= 1: epochs at the end of a run that may be a plateau
     "plateau_gain": 0.01,  # >= 0 and < 1: warn if they lower the best validation loss by less
 }

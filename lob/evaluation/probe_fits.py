@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-# A vector that is added to a few known features is penalised so many times as much as they are.
+# A vector that is added to a few known features is penalised this many times as much as they are.
 VECTOR_PENALTIES = (1.0, 10.0, 100.0, 1000.0, np.inf)
 COMPONENTS = (4, 16, None)  # principal components of an added vector; None: the vector itself
 LEAVES = (4, 16)  # of a boosted tree

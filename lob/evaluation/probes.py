@@ -61,8 +61,7 @@ METHODS = {  # what is fitted on what; vectors of other names may be added, such
 }
 SIMPLE = ("floor", "persistence", "hand_made")  # the best of them in a cell is "simple"
 SUMMED = ("over_simple", "scaled_over_simple", "adds", "all_adds")  # the leads that matter most
-# What a method is fitted on, if it is not the features of its own name; the first ones are known
-# features, the last one is a vector with penalties of its own.
+# The features that a method joins. The last one is a vector, which has a penalty of its own.
 JOINED = {
     "both": ("hand_made", "ours"),
     "scaled": ("scale", "ours"),
@@ -71,7 +70,7 @@ JOINED = {
 SHARES = {1.0: "", 0.1: "_10pct", 0.01: "_1pct"}  # share of the training labels -> metric's ending
 CARE_AUC, CARE_R2 = 0.02, 0.05  # the smallest leads that anyone would care for
 COMPONENTS = 64  # principal components of the inputs
-FEWEST = 20  # labels, with 5 of each class: with fewer a probe is neither fitted nor judged
+FEWEST = 20  # labels that a probe needs to be fitted and judged, with 5 of each class
 FEWEST_OF_CLASS = 5
 RESAMPLES = 400  # fewer than for a mean (intervals.py), since each AUC takes a sort
 PAIR_OFFSET = 2**40  # keeps the blocks of time of different recordings apart
@@ -127,15 +126,22 @@ class Lead:
 class ProbeResult:
     """What probes found for one task.
 
-    scores: metric -> value. A metric's name is that of the method for the AUC (area under the
-    curve), or for volatility R2 against the mean of the training labels. After a method's name
-    follow, for other numbers: `_log_loss` (nats); of volatility `_level` (R2 if fitted to the label
-    instead of the residual of persistence), `_r2_test` (against the mean of the test labels),
-    `_correlation` and `_bias` (mean of prediction less label). `_10pct` or `_1pct` ends the name if
-    only that share of the training labels was used. leads: `over_<method>`, the vector's over
-    another method, `over_simple` over the best of `SIMPLE` on the test windows,
-    `scaled_over_simple` that of vector and scale block over it, `adds` that of vector and hand-made
-    features over the latter alone, and `all_adds` that of all three over them.
+    scores: metric -> value. The name of a method alone is its AUC (area under the curve), or for
+    volatility its R2 against the mean of the training labels. An ending names another number:
+
+    - `_log_loss`: nats;
+    - `_level`: R2 of a fit to the volatility itself, not to the residual of persistence;
+    - `_r2_test`: R2 against the mean of the test labels;
+    - `_correlation`, and `_bias` (mean of prediction less label);
+    - `_10pct` or `_1pct`, after any of these: only this share of the training labels was used.
+
+    leads: name -> the first method's lead over the second:
+
+    - `over_<method>`: the vector over that method;
+    - `over_simple`: the vector over the best of `SIMPLE` on the test windows;
+    - `scaled_over_simple`: vector and scale block over the same;
+    - `adds`: vector and hand-made features over hand-made features;
+    - `all_adds`: vector, scale block and hand-made features over hand-made features.
     """
 
     scores: dict[str, float]
@@ -224,9 +230,9 @@ def encode_windows(
     """Return features by name, float64 (W, P), of windows in which nothing is masked.
 
     Each of `models`, which have one shape, gives its hidden vector of the last state. `scale` is
-    the scale block (lob/model/scale.py). `pca` holds
-    the input values of the last state, and their means over the last 16 states and over the window;
-    `to_components` turns it into principal components.
+    the scale block (lob/model/scale.py). `pca` holds the input values of the last state, and their
+    means over the last 16 states and over the window; `to_components` turns it into principal
+    components.
     """
     config = next(iter(models.values())).config
     found: dict[str, list[Tensor]] = {name: [torch.empty(0, config.width)] for name in models}

@@ -62,13 +62,14 @@ PROBE_LEGEND = [
     "mean of the training labels); higher is better. The floor is fitted on one to four numbers: "
     "best-queue imbalance (direction, depletion), recent moves (move_10, move_50), trailing "
     "volatilities (widening) or persistence (volatility). Persistence is the window's volatility "
-    "scaled to the task's states, with nothing fitted; all else is fitted to its residual.",
+    "scaled to the task's states; nothing is fitted. The other methods are fitted to what it "
+    "leaves unexplained.",
     "",
-    "A column 'over' holds the 95 % interval of the encoder's score less another one's, over "
-    "blocks of time, 'adds' that of encoder and hand-made features less the latter alone. If an "
-    f"interval holds 0, the two are level if a lead of {CARE_AUC} (AUC) or {CARE_R2} (R2) would "
-    "have been seen, else undecided. The outlook, a task in training, teaches some of what is "
-    "asked here.",
+    "A column 'over' holds the 95 % interval, over blocks of time, of the encoder's score less "
+    "another method's. The column 'adds' holds that of the score of encoder and hand-made features "
+    "less the score of hand-made features alone. If an interval holds 0, the verdict is level if a "
+    f"lead of {CARE_AUC} (AUC) or {CARE_R2} (R2) would have been seen, and undecided if not. The "
+    "outlook, a task in training, teaches some of what is asked here.",
     "",
     *(f"- {name}: {meaning}" for name, meaning in TASKS.items()),
 ]
@@ -96,7 +97,10 @@ class PairReport:
 
 
 def describe_training(meta: dict[str, Any], mask: str) -> str:
-    """Return a checkpoint's size, step, masks and pairs in words, and if `mask` is none of them."""
+    """Return a checkpoint's size, step, masks and pairs in words.
+
+    The words end with NOT_TRAINED if `mask` is none of these masks.
+    """
     config = meta["config"]
     masks = sorted(trained_on(config["mask_mode"]))
     pairs = [book["pair"] for book in meta["data"].get("books", ())]

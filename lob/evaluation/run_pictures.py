@@ -18,7 +18,7 @@ PANELS = 9  # keys in the picture of effects, at most
 def draw_curves(runs: Sequence[Run], title: str, smoothing: int) -> plt.Figure:
     """Draw loss, learning rate and gradient norm by step; validation loss by time and windows.
 
-    The runs' losses must compare. Beside them stands that of the ladder, which is not trained.
+    The runs' losses must compare. The loss of the ladder, which needs no training, is drawn too.
     """
     seconds = max(run.metrics["validation"]["seconds"].max() for run in runs)
     unit, name = pick_unit(seconds)

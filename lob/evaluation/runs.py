@@ -11,8 +11,8 @@ from lob.config import counted
 
 # Keys of a run's config that name the run or a place, and are no hyperparameters.
 NAMES = {"model_name", "runs_dir", "resume", "data_dir", "azure_data_root", "model_path"}
-# Keys that change which values the loss is taken over. Losses of runs that differ in one of them
-# can't be compared.
+# Keys that decide over which values the loss is taken. If two runs differ in one of them, their
+# losses can't be compared.
 LOSS_KEYS = (
     "data_dir",
     "pairs",
@@ -33,8 +33,8 @@ class Run:
 
     name: str
     config: dict[str, Any]
-    precision: str  # that it ran in (env.json), or that was asked for (config.json)
-    pairs: list[str]  # that it was trained on (env.json or config.json); empty if not known
+    precision: str  # in which it ran (env.json), or else the one asked for (config.json)
+    pairs: list[str]  # it was trained on these (env.json or config.json); empty if not known
     metrics: dict[str, pd.DataFrame]  # rows of metrics.csv by kind
     report: list[dict[str, Any]]  # rows of report.json; empty if the run was not tested
     changed: float  # when config.json was written, seconds since 1970
@@ -120,7 +120,7 @@ def group_runs(runs: Sequence[Run], but: set[str]) -> list[list[Run]]:
 
 
 def group_comparable(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return groups of runs whose losses compare: taken over values hidden in the same way."""
+    """Return groups of runs whose losses compare, since they are taken over the same values."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         rest = repr([sorted(run.pairs), *(run.config.get(key) for key in LOSS_KEYS)])

@@ -37,7 +37,7 @@ class Masking:
     """How windows are masked, and in which batches."""
 
     mask: str  # one of lob.model.masking.MASKS
-    share: float  # of the values, to be hidden
+    share: float  # of the values that are hidden
     states: int  # of a window
     batch_size: int
     device: torch.device

@@ -33,9 +33,9 @@ class Selection:
 
     states: int  # of a window
     cuts_ns: np.ndarray  # int64 (2,), when validation and test begin
-    split: str  # that is tested; 'all': the whole recording
-    dates: np.ndarray | None  # int64 (2,), ns: of the tested split only windows between them
-    fit_books: list[Book]  # that may be fitted on
+    split: str  # the tested one; 'all': the whole recording
+    dates: np.ndarray | None  # int64 (2,), ns: only windows between them are tested
+    fit_books: list[Book]  # what may be fitted on
 
     def ends(self, book: Book, split: str, after: int = 0) -> np.ndarray:
         """Return end rows, int64 (W,), of a split's windows.

@@ -75,7 +75,7 @@ class Progress:
         self.epoch_began -= seconds
 
 
-OLDER = {"context": [], "doubt": "distance"}  # of encoders whose checkpoints don't say
+OLDER = {"context": [], "doubt": "distance"}  # what a checkpoint means that lacks these keys
 # An example of the metadata that the programs read; check_kind compares a file's with it.
 METADATA: dict[str, Any] = {
     "encoder": asdict(EncoderConfig()) | {"context": []},  # JSON has no tuples

@@ -1,12 +1,12 @@
 """More inputs of a cell, each by its name in EncoderConfig.context: clock, sizes, tick, order flow.
 
 What the network sees is relative, and these are too: each is measured from its own slow mean or
-from the state before. Nothing of them depends on a hidden value.
+from the state before. None of them depends on a hidden value.
 
 - clock: log1p of the ms since the state before, less its mean over the states up to this one. Times
   are never hidden;
-- shuffled_clock: the clock of another window of the batch. It is a control: what it gains is not
-  the clock's;
+- shuffled_clock: the clock of another window of the batch. It is a control: a gain that it has
+  too does not come from the clock;
 - size: the mean over the state's visible levels of log size, less the level's mean over its visible
   sizes up to this state;
 - tick: log of a tick in bps of a visible price;

@@ -165,8 +165,8 @@ def cell_channels(
     - `context`, (B, T, L) each.
 
     With `causal` they hold nothing of later states and no mean; the mid's longer moves stand in the
-    place of linear interpolation. `centre` is then the mean log size that each state's sizes are
-    less, (B, T, 1): sizes of two states are compared by the later one's.
+    place of linear interpolation. `centre`, (B, T, 1), is then the mean log size that was taken
+    from each state's sizes: sizes of two states are compared by the later one's.
     """
     size = base[..., 1]
     levels = size.shape[2]

@@ -22,7 +22,7 @@ is none, the size is linear in time at its level.
 
 All windows are treated at once and in fixed shapes, by sorts and scans of whole ticks. So the
 search can be part of a CUDA graph, can be traced, and finds the same on every device. On NVIDIA
-GPUs lob/model/ladder_triton.py finds the same sooner.
+GPUs lob/model/ladder_triton.py finds the same faster.
 
 Axes: B window, T state, L level, F field (0 price, 1 size); `mask` is bool (B, T, L, F), True where
 hidden. A *place* is the index t * L + l of an entry within its window.

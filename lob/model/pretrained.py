@@ -64,13 +64,13 @@ class Encoder:
         times_ns: Any = None,
         scale: bool = False,
     ) -> Any:
-        """Return a vector for each window, float32 (B, D): a tensor if tensors are given.
+        """Return a vector for each window, float32 (B, D): a tensor for tensors, else an array.
 
         prices, sizes: arrays, tensors or DataFrames of one shape; either windows (B, T, L), or
         consecutive states (N, L), of which every `stride`-th window is taken: the first ends with
-        state T - 1. Along the last axis stand L/2 bids from deepest to best, then asks from best to
+        state T - 1. The last axis holds L/2 bids from deepest to best, then asks from best to
         deepest. Prices are whole ticks, or with a `tick_size` in the exchange's units; sizes are in
-        the base currency. Else the result is a NumPy array.
+        the base currency.
 
         scale: append the scale block, (B, D + 13), in the order of `lob.model.scale.NAMES`. What it
         can't know without times_ns and tick_size is 0 there. times_ns: of the states, (B, T) or
@@ -233,7 +233,7 @@ class Stream:
         return found if isinstance(prices, Tensor) else found.cpu().numpy()
 
     def expect(self, streams: int) -> None:
-        """Make room for so many books. Raises InputError if there are others already."""
+        """Make room for `streams` books. Raises InputError if it was made for another number."""
         if self.streams not in (0, streams):
             raise InputError(
                 f"{streams} states are given, this stream has {self.streams} books: give one for "

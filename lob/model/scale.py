@@ -4,8 +4,8 @@ What the network sees of a window is relative: prices count from its mid, sizes 
 its vector can't say whether a market moves by one basis point a minute or by fifty. These numbers
 can. A linear model on vector and scale block can go beyond the levels that it was fitted on.
 
-Axes: B window, T state, L level. The last state of a window is the present one; nothing else than
-the window is read.
+Axes: B window, T state, L level. The last state of a window is the present one; nothing but the
+window is read.
 """
 
 import torch

@@ -23,8 +23,8 @@ from lob.training.scores import ANSWERS, FIELDS, Scores
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Keys of a run's config that describe how it learns, for the page HPARAMS. If its values are names,
-# all of them stand here: the page shows those of the first run that it finds for all runs.
+# Keys of a run's config that describe how it learns, for the page HPARAMS. A key whose values are
+# names has all of them here, since the page offers, for all runs, the names of the first run.
 LEARNING_KEYS: dict[str, Sequence[str]] = {
     "model_size": tuple(PRESETS),
     "normalization": SCHEMES,
@@ -57,7 +57,10 @@ FIELD_NAMES = {"price": "prices", "size": "sizes"}
 
 
 class Board:
-    """Writes events into a run's folder; events of earlier sessions from `purge_step` on hide."""
+    """Writes events into a run's folder.
+
+    TensorBoard hides what earlier sessions of the run wrote from `purge_step` on.
+    """
 
     def __init__(self, folder: Path, purge_step: int):
         self.writer = SummaryWriter(str(folder), purge_step=purge_step)

@@ -25,12 +25,10 @@ from lob.process import REQUESTS
 # Gradients of at least so many numbers are summed where they are: 2.4 GB took 7.1 ms that way, and
 # 9.9 ms by way of a buffer (two H200).
 LARGE = 1 << 22
-MEETING_SECONDS = 60  # for all ranks to reach the first one
-WORK_SECONDS = 1800  # for a rank to wait for what another one says later; torch's own default
-# After one rank failed: for the others to end by themselves, and again after SIGTERM.
+MEETING_SECONDS = 60  # within which all ranks must reach the first one
+WORK_SECONDS = 1800  # that a rank waits for what another one says later; torch's own default
+# That the other ranks have, once one failed, to end by themselves, and again after SIGTERM.
 GRACE_SECONDS = 10.0
-
-
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -45,8 +43,8 @@ class Stopped(Exception):
 class StopSignal:
     """Remembers a request to stop, so that the step under way can be finished and saved.
 
-    It takes SIGTERM, Ctrl-C and SIGHUP, of a terminal that closes. A second Ctrl-C ends at once.
-    speaks: say that the first Ctrl-C was heard.
+    It takes SIGTERM, Ctrl-C, and SIGHUP, which a terminal that closes sends. A second Ctrl-C ends
+    the process at once. speaks: whether it says that the first Ctrl-C was heard.
     """
 
     def __init__(self, speaks: bool = False) -> None:

@@ -52,9 +52,9 @@ class Precision:
     """The arithmetic of the layers, and the reason for it."""
 
     name: str  # 'fp8', 'bf16' or 'fp32'
-    recipe: str  # of FP8, one of RECIPES, else empty
+    recipe: str  # under FP8 one of RECIPES, else empty
     reason: str
-    cudnn: bool = True  # use cuDNN's attention, if the GPU has it
+    cudnn: bool = True  # whether cuDNN's attention is used if the GPU has it
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

@@ -31,8 +31,8 @@ COLUMNS = (
     "data_wait_share",
 )
 KINDS = {"step", "validation", "epoch", "test"}  # of rows of metrics.csv
-# Begins the kind of a row with the losses of a part of the hidden values: of the prices or sizes
-# alone, or of the windows that one mask hides.
+# The kind of a row begins with this if its losses are of a part of the hidden values: of prices
+# alone, of sizes alone, or of the windows that one mask hides.
 OF_PART = "validation_"
 MAY_CHANGE = {  # keys in which a resumed run may differ from what it was before
     "epochs",
@@ -66,7 +66,10 @@ def runs_named(runs_dir: str | Path, name: str) -> list[Path]:
 
 
 def is_named(run: Path, name: str) -> bool:
-    """Return whether a run's model_name is exactly this: a run named btc-2024 is none of btc."""
+    """Return whether a run's model_name is exactly `name`.
+
+    A run named btc-2024 is not the 2024th run named btc.
+    """
     try:
         return bool(json.loads((run / "config.json").read_text())["model_name"] == name)
     except (OSError, ValueError, KeyError, TypeError):

@@ -296,7 +296,7 @@ class RunLog:
 
 
 def describe_untrained(scores: Scores, fill: str) -> str:
-    """Return the losses of what needs no training, first that of the fill training began at."""
+    """Return the losses of what needs no training; the fill that training began at comes first."""
     parts = []
     for answer in sorted(NAMES, key=lambda answer: answer != fill):
         words = f"{NAMES[answer]}, at which training began," if answer == fill else NAMES[answer]

@@ -1,8 +1,8 @@
 """The sampled windows of all pairs in three splits, and which of them a rank takes in each pass.
 
-The order of an epoch follows from the seed and the epoch alone; the key of a window's mask, from
-these and the window. The windows of an optimizer step stand side by side in that order, so a step
-sees the same windows on any number of ranks and in any number of passes.
+The order of an epoch follows from the seed and the epoch alone. The key of a window's mask follows
+from these and the window. The windows of an optimizer step stand side by side in that order, so a
+step sees the same windows on any number of ranks and in any number of passes.
 
 A window is given by the number of its pair and by its *end row*, the row after its last state in
 the pair's book.

@@ -210,7 +210,8 @@ def load_weights(file: str | Path, model: BookEncoder) -> dict[str, Any]:
     another network.
     """
     tensors, meta = load_checkpoint(file, "model.")
-    may_differ = {"dropout", "temporal_dim", "doubt", "outlook"}  # all but the last: no weights
+    # The first three have no weights, and what is done about the outlook's is said above.
+    may_differ = {"dropout", "temporal_dim", "doubt", "outlook"}
     found = meta["encoder"]
     wanted = asdict(model.config) | {"context": list(model.config.context)}
     differing = {

@@ -33,8 +33,8 @@ SCORED = (
 # Windows that one thread sums up. It is fixed, so that sums don't depend on the number of threads.
 CHUNK = 8192
 LARGEST = float(np.finfo(np.float64).max)
-# How many windows are drawn if nobody says: one for every 64 states, but enough for a training run
-# of a few thousand steps, unless more than one for every 8 states were needed for that.
+# How many windows are drawn if the user does not say: one for every 64 states, or 24,000 if that is
+# more, since a training run of a few thousand steps needs them; but at most one for every 8 states.
 STATES_A_WINDOW = 64
 ENOUGH_WINDOWS = 24_000
 LEAST_STATES_A_WINDOW = 8
