@@ -255,32 +255,24 @@ def describe_reports(runs: Sequence[Run]) -> str:
 
     It is taken from the rows `<pair>/<mask>/log_size` of the runs' reports.
     """
-    cells, untrained = {}, set()
+    skills: dict[tuple[str, str], dict[str, str]] = {}  # run and pair -> mask -> skill and star
     for r in runs:
-        for row in r.report:
-            case = row["case"].split("/")
-            if len(case) != 3 or case[2] != "log_size":
-                continue
-            pair, mask, _ = case
-            if row["metric"] == "skill_untrained":
-                cells[r.name, pair, mask] = row["value"]
-            if row["metric"] == "trained_on" and row["value"] == 0:
-                untrained.add((r.name, pair, mask))
-    masks = dict.fromkeys(mask for *_, mask in cells)
+        found = {(row["case"], row["metric"]): row["value"] for row in r.report}
+        for (case, metric), value in found.items():
+            pair, *rest = case.split("/")
+            if metric == "skill_untrained" and rest[1:] == ["log_size"]:
+                star = "*" if found.get((case, "trained_on")) == 0 else " "
+                skills.setdefault((r.name, pair), {})[rest[0]] = f"{value:+.3f}{star}"
+    masks = dict.fromkeys(mask for skills_of_pair in skills.values() for mask in skills_of_pair)
     lines = [
         "accuracy on held-out windows (inference_testing.py): "
         "1 - squared error of log sizes / that of the best untrained method;",
         "above 0: better than it; *: not trained on this mask; more in accuracy.csv",
         f"{'run':<24}{'pair':<24}{''.join(f'{mask:>9} ' for mask in masks)}",
     ]
-    for name, pair in dict.fromkeys((name, pair) for name, pair, _ in cells):
-        line = f"{name:<23} {pair:<23} "
-        for mask in masks:
-            cell = name, pair, mask
-            value = f"{cells[cell]:+.3f}" if cell in cells else "-"
-            star = "*" if cell in untrained else " "
-            line += f"{value + star:>10}"
-        lines.append(line.rstrip())
+    for (name, pair), skills_of_pair in skills.items():
+        cells = "".join(f"{skills_of_pair.get(mask, '- '):>10}" for mask in masks)
+        lines.append(f"{name:<23} {pair:<23} {cells}".rstrip())
     return "\n".join(lines)
 
 
@@ -302,12 +294,10 @@ def save_pictures(
     Pictures of an older analysis that are not drawn again are removed.
     """
     groups = group_comparable(runs)
-    pictures: dict[str, Callable[[], Any]] = {
-        ("curves" if number == 0 else f"curves_{number + 1}"): functools.partial(
-            draw_group, groups, number, smoothing
-        )
-        for number in range(min(len(groups), MOST_CURVES))
-    }
+    pictures: dict[str, Callable[[], Any]] = {}
+    for number in range(min(len(groups), MOST_CURVES)):
+        name = f"curves_{number + 1}" if number else "curves"
+        pictures[name] = functools.partial(draw_group, groups, number, smoothing)
     if len(groups) > MOST_CURVES:
         print(
             f"curves of {MOST_CURVES} groups are drawn: losses of the table's runs compare "

@@ -28,6 +28,7 @@ from lob.windows.splits import (
     count_shared_states,
     split_of_windows,
     split_rows,
+    to_iso,
 )
 
 HELD_OUT_EPOCH = -1  # masks of validation and test windows are the same in every epoch
@@ -99,8 +100,7 @@ class Dataset:
         """Return when the recordings begin, and when each next split does (UTC)."""
         begin = min(int(book.timestamps[0]) for book in self.books)
         end = max(int(book.timestamps[-1]) for book in self.books)
-        times = np.array([begin, *self.cuts_ns, end]).astype("datetime64[ns]")
-        texts = [str(time).replace("T", " ") for time in np.datetime_as_string(times, unit="s")]
+        texts = [to_iso(time).replace("T", " ") for time in (begin, *self.cuts_ns.tolist(), end)]
         named = ", ".join(f"{name} from {text}" for name, text in zip(SPLITS, texts, strict=False))
         return f"{named} to {texts[-1]} UTC"
 

@@ -138,26 +138,26 @@ def load_plain_state(model: BookEncoder, state: dict[str, Tensor]) -> None:
             parameter.copy_(state[plain_name(name)])
 
 
-def fp8_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of delayed scaling's scales and histories of largest values, by module.
+def fp8_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield delayed scaling's scales and histories of largest values, by name.
 
-    The dict is empty for other recipes and for plain layers.
+    Other recipes and plain layers have none.
     """
-    found = {}
     for name, module in model.named_modules():
         for direction, meta in getattr(module, "fp8_meta", {}).items():
             for tensor in FP8_TENSORS:
                 if direction.startswith("scaling_") and hasattr(meta, tensor):
-                    found[f"{name}.{direction}.{tensor}"] = getattr(meta, tensor).detach().clone()
-    return found
+                    yield f"{name}.{direction}.{tensor}", getattr(meta, tensor)
+
+
+def fp8_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of `fp8_tensors`."""
+    return {name: tensor.detach().clone() for name, tensor in fp8_tensors(model)}
 
 
 def load_fp8_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put `fp8_state` back. Run a pass under autocast before: it makes the tensors to be filled."""
     with torch.no_grad():
-        for name, module in model.named_modules():
-            for direction, meta in getattr(module, "fp8_meta", {}).items():
-                for tensor in FP8_TENSORS:
-                    saved = state.get(f"{name}.{direction}.{tensor}")
-                    if saved is not None and hasattr(meta, tensor):
-                        getattr(meta, tensor).copy_(saved)
+        for name, tensor in fp8_tensors(model):
+            if name in state:
+                tensor.copy_(state[name])

@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from lob.book.states import Book
 from lob.plotting import BLUE, GREEN, GREY, RED, VIOLET, add_size_bar, save, show_depth
+from lob.windows.splits import to_iso
 
 DAY_NS = 86_400e9  # matplotlib's dates are days since the epoch
 MOST_WINDOWS = 200_000  # counted in a picture: of more windows every n-th one
@@ -281,10 +282,10 @@ def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
         prices = book.price_ticks[begin:end].astype(np.float64)
         sizes = book.sizes[begin:end].astype(np.float64)
         mesh = show_depth(axis, prices, sizes, book.tick_size, 0, length)
-        start = np.datetime_as_string(book.timestamps[begin].astype("datetime64[ns]"), unit="s")
+        start = to_iso(int(book.timestamps[begin])).replace("T", " ")
         value, duration = rows[name][row], rows["duration_s"][row]
         axis.set_title(
-            f"{title}: {LABELS[name]} {value:.3g}\n{start[:10]} {start[11:]} UTC, {duration:.3g} s",
+            f"{title}: {LABELS[name]} {value:.3g}\n{start} UTC, {duration:.3g} s",
             fontsize=9,
         )
         axis.set(xlabel="book state", ylabel="price")
