@@ -256,7 +256,9 @@ class Trainer:
         name, decay = config["optimizer"], config["weight_decay"]
         self.optimizer = optimisation.make_optimizer(name, self.model, config["lr"], decay)
         factor, patience = config["lr_decay_factor"], config["lr_decay_patience"]
-        self.plateau = optimisation.make_plateau(self.optimizer, factor, patience)
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.optimizer, factor=factor, patience=patience, threshold=0
+        )
         self.finite = FiniteCheck(self.optimizer, team.device)
         trained = self.model, self.optimizer, self.plateau
         sums, fp8_state = resume(found, tensors, self.saved, *trained)

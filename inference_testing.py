@@ -55,6 +55,7 @@ if __name__ == "__main__":
     config = load_config(config, __file__)
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,22 +184,25 @@ def find_notes(config: dict, selection: Selection, book: Book) -> list[str]:
     return notes
 
 
+@dataclass
 class Tester:
-    """What is the same for all books of a test: the encoder, and which windows are hidden how."""
+    """What is the same for all books of a test: the encoder, and which windows are hidden how.
 
-    def __init__(
-        self,
-        config: dict,
-        device: torch.device,
-        model: BookEncoder,
-        meta: dict[str, Any],
-        folder: Path,
-        books: Sequence[Book],
-    ):
-        self.config, self.device, self.model = config, device, model
-        self.meta, self.folder = meta, folder
-        self.selection, self.books = select_windows(config, model, meta, books)
-        how = config["mask_perc"], self.selection.states, config["batch_size"], device
+    meta: metadata of the checkpoint; folder: where pictures go; books: those given, and once it is
+    built those of them that have windows to test.
+    """
+
+    config: dict
+    device: torch.device
+    model: BookEncoder
+    meta: dict[str, Any]
+    folder: Path
+    books: list[Book]
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.selection, self.books = select_windows(config, self.model, self.meta, self.books)
+        how = config["mask_perc"], self.selection.states, config["batch_size"], self.device
         self.maskings = [Masking(mask, *how) for mask in config["masks"]]
         # By mask and by the books that they were fitted on: books may share them.
         self.fitted: dict[tuple, Ridges | None] = {}

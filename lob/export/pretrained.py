@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from lob.config import InputError
-from lob.model.card import CARD, to_json, to_markdown
+from lob.model.card import CARD, to_markdown
 from lob.model.checkpoint import RESUMED, SETTINGS, WEIGHTS, file_sha256
 from lob.model.encoder import BookEncoder
 from lob.storage import FORMAT_VERSION, check_writable, new_folder
@@ -46,7 +46,7 @@ def write_pretrained(
         (new / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
         kept["sha256"] = file_sha256(new / WEIGHTS)
         (new / SETTINGS).write_text(json.dumps(kept, indent=1) + "\n")
-        (new / CARD).write_bytes(to_json(card))
+        (new / CARD).write_text(json.dumps(card, indent=1) + "\n")
         (new / "README.md").write_text(to_markdown(card))
     return card
 

@@ -1,6 +1,5 @@
 """The card of an encoder: what it was trained on, until when, how, and what may be done with it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,3 @@ def table_scores(rows: list[dict[str, Any]]) -> list[str]:
 def show_error(value: float) -> str:
     """Return a squared error; what float32 leaves of an exact answer is 0."""
     return "0" if value < 1e-9 else f"{value:.4g}"
-
-
-def to_json(card: dict[str, Any]) -> bytes:
-    return (json.dumps(card, indent=1) + "\n").encode()

@@ -40,15 +40,6 @@ def describe_unused(
     return f"no effect  {'; '.join(text for holds, text in cases if holds)}"
 
 
-def make_plateau(
-    optimizer: torch.optim.Optimizer, factor: float, patience: int
-) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
-    """Return what multiplies the learning rate by `factor` after `patience` epochs of no gain."""
-    return torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, factor=factor, patience=patience, threshold=0
-    )
-
-
 def scale_gradients(
     optimizer: torch.optim.Optimizer, gradients: list[Tensor], factor: Tensor
 ) -> None:

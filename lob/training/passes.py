@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,6 +77,7 @@ class GraphedStep:
         return self.loss, self.count
 
 
+@dataclass
 class Passes:
     """Feeds windows to a micro-step and runs it, as one CUDA graph if `graph` is set.
 
@@ -83,26 +85,18 @@ class Passes:
     Engine's; fp8_state: FP8's scales of a resumed run, else empty.
     """
 
-    def __init__(
-        self,
-        micro_step: MicroStep,
-        model: BookEncoder,
-        store: WindowStore,
-        size: int,
-        graph: bool,
-        only: bool,
-        fp8: bool,
-        fp8_state: dict[str, Tensor],
-    ):
-        self.micro_step = micro_step
-        self.model = model
-        self.store = store
-        self.size = size
-        self.graph = graph
-        self.only = only
-        self.fp8_state = fp8_state
+    micro_step: MicroStep
+    model: BookEncoder
+    store: WindowStore
+    size: int
+    graph: bool
+    only: bool
+    fp8: bool
+    fp8_state: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
         self.graphed: GraphedStep | None = None
-        self.warm = not fp8
+        self.warm = not self.fp8
 
     def windows(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, ...]]:
         """Yield what `run` takes for each batch.

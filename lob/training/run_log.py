@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 NAMES = {"ladder": "the ladder", "linear": "linear interpolation in time"}
 
 
+@dataclass
 class RunLog:
     """Writes a run's logs, on the first rank; on the others nothing is active.
 
@@ -40,23 +42,16 @@ class RunLog:
     dropped), or nothing; facts: what the config's choices came to (precision, pairs, data).
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: dict[str, Any],
-        active: bool,
-        resumed: bool,
-        saved: dict[str, Any],
-        facts: dict[str, Any],
-    ):
-        self.folder = folder
-        self.settings = settings
-        self.active = active
-        self.resumed = resumed
-        self.saved = saved
-        self.facts = facts
+    folder: Path
+    settings: dict[str, Any]
+    active: bool
+    resumed: bool
+    saved: dict[str, Any]
+    facts: dict[str, Any]
+
+    def __post_init__(self) -> None:
         self.header_printed = False
-        done = Progress(**saved.get("progress", {}))
+        done = Progress(**self.saved.get("progress", {}))
         self.clock = time.perf_counter()
         # At the last log entry of a step: windows seen, seconds in steps, seconds of waiting.
         self.logged = (done.windows_seen, done.step_seconds, 0.0)

@@ -10,7 +10,7 @@ lob/model/checkpoint.py says what these files hold.
 """
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ STEPS = "step_*.safetensors"  # checkpoints that a run can go on from
 SAVE_SPACING = 9
 
 
+@dataclass
 class Saver:
     """Writes a run's checkpoints and knows when the next one is due.
 
@@ -46,28 +47,19 @@ class Saver:
     from the checkpoint drops what was logged later.
     """
 
-    def __init__(
-        self,
-        checkpoints: Path,
-        facts: dict[str, Any],
-        model: BookEncoder,
-        optimizer: torch.optim.Optimizer,
-        plateau: torch.optim.lr_scheduler.ReduceLROnPlateau,
-        progress: Progress,
-        keep: int,
-        writes: bool,
-    ):
-        self.checkpoints = checkpoints
-        self.facts = facts
-        self.model = model
-        self.optimizer = optimizer
-        self.plateau = plateau
-        self.progress = progress
-        self.keep = keep
-        self.writes = writes
+    checkpoints: Path
+    facts: dict[str, Any]
+    model: BookEncoder
+    optimizer: torch.optim.Optimizer
+    plateau: torch.optim.lr_scheduler.ReduceLROnPlateau
+    progress: Progress
+    keep: int
+    writes: bool
+
+    def __post_init__(self) -> None:
         self.best: tuple[dict[str, Tensor], dict[str, Any]] | None = None  # not yet written
         self.saved_at, self.save_seconds = time.perf_counter(), 0.0
-        self.saved_place = (progress.epoch, progress.step)
+        self.saved_place = (self.progress.epoch, self.progress.step)
 
     def describe(self, metrics_bytes: int) -> dict[str, Any]:
         """Return the metadata of a checkpoint that is made now."""
