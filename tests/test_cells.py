@@ -1,5 +1,8 @@
 """The convolutional stem and decoder: no leaks, the ladder's prices stay, FLOPs are counted."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +10,13 @@ from conftest import ROOT
 from test_ladder import moving_book
 from torch.utils.flop_counter import FlopCounterMode
 
+from lob.config import InputError
 from lob.model.checkpoint import load_model
 from lob.model.embedding import Reconstruction, WindowEncoder
 from lob.model.encoder import (
     BookEncoder,
     count_parameters,
     doubt,
-    doubt_by_distance,
     encoder_config,
     flops_per_window,
 )
@@ -190,39 +193,15 @@ def test_a_correction_counts_as_much_as_the_fill_is_expected_to_be_wrong(causal,
     assert spread
 
 
-def test_older_checkpoints_keep_the_rule_that_they_were_trained_with():
-    model, meta = load_model(ROOT / "pretrained" / "small_cell" / "model.safetensors")
-    assert model.config.doubt == meta["encoder"]["doubt"] == "distance"
-    assert encoder_config("small_cell_transformer").doubt == "change"
-    price_ticks, sizes, mask = hidden_windows("entry")
-    tokens, base, _, _ = build_inputs(price_ticks, sizes, mask, small())
-    found = {}
-    for rule in ("change", "distance"):
-        found[rule] = lively(small(doubt=rule))(tokens, base) - base
-    by_rule = doubt_by_distance(tokens), doubt(tokens)
-    torch.testing.assert_close(
-        (found["distance"] * by_rule[1])[mask], (found["change"] * by_rule[0])[mask]
-    )
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_the_older_rule_counts_states_to_the_nearest_size_at_the_price(causal):
-    price_ticks, sizes, mask = hidden_windows("entry")
-    tokens, _, _, _ = build_inputs(price_ticks, sizes, mask, small(causal=causal))
-    found = doubt_by_distance(tokens)[..., 0]
-    ladder = find_ladder(price_ticks, mask)
-    checked = 0
-    for window, state, level in np.argwhere(mask[..., 1].numpy())[::4]:
-        if not ladder.price_known[window, state, level]:
-            continue
-        same = ladder.price[window] == ladder.price[window, state, level]
-        shows = same & ladder.price_known[window] & ~mask[window, ..., 1]
-        states = np.flatnonzero(shows.any(dim=1))
-        away = np.abs(states - state)[states < state if causal else states != state]
-        expected = away.min() / (away.min() + 64) if len(away) else 1.0
-        assert float(found[window, state, level]) == pytest.approx(expected, rel=1e-4)
-        checked += 1
-    assert checked > 100
+def test_a_checkpoint_with_another_rule_of_correction_is_refused(tmp_path):
+    for file in (ROOT / "pretrained" / "small_cell").iterdir():
+        shutil.copy(file, tmp_path)
+    settings, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    meta = json.loads(settings.read_text())
+    assert load_model(weights)[0].config.doubt == meta["encoder"].pop("doubt") == "change"
+    settings.write_text(json.dumps(meta))
+    with pytest.raises(InputError, match=r"no encoder of this version .doubt = 'distance'"):
+        load_model(weights)
 
 
 def test_a_book_that_stands_still_is_left_as_the_ladder_fills_it():

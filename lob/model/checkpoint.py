@@ -283,9 +283,9 @@ def check_encoder(config: EncoderConfig, tensors: int) -> None:
     tensors: how many the checkpoint holds. An encoder of more layers than that would not be this
     checkpoint's, and building it might take forever.
     """
-    fills = ("ladder",) if config.cell_width else FILLS
-    known_values = (("normalization", SCHEMES), ("fill", fills), ("doubt", ("change", "distance")))
-    for name, known in known_values:
+    of_cells = {"fill": ("ladder",), "doubt": ("change",)}
+    known_values = {"normalization": SCHEMES} | (of_cells if config.cell_width else {"fill": FILLS})
+    for name, known in known_values.items():
         if getattr(config, name) not in known:
             raise ValueError(f"{name} = {getattr(config, name)!r}")
     if {*config.context} - {*CONTEXT} or (config.context and not config.cell_width):

@@ -59,7 +59,7 @@ class EncoderConfig:
     causal: bool = False  # attend to earlier states only
     outlook: bool = False  # a second head, for training alone (lob/training/objective.py)
     context: tuple[str, ...] = ()  # more inputs of a cell, names of CONTEXT
-    doubt: str = "change"  # change | distance: the rule that says how far a fill is corrected
+    doubt: str = "change"  # the rule of `doubt`, below; other versions had another one
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "context", tuple(self.context))  # a checkpoint holds a list
@@ -254,17 +254,6 @@ def doubt(inputs: Tensor) -> Tensor:
     return torch.where(never, 1.0, expected / (expected + 0.5)).unsqueeze(3)
 
 
-def doubt_by_distance(inputs: Tensor) -> Tensor:
-    """Return `doubt` as encoders of older checkpoints were trained with it, (B, T, L, 1).
-
-    Of a size that was seen at the same price d states away this is d / (d + 64). It is 1 for a
-    price that no other state shows.
-    """
-    far = inputs[..., 10:12]  # log1p of states to the last and the next size at the price, / 4
-    nearest = torch.where(far > 0, far, float("inf")).amin(dim=3, keepdim=True)
-    return 1 / (1 + 64 / torch.expm1(4.0 * nearest))
-
-
 class CellStem(nn.Module):
     """Inputs (B, T, L, CHANNELS and context) -> cells (B, T, L, C) and tokens (B, T, D)."""
 
@@ -326,7 +315,6 @@ class BookEncoder(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.by_distance = config.doubt == "distance"
         self.embed: Any = None
         self.head: Any = None
         self.stem: Any = None
@@ -378,8 +366,7 @@ class BookEncoder(nn.Module):
         """Return predicted values, float32 (B, T, L, F): `base`, the fill, and its correction."""
         if self.stem is not None:
             cells, x = self.stem(tokens)
-            share = doubt_by_distance(tokens) if self.by_distance else doubt(tokens)
-            return base + share * self.decoder(cells, self.attend(x))
+            return base + doubt(tokens) * self.decoder(cells, self.attend(x))
         return base + self.head(self.encode(tokens)).float().view(base.shape)
 
 
