@@ -303,14 +303,15 @@ def find_strata(
     if all training windows are outliers, or if a statistic is not finite.
     """
     training, *others = (pair.rows[split] for split in pair.splits)
-    strata = [place(training, scale, cells, outlier_std)]
+    cells_of_axes = np.array(cells, dtype=np.int64)
+    strata = [place(training, scale, cells_of_axes, float(outlier_std))]
     if (strata[0] < 0).all():
         raise InputError(
             f"{pair.book.pair}: all {len(training):,} training windows are outliers: "
             f"raise --outlier_std={outlier_std:g}"
         )
     for rows in others:
-        stratum = place(rows, scale, cells, LARGEST)  # only NaN and infinity lie beyond it
+        stratum = place(rows, scale, cells_of_axes, LARGEST)  # only NaN and infinity lie beyond it
         if (stratum < 0).any():
             raise InputError(
                 f"{pair.book.pair}: a statistic is NaN or infinite: run exploration_main.py again"
@@ -319,18 +320,13 @@ def find_strata(
     return strata
 
 
-def place(
-    rows: np.ndarray, scale: np.ndarray, cells: Sequence[int], outlier_std: float
-) -> np.ndarray:
-    """Return the joint cell of each window, int16 (w,), -1 for an outlier."""
-    cell = np.empty(len(rows), dtype=np.int16)
-    place_windows(rows, scale, float(outlier_std), np.array(cells, dtype=np.int64), cell)
-    return cell
-
-
 @parallel
-def place_windows(rows, scale, outlier_std, cells, cell_of):
-    """Write the joint cell of each window into `cell_of`, int16 (w,), -1 for an outlier."""
+def place(rows, scale, cells, outlier_std):
+    """Return the joint cell of each window, int16 (w,), -1 for an outlier.
+
+    scale: as `fit_scale` returns it; cells: int64 (3,).
+    """
+    cell_of = np.empty(len(rows), dtype=np.int16)
     for i in prange(len(rows)):
         change = rows[i]["mid_price_change_bps"]
         spread = rows[i]["average_spread_bps"]
@@ -349,6 +345,7 @@ def place_windows(rows, scale, outlier_std, cells, cell_of):
             position = cells[axis] * (value - scale[2, k]) / (scale[3, k] - scale[2, k])
             cell = cell * cells[axis] + int(min(max(position, 0.0), cells[axis] - 1.0))
         cell_of[i] = cell
+    return cell_of
 
 
 def draw_split(
