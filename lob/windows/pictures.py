@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
@@ -77,13 +78,8 @@ def bands(
     values: np.ndarray, bin_of: np.ndarray, bins: int, quantiles: Sequence[float]
 ) -> np.ndarray:
     """Return quantiles of the values in each bin, float64 (Q, bins); NaN for a bin without any."""
-    found = np.full((len(quantiles), bins), np.nan)
-    order = np.argsort(bin_of, kind="stable")
-    names, first = np.unique(bin_of[order], return_index=True)
-    parts = np.split(values[order], first[1:])
-    for name, part in zip(names, parts, strict=True):
-        found[:, name] = np.quantile(part, quantiles)
-    return found
+    found = pd.Series(values).groupby(bin_of).quantile(list(quantiles)).unstack()
+    return found.reindex(range(bins)).to_numpy().T
 
 
 def draw_book(book: Book) -> plt.Figure:
