@@ -59,7 +59,7 @@ from lob.windows.balancing import (
     open_pairs,
     share_windows,
 )
-from lob.windows.splits import SPLITS
+from lob.windows.splits import SPLITS, describe_dates
 
 SPLIT_COLUMNS = {  # of a split's facts -> head in print
     "windows": "windows drawn",
@@ -141,6 +141,7 @@ def draw_samples(config: dict, names: list[str]) -> tuple[list[Pair], np.ndarray
         samples.append(sample)
     chosen = " (chosen by the number of states)" if config["windows"] is None else ""
     print(f"{windows:,} windows{chosen} of {states:,} states, at least {stride} states apart")
+    print(describe_dates([pair.book for pair in pairs], cuts))
     for split, count in zip(SPLITS, wanted.sum(axis=0), strict=True):
         if not count:
             print(f"no window of {config['temporal_dim']} states is sampled for {split}")

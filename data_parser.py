@@ -68,7 +68,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lob.book.counters import COUNTER_WORDS
+from lob.book.counters import COUNTER_WORDS, as_share
 from lob.book.order_book import ROWS, OrderBook, apply_rows
 from lob.book.states import check_states
 from lob.book.stream import Part, PartJoiner, PartParser, apply_batch, finish_book
@@ -224,7 +224,7 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
         check_states(partial, whole.rows)
         meta = describe_pair(config, name, feed, raw, files, whole, partial)
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
-    return report(name, meta, folder, time.perf_counter() - began)
+    return report(name, meta, folder, time.perf_counter() - began, whole.usual_depth())
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -394,9 +394,10 @@ def no_state_error(depth: int, raw: Path, whole: Part) -> InputError:
             f"{raw} holds no snapshot, so the book is never known: add the file that opens with "
             "one, which is the first of its day"
         )
-    if whole.deepest:
-        levels = whole.deepest
-        remedy = f"there were at most {levels} on both sides, set --depth={2 * levels}"
+    usual, deepest = whole.usual_depth(), np.flatnonzero(whole.levels)[-1:].sum()
+    if usual:
+        most = f", at least {usual // 2} after most messages" if usual < 2 * deepest else ""
+        remedy = f"there were at most {deepest} on both sides{most}, set --depth={usual}"
     elif thin:
         remedy = "a side was always empty, or the book crossed; is the column of the sides right?"
     else:
@@ -444,7 +445,7 @@ def describe_source(file: Path, raw: Path) -> dict:
     }
 
 
-def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:
+def report(pair: str, meta: dict, folder: Path, seconds: float, usual_depth: int) -> str:
     """Return the lines that are printed of a parsed pair."""
     size = format_bytes(sum(file.stat().st_size for file in folder.iterdir()))
     lines = [
@@ -456,7 +457,9 @@ def report(pair: str, meta: dict, folder: Path, seconds: float) -> str:
     whole = {"row": meta["updates"], "message": counters["messages"]}
     for name, count in counters.items():
         words, unit, note = COUNTER_WORDS.get(name, (name.replace("_", " "), "", ""))
-        share = f" ({count / whole[unit]:.2g} of all {unit}s)" if whole.get(unit) else ""
+        share = f" ({as_share(count, whole[unit])} of all {unit}s)" if whole.get(unit) else ""
+        if name == "thin_states" and usual_depth < meta["depth"]:
+            note = f"{note}; --depth={usual_depth} keeps most of them"
         if count:
             lines.append(f"  {count:>14,}  {words}{share}{': ' * bool(note)}{note}")
     if not counters["snapshots"]:

@@ -227,12 +227,27 @@ def find_fault_of_items(values: list, rule: Rule) -> str:
 
 
 def example(key: str, value: Any, rule: Rule) -> str:
-    """Return how a bool or a list is written in the shell, if that is what the rule asks for."""
+    """Return how a bool, an int or a list is written in the shell, if the rule asks for one.
+
+    Return "" if no value that the rule allows can be read out of `value`.
+    """
     if bool in rule.kinds:
         return f": write --{key}=True or --{key}=False"
-    if list in rule.kinds and isinstance(value, str):
-        return f': write --{key}="{[value]}"'
+    if list in rule.kinds and rule.items is not None:
+        items = as_items(value, rule.items)
+        if items and not find_fault_of_items(items, rule.items):
+            return f': write --{key}="{items}"'
+    if int in rule.kinds and isinstance(value, float) and value.is_integer():
+        return f": write --{key}={int(value)}" if is_within(value, rule.bounds) else ""
     return ""
+
+
+def as_items(value: Any, rule: Rule) -> list:
+    """Return the items that a value was meant to list, such as both words of "[A, B]"."""
+    if not isinstance(value, str):
+        return list(value) if isinstance(value, tuple) else [value]
+    words = [word.strip(" '\"") for word in value.strip(" []()").split(",")]
+    return [read_value(word, rule) for word in words if word]
 
 
 def is_number(value: Any) -> bool:

@@ -37,7 +37,7 @@ def find_pairs(
     remedy = f"run {made_by} first" if made_by else f"put recordings into {folder}/<PAIR>/"
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: {remedy}, or set --data_dir")
-    names = set()
+    names, others = set(), []
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
@@ -47,7 +47,11 @@ def find_pairs(
             names.add(path.stem)
         elif path.is_dir():
             names.add(path.name)
+        else:
+            others.append(path.name)
     found = sorted(names)
+    if others and not found:
+        raise InputError(f"{folder} holds {min(others)!r} but no folder of a pair: {remedy}")
     if not found:
         raise InputError(f"{folder} is empty: {remedy}, or set --data_dir")
     if pairs is not None and not pairs:

@@ -383,7 +383,10 @@ def test_a_split_with_fewer_windows_than_its_share_gives_what_it_has(folder, tmp
 def test_a_split_without_windows_leaves_the_others_their_shares(folder, tmp_path, capsys):
     copy = copy_of(folder, tmp_path)
     tables = draw(copy, windows=200, split_ratios=[0.5, 0.4999, 0.0001])
-    assert "no window of 32 states is sampled for test" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no window of 32 states is sampled for test" in said
+    first = min(open_book(book).timestamps[0] for book in (copy / "book_states").iterdir())
+    assert f"train from {str(np.datetime64(int(first), 's')).replace('T', ' ')}" in said
     counts = [
         sum(about["splits"][name]["windows"] for _, about in tables.values())
         for name in ("train", "validation", "test")

@@ -1,6 +1,7 @@
 """The command line: what is accepted, what is refused in one line, and how fast --help answers."""
 
 import math
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -171,6 +172,34 @@ def test_what_does_not_fit_is_refused_in_one_line(script, capsys, word, parts):
         assert part in err
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--depth=1e2", 100),
+        ("--pairs=A", ["A"]),
+        ("--pairs=[A, B]", ["A", "B"]),
+        ("--pairs=A,B", ["A", "B"]),
+        ("--pairs=['A', B]", ["A", "B"]),
+        ("--widths=64, 32", [64, 32]),
+        ("--widths=64", [64]),
+        ("--split_ratios=[2026-01-05,0.5]", ["2026-01-05", 0.5]),
+        ("--devices=[cpu, cuda]", ["cpu", "cuda"]),
+    ],
+)
+def test_the_value_that_was_meant_is_shown_as_it_is_written(script, capsys, word, meant):
+    with pytest.raises(SystemExit):
+        load(script, word)
+    _, _, written = capsys.readouterr().err.partition(": write ")
+    assert load(script, *shlex.split(written))[word[2:].split("=")[0]] == meant
+
+
+@pytest.mark.parametrize("word", ["--depth=1.0", "--depth=1.5", "--widths=[64 32]", "--widths=0"])
+def test_no_value_is_shown_if_none_is_right(script, capsys, word):
+    with pytest.raises(SystemExit):
+        load(script, word)
+    assert "write" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("bound", [">= 0", "> 0", "< 1", "<= 1", "> 0 and < inf"])
 def test_nan_is_within_no_bounds(script, capsys, bound):
     """It can't be given in the shell, but written into the dict."""
@@ -183,7 +212,7 @@ def test_nan_is_within_no_bounds(script, capsys, bound):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("depth", "96.0", "depth = 96.0 is of type float, not int\n"),
+        ("depth", "96.0", "depth = 96.0 is of type float, not int: write --depth=96\n"),
         ("depth", "0", "depth = 0 must be >= 2\n"),
         ("depth", "None", "depth = None is of type NoneType, not int\n"),
         (

@@ -253,6 +253,21 @@ def test_missing_folders_and_books_too_thin_are_named(tmp_path):
     assert "did you mean 'A_B'" in refused(tmp_path, "--pairs=['A_C']")
 
 
+def test_the_depth_that_is_named_is_one_of_most_messages(tmp_path):
+    """Two levels a side at first, three at last: a depth of 6 would leave one state of 31."""
+    rows = "".join(row(f"{1 + n}.0", "SET", 1, "99.5", f"{n + 2}", 10) for n in range(29))
+    opening = OPENING.splitlines(keepends=True)
+    late = row("31.0", "ADD", 0, "103.5", "1", 2) + row("31.0", "ADD", 1, "97.5", "1", 12)
+    text = HEADER + "".join(opening[:2] + opening[3:5]) + rows + late
+    put(tmp_path, text)
+    line = refused(tmp_path, "--depth=8")
+    assert line.endswith("at most 3 on both sides, at least 2 after most messages, set --depth=4\n")
+    assert "1 states of 6 levels" in (said := parse(tmp_path, "--depth=6").stdout)
+    assert "96.8 % of all messages): left out; --depth=4 keeps most of them" in said
+    assert "31 states of 4 levels" in (said := parse(tmp_path, "--depth=4").stdout)
+    assert "31  messages after which the book was complete (100 % of all messages)" in said
+
+
 @pytest.mark.parametrize(
     "words",
     [

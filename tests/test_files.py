@@ -103,6 +103,10 @@ def test_pairs_are_found_named_and_refused(tmp_path):
     (tmp_path / "book_states").mkdir()
     with pytest.raises(InputError, match="is empty"):
         find_pairs(tmp_path, "book_states", None, "data_parser.py")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "updates.csv").write_text("x")
+    with pytest.raises(InputError, match=r"'updates.csv' but no folder of a pair: .*raw/<PAIR>/"):
+        find_pairs(tmp_path, "raw", None, "")
     for pair in ("ETH_USD", "BTC_USD"):
         write_book(tmp_path, pair, rows=10, depth=4)
     (tmp_path / "book_states" / ".BTC_USD.partial").mkdir()

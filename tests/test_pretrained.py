@@ -276,7 +276,7 @@ def test_a_book_becomes_a_vector_for_each_of_its_windows(tmp_path, encoder):
     np.testing.assert_allclose(found, windows, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="--depth=16"):
         encoder.embed_book(write_book(tmp_path, "B", rows=40, depth=8))
-    with pytest.raises(InputError, match="no run of 32 states"):
+    with pytest.raises(InputError, match="31 states, fewer than a window of 32"):
         encoder.embed_book(write_book(tmp_path, "C", rows=31, depth=DEPTH))
 
 

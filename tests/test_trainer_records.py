@@ -54,7 +54,7 @@ COLUMNS_OF_TAGS = {
     **{f"loss/{name}": ("validation", f"{name}_loss") for name in ANSWERS},
     **{
         f"{group}/{part}_{name}": (f"validation_{part}", f"{name}_loss")
-        for group, parts in (("loss_by_field", FIELDS), ("loss_by_mask", trained_on("mix")))
+        for group, parts in (("losses_by_field", FIELDS), ("losses_by_mask", trained_on("mix")))
         for part in parts
         for name in ANSWERS
     },
@@ -69,6 +69,8 @@ def test_tensorboard_holds_what_metrics_csv_holds(logged):
         assert len(found) > 1 and [step for step, _ in found] == [step for step, _ in rows], tag
         np.testing.assert_allclose(found, rows, rtol=1e-6)
     assert set(board.Tags()["scalars"]) == {*COLUMNS_OF_TAGS, *SKILL.values()}
+    in_order_of_the_page = sorted(COLUMNS_OF_TAGS, key=lambda tag: re.sub("[/_]", "\0", tag))
+    assert in_order_of_the_page[0].startswith("loss/")
     ladder, loss = (
         np.array([event.value for event in board.Scalars(tag)])
         for tag in ("loss/ladder", "loss/validation")

@@ -52,3 +52,13 @@ COUNTER_WORDS = {
     "messages_repeated": ("messages delivered twice", "", "left out; usual where files overlap"),
     "crossed_ms": ("milliseconds in which the book was crossed", "", ""),
 }
+
+
+def as_share(count: int, whole: int) -> str:
+    """Return a share in per cent; it is 0 % or 100 % if the count is 0 or the whole, else not."""
+    percent = 100 * count / whole
+    if 0 < percent < 0.001:
+        return "less than 0.001 %"
+    if percent > 99.9 and count != whole:
+        return "over 99.9 %"
+    return f"{percent:.3g} %"

@@ -42,7 +42,6 @@ COUNTERS = (
 # What the kernel has to remember between two calls. numba passes arrays by reference, but numbers
 # by value. So all of it lies in one int64 array, `OrderBook.memory`, at these places: times in ns,
 # counts, and flags that are 0 or 1.
-PLACES = 22
 (
     MESSAGE,  # number of the message that the last row belongs to
     OPEN,  # flag: more rows of this message may follow
@@ -65,8 +64,8 @@ PLACES = 22
     TRADED,  # signed lots traded since the last finished row: bought minus sold
     TRADED_WRITTEN,  # of these, what the pending row holds
     ROWS,  # finished rows of the output
-    DEEPEST,  # most levels that both sides of a book with too few levels had
-) = range(PLACES)
+    LEVELS,  # the first of depth / 2 counts: of messages that left 0, 1, ... levels on both sides
+) = range(22)
 NEVER = np.iinfo(np.int64).min
 
 # Places in `OrderBook.kept`: best levels before a snapshot, after it, and after the first message.

@@ -40,7 +40,6 @@ from lob.book.memory import (
     CROSSED,
     CROSSED_NS,
     CROSSED_SINCE,
-    DEEPEST,
     DONE,
     DUPLICATES,
     FIRST_VALID,
@@ -50,6 +49,7 @@ from lob.book.memory import (
     IN_SNAPSHOT,
     INTERVAL,
     LAST_VALID,
+    LEVELS,
     MESSAGE,
     MESSAGES,
     NEVER,
@@ -64,7 +64,6 @@ from lob.book.memory import (
     PASSED_ASK,
     PASSED_BID,
     PENDING,
-    PLACES,
     ROWS,
     SEEN,
     SNAPSHOTS,
@@ -189,7 +188,7 @@ def end_message(limits, orders, memory, counters, levels, kept, out):
         counters[THIN] += 1
         if memory[CROSSED_SINCE] == NEVER:
             levels_there = min(bounds[BID, 1] - bounds[BID, 0], bounds[ASK, 1] - bounds[ASK, 0])
-            memory[DEEPEST] = max(memory[DEEPEST], levels_there)
+            memory[LEVELS + levels_there] += 1
         return True
     if memory[CROSSED_SINCE] != NEVER:
         counters[CROSSED] += 1
@@ -373,7 +372,7 @@ class OrderBook:
             self.lot_size,
             book_depth or 0,
         )
-        self.memory = np.zeros(PLACES, dtype=np.int64)
+        self.memory = np.zeros(LEVELS + depth // 2, dtype=np.int64)
         for place in (TIME, CROSSED_SINCE, PASSED_BID, PASSED_ASK, FIRST_VALID, LAST_VALID):
             self.memory[place] = NEVER
         self.memory[NEW_SEGMENT] = 1

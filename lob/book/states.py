@@ -64,6 +64,11 @@ def open_book(path: str | Path) -> Book:
     Raises InputError if it is missing or of another version, or if its arrays don't fit together.
     """
     path = Path(path)
+    if not (path / "meta.json").exists():
+        raise InputError(
+            f"there is no {path / 'meta.json'}: run data_parser.py first, or name the folder that "
+            "it left, such as training_data/book_states/BTC_USD"
+        )
     meta = read_meta(path / "meta.json", "data_parser.py")
     arrays: dict[str, Any] = {}
     for name, (dtype, ndim, may_lack) in BOOK_ARRAYS.items():

@@ -39,6 +39,7 @@ from lob.feeds.batch import GAP, SNAPSHOT, Batch
 from lob.storage import load_array
 
 BLOCK_ROWS = 1 << 14  # rows that are joined at once
+USUAL = 0.9  # share of a recording's books that have at least `Part.usual_depth` levels
 
 
 def apply_batch(book: OrderBook, batch: Batch, tick_size: float, row: int = 0) -> None:
@@ -116,7 +117,7 @@ class Part(NamedTuple):
     rows: int  # states written
     updates: int  # update rows read
     counters: dict[str, int]  # those of the book (COUNTERS), and what the reader passed by
-    deepest: int  # most levels on both sides of a book that had too few for a state
+    levels: np.ndarray  # messages that left 0, 1, ... levels on both sides, too few for a state
     crossed_ns: int  # how long the book was crossed, in all
     any_trade: bool  # whether the feed has trades
     tick_size: float
@@ -129,6 +130,18 @@ class Part(NamedTuple):
     traded_since: int  # lots bought minus lots sold after the last state that was written
     opening: np.ndarray  # best levels after the first message (see `OrderBook.opening`)
     closing: np.ndarray  # best levels after the last message
+
+    def usual_depth(self) -> int:
+        """Return the most levels, bids and asks together, that USUAL of the uncrossed books had.
+
+        It is at most the depth that was asked for. If fewer than USUAL had levels on both sides, it
+        is the most that any book had; 0 if none had any.
+        """
+        at_least = np.append(self.levels, self.counters["states"])[::-1].cumsum()[::-1]
+        if not at_least[0]:
+            return 0
+        usual = np.flatnonzero(at_least >= USUAL * at_least[0])[-1]
+        return 2 * int(usual or np.flatnonzero(at_least)[-1])
 
 
 def describe_part(
@@ -144,7 +157,7 @@ def describe_part(
         rows=states.rows,
         updates=updates,
         counters=dict(zip(COUNTERS, book.counters.tolist(), strict=True)),
-        deepest=memory[kernel.DEEPEST],
+        levels=book.memory[kernel.LEVELS :].copy(),
         crossed_ns=memory[kernel.CROSSED_NS],
         any_trade=states.any_trade,
         tick_size=tick_size,
@@ -295,7 +308,7 @@ class PartJoiner:
             self.joined = part._replace(
                 updates=before.updates + part.updates,
                 counters=counters,
-                deepest=max(before.deepest, part.deepest),
+                levels=before.levels + part.levels,
                 crossed_ns=before.crossed_ns + part.crossed_ns,
                 last_state=max(part.last_state, clock) if part.rows else before.last_state,
                 last_message=max(part.last_message, clock),

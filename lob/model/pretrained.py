@@ -18,7 +18,7 @@ from lob.model.embedding import embed_windows, in_bf16, window_encoder
 from lob.model.encoder import BookEncoder
 from lob.model.scale import measure_scale
 from lob.model.streaming import BookStream, GraphedStream
-from lob.windows.splits import strided_ends
+from lob.windows.splits import strided_ends, too_short
 
 ORDER = "L/2 bids from deepest to best, then asks from best to deepest"
 
@@ -178,7 +178,7 @@ class Encoder:
         if book.depth != self.levels:
             raise InputError(
                 f"{book.path} has depth {book.depth}, the encoder wants {self.levels}: "
-                f"run data_parser.py --depth={self.levels}"
+                f"run data_parser.py --depth={self.levels}, or take an encoder of that many levels"
             )
 
     def find_ends(self, book: Book, stride: int) -> list[range]:
@@ -186,10 +186,7 @@ class Encoder:
         check_stride(stride)
         ranges = strided_ends(book.segment_starts, book.rows, self.states, stride)
         if not ranges:
-            raise InputError(
-                f"{book.path} has no run of {self.states} states without a gap: "
-                "take a longer book, or parse with a larger --max_gap_seconds"
-            )
+            raise too_short(book, self.states, "take an encoder of shorter windows")
         return ranges
 
 

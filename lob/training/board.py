@@ -1,7 +1,7 @@
 """A run's TensorBoard events: scalars grouped by quantity, charts, settings, text and a picture.
 
-Groups: `loss` (what is minimised, over all hidden values), `loss_by_field` and `loss_by_mask` (its
-parts), `skill`, `optimizer`, `speed`. The page CUSTOM SCALARS has the lines of one loss in one
+Groups: `loss` (what is minimised, over all hidden values), `losses_by_field` and `losses_by_mask`
+(its parts), `skill`, `optimizer`, `speed`. The page CUSTOM SCALARS has the lines of one loss in one
 chart. A row of metrics.csv and its scalars hold the same numbers; no number has two tags.
 """
 
@@ -119,7 +119,8 @@ class Board:
 
 
 def name_tag(part: str, answer: str) -> str:
-    group = "loss_by_field" if part in FIELDS else "loss_by_mask"
+    # Not `loss_by_...`, which the page SCALARS would show before `loss`: it sorts _ and / as equal.
+    group = "losses_by_field" if part in FIELDS else "losses_by_mask"
     return f"{group}/{part}_{answer}"
 
 

@@ -26,9 +26,9 @@ from lob.windows.splits import (
     SPLITS,
     calendar_cuts,
     count_shared_states,
+    describe_dates,
     split_of_windows,
     split_rows,
-    to_iso,
 )
 
 HELD_OUT_EPOCH = -1  # masks of validation and test windows are the same in every epoch
@@ -92,17 +92,9 @@ class Dataset:
         named = zip(SPLITS, self.windows, strict=True)
         counts = ", ".join(f"{name} {len(windows):,}" for name, windows in named)
         return (
-            f"{pairs}; {states:,} states; windows: {counts}; "
-            f"states shared by two splits: {self.shared_states}; {self.describe_dates()}"
+            f"{pairs}; {states:,} states; windows: {counts}; states shared by two splits: "
+            f"{self.shared_states}; {describe_dates(self.books, self.cuts_ns)}"
         )
-
-    def describe_dates(self) -> str:
-        """Return when the recordings begin, and when each next split does (UTC)."""
-        begin = min(int(book.timestamps[0]) for book in self.books)
-        end = max(int(book.timestamps[-1]) for book in self.books)
-        texts = [to_iso(time).replace("T", " ") for time in (begin, *self.cuts_ns.tolist(), end)]
-        named = ", ".join(f"{name} from {text}" for name, text in zip(SPLITS, texts, strict=False))
-        return f"{named} to {texts[-1]} UTC"
 
     def identity(self) -> dict[str, Any]:
         """Return what tells these windows from others: their books, a hash, the calendar cuts."""

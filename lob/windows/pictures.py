@@ -280,8 +280,9 @@ def draw_extremes(book: Book, rows: np.ndarray) -> plt.Figure:
         mesh = show_depth(axis, prices, sizes, book.tick_size, 0, length)
         start = to_iso(int(book.timestamps[begin])).replace("T", " ")
         value, duration = rows[name][row], rows["duration_s"][row]
+        quantity, _, unit = LABELS[name].rstrip(")").partition(" (")
         axis.set_title(
-            f"{title}: {LABELS[name]} {value:.3g}\n{start} UTC, {duration:.3g} s",
+            f"{title}: {quantity} {value:.3g} {unit}\n{start} UTC, {duration:.3g} s",
             fontsize=9,
         )
         axis.set(xlabel="book state", ylabel="price")

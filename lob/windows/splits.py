@@ -22,6 +22,19 @@ def segment_ranges(segment_starts: np.ndarray, rows: int) -> np.ndarray:
     return np.stack([starts, np.append(starts, np.int64(rows))[1:]], axis=1)
 
 
+def too_short(book: Book, temporal_dim: int, otherwise: str) -> InputError:
+    """Return the error of a book without a window; `otherwise` is what else the user can do."""
+    if book.rows < temporal_dim:
+        return InputError(
+            f"{book.path} has {book.rows:,} states, fewer than a window of {temporal_dim}: take a "
+            f"longer recording, parse one of thin books with a smaller --depth, or {otherwise}"
+        )
+    return InputError(
+        f"{book.path} has no run of {temporal_dim} states without a gap: {otherwise}, "
+        "or run data_parser.py with a larger --max_gap_seconds"
+    )
+
+
 def window_ends(segment_starts: np.ndarray, rows: int, temporal_dim: int) -> np.ndarray:
     """Return int64 (W,): `end_row` of every window that lies within a segment, ascending."""
     segments = segment_ranges(segment_starts, rows)
@@ -120,6 +133,15 @@ def parse_dates(dates: Sequence[float | str], key: str = "split_ratios") -> np.n
 def to_iso(time_ns: int) -> str:
     """Return ns since the epoch as an ISO date and time in UTC, cut off after the second."""
     return datetime.fromtimestamp(time_ns // 10**9, UTC).isoformat().removesuffix("+00:00")
+
+
+def describe_dates(books: Sequence[Book], cuts: np.ndarray) -> str:
+    """Return when the recordings begin, and when each next split does, by `cuts` (ns, UTC)."""
+    begin = min(int(book.timestamps[0]) for book in books)
+    end = max(int(book.timestamps[-1]) for book in books)
+    texts = [to_iso(int(time)).replace("T", " ") for time in (begin, *cuts, end)]
+    named = ", ".join(f"{name} from {text}" for name, text in zip(SPLITS, texts, strict=False))
+    return f"{named} to {texts[-1]} UTC"
 
 
 def split_rows(timestamps: np.ndarray, cuts: np.ndarray, embargo: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from lob.book.states import Book, identity
 from lob.config import InputError
 from lob.jit import parallel
 from lob.storage import new_table
-from lob.windows.splits import segment_ranges
+from lob.windows.splits import segment_ranges, too_short
 
 # A return is the relative change of the mid from one state to the next: a window has T - 1.
 # An imbalance is (bid size - ask size) / (bid size + ask size).
@@ -45,10 +45,7 @@ def write_statistics(book: Book, temporal_dim: int, file: Path) -> int:
     segments = segment_ranges(book.segment_starts, book.rows)
     ranges = [(begin, end) for begin, end in segments if end - begin >= temporal_dim]
     if not ranges:
-        raise InputError(
-            f"{book.path} has no run of {temporal_dim} states without a gap: lower --temporal_dim, "
-            "or run data_parser.py with a larger --max_gap_seconds"
-        )
+        raise too_short(book, temporal_dim, "lower --temporal_dim")
     total = int(sum(end - begin - temporal_dim + 1 for begin, end in ranges))
     with (
         new_table(file, STATISTICS, {"temporal_dim": temporal_dim}, identity(book)) as table,
