@@ -6,7 +6,7 @@
 A block stands between `<!-- begin:KIND ARGUMENT -->` and `<!-- end -->`. KINDS below maps its kind
 to the function that makes its lines. Tables of keys come from the comments of the scripts' `config`
 dicts, tables of results from benchmarks/results/*.json (benchmarks/tables.py, worth.py,
-probe_tables.py and agent_tables.py).
+probe_tables.py, label_tables.py and agent_tables.py).
 """
 
 import ast
@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks import (
     agent_tables,
     first_hour_tables,
+    label_tables,
     probe_tables,
     step_tables,
     tables,
@@ -152,6 +153,7 @@ KINDS = {
     "steps": step_tables.make_step_tables,
     "recipes": step_tables.make_recipes_table,
     "bench": probe_tables.make_bench,
+    "labels": label_tables.make_label_tables,
     "agent": agent_tables.make_agent_tables,
     "precision": worth.make_precision_line,
     "results": tables.make_results_tables,

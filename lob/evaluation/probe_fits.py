@@ -56,12 +56,14 @@ def choose_linear(
     classify: bool,
     known: int | None = None,
     may_leave_out: bool = False,
+    refit: bool = True,
 ) -> Probe:
     """Return a linear probe: the penalty is chosen on `judge`, then it is fitted on both sets.
 
     known: number of the first columns that are known features; the others are a vector. Then a
     number of principal components of the vector is chosen too, and a penalty of its own, which may
-    be infinite. may_leave_out: the known features may be left out instead.
+    be infinite. may_leave_out: the known features may be left out instead. refit: if False the
+    probe stays fitted on `train` alone.
     """
 
     def fit(windows: Windows, count: int | None, weights: np.ndarray | None, penalty: float):
@@ -79,7 +81,7 @@ def choose_linear(
                 if loss < best:
                     best, settings = loss, (count, weights, penalty)
     assert settings is not None, "no penalty gave a finite loss"
-    return fit(join_windows(train, judge), *settings)
+    return fit(join_windows(train, judge) if refit else train, *settings)
 
 
 def list_weights(columns: int, known: int | None, may_leave_out: bool) -> list[np.ndarray | None]:

@@ -351,8 +351,19 @@ def fit_targets(
 
 
 def fit_method(
-    method: str, task: str, train: ProbeSet, judge: ProbeSet, target: str, seed: int
+    method: str,
+    task: str,
+    train: ProbeSet,
+    judge: ProbeSet,
+    target: str,
+    seed: int,
+    refit: bool = True,
 ) -> Predict:
+    """Return a method fitted to a target; refit: a linear one on the judged windows too, at last.
+
+    target: `MAIN`, or "level" for volatility itself.
+    """
+
     def inputs(split: ProbeSet) -> np.ndarray:
         if method == "floor":
             return split.floors[task]
@@ -375,7 +386,8 @@ def fit_method(
         if method in JOINED:
             known = sum(train.features[name].shape[1] for name in JOINED[method][:-1])
         # Of features and vector the features stay: it is asked what the vector adds to them.
-        predict = choose_linear(fitted, judged, classify, known, may_leave_out=method == "scaled")
+        apart = method == "scaled"
+        predict = choose_linear(fitted, judged, classify, known, may_leave_out=apart, refit=refit)
     return lambda split: predict(inputs(split)) + persistence(split)
 
 
