@@ -86,7 +86,6 @@ from benchmarks.bench_probes import (
     find_markets,
     name_cell,
     open_recording,
-    pick_device,
 )
 from benchmarks.label_runs import (
     FROZEN,
@@ -104,7 +103,7 @@ from benchmarks.markets import SHORT
 from benchmarks.other_models import PUBLISHED
 from benchmarks.report import report
 from lob.evaluation.intervals import interval, smallest_visible
-from lob.model.checkpoint import find_checkpoint, load_model
+from lob.model.checkpoint import choose_device, find_checkpoint, load_model
 from lob.results import make_row
 
 FROM_SCRATCH = ("scratch", *PUBLISHED)
@@ -154,7 +153,7 @@ def make_settings(config: dict) -> Settings:
         every=config["every"],
         patience=config["patience"],
         rates=tuple(sorted(rates.items())),
-        device=str(pick_device(config["device"])),
+        device=str(choose_device(config["device"])),
     )
     keep_settings(settings)
     return settings

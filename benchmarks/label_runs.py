@@ -43,7 +43,6 @@ from lob.model.checkpoint import load_model
 from lob.model.embedding import window_encoder
 from lob.model.encoder import BookEncoder
 from lob.model.scale import measure_scale
-from lob.model.window_store import WindowStore
 from lob.storage import new_file
 from lob.training.optimisation import make_optimizer, set_rate
 from lob.windows.splits import window_ends
@@ -188,11 +187,26 @@ def open_task(settings: Settings, pair: str, task: str) -> list[Split] | None:
     return splits if all(enough) else None
 
 
+class Recording:
+    """A book's states on a device, from which windows are gathered."""
+
+    def __init__(self, book: Book, states: int, device: torch.device):
+        arrays = book.price_ticks, book.sizes, book.timestamps
+        self.arrays = [torch.from_numpy(np.array(array)).to(device) for array in arrays]
+        self.device, self.tick_size = device, book.tick_size
+        self.offsets = torch.arange(-states, 0, device=device)
+
+    def gather(self, ends: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Return price_ticks, sizes (B, T, L) and times_ns (B, T) of windows by their end rows."""
+        rows = torch.from_numpy(ends).to(self.device)[:, None] + self.offsets
+        price_ticks, sizes, times_ns = (array[rows] for array in self.arrays)
+        return price_ticks, sizes, times_ns
+
+
 @functools.lru_cache(maxsize=1)
-def open_store(settings: Settings, pair: str) -> WindowStore:
+def open_recording(settings: Settings, pair: str) -> Recording:
     states = load_encoder(settings.encoder, settings.device).config.temporal_dim
-    device = torch.device(settings.device)
-    return WindowStore([open_pair(settings, pair)], states, device, resident=True)
+    return Recording(open_pair(settings, pair), states, torch.device(settings.device))
 
 
 def open_pair(settings: Settings, pair: str) -> Book:
@@ -310,19 +324,19 @@ def fit_network(
 
     It is the step with the least loss on the judged windows. Step 0, before training, is one.
     """
-    store = open_store(settings, job.pair)
+    recording = open_recording(settings, job.pair)
     targets = Targets(job.task, some.windows)
-    network = make_network(settings, job, some, judged, targets).to(store.device)
+    network = make_network(settings, job, some, judged, targets).to(recording.device)
     generator = np.random.default_rng([job.seed, 2])
     loss_of = nn.BCEWithLogitsLoss() if targets.classify else nn.MSELoss()
-    wanted = torch.from_numpy(targets.of(some.windows)).float().to(store.device)
+    wanted = torch.from_numpy(targets.of(some.windows)).float().to(recording.device)
     rate = dict(settings.rates)[job.model]
     optimizer = make_optimizer("adamw", network, rate, WEIGHT_DECAY)
     batches = draw_batches(len(some.ends), settings.batch_size, generator)
     least, best, kept = np.inf, 0, {}
     for step in range(settings.steps + 1):
         if step % settings.every == 0:
-            output = compute(network, store, judged.ends)
+            output = compute(network, recording, judged.ends)
             loss = measure_loss(output, targets.of(judged.windows), targets.classify)
             if loss < least:
                 least, best = loss, step
@@ -333,28 +347,28 @@ def fit_network(
         set_rate(optimizer, rate * min(1.0, (step + 1) / WARM_UP))
         places = next(batches)
         optimizer.zero_grad()
-        loss_of(network(*gather(store, some.ends[places])), wanted[places]).backward()
+        loss_of(network(*recording.gather(some.ends[places])), wanted[places]).backward()
         nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
         optimizer.step()
     if kept:
         network.load_state_dict(kept)
-    return targets.invert(compute(network, store, test.ends), test.windows), best
+    return targets.invert(compute(network, recording, test.ends), test.windows), best
 
 
 def make_network(
     settings: Settings, job: Job, some: Split, judged: Split, targets: Targets
 ) -> nn.Module:
     """Return a job's network as its training begins."""
-    store = open_store(settings, job.pair)
+    recording = open_recording(settings, job.pair)
     train = open_splits(settings, job.pair)[0]
     encoder = load_encoder(settings.encoder, settings.device)
     torch.manual_seed(job.seed)
     if job.model in PUBLISHED:
         ends = evenly_spaced(train.ends, FITTED_FOR_SCORES)
-        windows = (gather(store, ends[first::8]) for first in range(min(8, len(ends))))
-        return BookNetwork(job.model, store.temporal_dim, encoder.config.depth, windows)
+        windows = (recording.gather(ends[first::8]) for first in range(min(8, len(ends))))
+        return BookNetwork(job.model, encoder.config.temporal_dim, encoder.config.depth, windows)
     own = make_untrained(encoder, job.seed)
-    network = TunedEncoder(own, store.books[0].tick_size, train.windows.features["scale"])
+    network = TunedEncoder(own, recording.tick_size, train.windows.features["scale"])
     if job.model == "finetuned":
         own.load_state_dict(encoder.state_dict())
         network.begin_at(*fit_head(some.windows, judged.windows, targets))
@@ -388,17 +402,13 @@ def draw_batches(count: int, size: int, generator: np.random.Generator) -> Itera
             yield order[first : first + size]
 
 
-def gather(store: WindowStore, ends: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    return store.gather(torch.from_numpy(ends - store.temporal_dim).to(store.device))
-
-
 @torch.no_grad()
-def compute(network: nn.Module, store: WindowStore, ends: np.ndarray) -> np.ndarray:
+def compute(network: nn.Module, recording: Recording, ends: np.ndarray) -> np.ndarray:
     """Return a network's outputs for windows, float64 (W,)."""
     network.eval()
-    size = AT_ONCE[store.device.type]
+    size = AT_ONCE[recording.device.type]
     batches = (ends[first : first + size] for first in range(0, len(ends), size))
-    parts = [network(*gather(store, some)) for some in batches]
+    parts = [network(*recording.gather(some)) for some in batches]
     return torch.cat(parts).double().cpu().numpy()
 
 

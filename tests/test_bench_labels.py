@@ -18,7 +18,7 @@ from lob.model.checkpoint import save_checkpoint
 from lob.model.encoder import BookEncoder, encoder_config
 
 MARKET, CELL = "SSE_600519_20230201", "SSE_600519_20230201_D40"
-STATES, ROWS = 32, 6000
+STATES, ROWS = 24, 6000
 MODELS = bench_labels.config["models"]
 
 
@@ -29,7 +29,7 @@ def cheap(monkeypatch):
     monkeypatch.setattr(probe_fits, "VECTOR_PENALTIES", (1.0, 100.0))
     monkeypatch.setattr(probe_fits, "COMPONENTS", (4, None))
     yield
-    for cache in (label_runs.open_splits, label_runs.open_store, label_runs.load_encoder):
+    for cache in (label_runs.open_splits, label_runs.open_recording, label_runs.load_encoder):
         cache.cache_clear()
 
 
