@@ -224,10 +224,10 @@ class Trainer:
         self.config, self.team = config, team
         checkpoints = folder / "checkpoints"
         found, tensors, self.saved = load_newest(checkpoints, config["resume"])
-        self.progress = Progress(**self.saved.get("progress", {}))
+        self.progress = Progress(**team.same(self.saved.get("progress", {}), str(checkpoints)))
 
         self.data = open_data(config)
-        identity = self.data.identity()
+        identity = team.same(self.data.identity(), f"the samples in {config['data_dir']}")
         check_resumable(found, self.saved, identity, config["data_dir"], team.world)
         windows = config["batch_size"] * config["accumulation_steps"] * team.world  # of a step
         windows = self.saved.get("windows_a_step", windows)
@@ -252,7 +252,7 @@ class Trainer:
         before = self.saved
         if config["load_model"] and not before:
             file = find_checkpoint(config["runs_dir"], config["model_path"])
-            before = load_weights(file, self.model)
+            before = team.same(load_weights(file, self.model), str(file))
         name, decay = config["optimizer"], config["weight_decay"]
         self.optimizer = optimisation.make_optimizer(name, self.model, config["lr"], decay)
         factor, patience = config["lr_decay_factor"], config["lr_decay_patience"]

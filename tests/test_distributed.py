@@ -1,6 +1,8 @@
 """Ranks that train together: started, stopped by SIGTERM, resumed in another number, failing."""
 
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +16,9 @@ import torch
 import torch.multiprocessing as mp
 from conftest import ROOT
 from test_trainer import command, losses, metrics, train, wait_for, weights
+from test_trainer_settings import settings
 
+import fp8_ddp_trainer
 from lob.config import CheckFailed, InputError
 from lob.training import distributed
 from lob.training.distributed import free_port, wait_for_ranks
@@ -175,3 +179,86 @@ def test_large_and_small_gradients_become_their_sums(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert [x.unique().tolist() for x in found] == [[3.0], [21.0], [11.0]]
         assert [x.shape for x in found] == [(3,), (4, 5), (2, 2)]
+
+
+# What a rank imports, some of it late: torch's compiler at the optimizer's first call.
+IMPORTED = ["fp8_ddp_trainer", "lob.training.board", "lob.training.picture", "torch._dynamo"]
+
+
+def train_on(ranks: int, data: Path, runs: Path, name: str, **changes) -> Path:
+    """Train on so many ranks with 64 windows a step; return the run's folder.
+
+    The ranks are forked from a process that has imported the trainer, which saves seconds a rank.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED)
+    choices = {"model_name": name, "batch_size": 64 // ranks, "accumulation_steps": 1} | changes
+    if ranks == 1:
+        assert fp8_ddp_trainer.main(settings(data, runs, **choices)) == 0
+    else:
+        given = ranks, free_port(), settings(data, runs, **choices)
+        method = {"nprocs": ranks, "join": False, "start_method": "forkserver"}
+        assert wait_for_ranks(mp.start_processes(fp8_ddp_trainer.train, given, **method)) == 0
+    return runs / name
+
+
+def scores(run: Path) -> list[float]:
+    """Return the losses of a run's validations and test: all, and of each part."""
+    rows = [
+        row for kind in ("validation", "validation_patch", "test") for row in metrics(run, kind)
+    ]
+    return [float(row[f"{name}_loss"]) for row in rows for name in ("validation", "ladder")]
+
+
+def test_four_and_eight_ranks_have_the_losses_of_one(sampled, tmp_path, undrawn):
+    """Five validation windows leave some of eight ranks without any; four ranks go on with it."""
+    recipe = {"validation_windows": 5, "mirror": True, "slow": 0.5, "size_noise": 1.0}
+    recipe |= {"outlook": 0.5, "checkpoint_minutes": 1e-9, "keep_checkpoints": 5}
+    one = train_on(1, sampled, tmp_path, "one", **recipe)
+    assert len(losses(one)) == 10 and len(scores(one)) == 10
+    for ranks in (4, 8):
+        run = train_on(ranks, sampled, tmp_path, f"on_{ranks}", **recipe)
+        np.testing.assert_allclose(losses(run), losses(one), rtol=1e-6)
+        np.testing.assert_allclose(scores(run), scores(one), rtol=1e-5)
+    for file in (run / "checkpoints").glob("step_*"):
+        if int(file.stem.removeprefix("step_")) > 7:  # as if it had been killed after step 7
+            file.unlink()
+    changes = {"batch_size": 8, "resume": True}
+    run = train_on(4, sampled, tmp_path, "on_8", **recipe, **changes)
+    np.testing.assert_allclose(losses(run), losses(one), rtol=1e-6)
+    np.testing.assert_allclose(scores(run), scores(one), rtol=1e-5)
+
+
+def start_machine(number: int, port: int, data: Path, runs: Path) -> subprocess.Popen:
+    """Start a trainer as torchrun does on one of two machines with one process each."""
+    launcher = {"RANK": str(number), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    launcher |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    call = command(data, runs, "--model_name=machines", "--accumulation_steps=1", "--epochs=1")
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen(call, cwd=ROOT, env=os.environ | launcher, **pipes)
+
+
+def test_two_machines_train_as_two_ranks_of_one(sampled, tmp_path):
+    """A machine whose sample differs is refused, on both, before anything is trained."""
+    spawned = train_on(2, sampled, tmp_path, "spawned", mirror=True)
+    assert len(losses(spawned)) == 10
+    other = tmp_path / "other"
+    shutil.copytree(sampled, other)
+    sample = np.load(other / "balanced_samples" / "BTC_USD.npy")
+    sample["weight"][0] = 2.0
+    np.save(other / "balanced_samples" / "BTC_USD.npy", sample)
+    for data in (sampled, other):
+        port = free_port()
+        machines = [
+            start_machine(0, port, sampled, tmp_path),
+            start_machine(1, port, data, tmp_path),
+        ]
+        said = [machine.communicate(timeout=120)[1] for machine in machines]
+        if data == other:
+            assert [machine.returncode for machine in machines] == [2, 2]
+            fault = "differ: 1 of 2 ranks have others than the first one: "
+            assert all(fault in text and "Traceback" not in text for text in said)
+        else:
+            assert [machine.returncode for machine in machines] == [0, 0], said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["machines", "other", "spawned"]
+    machines = tmp_path / "machines"
+    assert losses(machines) == losses(spawned) and scores(machines) == scores(spawned)

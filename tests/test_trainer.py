@@ -15,7 +15,6 @@ import torch
 from conftest import ROOT, shell
 
 from lob.model.checkpoint import load_checkpoint, load_model
-from lob.training.distributed import free_port
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -243,39 +242,3 @@ def test_a_checkpoint_with_a_pickle_is_refused_and_not_run(sampled, tmp_path):
     words = ("--load_model=True", f"--model_path={tmp_path / 'hostile.safetensors'}")
     assert "is not a safetensors checkpoint" in train(sampled, tmp_path, *words, status=2).stderr
     assert not (tmp_path / "harm").exists()
-
-
-def run_ranks(
-    data: Path, runs: Path, ranks: int, *words: str, timeout: float = 120
-) -> list[tuple[int, str]]:
-    """Start `ranks` processes as torchrun does; return status and stderr of each."""
-    shared = {
-        "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    processes = []
-    for rank in range(ranks):
-        own = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        call = command(data, runs, *words)
-        processes.append(subprocess.Popen(call, cwd=ROOT, env=own, **pipes))
-    return [(process.wait(timeout), process.stderr.read()) for process in processes]
-
-
-def test_two_ranks_take_the_steps_of_one_with_twice_the_batch(sampled, tmp_path):
-    words = ("--model_name=two", "--batch_size=16", "--epochs=2")
-    for status, error in run_ranks(sampled, tmp_path, 2, *words):
-        assert status == 0, error
-    train(sampled, tmp_path, "--model_name=one", "--epochs=2")
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) >= 20
-    np.testing.assert_allclose(two, one, rtol=1e-6)
-    for kind in ("validation", "test"):
-        found = [
-            [float(row["validation_loss"]) for row in metrics(tmp_path / name, kind)]
-            for name in ("one", "two")
-        ]
-        np.testing.assert_allclose(found[1], found[0], rtol=1e-5)

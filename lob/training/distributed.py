@@ -118,6 +118,20 @@ class Team:
             dist.broadcast_object_list(box)
         return box[0]
 
+    def same(self, value: Any, what: str) -> Any:
+        """Return `value`. Raises InputError on all ranks if one has another: `what` says of what.
+
+        Ranks of several machines read their own disks, and training on different samples or from
+        different checkpoints would go unseen: only gradients are summed.
+        """
+        differing = int(self.total(value != self.agree(value)))
+        if differing:
+            raise InputError(
+                f"{what} differ: {differing} of {self.world} ranks have others than the first "
+                "one: all machines need the same files at the same path"
+            )
+        return value
+
     def share(self, model: nn.Module) -> None:
         """Give all ranks the first one's weights."""
         if self.world > 1:
