@@ -70,7 +70,7 @@ STREAM_GPU := --devices="['cuda']" --formats="['graphed','stream']" --presets="[
 
 # The benchmarks of a CPU. Results go to benchmarks/results/*.json, and from there into the pages.
 bench: .venv/installed-dev
-	for name in parser windows peers export; do $(BIN)/python -m benchmarks.bench_$$name --write=True; done
+	for name in parser windows scale peers export; do $(BIN)/python -m benchmarks.bench_$$name --write=True; done
 	$(BIN)/python -m benchmarks.bench_export $(STREAM) --batch_size=16 --write=True
 	$(MAKE) tables
 

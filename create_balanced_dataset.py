@@ -197,9 +197,12 @@ def format_cell(value: Any) -> str:
 
 
 def compared_rows(pair: Pair, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Return the statistics of at most 200,000 windows, evenly spaced, and of the sampled ones."""
-    step = -(-len(pair.rows) // 200_000)
-    return pair.rows[::step], pair.rows[sample.places]
+    """Return the statistics of all and of the sampled windows, at most 200,000 of each.
+
+    They are evenly spaced, so that memory does not grow with the recording.
+    """
+    every, sampled = (-(-len(found) // 200_000) for found in (pair.rows, sample.places))
+    return pair.rows[::every], pair.rows[sample.places[::sampled]]
 
 
 def draw(pair: Pair, sample: Sample, folder: Path) -> Path:

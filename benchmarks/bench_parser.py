@@ -242,7 +242,7 @@ def measure_days(folder: Path, rows: int) -> list[tuple]:
         write_coinapi(raw / f"{20231114 + day}.csv.gz", (time_ns + day * 86_400 * 10**9, *columns))
     size = sum(file.stat().st_size for file in raw.iterdir())
     words = (f"--data_dir={data}", "--state_interval_ms=1000", "--workers=2")
-    seconds, _ = watch("data_parser.py", *words)
+    seconds = watch("data_parser.py", *words).seconds
     shutil.rmtree(data)
     rate = size / seconds / 1e6
     hours = 60e3 / rate / 3600
@@ -270,7 +270,7 @@ def measure_memory(folder: Path, file: Path) -> list[tuple]:
             os.link(file, raw / f"{20231114 + index}.csv.gz")
         words = [f"--data_dir={data}", "--workers=1", "--subsample=100"]
         words.append("--max_clock_step_ms=1000000000")  # one file again: its clock goes back
-        _, memory = watch("data_parser.py", *words)
+        memory = watch("data_parser.py", *words).anonymous_mb
         shutil.rmtree(data)
         note = f"RssAnon peak, {times} x the stream, Python and numba included"
         found.append(("memory", f"anonymous_mb_{times}", memory, "MB", note))

@@ -64,8 +64,6 @@ CASES = {  # (benchmark and) case -> words
     "pandas": "pandas, rolling",
     # windows
     "windows kernel": "statistics in memory, 2 cores",
-    "file_to_file": "from a book's files to the table",
-    "sampler": "balanced sample",
     # latency
     "latency/cuda/eager": "eager layers",
     "latency/cuda/compiled": "torch.compile",
@@ -99,14 +97,6 @@ METRICS: dict[str, tuple[str, float] | None] = {
     "anonymous_mb_4": ("MB for one 4 times as long", 1),
     "largest_relative_difference": ("largest relative difference from ours", 1),
     "ratio_1024_to_256": ("time of windows of 1,024 states over 256", 1),
-    "anonymous_mb_2000000": ("MB for 2 million states", 1),
-    "anonymous_mb_20000000": ("MB for 20 million states", 1),
-    "written_mb_per_second": ("MB/s written", 1),
-    "seconds_1000000": ("seconds for 1 million windows", 1),
-    "anonymous_mb_1000000": ("MB", 1),
-    "seconds_10000000": ("seconds for 10 million", 1),
-    "anonymous_mb_10000000": ("MB", 1),
-    "seconds_per_million": ("seconds per further million", 1),
     "p50": ("median (ms)", 1),
     "p99": ("99th percentile (ms)", 1),
     "p50_ms": ("median (ms)", 1),

@@ -10,10 +10,13 @@ lob/results.py says what a row and the JSON hold.
 
 import json
 import math
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +44,41 @@ def report(
     return result
 
 
-def watch(*command: str) -> tuple[float, float]:
-    """Run a script; return its seconds and the most anonymous memory that it held, in MB.
+@dataclass(frozen=True)
+class Watched:
+    """What a script took. Its anonymous memory is its own, without pages of files that it maps."""
 
-    Anonymous memory is that of the program itself, without the pages of files that it maps.
-    """
+    seconds: float
+    anonymous_mb: float  # the most at any time
+    read_gb: float  # from the disk; what was in the page cache is not counted
+    waiting_share: float  # of its seconds, without a core at work; 0 if threads kept more than one
+    printed: str
+
+
+def watch(*command: str) -> Watched:
+    """Run a script, or with "-m" a module, to its end. Raises AssertionError if it fails."""
     most = 0
     began = time.perf_counter()
-    words = [sys.executable, *command]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+    with (
+        tempfile.TemporaryFile("w+") as printed,
+        subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=printed) as process,
+    ):
         status = Path(f"/proc/{process.pid}/status")
-        while process.poll() is None:
+        ended = 0
+        while not ended:
             lines = status.read_text().splitlines()
             # A process that has just ended has no such line.
             held = [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
             most = max([most, *held])
             time.sleep(0.01)
-    assert process.returncode == 0, f"{command} failed"
-    return time.perf_counter() - began, most / 1024
+            ended, how, usage = os.wait4(process.pid, os.WNOHANG)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(how)
+        assert process.returncode == 0, f"{command} failed"
+        printed.seek(0)
+        busy = usage.ru_utime + usage.ru_stime
+        read, waiting = usage.ru_inblock * 512 / 1e9, max(0.0, 1 - busy / seconds)
+        return Watched(seconds, most * 1024 / 1e6, read, waiting, printed.read())
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:

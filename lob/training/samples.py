@@ -276,6 +276,6 @@ class Sampler:
 
     def held_out(self, split: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """Return this rank's batches of a split."""
-        mine = self.held_out_places(split)[rank::world]
-        starts = range(0, len(mine), batch_size)
-        return [self.batch(split, mine[i : i + batch_size], 0, HELD_OUT_EPOCH) for i in starts]
+        mine = self.batch(split, self.held_out_places(split)[rank::world], 0, HELD_OUT_EPOCH)
+        parts = [slice(i, i + batch_size) for i in range(0, len(mine.end_rows), batch_size)]
+        return [Batch(mine.pair_index[i], mine.end_rows[i], mine.keys[i]) for i in parts]

@@ -165,6 +165,7 @@ def draw_pair(
     """
     scale = fit_scale(pair, outlier_std)
     strata = find_strata(pair, scale, cells, outlier_std)
+    counts = [count_strata(stratum) for stratum in strata]
     parts, places, splits, missing = [], [], {}, []
     for index, (name, split, stratum) in enumerate(zip(SPLITS, pair.splits, strata, strict=True)):
         ends = pair.rows["end_row"][split]
@@ -183,14 +184,14 @@ def draw_pair(
         part["weight"] = weights
         parts.append(part)
         places.append(split.start + picked)
-        splits[name] = describe_split(part["end_row"], stratum, exhausted, temporal_dim)
+        facts_of_split = part["end_row"], len(ends), counts[index], exhausted, temporal_dim
+        splits[name] = describe_split(*facts_of_split)
     if not any(len(part) for part in parts):
         raise InputError(
             f"{pair.book.pair}: none of the windows falls to it: raise --windows, or its share in "
             "--pair_weights, or leave the pair out"
         )
-    training = strata[0]
-    before = np.bincount(training[training >= 0])
+    before = counts[0]
     after = np.bincount(parts[0]["stratum"], parts[0]["weight"], len(before))
     end_rows = [part["end_row"] for part in parts]
     facts = {
@@ -210,16 +211,19 @@ def make_generator(seed: int, pair: str, split: int) -> np.random.Generator:
 
 
 def describe_split(
-    drawn_ends: np.ndarray, stratum: np.ndarray, exhausted: int, temporal_dim: int
+    drawn_ends: np.ndarray, windows: int, counts: np.ndarray, exhausted: int, temporal_dim: int
 ) -> dict[str, Any]:
-    """Return what the sample's `.json` says about one split."""
-    outliers = int(np.count_nonzero(stratum < 0))
+    """Return what the sample's `.json` says about one split.
+
+    windows: how many there are; counts: of each stratum, which outliers have none of.
+    """
+    available = int(counts.sum())
     overlap, distinct = measure_overlap(drawn_ends, temporal_dim)
     return {
         "windows": len(drawn_ends),
-        "available": len(stratum) - outliers,
-        "outliers": outliers,
-        "strata": len(np.unique(stratum[stratum >= 0])),
+        "available": available,
+        "outliers": windows - available,
+        "strata": int(np.count_nonzero(counts)),
         "exhausted_strata": exhausted,
         "mean_overlap": overlap,
         "distinct_windows": distinct,
@@ -368,8 +372,8 @@ def draw_split(
     Return the places of the picked windows, int64 (n,), ascending; their weights, float64 (n,); and
     how many strata gave all they had.
     """
-    members, bounds = sort_by_stratum(stratum)
-    counts = np.diff(bounds)
+    counts = count_strata(stratum)
+    members, bounds = sort_by_stratum(stratum, counts)
     rare_first = np.argsort(counts, kind="stable")
     rare_first = rare_first[counts[rare_first] > 0]
     unused = bounds.copy()  # where each stratum's members that were not yet looked at begin
@@ -399,16 +403,23 @@ def draw_split(
 
 
 @compiled
-def sort_by_stratum(stratum):
-    """Sort the windows by stratum; leave out those of a negative one.
+def count_strata(stratum):
+    """Return how many windows each stratum has, int64 (highest stratum + 1,)."""
+    counts = np.zeros(max(0, stratum.max() + 1) if len(stratum) else 0, dtype=np.int64)
+    for name in stratum:
+        if name >= 0:
+            counts[name] += 1
+    return counts
+
+
+@compiled
+def sort_by_stratum(stratum, counts):
+    """Sort the windows by stratum; leave out those of a negative one. counts: of `count_strata`.
 
     Return their places, uint32 (n,), and where each stratum begins among them, int64 (strata + 1,).
     """
-    bounds = np.zeros(max(0, stratum.max()) + 2 if len(stratum) else 1, dtype=np.int64)
-    for name in stratum:
-        if name >= 0:
-            bounds[name + 1] += 1
-    bounds = np.cumsum(bounds)
+    bounds = np.zeros(len(counts) + 1, dtype=np.int64)
+    bounds[1:] = np.cumsum(counts)
     members = np.empty(bounds[-1], dtype=np.uint32)
     cursor = bounds.copy()
     for place, name in enumerate(stratum):

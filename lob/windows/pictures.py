@@ -87,7 +87,9 @@ def draw_book(book: Book) -> plt.Figure:
     figure, axes = plt.subplots(
         3, 1, figsize=(10, 8.5), sharex=True, height_ratios=[2, 1, 3], layout="constrained"
     )
-    grid = np.linspace(int(book.timestamps[0]), int(book.timestamps[-1]), 1001)  # ns
+    begin, end = int(book.timestamps[0]), int(book.timestamps[-1])
+    # Whole ns: to find other numbers among the times, numpy would copy all of them.
+    grid = begin + np.linspace(0, end - begin, 1001).astype(np.int64)
     draw_touch(axes[0], axes[1], book, grid)
     mesh = draw_depth(axes[2], book, grid)
     add_size_bar(mesh, axes[2], "resting size")
@@ -105,7 +107,7 @@ def draw_touch(mid_axis: plt.Axes, spread_axis: plt.Axes, book: Book, grid: np.n
     best = np.asarray(top[some], dtype=np.float64)
     mid = best.mean(axis=1)
     spread_bps = (best[:, 1] - best[:, 0]) / mid * 1e4
-    times = (grid[:-1] + grid[1:]) / 2 / DAY_NS
+    times = (grid[:-1] / DAY_NS + grid[1:] / DAY_NS) / 2
     interval = np.searchsorted(grid, book.timestamps[some], side="right") - 1
     interval = np.clip(interval, 0, len(times) - 1)
     panels = ((mid_axis, mid * book.tick_size, BLUE), (spread_axis, spread_bps, RED))

@@ -1,0 +1,113 @@
+"""What a recording's length costs: memory by the stages' own arrays, and the benchmark of it."""
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from conftest import shell
+
+from benchmarks.bench_scale import describe_growth, write_book
+from benchmarks.report import watch
+from lob.book.states import Book, check_states, open_book
+from lob.results import make_row
+from lob.windows.balancing import Pair, draw_pair
+from lob.windows.pictures import draw_book
+from lob.windows.statistics import STATISTICS
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the most bytes that Python and numpy held at a time in the second of two calls."""
+    work()  # compiles, imports, fills caches
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def long_book(rows: int) -> Book:
+    """Return a book of one state, again and again, that takes 8 bytes a state."""
+    prices = np.broadcast_to(np.array([99, 100, 102, 103], np.int32), (rows, 4))
+    sizes = np.broadcast_to(np.ones(4, np.float32), (rows, 4))
+    times = 1_777_689_383_201_000_001 + np.arange(rows) * 100_000_000
+    meta = {"depth": 4, "tick_size": 0.01}
+    return Book(Path("SYN"), meta, prices, sizes, times, np.zeros(1, np.int64), None, None)
+
+
+def test_a_sample_is_drawn_in_few_bytes_a_window():
+    windows = 400_000
+    rng = np.random.default_rng(0)
+    rows = np.zeros(windows, STATISTICS)
+    for name in STATISTICS.names:
+        rows[name] = rng.standard_t(4, windows)
+    rows["end_row"] = np.arange(windows) + 256
+    first, second = int(0.7 * windows), int(0.95 * windows)
+    splits = [slice(0, first), slice(first + 256, second), slice(second + 256, windows)]
+    pair = Pair(long_book(windows + 255), rows, splits)
+    few = {"temporal_dim": 256, "cells": [8, 8, 9], "outlier_std": 3.0, "min_stride": 16}
+    kind = {"oversample": False, "exact": False, "seed": 0}
+    held = peak_bytes(lambda: draw_pair(pair, np.array([700, 250, 50]), **few, **kind))
+    assert held < 7 * windows  # two of the stratum, four of the place, one of the distance
+
+
+def test_a_picture_of_a_book_copies_none_of_its_arrays():
+    book = long_book(12_000_000)
+    held = peak_bytes(lambda: plt.close(draw_book(book)))
+    assert held < book.timestamps.nbytes / 2
+
+
+def test_a_synthetic_book_is_one_that_the_parser_could_have_written(tmp_path):
+    write_book(tmp_path, "SYN", 3000, 6)
+    book = open_book(tmp_path / "book_states" / "SYN")
+    check_states(book.path, 3000)
+    assert book.top_of_book is not None and book.traded is not None
+    np.testing.assert_array_equal(book.top_of_book, book.price_ticks[:, 2:4])
+    assert np.diff(book.timestamps).tolist() == [100_000_000] * 2999
+    assert book.segment_starts.tolist() == [0]
+
+
+def test_growth_is_fitted_to_what_exceeds_the_smallest_book():
+    sizes = [1000, 10_000, 100_000, 1_000_000]
+    rows = []
+    for states in sizes:
+        taken = {
+            "seconds": 3 + 1e-6 * (states - 1000) ** 1.2,
+            "anonymous_mb": 90 + (states > 1000) * (states % 7),
+            "read_gb": 0.5 + 2e-7 * (states - 1000),
+        }
+        rows += [make_row(f"sample/{states}", name, value) for name, value in taken.items()]
+    found = {
+        (row["case"], row["metric"]): row["value"] for row in describe_growth("sample", sizes, rows)
+    }
+    assert found["sample/growth", "seconds_exponent"] == pytest.approx(1.2, abs=0.05)
+    assert found["sample/growth", "read_gb_exponent"] == pytest.approx(1.0, abs=0.05)
+    assert found["sample/growth", "anonymous_mb_exponent"] == 0
+    year = found["sample/estimate_300000000", "read_gb"]
+    assert year == pytest.approx(0.5 + 2e-7 * 3e8, rel=0.3)
+    assert found["sample/estimate_300000000", "anonymous_mb"] < 97
+
+
+def test_a_watched_script_is_measured():
+    watched = watch(
+        "-c", "import time; held = bytearray(80_000_000); time.sleep(0.3); print('done')"
+    )
+    assert watched.printed == "done\n"
+    assert 80 < watched.anonymous_mb < 130
+    assert watched.seconds > 0.3 and 0.1 < watched.waiting_share <= 1
+    with pytest.raises(AssertionError, match="failed"):
+        watch("-c", "raise SystemExit(3)")
+
+
+def test_the_loader_alone_is_timed(sampled):
+    words = ["--temporal_dim=32", "--batch_size=8", "--steps=5", "--step_ms=1", "--num_workers=1"]
+    done = shell("benchmarks.bench_loader", f"--data_dir={sampled}", *words)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    found = {row["metric"]: row["value"] for row in rows}
+    assert found["windows_per_second"] > 0 and 0 <= found["data_wait_share"] < 1
+    assert found["first_batch_seconds"] > 0
