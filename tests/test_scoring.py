@@ -170,6 +170,6 @@ def test_prices_that_differ_by_rounding_alone_are_ties():
     ladder = np.array([0.25, 0.5, 0.0, 0.125])
     errors = {"offset": {"ladder": ladder, scoring.OURS: ladder + 7e-6}}
     untrained = scoring.compare(errors, errors, np.arange(4), 0)["offset"].untrained
-    assert untrained.verdict == "undecided" and untrained.win_rate == 0.5
+    assert untrained.verdict == "equal" and untrained.win_rate == 0.5
     worse = {"offset": {"ladder": ladder, scoring.OURS: ladder + 1e-3}}
     assert scoring.compare(worse, worse, np.arange(4), 0)["offset"].untrained.verdict == "worse"

@@ -158,7 +158,7 @@ def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, chec
         assert (f"mask {mask}, not trained on this mask" in text) == unseen
         assert (f"mask {mask}, not trained on this mask" in done.stdout) == unseen
         assert cells[f"BTC_USD/{mask}/log_size", "trained_on"] == (not unseen)
-    verdict = "(better than|worse than|level with|undecided beside) "
+    verdict = "(better than|worse than|level with|equal to|undecided beside) "
     for begins, ends in (
         ("  log of size", f"({'|'.join(report.METHODS.values())})"),
         ("direction ", "(floor|persistence|hand-made features)"),

@@ -53,8 +53,8 @@ LEGEND = [
     "The best naive method is, of all methods but the encoder, the one with the least error on "
     "validation windows. Skill is 1 - the encoder's error / that method's error. The difference is "
     "the encoder's error less that method's, as a 95 % interval over blocks of time. The verdict "
-    "is undecided if the interval holds 0, or if there is one block. The win rate is the share of "
-    "windows on which the encoder is better; a tie counts half.",
+    "is equal if no window differs, and undecided if the interval holds 0 or there is one block. "
+    "The win rate is the share of windows on which the encoder is better; a tie counts half.",
 ]
 PROBE_LEGEND = [
     "A probe is a linear model that is fitted on frozen features of a window that ends now. Its "
@@ -189,7 +189,12 @@ def show_scores(scores: MaskScores) -> str:
 
 def say_verdict(found: Rival | Lead, name: str) -> str:
     """Return in words how the encoder does beside another, such as 'worse than ladder carry'."""
-    words = {"better": "better than", "worse": "worse than", "level": "level with"}
+    words = {
+        "better": "better than",
+        "worse": "worse than",
+        "level": "level with",
+        "equal": "equal to",
+    }
     return f"{words.get(found.verdict, 'undecided beside')} {name}"
 
 

@@ -97,7 +97,7 @@ def describe(cells: Cells, case: str) -> str:
     if not ends or not all(map(math.isfinite, ends)):
         return error
     words = f"{error} {verdict(*ends)}"
-    if rivals[rival] == 0:
+    if rivals[rival] == 0 or ends == [0, 0]:
         return words
     low, high = (100 * end / rivals[rival] for end in ends)
     return f"{words}, {low:+.0f} to {high:+.0f} %"
