@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from lob.model import masking
 from lob.model.embedding import Reconstruction
 from lob.model.encoder import (
     BookEncoder,
@@ -14,7 +15,7 @@ from lob.model.encoder import (
     rotary_angles,
 )
 from lob.model.inputs import build_inputs
-from lob.model.masking import MASKS, MODES, make_mask, window_keys
+from lob.model.masking import MASKS, MODES, make_mask, name_masks, window_keys
 from lob.model.normalisation import (
     SCHEMES,
     first_known_price,
@@ -84,6 +85,18 @@ def test_which_mask_a_mixed_window_gets_tells_nothing_of_the_mask():
     chosen = patch[(mix == patch).flatten(1).all(dim=1)]
     assert len(chosen) == pytest.approx(8000 * 7 / 16, rel=0.06)
     np.testing.assert_allclose(chosen[:, ::16, ::8, 0].float().mean(dim=0), 0.25, atol=0.03)
+
+
+@pytest.mark.parametrize("order", [["entry", "patch", "span", "tail"], ["tail", "span", "patch"]])
+def test_a_span_that_hides_what_a_tail_hides_is_named_a_tail(monkeypatch, order):
+    keys = window_keys(0, 0, torch.arange(64))
+    spans, tails = (make_mask(keys, 64, 24, 0.25, mode) for mode in ("span", "tail"))
+    alike = (spans == tails).flatten(1).all(1)
+    assert alike.any() and not alike.all()
+    monkeypatch.setattr(masking, "trained_on", lambda mode: order)  # a set, in any order
+    found = name_masks(spans, keys, 0.25, "mix")
+    expected = torch.where(alike, MASKS.index("tail"), MASKS.index("span"))
+    assert torch.equal(found, expected)
 
 
 def test_a_mask_depends_on_seed_epoch_and_sample_alone():

@@ -113,11 +113,13 @@ def name_masks(mask: Tensor, keys: Tensor, share: float, mode: str) -> Tensor:
     """Return which of MASKS each window got with `mode`, int64 (B,); len(MASKS) for none of them.
 
     mask: bool (B, T, L, F), made with `keys`. It is compared with what `make_mask` makes, because
-    `mix` draws a mask for each window, and a user's own function may hide anything.
+    `mix` draws a mask for each window, and a user's own function may hide anything. If two masks
+    hide the same values, as a span at the end of a short window and a tail do, the window gets the
+    name that comes later in MASKS.
     """
     _, states, levels, _ = mask.shape
     found = torch.full_like(keys, len(MASKS))
-    for name in trained_on(mode):
+    for name in sorted(trained_on(mode), key=MASKS.index):
         is_this = (make_mask(keys, states, levels, share, name) == mask).flatten(1).all(1)
         found = torch.where(is_this, MASKS.index(name), found)
     return found
