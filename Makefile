@@ -17,6 +17,10 @@ TRAINED = $$(sed -n '/^run  /{s/^run  *//p;q}' runs/pipeline.log)
 SAMPLE_TEST := --probe_windows=0 --masks="['entry', 'span', 'patch', 'tail']"
 SHIPPED_TEST := $(SAMPLE_TEST) $(SAMPLE_SPLIT) --model_path=pretrained/small_cell --pictures=False
 
+# Ctrl-C, SIGTERM or SIGHUP: a shell hears them only between its commands, and of its commands' group. So the stages
+# are a group of their own in the background, which gets the signal; no further stage begins.
+ON_REQUEST := set -m; for name in INT TERM HUP; do trap "kill -$$name %1; wait %1" $$name; done;
+
 .PHONY: pipeline test fuzz bench bench-gpu prove reproduce pretrained agent tables figures
 
 .venv/installed: requirements.txt constraints.txt
@@ -33,7 +37,7 @@ SHIPPED_TEST := $(SAMPLE_TEST) $(SAMPLE_SPLIT) --model_path=pretrained/small_cel
 pipeline: export PYTHONUNBUFFERED := 1
 pipeline: .venv/installed
 	mkdir -p runs
-	{ echo "1/7 order book states"; $(BIN)/python data_parser.py; \
+	$(ON_REQUEST) { echo "1/7 order book states"; $(BIN)/python data_parser.py; \
 	  echo "2/7 window statistics"; $(BIN)/python exploration_main.py; \
 	  echo "3/7 balanced sample"; $(BIN)/python create_balanced_dataset.py $(SAMPLE_DRAW); \
 	  echo "4/7 training"; $(BIN)/python fp8_ddp_trainer.py $(SAMPLE_RUN); \
@@ -42,7 +46,8 @@ pipeline: .venv/installed
 	  $(BIN)/python inference_testing.py --model_path="$$run" $(SAMPLE_TEST); \
 	  $(BIN)/python inference_testing.py $(SHIPPED_TEST); \
 	  echo "6/7 comparison of runs"; $(BIN)/python training_results_analysis.py; \
-	  echo "7/7 export"; $(BIN)/python model_exporter.py --model_path="$$run" --parts="['encoder']"; } | tee -i runs/pipeline.log
+	  echo "7/7 export"; $(BIN)/python model_exporter.py --model_path="$$run" --parts="['encoder']"; } | \
+	  { trap "" INT TERM HUP; exec tee runs/pipeline.log; } & wait %1
 	@echo
 	@echo "order book states, window statistics, balanced sample, pictures   training_data/"
 	@echo "checkpoints, metrics, accuracy report                             runs/sample*/"

@@ -222,6 +222,7 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
         if not whole.any_trade:
             (partial / "traded.npy").unlink()
         check_states(partial, whole.rows)
+        whole.counters["files_passed_by"] = sum(map(Path.is_file, walk_files(raw))) - len(files)
         meta = describe_pair(config, name, feed, raw, files, whole, partial)
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
     return report(name, meta, folder, time.perf_counter() - began, whole.usual_depth())

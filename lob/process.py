@@ -34,8 +34,8 @@ class Interrupted(KeyboardInterrupt):
 def prepare(script: str | Path) -> None:
     """Make this process fit to run a script; called before torch, numba or matplotlib load.
 
-    Sets what their imports read, and turns Ctrl-C, or a package that is missing, into one line
-    until `requests_raise` takes over.
+    Sets what their imports read, and turns Ctrl-C, SIGTERM, or a package that is missing, into one
+    line until `requests_raise` takes over.
     """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -45,13 +45,14 @@ def prepare(script: str | Path) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files in other encodings
     name = Path(script).name
 
-    def stop(*_: object) -> NoReturn:
+    def stop(number: int, _: FrameType | None) -> NoReturn:
         os.write(2, f"{name}: interrupted\n".encode())
-        os._exit(INTERRUPTED)  # nothing has been written yet, or all of it is in place
+        os._exit(128 + number)  # nothing has been written yet, or all of it is in place
 
     # A shell that starts a program in the background lets it ignore Ctrl-C.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, stop)
+    for number in REQUESTS:
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, stop)
 
     def report(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> Any:
         missing = getattr(error, "name", None)
@@ -69,13 +70,24 @@ def prepare(script: str | Path) -> None:
 def requests_raise() -> Iterator[None]:
     """Raise Interrupted in the block on SIGINT, SIGTERM or SIGHUP, unless they are ignored.
 
-    So that the block can remove unfinished output and end its child processes.
+    So that the block can remove unfinished output and end its child processes. Where Python drops
+    what is raised, as in `__del__` and in calls from C (numba compiles with some), it is raised
+    again a moment later.
     """
 
     def interrupt(number: int, _: FrameType | None) -> NoReturn:
         raise Interrupted(number)
 
+    def ask_again(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, Interrupted):
+            again = threading.Timer(0.1, os.kill, (os.getpid(), dropped.exc_value.number))
+            again.daemon = True
+            again.start()
+        else:
+            hook(dropped)
+
     before = {}
+    hook, sys.unraisablehook = sys.unraisablehook, ask_again
     if threading.current_thread() is threading.main_thread():
         for number in REQUESTS:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -83,6 +95,7 @@ def requests_raise() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -309,8 +309,12 @@ class Joiner:
                 first_clock = message.time_ns
             if book.lost:
                 kinds = [kind for kind in kinds if kind in (SNAPSHOT, GAP)]
-            back = book.time is not None and message.time_ns < book.time - STEP_NS
-            if kinds and kinds[0] != SNAPSHOT and back:
+            after_book = book.kind_before == SNAPSHOT and not book.by_order
+            if kinds and (kinds[0] != SNAPSHOT or after_book):
+                limit = book.time
+            else:  # a snapshot may be older than the updates before it, but not than all states
+                limit = book.states[0][2] if book.states else None
+            if kinds and limit is not None and message.time_ns < limit - STEP_NS:
                 raise Fault("time goes back")
             if book.take_message(message.time_ns, rows):
                 ticks = book.states[-1][0]

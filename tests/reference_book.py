@@ -55,6 +55,7 @@ class ReferenceBook:
         self.counters = Counter()
         self.traded = 0
         self.new_segment = True
+        self.kind_before = None  # of the last row
         self.lost = False  # after a GAP, until the next SNAPSHOT
         # (ticks, lots, time, whether a segment begins, lots traded since the beginning)
         self.states = []
@@ -90,13 +91,15 @@ class ReferenceBook:
             if not rows:
                 return False
         if self.time is not None and time < self.time:
-            self.counters["clock_steps_back"] += rows[0][0] != SNAPSHOT
+            follows_book = self.kind_before == SNAPSHOT and not self.by_order
+            self.counters["clock_steps_back"] += rows[0][0] != SNAPSHOT or follows_book
             time = self.time
         self.time = time
         before, kind_before = None, None
         for kind, is_buy, price, size, order_id in rows:
             side = BID if is_buy else ASK
             if kind == GAP:
+                self.kind_before = GAP
                 self.counters["gaps"] += 1
                 self.clear()
                 self.new_segment, self.crossed_since, self.lost = True, None, True
@@ -107,7 +110,7 @@ class ReferenceBook:
                 if self.levels[BID] or self.levels[ASK]:
                     before = [self.best(BID), self.best(ASK)]
                 self.clear()
-            kind_before = kind
+            kind_before = self.kind_before = kind
             if kind == MATCH:
                 self.traded += -size if is_buy else size
             if self.by_order:

@@ -2,14 +2,17 @@
 and stale files.
 """
 
+import contextlib
 import gzip
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +125,55 @@ def test_make_runs_the_scripts_in_this_order_and_ends_with_the_result():
     last = commands[commands.index(PIPELINE[-1]) :]
     assert "tensorboard --logdir runs" in last
     assert 'lob.evaluation.summary "$run/report.json" runs/small_cell/report.json' in last
+
+
+STUB = """#!%s
+import os, signal, sys, time
+
+def stop(number, _):
+    print("saved", flush=True)
+    sys.exit(128 + number)
+
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, stop)
+with open("started", "a") as handle:
+    handle.write(f"{os.getpid()} {sys.argv[1]}\\n")
+time.sleep(60 * (sys.argv[1] == "exploration_main.py"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_make_passes_a_signal_on_to_the_stage_and_begins_no_other(tmp_path, number):
+    """Stages are replaced by a program that waits. SIGTERM is sent to make alone, as schedulers do,
+    the others to all in make's group, as terminals do.
+    """
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv").mkdir()
+    for name in ("requirements.txt", "constraints.txt", ".venv/installed"):
+        (tmp_path / name).touch()
+    (tmp_path / "python").write_text(STUB % sys.executable)
+    (tmp_path / "python").chmod(0o755)
+    command = ["make", "--silent", "pipeline", f"BIN={tmp_path}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes)
+    started = tmp_path / "started"
+    while not started.exists() or "exploration_main.py" not in started.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    stages = [line.split() for line in started.read_text().splitlines()]
+    assert [name for _, name in stages] == ["data_parser.py", "exploration_main.py"]
+    for pid, _ in stages:
+        assert not is_alive(int(pid))
+    assert (tmp_path / "runs" / "pipeline.log").read_text().endswith("saved\n")
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
 
 
 def test_files_of_a_book_that_was_parsed_again_are_refused(piped, tmp_path):

@@ -103,6 +103,22 @@ def test_a_signal_ends_a_script_in_one_line_after_its_cleanup(number, capsys):
     assert err.count("\n") == 1 and "interrupted; unfinished output was not put in place" in err
 
 
+def test_a_signal_that_comes_where_python_drops_errors_is_not_lost(capsys):
+    class Slow:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    def main(config: dict) -> None:
+        Slow()
+        time.sleep(60)
+
+    with pytest.raises(SystemExit) as stopped:
+        run(main, {})
+    err = capsys.readouterr().err
+    assert stopped.value.code == 128 + signal.SIGTERM and err.count("\n") == 1
+
+
 def test_a_signal_that_is_ignored_stays_ignored():
     """As under nohup, or of a program that a shell started in the background."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -133,14 +149,15 @@ def start(folder: Path, before: str = "", after: str = "", *words: str) -> subpr
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_ctrl_c_while_packages_load_gives_one_line(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_packages_load_gives_one_line(tmp_path, number):
     """An import that swallows KeyboardInterrupt, as some packages do, changes nothing."""
     swallow = "try:\n  print(1, flush=True); time.sleep(60)\nexcept BaseException: pass"
     process = start(tmp_path, swallow)
     assert process.stdout is not None and process.stdout.readline() == "1\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (130, "script.py: interrupted\n")
+    assert (process.returncode, err) == (128 + number, "script.py: interrupted\n")
 
 
 def test_a_package_that_is_missing_is_one_line(tmp_path):

@@ -167,6 +167,10 @@ def tell_coinapi(files: list[File]) -> Told:
         names = ["time_exchange", "update_type", "is_buy", "entry_px", "entry_sx"]
         has_ids = "order_id" in header and rows[0][header.index("order_id")] != ""
         orders.add(has_ids)
+        if "order_id" in header and not has_ids:
+            place = header.index("order_id")
+            if any(cells[place] for cells in rows):
+                raise Fault("only some rows have an order id")
         names += ["order_id"] * has_ids
         timed = []
         for time, kind, is_buy, price, size, *order in columns(header, rows, names):

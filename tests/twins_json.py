@@ -290,6 +290,8 @@ class Stream:
         self.symbols: list[str] = []
         self.channel = ""
         self.last: int | None = None
+        self.runs: list[list[tuple[int, int]]] = []  # ids and times of messages in a row
+        self.has_book = False  # since the last loss
         self.time: int | None = None
         self.book: list[dict[Decimal, tuple[str, str]]] | None = None
         self.depth: int | None = None
@@ -307,13 +309,19 @@ class Stream:
             self.skipped["messages_of_other_channels"] += 1
             return True
         time = self.time if change.time_ns is None else change.time_ns
-        if not change.whole and self.last is not None and change.previous != self.last:
-            known = None not in (change.last, change.time_ns, self.time)
-            if known and change.last <= self.last and change.time_ns <= self.time:
-                self.skipped["messages_repeated"] += 1
-                return True
+        breaks = self.last is not None and change.previous != self.last
+        if breaks and (self.has_book or not change.whole) and self.was_read(change):
+            self.skipped["messages_repeated"] += 1
+            return True
+        if breaks and not change.whole:
+            self.has_book = False
             self.messages.append((time, [Row(GAP, True, Decimal(0), Decimal(0))]))
+        if None not in (change.last, change.time_ns):
+            follows = self.runs and change.previous == self.runs[-1][-1][0]
+            self.runs += [] if follows else [[]]
+            self.runs[-1].append((change.last, change.time_ns))
         self.last, self.time = change.last, time
+        self.has_book |= change.whole
         kind = SNAPSHOT if change.whole else SET
         lost = self.follow(change)
         rows = [
@@ -326,6 +334,15 @@ class Stream:
         if rows:
             self.messages.append((time, rows))
         return True
+
+    def was_read(self, change: Change) -> bool:
+        """Return whether id and time lie between those of messages that followed one another."""
+        last, time = change.last, change.time_ns
+        if last is None or time is None:
+            return False
+        return any(
+            run[0][0] <= last <= run[-1][0] and run[0][1] <= time <= run[-1][1] for run in self.runs
+        )
 
     def follow(self, change: Change) -> list[Levels]:
         """Return the levels that fall out of the depth, as removed; count the checksum."""

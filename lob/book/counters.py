@@ -48,6 +48,11 @@ COUNTER_WORDS = {
         "",
         "fills told twice, trades, other instruments",
     ),
+    "files_passed_by": (
+        "files that are no recordings by their names",
+        "",
+        "licences, .md, .txt, .pdf and notes of vendors",
+    ),
     "snapshots_unused": ("snapshots that no message continues", "", "left out"),
     "messages_repeated": ("messages delivered twice", "", "left out; usual where files overlap"),
     "crossed_ms": ("milliseconds in which the book was crossed", "", ""),

@@ -237,13 +237,19 @@ def finish_pending(memory):
 
 
 @inlined
-def begin_message(time, message, kind, max_clock_step_ns, memory, counters):
-    """Open a message at its time, which never goes back; return False if it would by too much."""
+def begin_message(time, message, kind, by_order, max_clock_step_ns, memory, counters):
+    """Open a message at its time, which never goes back; return False if it would by too much.
+
+    A snapshot may be older than the updates received before it, but not than all states, nor, by
+    level, than a snapshot right before it.
+    """
     if time < memory[TIME]:
-        if kind != SNAPSHOT:  # a snapshot may be older than the updates received before it
+        if kind != SNAPSHOT or (memory[IN_SNAPSHOT] == 1 and not by_order):
             if memory[TIME] - time > max_clock_step_ns:
                 return False
             counters[CLOCK] += 1
+        elif memory[FIRST_VALID] != NEVER and memory[FIRST_VALID] - time > max_clock_step_ns:
+            return False
         time = memory[TIME]
     if memory[CROSSED_SINCE] != NEVER:
         memory[CROSSED_NS] += time - memory[TIME]
@@ -296,7 +302,8 @@ def apply_rows(
                 if not end_message(limits, orders, memory, counters, levels, kept, out):
                     return i, NOT_INT32
                 memory[OPEN] = 0
-            if not begin_message(times[i], messages[i], kind, max_clock_step_ns, memory, counters):
+            opening = times[i], messages[i], kind, by_order, max_clock_step_ns
+            if not begin_message(*opening, memory, counters):
                 return i, CLOCK_BACK
         if kind == SNAPSHOT:
             if memory[IN_SNAPSHOT] == 0:

@@ -29,6 +29,22 @@ NO_TIME = np.iinfo(np.int64).min
 ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?")
 
 
+# How files begin that are not read, though a recording may be in them.
+UNREAD = {
+    b"\xfd7zXZ\0": "packed as xz",
+    b"BZh": "packed as bzip2",
+    b"\x04\x22\x4d\x18": "packed as lz4",
+    b"7z\xbc\xaf\x27\x1c": "packed as 7z",
+    b"Rar!": "packed as rar",
+    b"PK\x05\x06": "a zip archive without members",
+    b"PAR1": "a Parquet file",
+    b"\xff\xfe": "a text in UTF-16",
+    b"\xfe\xff": "a text in UTF-16",
+    b"\x1f\x8b": "packed twice",
+    b"\x28\xb5\x2f\xfd": "packed twice",
+}
+
+
 class Batch(NamedTuple):
     """Consecutive update rows, as arrays of one length. There may be none.
 
@@ -187,7 +203,8 @@ def find_parts(feed_name: str, files: list[Path], symbol: str | None = None) -> 
         )
     parts = [files[:1]]
     for file, head in zip(files[1:], heads[1:], strict=True):
-        if feed.opens_whole(head):
+        # A file of several instruments may open with the book of another one.
+        if feed.opens_whole(head) and symbol in (None, feed.find_symbol(head)):
             parts.append([file])
         else:
             parts[-1].append(file)
@@ -208,6 +225,11 @@ def find_feed(file: Path) -> str:
     for name, known in FEEDS.items():
         if known.recognise(head):
             return name
+    for magic, kind in UNREAD.items():
+        if head.startswith(magic):
+            raise InputError(
+                f"{file} is {kind}: unpack it, or write it again, as gzip, zstd, zip or plain UTF-8"
+            )
     first = head.split(b"\n", 1)[0][:120].decode(errors="replace")
     raise InputError(
         f"{file} is of no known feed ({', '.join(FEEDS)}); it begins with {first!r}: see "
@@ -292,7 +314,7 @@ def map_words(
     """
     texts = column.dictionary.to_pylist()
     codes = column.indices.to_numpy(zero_copy_only=False)
-    numbers = np.array([words.get(text, 255) for text in texts], dtype=np.uint8)
+    numbers = np.array([words.get(text.strip(), 255) for text in texts], dtype=np.uint8)
     result = numbers[codes]
     if 255 in numbers:
         bad = int(np.argmax(result == 255))

@@ -18,7 +18,7 @@ import pyarrow as pa
 from lob.config import InputError
 from lob.feeds.batch import GAP, SET, SNAPSHOT, Batch, count_only, feed, to_ns
 from lob.feeds.binance_json import Block, Depth, parse_json, read_columns, read_levels
-from lob.feeds.binance_lines import is_binance, to_plain_lines
+from lob.feeds.binance_lines import PLAIN_LINE, is_binance, to_plain_lines
 from lob.feeds.recordings import read_line_blocks
 
 MOST_RECENT = 1000  # messages kept for a snapshot that is still to come
@@ -55,6 +55,9 @@ def read_binance(files: list[Path], symbol: str | None = None) -> Iterator[Batch
                 first_line = line
                 lines = to_plain_lines(lines, symbol, file, line + 1)
                 found = find_messages(lines, line + 1)
+                if not all(PLAIN_LINE.match(text) for _, text in found):
+                    lines = to_plain_lines(lines, symbol, file, line + 1, alike=False)
+                    found = find_messages(lines, line + 1)
                 last_line = line + lines.count(b"\n")
                 stream.skipped["lines_passed_by"] += last_line - first_line - len(found)
                 messages = stream.read_alike(found := stream.pass_partial(found))

@@ -13,7 +13,8 @@ from pyarrow import json as pj
 
 from lob.feeds.batch import to_ns
 
-NOTHING: tuple[list, ...] = ([[]], [""], [None])  # what once stood in a level behind price and size
+# What once stood in a level behind price and size.
+NOTHING: tuple[list, ...] = ([[]], [{}], [""], [None])
 
 LEVELS = pa.list_(pa.list_(pa.string()))
 NUMBERS = [(name, pa.int64()) for name in ("E", "T", "U", "u", "pu")]

@@ -14,6 +14,7 @@ BINANCE = re.compile(
     rb'|"lastUpdateId":\d|"exchange":"BINANCE'
 )
 PLAIN = re.compile(rb'\d+ \{"(stream|e|u|lastUpdateId|result)"')
+PLAIN_LINE = re.compile(rb"-?\d+ \{")
 SYMBOL = re.compile(rb'\bsymbol[\\"]*[=:]\s*[\\"]*(\w+)')  # as in the address of a REST snapshot
 NO_TIME = b"-1"
 
@@ -22,14 +23,17 @@ def is_binance(head: bytes) -> bool:
     return BINANCE.search(plain_head(head)) is not None
 
 
-def to_plain_lines(lines: bytes, symbol: str | None, file: Path, line: int) -> bytes:
+def to_plain_lines(
+    lines: bytes, symbol: str | None, file: Path, line: int, alike: bool = True
+) -> bytes:
     """Return a block of lines, each as local time, a space, JSON.
 
-    Lines of other symbols than the chosen one become empty, and so does what is no message.
-    `line` is the number of the first one. Raises InputError if a snapshot does not tell its symbol,
-    though one is chosen.
+    alike: whether the lines may be taken for plain if the first one is; line: the number of the
+    first one. Lines of other symbols than the chosen one become empty, and so does what is no
+    message. Raises InputError if a snapshot does not tell its symbol, though one is chosen.
     """
-    if symbol is None and PLAIN.match(lines):
+    # A message as a text in a recorder's record holds backslashes.
+    if alike and symbol is None and PLAIN.match(lines) and b"\\" not in lines:
         return lines
     plain = [
         to_plain_line(text, symbol, f"{file}, line {number}")

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from csv import DictReader
 from csv import Error as DictError
-from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,20 +23,18 @@ from lob.feeds.batch import (
     SET,
     SNAPSHOT,
     SUB,
-    UNIT_LIMITS,
-    UNIT_NS,
     Batch,
     feed,
     find_changes,
     first_row,
-    iso_to_ns,
     map_words,
     to_float,
     to_ns,
 )
-from lob.feeds.path_dates import DAY_NS, HOUR_NS, MINUTE_NS, DayClock
+from lob.feeds.path_dates import DAY_NS, DayClock
 from lob.feeds.recordings import open_decompressed, read_csv, read_head
 from lob.feeds.snapshots import number_books
+from lob.feeds.text_times import parse_time, texts_to_ns
 
 COINAPI_COLUMNS = ("time_exchange", "update_type", "is_buy", "entry_px", "entry_sx")
 COINAPI_TYPES = {
@@ -56,11 +53,6 @@ FAST_TIMES = {
     r"\d{4}-.*(Z|[T ].*[+-]\d\d(:?\d\d)?)": pa.timestamp("ns", "UTC"),
     r"\d{4}-.*": pa.timestamp("ns"),
 }
-NUMBER = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?")
-TIME = re.compile(
-    r"(?:(\d{4}-\d\d-\d\d)[T ])?(\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?) ?"
-    r"(?:Z|([+-])(\d\d)(?::?(\d\d))?)?"
-)
 WHOLE_NUMBER = r"^-?\d+(\.0*)?$"
 
 
@@ -94,7 +86,7 @@ def read_times(files: list[Path]) -> Iterator[Batch]:
     """Yield the rows of CoinAPI's files, with one message for each time."""
     message, last_time = 0, None
     layouts = [coinapi_layout(file) for file in files]
-    by_order = ["order_id" in layout.options.column_types for layout in layouts]
+    by_order = [layout.by_order for layout in layouts]
     if len(set(by_order)) > 1:
         having, lacking = files[by_order.index(True)], files[by_order.index(False)]
         raise InputError(
@@ -108,6 +100,9 @@ def read_times(files: list[Path]) -> Iterator[Batch]:
             messages = message + np.cumsum(find_changes(time_ns, last_time))
             message, last_time = int(messages[-1]), time_ns[-1]
             ids = column.get("order_id")
+            if ids is not None and not layout.by_order:
+                check_no_id(ids, file, row)
+                ids = None
             yield Batch(
                 time_ns=time_ns,
                 message=messages,
@@ -129,6 +124,7 @@ class Layout(NamedTuple):
     options: csv.ConvertOptions  # times and order ids as in the first row
     as_text: csv.ConvertOptions  # times and order ids as texts, if some are of another form
     clock: DayClock | None  # if the times are times of day
+    by_order: bool  # whether the rows have order ids
 
 
 def coinapi_layout(file: Path) -> Layout:
@@ -155,7 +151,8 @@ def coinapi_layout(file: Path) -> Layout:
     time = first.get("time_exchange", "").strip()
     time_type = next((kind for form, kind in FAST_TIMES.items() if re.fullmatch(form, time)), text)
     typed, as_text = types | {"time_exchange": time_type}, types | {"time_exchange": text}
-    if order_id := first.get("order_id"):
+    order_id = first.get("order_id", "")
+    if "order_id" in names:
         typed["order_id"] = pa.uint64() if order_id.isdecimal() else text
         as_text["order_id"] = text
     options, general = (
@@ -163,7 +160,7 @@ def coinapi_layout(file: Path) -> Layout:
         for chosen in (typed, as_text)
     )
     clock = make_clock(file, delimiter) if time_type == pa.time64("ns") else None
-    return Layout(delimiter, options, general, clock)
+    return Layout(delimiter, options, general, clock, order_id != "")
 
 
 def make_clock(file: Path, delimiter: str) -> DayClock:
@@ -198,38 +195,20 @@ def to_times(
     if column.type != pa.string():
         times = column.cast(pa.int64()).to_numpy()
         return times if clock is None else clock.date(times, kinds, row)
-    times = np.empty(len(column), np.int64)
-    is_clock = np.zeros(len(column), bool)
-    for place, text in enumerate(column.to_pylist()):
-        try:
-            times[place], is_clock[place] = parse_time(text)
-            if is_clock[place] and clock is None:
-                raise ValueError("the file's first time is a full one")
-        except (ValueError, ArithmeticError):
-            raise InputError(
-                f"{file}, row {row + place}: time_exchange {text!r} is not a time such as "
-                "2026-05-02T12:30:00.5: mend or drop the row"
-            ) from None
+    times, is_clock = texts_to_ns(column, "time_exchange", clock is not None, file, row)
     if clock is not None:
         times[is_clock] = clock.date(times[is_clock], kinds[is_clock], row)
     return times
 
 
-def parse_time(text: str) -> tuple[int, bool]:
-    """Return a time in ns, and whether it is a time of day. Raises ValueError if it is none."""
-    if NUMBER.fullmatch(text.strip()):
-        number = Decimal(text)
-        unit = int(np.searchsorted(UNIT_LIMITS, float(number), side="right"))
-        return round(number * UNIT_NS[unit]), False
-    found = TIME.fullmatch(text.strip())
-    if not found:
-        raise ValueError(f"{text!r} is not a time")
-    date, clock, sign, hours, minutes = found.groups()
-    ahead_ns = int(hours or 0) * HOUR_NS + int(minutes or 0) * MINUTE_NS
-    if date is None and ahead_ns:
-        raise ValueError(f"{text!r} is a time of day of another zone")
-    time_ns = iso_to_ns(f"{date or '1970-01-01'}T{clock}")
-    return time_ns - (-ahead_ns if sign == "-" else ahead_ns), date is None
+def check_no_id(column: pa.Array, file: Path, row: int) -> None:
+    """Raise InputError, with the row, if there is an order id though the first row has none."""
+    there = pc.not_equal(column, "").to_numpy(zero_copy_only=False)
+    if there.any():
+        raise InputError(
+            f"{file}, row {row + int(np.argmax(there))}: it has an order_id, the first row has "
+            "none: give each row one, or empty the column"
+        )
 
 
 def to_order_ids(column: pa.Array, file: Path, row: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from lob.feeds.batch import (
     first_row,
     map_words,
     to_float,
+    to_ns,
 )
 from lob.feeds.recordings import open_decompressed, read_csv, read_head
 
@@ -297,7 +298,8 @@ def read_csv_records(file: Path) -> Iterator[tuple[np.ndarray, dict[int, str], i
         records = np.empty(len(column["size"]), RECORD)
         for name in ("order_id", "size", "flags"):
             records[name] = column[name].to_numpy()
-        records["time_ns"] = column["ts_event"].cast(pa.int64()).to_numpy()
+        times = column["ts_event"].cast(pa.int64()).to_numpy()
+        records["time_ns"] = times if written_out else to_ns(times)
         price = to_float(column["price"])
         records["price"] = price / 1e9 if counts_1e9 else price
         records["price"][price >= NO_PRICE] = np.nan

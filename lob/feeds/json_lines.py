@@ -166,6 +166,15 @@ def parse_time(time: Any) -> int:
     return time_ns
 
 
+class Run(NamedTuple):
+    """Ids and times of consecutive messages without a gap."""
+
+    first: int
+    last: int
+    first_ns: int
+    last_ns: int
+
+
 class Rows(NamedTuple):
     """The update rows of one message."""
 
@@ -189,6 +198,8 @@ class LevelStream:
         self.book: TextBook | None = None  # None: no checksum and no depth ask for one
         self.message = 0
         self.last: int | None = None  # id of the last update
+        self.runs: list[Run] = []  # of the messages taken
+        self.known = False  # whether there is a book, since no message was lost after a whole one
         self.time_ns: int | None = None  # of the last message
         self.rows: list[Rows] = []  # for the next batch
         self.skipped: Counter[str] = Counter()
@@ -208,12 +219,16 @@ class LevelStream:
             self.skipped["messages_of_other_channels"] += 1
             return True
         time_ns = self.time_ns if change.time_ns is None else change.time_ns
-        if not change.whole and self.last is not None and change.previous != self.last:
-            if self.is_repeated(change):
-                self.skipped["messages_repeated"] += 1
-                return True
+        follows = self.last is None or change.previous == self.last
+        if not follows and (self.known or not change.whole) and self.is_repeated(change):
+            self.skipped["messages_repeated"] += 1
+            return True
+        if not follows and not change.whole:
             self.put(GAP, line, time_ns, [("0", "0")], [])
+            self.known = False
+        self.known |= change.whole
         self.last, self.time_ns = change.last, time_ns
+        self.note(change)
         bids, asks = self.follow(change)
         if change.whole and not (bids or asks):
             bids = [("0", "0")]  # an empty book
@@ -221,12 +236,30 @@ class LevelStream:
             self.put(SNAPSHOT if change.whole else SET, line, time_ns, bids, asks)
         return True
 
+    def note(self, change: Change) -> None:
+        """Note an update's id and time in the run that it goes on with, or in a new one."""
+        if change.last is None or change.time_ns is None:
+            return
+        run = self.runs[-1] if self.runs else None
+        if run is not None and change.previous == run.last:
+            self.runs[-1] = run._replace(last=change.last, last_ns=change.time_ns)
+        else:
+            self.runs.append(Run(change.last, change.last, change.time_ns, change.time_ns))
+
     def is_repeated(self, change: Change) -> bool:
-        """Return whether a message came before. A restart has a lower id too, but later."""
-        if change.last is None or change.time_ns is None or self.time_ns is None:
+        """Return whether a message came before: its id and its time lie in a run.
+
+        A restart has a lower id too, but later; what was never read has an earlier time.
+        """
+        if change.last is None or change.time_ns is None or not self.runs:
             return False
-        assert self.last is not None
-        return change.last <= self.last and change.time_ns <= self.time_ns
+        last, time_ns = change.last, change.time_ns
+        if last > self.runs[-1].last and time_ns >= self.runs[-1].last_ns:  # nearly always
+            return False
+        return any(
+            run.first <= last <= run.last and run.first_ns <= time_ns <= run.last_ns
+            for run in reversed(self.runs)
+        )
 
     def follow(self, change: Change) -> tuple[Sequence[Sequence], Sequence[Sequence]]:
         """Return the levels that a change brings, with those that fall out of the feed's depth.

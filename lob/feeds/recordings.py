@@ -26,6 +26,7 @@ from lob.storage import refuse_unmapped
 
 Item = TypeVar("Item")
 PIECE_BYTES, BLOCK_BYTES, CSV_BLOCK_BYTES = 1 << 15, 1 << 20, 1 << 23
+UTF8_MARK = b"\xef\xbb\xbf"  # that Excel writes before a text
 # What zlib and zipfile raise of a damaged, encrypted or exotic file. ValueError is pyarrow's, of a
 # place that is not in the file.
 NOT_DECOMPRESSED = (
@@ -56,25 +57,40 @@ def is_recording(name: Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_decompressed(file: Path) -> Iterator[tuple[Any, pa.NativeFile]]:
+def open_decompressed(file: Path) -> Iterator[tuple[Any, "Place"]]:
     """Open a file that is gzip, zstd, zip or plain, which its first bytes tell.
 
-    Yields the decompressed stream, and the file itself, whose position tells how much was read. The
+    Yields the decompressed stream, and the place in the file, which tells how much was read. The
     streams of a gzip or zstd file, and the members of a zip archive in the order of their names,
     are read as one.
     """
-    with pa.OSFile(str(file)) as raw, contextlib.closing(decompress(raw)) as stream:
-        yield stream, raw
+    with pa.OSFile(str(file)) as raw:
+        place = Place(raw)
+        with contextlib.closing(decompress(raw, place)) as stream:
+            yield stream, place
 
 
-def decompress(raw: Any) -> Any:
+class Place:
+    """How much of a file was read: its position, but in a zip archive.
+
+    Its members are not read in the order in which they lie there.
+    """
+
+    def __init__(self, raw: Any):
+        self.raw, self.shift = raw, 0
+
+    def tell(self) -> int:
+        return self.raw.tell() + self.shift
+
+
+def decompress(raw: Any, place: Place) -> Any:
     """Return a seekable stream decompressed, or itself if it is plain."""
     magic = raw.read(4)
     raw.seek(0)
     if magic[:2] == b"\x1f\x8b":
         return GzipStream(raw)
     if magic == b"PK\x03\x04":
-        return io.BufferedReader(BlockStream(unzip(raw)), PIECE_BYTES)
+        return io.BufferedReader(BlockStream(unzip(raw, place)), PIECE_BYTES)
     # pzstd begins a file with a frame to be skipped: 0x184D2A50 to 0x184D2A5F.
     if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
         return pa.CompressedInputStream(raw, "zstd")
@@ -167,28 +183,36 @@ def gunzip_by_zlib(raw: Any) -> Iterator[bytes]:
     raise EOFError("the compressed stream is cut off")
 
 
-def unzip(raw: Any) -> Iterator[bytes]:
+def unzip(raw: Any, place: Place) -> Iterator[bytes]:
     """Yield the bytes of a zip archive's members in natural order of their names.
 
-    A header line of a CSV that later members repeat is left out of them.
+    A header line of a CSV that later members repeat is left out of them. A member of text that
+    lacks the newline at its end gets it.
     """
-    header = None
+    header, ends_in_line = b"", False
+    done = 0  # bytes of the members that were read
     with zipfile.ZipFile(raw) as archive:
         names = [info.filename for info in archive.infolist() if not info.is_dir()]
         for name in sorted(filter(is_recording, map(Path, names)), key=natural_key):
-            with (
-                archive.open(name.as_posix()) as member,
-                contextlib.closing(decompress(member)) as stream,
-            ):
-                first = stream.read(BLOCK_BYTES)
-                line = first[: first.find(b"\n") + 1]
-                if header is None:
+            with archive.open(name.as_posix()) as member:
+                place.shift = done - raw.tell()
+                done += archive.getinfo(name.as_posix()).compress_size
+                stream = decompress(member, Place(member))
+                first = stream.read(BLOCK_BYTES).removeprefix(UTF8_MARK)
+                line = first[: first.find(b"\n") + 1].replace(b"\r\n", b"\n")
+                if not header:
                     header = line
                 elif line == header and re.match(rb'"?[A-Za-z]', line):
-                    first = first[len(line) :]
-                yield first
-                while block := stream.read(BLOCK_BYTES):
+                    first = first[first.find(b"\n") + 1 :]
+                if ends_in_line:
+                    yield b"\n"
+                is_text = b"\0" not in first
+                ends_in_line = False
+                block = first
+                while block:
+                    ends_in_line = is_text and not block.endswith(b"\n")
                     yield block
+                    block = stream.read(BLOCK_BYTES)
 
 
 def read_head(file: Path, size: int = 1 << 16) -> bytes:
@@ -198,7 +222,7 @@ def read_head(file: Path, size: int = 1 << 16) -> bytes:
     """
     try:
         with open_decompressed(file) as (handle, _):
-            return handle.read(size).removeprefix(b"\xef\xbb\xbf")
+            return handle.read(size).removeprefix(UTF8_MARK)
     except OSError as error:
         raise InputError(f"{file} cannot be decompressed ({error}): fetch it again") from None
 
@@ -217,8 +241,8 @@ def read_csv(
     are converted by `more_general`. Raises InputError, with the row, if a row can't be read.
     """
     try:
-        with open_decompressed(file) as (handle, raw):
-            input_blocks = BlockReader(handle, raw)
+        with open_decompressed(file) as (handle, place):
+            input_blocks = BlockReader(handle, place)
             reader = csv.open_csv(
                 input_blocks,
                 csv.ReadOptions(block_size=CSV_BLOCK_BYTES, skip_rows_after_names=row - 1),
@@ -257,8 +281,8 @@ class BlockReader:
     pyarrow takes the blocks many ahead of the rows that it hands out, one table a block.
     """
 
-    def __init__(self, handle: Any, raw: Any):
-        self.handle, self.raw = handle, raw
+    def __init__(self, handle: Any, place: Place):
+        self.handle, self.place = handle, place
         self.positions: list[int] = []
         self.closed = False
 
@@ -272,7 +296,7 @@ class BlockReader:
             while end < size and (count := self.handle.readinto(places[end:])):
                 end += count
             block = memory.slice(0, end)
-        self.positions.append(self.raw.tell())
+        self.positions.append(self.place.tell())
         return block
 
     read = read_buffer  # without it pyarrow takes this for no file
@@ -288,7 +312,8 @@ def find_bad_row(file: Path, delimiter: str, first_row: int, error: str) -> str:
     """
     bad = re.search(r"column #(\d+):.* to (\w+).*: invalid value '(.*)'", error)
     with contextlib.suppress(OSError, EOFError), open_decompressed(file) as (handle, _):
-        lines = io.TextIOWrapper(handle, "utf-8-sig", errors="replace")
+        text = io.TextIOWrapper(handle, "utf-8-sig", errors="replace")
+        lines = (line for line in text if line.strip())  # empty ones are no rows
         names = next(lines, "").strip().replace('"', "").split(delimiter)
         for number, line in enumerate(itertools.islice(lines, first_row - 1, None), first_row):
             cells = line.rstrip("\n").replace('"', "").split(delimiter)
@@ -311,8 +336,8 @@ def read_npy_chunks(
     Raises InputError if the file holds no such array.
     """
     try:
-        with open_decompressed(file) as (handle, raw):
-            compressed = handle is not raw
+        with open_decompressed(file) as (handle, place):
+            compressed = not isinstance(handle, pa.OSFile)
             if compressed:
                 shape, column_order, dtype = read_npy_header(handle)
             else:
@@ -329,7 +354,7 @@ def read_npy_chunks(
                     data = handle.read((stop - row) * row_bytes)
                     if len(data) < (stop - row) * row_bytes:
                         raise ValueError(f"it ends before row {stop}")
-                    yield np.frombuffer(data, dtype).reshape(-1, *shape[1:]), raw.tell()
+                    yield np.frombuffer(data, dtype).reshape(-1, *shape[1:]), place.tell()
                 else:
                     yield array[row:stop], stop * row_bytes
     except (ValueError, OSError, SyntaxError, tokenize.TokenError, TypeError) as error:
@@ -399,9 +424,9 @@ def read_line_blocks(file: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def read_blocks(file: Path) -> Iterator[tuple[bytes, int]]:
-    with open_decompressed(file) as (handle, raw):
+    with open_decompressed(file) as (handle, place):
         while block := handle.read(BLOCK_BYTES):
-            yield block, raw.tell()
+            yield block, place.tell()
 
 
 def natural_key(path: Path) -> tuple[list[list[tuple[int, str]]], Path]:

@@ -22,6 +22,7 @@ from lob.feeds.batch import (
     to_ns,
 )
 from lob.feeds.recordings import read_csv, read_head
+from lob.feeds.text_times import texts_to_ns
 
 TARDIS_TYPES = {
     "symbol": pa.dictionary(pa.int32(), pa.string()),
@@ -32,12 +33,20 @@ TARDIS_TYPES = {
     "price": pa.float64(),
     "amount": pa.float64(),
 }
+TIMES_AS_TEXT = {"timestamp": pa.string(), "local_timestamp": pa.string()}
 SIDES = {"bid": 1, "ask": 0}
 
 
 def is_tardis(head: bytes) -> bool:
-    names = head.split(b"\n", 1)[0].strip().split(b",")
-    return {b"local_timestamp", b"is_snapshot", b"side", b"price", b"amount"} <= set(names)
+    names = first_row(head)[0].split(",")
+    return {"local_timestamp", "is_snapshot", "side", "price", "amount"} <= set(names)
+
+
+def to_times(column: pa.Array, name: str, file: Path, row: int) -> np.ndarray:
+    """Return times as int64 ns (n,). Raises InputError, with file and row, if a text is no time."""
+    if column.type == pa.int64():
+        return to_ns(column.to_numpy())
+    return texts_to_ns(column, name, False, file, row)[0]
 
 
 def opens_with_snapshot(head: bytes) -> bool:
@@ -55,18 +64,21 @@ def read_tardis(files: list[Path], symbol: str | None = None) -> Iterator[Batch]
     """Read Tardis.dev's CSV files `incremental_book_L2` of one symbol (None: the only one).
 
     The columns are described at https://docs.tardis.dev, "CSV data types". Rows of one
-    `local_timestamp` are one message; `timestamp` is the exchange's time, in any unit. Amounts
-    are absolute, and 0 removes the level. A message of is_snapshot rows is a new whole book, and so
-    is the first one of a file: some exchanges send nothing else.
+    `local_timestamp` are one message; `timestamp` is the exchange's time, in any unit or ISO.
+    Amounts are absolute, and 0 removes the level. A message of is_snapshot rows is a new whole
+    book, and so is the first one of a file: some exchanges send nothing else.
     """
     columns = list(TARDIS_TYPES)
-    options = csv.ConvertOptions(column_types=TARDIS_TYPES, include_columns=columns, null_values=[])
+    options, general = (
+        csv.ConvertOptions(column_types=types, include_columns=columns, null_values=[])
+        for types in (TARDIS_TYPES, TARDIS_TYPES | TIMES_AS_TEXT)
+    )
     message, last_time = 0, None
     passed_by = 0  # rows of other symbols, since the last batch
     symbols = {find_symbol(read_head(file)) for file in files} - {""}
     for file in files:
         last_snapshot = False
-        for row, column, file_bytes in read_csv(file, ",", options):
+        for row, column, file_bytes in read_csv(file, ",", options, general):
             symbols.update(column["symbol"].unique().to_pylist())
             if symbol is None and len(symbols) > 1:
                 raise InputError(
@@ -84,13 +96,13 @@ def read_tardis(files: list[Path], symbol: str | None = None) -> Iterator[Batch]
                 if len(rows) == 0:
                     continue
             snapshot = column["is_snapshot"].to_numpy(zero_copy_only=False)
-            local = column["local_timestamp"].to_numpy()
+            time_ns, local = (to_times(column[name], name, file, row) for name in TIMES_AS_TEXT)
             opens_snapshot = snapshot > np.append(last_snapshot, snapshot[:-1])
             begins = opens_snapshot | find_changes(local, last_time)
             messages = message + np.cumsum(begins)
             message, last_time, last_snapshot = int(messages[-1]), local[-1], bool(snapshot[-1])
             yield Batch(
-                time_ns=to_ns(column["timestamp"].to_numpy()),
+                time_ns=time_ns,
                 message=messages,
                 update_type=np.where(snapshot, SNAPSHOT, SET).astype(np.uint8),
                 is_buy=is_buy,
