@@ -327,6 +327,16 @@ def latest_times(timed: list[Timed], begins: set[int]) -> dict[int, int]:
 # Tardis
 
 
+def local_key(text: str) -> int:
+    """Return a time of receipt, of which only its changes count."""
+    try:
+        return coinapi_time(text)
+    except Fault:
+        if re.fullmatch(r"-?\d+", text.strip()):
+            raise Unsure("a time of receipt that cannot be") from None
+        raise
+
+
 def tell_tardis(files: list[File]) -> Told:
     names = ["symbol", "timestamp", "local_timestamp", "is_snapshot", "side", "price", "amount"]
     parts: list[list[Message]] = [[]]
@@ -339,13 +349,13 @@ def tell_tardis(files: list[File]) -> Told:
             symbols.add(symbol)
             if side not in ("bid", "ask") or snapshot.strip() not in TRUTHS:
                 raise Fault("an unknown word")
-            is_snapshot, local_time = TRUTHS[snapshot.strip()], whole(local)
+            is_snapshot, local_time = TRUTHS[snapshot.strip()], local_key(local)
             if index and place == 0 and is_snapshot:
                 parts.append([])
                 last_local = None
             if local_time != last_local or (is_snapshot and not was_snapshot):
-                parts[-1].append(Message(since_epoch(whole(time)), []))
-            check_time(since_epoch(whole(time)))
+                parts[-1].append(Message(coinapi_time(time), []))
+            check_time(coinapi_time(time))
             kind = SNAPSHOT if is_snapshot else SET
             parts[-1][-1].rows.append(Row(kind, side == "bid", number(price), size_of(size)))
             last_local, was_snapshot = local_time, is_snapshot
