@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.other_models import PUBLISHED, BookNetwork
-from lob.book.states import Book, open_book
+from lob.book.states import Book, identity, open_book
 from lob.config import InputError
 from lob.evaluation.probe_fits import choose_linear, measure_loss
 from lob.evaluation.probe_tasks import LEAST_HORIZON, TASKS, is_classification
@@ -133,17 +133,27 @@ class Split:
 
 
 def prepare(settings: Settings, pair: str) -> bool:
-    """Write what the models of a market share; return whether each part has windows."""
-    file = settings.folder / pair / "windows.npz"
-    if not file.exists():
-        book = open_pair(settings, pair)
-        model = load_encoder(settings.encoder, settings.device)
-        ends, part = choose_windows(book, model.config.temporal_dim, settings.windows)
-        if len(np.unique(part)) < 3:
-            return False
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(file) as handle:
-            np.savez(handle, ends=ends, part=part, **encode(settings, book, ends))
+    """Write what the models of a market share; return whether each part has windows.
+
+    Raises InputError if it is there, but of another recording.
+    """
+    book = open_pair(settings, pair)
+    file, made_from = settings.folder / pair / "windows.npz", json.dumps(identity(book))
+    if file.exists():
+        if np.load(file)["made_from"].item() != made_from:
+            raise InputError(
+                f"{file.parent} holds results of {pair} as it was before it was parsed again: "
+                "remove it, or set another --results_dir"
+            )
+        return True
+    model = load_encoder(settings.encoder, settings.device)
+    ends, part = choose_windows(book, model.config.temporal_dim, settings.windows)
+    if len(np.unique(part)) < 3:
+        return False
+    vectors = encode(settings, book, ends)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(file) as handle:
+        np.savez(handle, ends=ends, part=part, made_from=made_from, **vectors)
     return True
 
 

@@ -59,7 +59,7 @@ def data(tmp_path_factory):
 
 
 def make_config(data, results, **keys):
-    small = {"windows": 300, "judged_windows": 60, "tested_windows": 150, "steps": 60}
+    small = {"windows": 300, "judged_windows": 120, "tested_windows": 150, "steps": 60}
     small |= {"every": 20, "seeds": 1, "shares": [1.0], "tasks": ["direction"], "workers": 1}
     small |= {"batch_size": 16, "rates": dict.fromkeys(label_runs.RATES, 5e-3)}
     paths = {"data_dir": str(data), "results_dir": str(results), "encoder": str(data / "run")}
@@ -98,7 +98,7 @@ def test_every_model_finds_what_decides_the_label(data, tmp_path, capsys, monkey
     fitted, judged, _ = (len(x.ends) for x in label_runs.open_task(settings, MARKET, "direction"))
     for model in MODELS:
         case = f"{CELL}/1/{model}/direction"
-        assert cells[case, "score"]["value"] > 0.9, model
+        assert cells[case, "score"]["value"] > 0.8, model
         assert cells[case, "labels"]["value"] == fitted and cells[case, "judged"]["value"] == judged
         few = cells[f"{CELL}/0.1/{model}/direction", "labels"]["value"]
         assert few == max(20, round(0.1 * fitted))
@@ -281,3 +281,7 @@ def test_what_is_wrong_is_said(data, tmp_path, capsys):
     refused("no market of test has windows", roles=["test"], results_dir=str(tmp_path / "test"))
     _, printed = bench(data, tmp_path, capsys, models=["floor"], tasks=["direction", "widening"])
     assert f"{MARKET}/widening is left out: too few labels" in printed
+    windows = tmp_path / MARKET / "windows.npz"
+    there = dict(np.load(windows))
+    np.savez(windows, **there | {"made_from": "another"})
+    refused("as it was before it was parsed again: remove it")

@@ -13,4 +13,4 @@ pytestmark = [
 def test_models_find_the_label_on_a_gpu(data, tmp_path, capsys):  # noqa: F811
     cells, _ = bench(data, tmp_path, capsys, device="cuda", workers=2)
     for model in ("frozen", "finetuned", "scratch", "deeplob", "binctabl", "mlplob", "tlob"):
-        assert cells[f"{CELL}/1/{model}/direction", "score"]["value"] > 0.9, model
+        assert cells[f"{CELL}/1/{model}/direction", "score"]["value"] > 0.8, model
