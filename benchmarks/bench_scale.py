@@ -73,7 +73,7 @@ def main(config: dict) -> None:
             write_book(folder, f"SYN_{number:03}", DAY, config["pair_depth"], number)
         if config["pairs"]:
             note = f"{config['pairs']} pairs of {DAY:,} states, {config['pair_depth']} levels"
-            rows += measure(folder, "pairs", note)
+            rows += measure(folder, "pairs", f"{note}, no pictures", plots=False)
     report("scale", rows, write=config["write"])
 
 
@@ -113,13 +113,14 @@ def write_book(data_dir: Path, pair: str, states: int, depth: int, seed: int = 0
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def measure(folder: Path, case: str, note: str) -> list[dict]:
+def measure(folder: Path, case: str, note: str, plots: bool = True) -> list[dict]:
     """Run all parts on the books under `folder`, one after the other; return their rows."""
     rows = []
     for part, words in PARTS.items():
         for file in folder.rglob("*.npy"):
             forget(file)
-        watched = watch(*words, f"--data_dir={folder}")
+        pictures = [] if part == "loader" else [f"--plots={plots}"]
+        watched = watch(*words, f"--data_dir={folder}", *pictures)
         for name, unit in UNITS.items():
             rows.append(make_row(f"{part}/{case}", name, getattr(watched, name), unit, note))
         if part == "loader":

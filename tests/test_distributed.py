@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,12 +15,12 @@ import torch
 import torch.multiprocessing as mp
 from conftest import ROOT
 from test_trainer import command, losses, metrics, train, wait_for, weights
-from test_trainer_settings import settings
+from test_trainer_settings import settings, trainer
 
 import fp8_ddp_trainer
 from lob.config import CheckFailed, InputError
 from lob.training import distributed
-from lob.training.distributed import free_port, wait_for_ranks
+from lob.training.distributed import Team, free_port, wait_for_ranks
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="ranks of a GPU machine are its GPUs"
@@ -170,10 +169,13 @@ def add_up_on(rank: int, world: int, port: int, folder: Path) -> None:
             torch.full((2, 2), rank + 5.0),
         ]
         team.add_up(gradients)
+        with pytest.raises(InputError, match="files differ: 1 of 2 ranks have others"):
+            team.same({"rank": rank}, "files")
+        assert team.same({"rank": 1.5}, "files") == {"rank": 1.5}
         torch.save(gradients, folder / f"{rank}.pt")
 
 
-def test_large_and_small_gradients_become_their_sums(tmp_path):
+def test_gradients_become_their_sums_and_differing_ranks_are_refused(tmp_path):
     launch(add_up_on, 2, tmp_path)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
@@ -238,27 +240,22 @@ def start_machine(number: int, port: int, data: Path, runs: Path) -> subprocess.
 
 
 def test_two_machines_train_as_two_ranks_of_one(sampled, tmp_path):
-    """A machine whose sample differs is refused, on both, before anything is trained."""
     spawned = train_on(2, sampled, tmp_path, "spawned", mirror=True)
     assert len(losses(spawned)) == 10
-    other = tmp_path / "other"
-    shutil.copytree(sampled, other)
-    sample = np.load(other / "balanced_samples" / "BTC_USD.npy")
-    sample["weight"][0] = 2.0
-    np.save(other / "balanced_samples" / "BTC_USD.npy", sample)
-    for data in (sampled, other):
-        port = free_port()
-        machines = [
-            start_machine(0, port, sampled, tmp_path),
-            start_machine(1, port, data, tmp_path),
-        ]
-        said = [machine.communicate(timeout=120)[1] for machine in machines]
-        if data == other:
-            assert [machine.returncode for machine in machines] == [2, 2]
-            fault = "differ: 1 of 2 ranks have others than the first one: "
-            assert all(fault in text and "Traceback" not in text for text in said)
-        else:
-            assert [machine.returncode for machine in machines] == [0, 0], said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["machines", "other", "spawned"]
-    machines = tmp_path / "machines"
-    assert losses(machines) == losses(spawned) and scores(machines) == scores(spawned)
+    port = free_port()
+    machines = [start_machine(number, port, sampled, tmp_path) for number in range(2)]
+    said = [machine.communicate(timeout=120)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["machines", "spawned"]
+    run = tmp_path / "machines"
+    assert losses(run) == losses(spawned) and scores(run) == scores(spawned)
+
+
+def test_ranks_compare_all_that_they_read_from_their_disks(sampled, tmp_path, monkeypatch, undrawn):
+    one = train_on(1, sampled, tmp_path, "one")
+    compared = []
+    monkeypatch.setattr(Team, "same", lambda _, value, what: compared.append(what) or value)
+    trainer(sampled, tmp_path, load_model=True, model_path=str(one))
+    checkpoints, samples, weights = compared
+    assert checkpoints.endswith("run/checkpoints") and samples == f"the samples in {sampled}"
+    assert weights == str(one / "checkpoints" / "best.safetensors")
