@@ -7,8 +7,7 @@ Books with a state every 100 ms are written in the format of data_parser.py. The
 exploration_main.py, create_balanced_dataset.py and benchmarks/bench_loader.py run on them, each in
 a process of its own whose files are not in the page cache. Of each the benchmark reports seconds,
 the most anonymous memory, what was read from the disk and the share of its time without a core at
-work, and how they grow: the exponent b of a + c x states^b, where a is what the smallest book
-takes. The year is an estimate by these exponents, not a measurement.
+work. benchmarks/scale_tables.py says how they grow.
 
 The largest book needs 8 bytes a level and 124 more of disk for each state; the books are removed.
 """
@@ -44,14 +43,12 @@ from lob.results import make_row
 BLOCK = 1 << 20
 INTERVAL_NS = 100_000_000
 DAY = 864_000  # states
-YEAR = 300_000_000  # states: some weeks of gaps left out
 PARTS = {
     "statistics": ("exploration_main.py",),
     "sample": ("create_balanced_dataset.py",),
     "loader": ("-m", "benchmarks.bench_loader"),
 }
 UNITS = {"seconds": "s", "anonymous_mb": "MB", "read_gb": "GB", "waiting_share": ""}
-LEAST_MB = 10  # by which memory must exceed that of the smallest book to be called growing
 
 
 def main(config: dict) -> None:
@@ -67,7 +64,6 @@ def main(config: dict) -> None:
             rows += measure(folder, str(states), note)
             shutil.rmtree(folder)
         rows = rows[len(rows) // (len(sizes) + 1) :]  # the first run compiles and is dropped
-        rows += [row for part in PARTS for row in describe_growth(part, sizes, rows)]
         folder = Path(name) / "pairs"
         for number in range(config["pairs"]):
             write_book(folder, f"SYN_{number:03}", DAY, config["pair_depth"], number)
@@ -134,33 +130,6 @@ def forget(file: Path) -> None:
     with open(file, "rb") as handle:
         os.fsync(handle.fileno())
         os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def describe_growth(part: str, sizes: list[int], rows: list[dict]) -> list[dict]:
-    """Return the exponents by which a part grows, and what it would take for a year of states.
-
-    The loader takes a fixed number of steps, so only its opening and its memory are looked at.
-    """
-    values = {(row["case"], row["metric"]): row["value"] for row in rows}
-    names = ("seconds", "anonymous_mb", "read_gb")
-    if part == "loader":
-        names = ("first_batch_seconds", "anonymous_mb")
-    found = []
-    for name in names:
-        taken = np.array([values[f"{part}/{states}", name] for states in sizes])
-        least = LEAST_MB if name == "anonymous_mb" else 0
-        grown = taken > taken[0] + least
-        estimate, exponent, note = taken.max(), 0.0, f"at most {LEAST_MB} MB more: does not grow"
-        if grown.sum() > 1:
-            more, logs = np.log(taken[grown] - taken[0]), np.log(np.array(sizes)[grown])
-            exponent, scale = np.polyfit(logs, more, 1)
-            estimate = taken[0] + np.exp(scale + exponent * np.log(YEAR))
-            note = f"of what exceeds that of {sizes[0]:,} states, {grown.sum()} sizes"
-        said = f"an estimate by the exponent from {sizes[-1]:,} states on, not measured"
-        unit = UNITS.get(name, "s")
-        found.append(make_row(f"{part}/growth", f"{name}_exponent", exponent, "", note))
-        found.append(make_row(f"{part}/estimate_{YEAR}", name, estimate, unit, said))
-    return found
 
 
 if __name__ == "__main__":

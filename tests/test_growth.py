@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import shell
 
-from benchmarks.bench_scale import describe_growth, write_book
+from benchmarks.bench_scale import write_book
 from benchmarks.report import watch
+from benchmarks.scale_tables import measure_growth
 from lob.book.states import Book, check_states, open_book
-from lob.results import make_row
 from lob.windows.balancing import Pair, draw_pair
 from lob.windows.pictures import draw_book
 from lob.windows.statistics import STATISTICS
@@ -71,25 +71,13 @@ def test_a_synthetic_book_is_one_that_the_parser_could_have_written(tmp_path):
     assert book.segment_starts.tolist() == [0]
 
 
-def test_growth_is_fitted_to_what_exceeds_the_smallest_book():
+def test_growth_is_that_of_what_exceeds_the_smallest_book():
     sizes = [1000, 10_000, 100_000, 1_000_000]
-    rows = []
-    for states in sizes:
-        taken = {
-            "seconds": 3 + 1e-6 * (states - 1000) ** 1.2,
-            "anonymous_mb": 90 + (states > 1000) * (states % 7),
-            "read_gb": 0.5 + 2e-7 * (states - 1000),
-        }
-        rows += [make_row(f"sample/{states}", name, value) for name, value in taken.items()]
-    found = {
-        (row["case"], row["metric"]): row["value"] for row in describe_growth("sample", sizes, rows)
-    }
-    assert found["sample/growth", "seconds_exponent"] == pytest.approx(1.2, abs=0.05)
-    assert found["sample/growth", "read_gb_exponent"] == pytest.approx(1.0, abs=0.05)
-    assert found["sample/growth", "anonymous_mb_exponent"] == 0
-    year = found["sample/estimate_300000000", "read_gb"]
-    assert year == pytest.approx(0.5 + 2e-7 * 3e8, rel=0.3)
-    assert found["sample/estimate_300000000", "anonymous_mb"] < 97
+    exponent, rate, year = measure_growth(sizes, [3 + 1e-6 * states for states in sizes])
+    assert exponent == pytest.approx(1.0, abs=0.05)
+    assert rate == pytest.approx(1e-6) and year == pytest.approx(303)
+    found = measure_growth(sizes, [3 + 1e-6 * states**1.5 for states in sizes])
+    assert found[0] == pytest.approx(1.5, abs=0.05)
 
 
 def test_a_watched_script_is_measured():
