@@ -255,7 +255,7 @@ def test_missing_folders_and_books_too_thin_are_named(tmp_path):
 
 def test_the_depth_that_is_named_is_one_of_most_messages(tmp_path):
     """Two levels a side at first, three at last: a depth of 6 would leave one state of 31."""
-    rows = "".join(row(f"{1 + n}.0", "SET", 1, "99.5", f"{n + 2}", 10) for n in range(29))
+    rows = "".join(row(f"{1 + n:02}.0", "SET", 1, "99.5", f"{n + 2}", 10) for n in range(29))
     opening = OPENING.splitlines(keepends=True)
     late = row("31.0", "ADD", 0, "103.5", "1", 2) + row("31.0", "ADD", 1, "97.5", "1", 12)
     text = HEADER + "".join(opening[:2] + opening[3:5]) + rows + late

@@ -136,6 +136,7 @@ def draw_error_profiles(
             xlabel="level, from the lowest bid to the highest ask",
             ylabel=f"{mask} hidden:\nsquared error of log size",
         )
+        row[0].xaxis.get_major_locator().set_params(integer=True)
         row[1].set(xlabel="book states to the nearest one that shows the level", ylim=(0, None))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(title, fontsize=11)
