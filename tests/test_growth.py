@@ -1,6 +1,7 @@
 """What a recording's length costs: memory by the stages' own arrays, and the benchmark of it."""
 
 import json
+import resource
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +9,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from conftest import shell
 
-from benchmarks.bench_scale import write_book
+from benchmarks.bench_scale import forget, write_book
 from benchmarks.report import watch
 from benchmarks.scale_tables import measure_growth
 from lob.book.states import Book, check_states, open_book
+from lob.model.window_store import WindowStore
 from lob.windows.balancing import Pair, draw_pair
 from lob.windows.pictures import draw_book
+from lob.windows.splits import gather_windows
 from lob.windows.statistics import STATISTICS
 
 
@@ -99,3 +103,22 @@ def test_the_loader_alone_is_timed(sampled):
     found = {row["metric"]: row["value"] for row in rows}
     assert found["windows_per_second"] > 0 and 0 <= found["data_wait_share"] < 1
     assert found["first_batch_seconds"] > 0
+
+
+def test_of_a_file_on_the_disk_little_more_than_the_windows_is_read(tmp_path):
+    """Where a file can't leave the page cache, as in a file system in memory, nothing is read."""
+    write_book(tmp_path, "SYN", 100_000, 20)
+    book = open_book(tmp_path / "book_states" / "SYN")
+    for file in book.path.glob("*.npy"):
+        forget(file)
+    store = WindowStore([book], 256, torch.device("cpu"))
+    ends = np.arange(5000, 100_000, 5000)
+    starts = store.start_rows(np.zeros_like(ends), ends)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+    ((price_ticks, sizes, times_ns),) = store.batches([starts])
+    read = 512 * (resource.getrusage(resource.RUSAGE_SELF).ru_inblock - before)
+    asked = sum(array.numpy().nbytes for array in (price_ticks, sizes, times_ns))
+    assert read < 2 * asked
+    expected = gather_windows(book, ends, 256)
+    np.testing.assert_array_equal(price_ticks, expected[0])
+    np.testing.assert_array_equal(sizes, expected[1])

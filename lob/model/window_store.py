@@ -6,6 +6,7 @@ ahead.
 """
 
 import itertools
+import mmap
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,6 +72,10 @@ class WindowStore:
         times_ns = torch.empty(shape[:2], dtype=torch.int64, pin_memory=pin)
         pairs = np.searchsorted(self.offsets, start_rows, side="right") - 1
         firsts = start_rows - self.offsets[pairs]
+        for pair, first in zip(pairs, firsts, strict=True):
+            book = self.books[pair]
+            for array in (book.price_ticks, book.sizes, book.timestamps):
+                ask_for(array, int(first), self.temporal_dim)
         for i, (pair, first) in enumerate(zip(pairs, firsts, strict=True)):
             book, rows = self.books[pair], slice(first, first + self.temporal_dim)
             price_ticks.numpy()[i] = book.price_ticks[rows]
@@ -103,6 +108,20 @@ class WindowStore:
             finally:
                 for task in waiting:
                     task.cancel()
+
+
+def ask_for(array: np.ndarray, first: int, rows: int) -> None:
+    """Have the disk read some rows of a memory-mapped file, and nothing around them.
+
+    Left alone, the system reads 128 kB around the first page that is touched, and one window after
+    the other. An array in memory is left as it is.
+    """
+    if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)):
+        return
+    begin = array.offset % mmap.ALLOCATIONGRANULARITY + first * array.strides[0]
+    end = begin + rows * array.strides[0]
+    page = begin - begin % mmap.PAGESIZE
+    array.base.madvise(mmap.MADV_WILLNEED, page, end - page)
 
 
 def free_bytes(device: torch.device) -> int:
