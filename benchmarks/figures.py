@@ -24,7 +24,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks import agent_tables, fill_figure, labels, worth
+from benchmarks import agent_tables, fill_figure, label_tables, labels, worth
 from benchmarks.fill_figure import WEIGHTS
 from benchmarks.report import RESULTS, ROOT
 from benchmarks.tables import read_cells
@@ -44,6 +44,9 @@ SOURCES = {  # picture -> what it is drawn from
     "balanced.png": [SAMPLE],
     "agent.png": [RESULTS / "agent.json", Path(agent_tables.__file__)],
 }
+LABELS = RESULTS / "labels.json"
+if LABELS.exists():
+    SOURCES["labels.png"] = [LABELS, Path(label_tables.__file__)]
 WINDOW_AT = "2026-05-02T02:52:18"  # a window of the sample in which the price moves
 STATES = 256
 HIDDEN = "#b9c2cc"
@@ -54,6 +57,8 @@ def main() -> int:
     FIGURES.mkdir(parents=True, exist_ok=True)
     keep(worth.draw_worth(read_cells("shipped")), "worth.png")
     keep(agent_tables.draw_curves(read_cells("agent")), "agent.png")
+    if LABELS.exists():
+        keep(label_tables.draw_labels(read_cells("labels")), "labels.png")
     with prepare_sample() as (book, plots):
         keep(fill_figure.draw_fills(book), "fills.png")
         keep(draw_masks(book), "masks.png")
