@@ -22,11 +22,11 @@ committed, and say so in NOTES.md.
 
 Cases are `<market>/<share>/<model>/<task>`, with medians over seeds: `score` (area under the curve,
 or R2 of volatility), `score_least`, `score_most`, and `labels` that were fitted on. Of `frozen`,
-`both` and `finetuned` there are the leads `over_scratch`, `over_features` and `over_best`, that is
-over the network from scratch with the best score on the tested windows, with 95 % intervals over
-blocks of time. In `<market>/headline/<task>` `over_best` is the lead of `finetuned` at 10 % of the
-labels over that network at all labels. Cases `cells/<share>/<model>/<lead>` and `cells/headline`
-count verdicts.
+`both` and `finetuned` there are the leads `over_scratch`, `over_simple` (the better one of
+`features` and `floor`) and `over_best` (the best network from scratch), both chosen on the tested
+windows, with 95 % intervals over blocks of time. In `<market>/headline/<task>` `over_best` is the
+lead of `finetuned` at 10 % of the labels over the best network from scratch at all labels. Cases
+`cells/<share>/<model>/<lead>` and `cells/headline` count verdicts.
 """
 
 config = {
@@ -107,6 +107,7 @@ from lob.model.checkpoint import choose_device, find_checkpoint, load_model
 from lob.results import make_row
 
 FROM_SCRATCH = ("scratch", *PUBLISHED)
+RIVALS = {"scratch": ["scratch"], "simple": ["features", "floor"], "best": [*FROM_SCRATCH]}
 COMPARED = ("frozen", "both", "finetuned")  # models whose leads are told
 FEW, ALL = 0.1, 1.0  # shares of the headline
 GPU_WORKERS = 12
@@ -248,16 +249,14 @@ def summarise(found: Found, settings: Settings, cells: dict[str, str]) -> list[d
                 rows += describe(case, tables[share][model])
                 if model in COMPARED:
                     rows.append(make_row(case, "blocks", blocks))
-                    rivals = {name: [name] for name in ("scratch", "features")}
-                    rivals["best"] = list(FROM_SCRATCH)
-                    for name, others in rivals.items():
+                    for name, others in RIVALS.items():
                         pair_of = tables[share], model, tables[share], others
                         lead = compare(f"over_{name}", *pair_of, blocks)
                         rows += lead_rows(case, f"over_{name}", lead)
                         if lead:
                             key = f"{share:g}/{model}/over_{name}"
                             leads.setdefault(key, {})[case] = lead[0]
-        pair_of = tables.get(FEW, {}), "finetuned", tables.get(ALL, {}), list(FROM_SCRATCH)
+        pair_of = tables.get(FEW, {}), "finetuned", tables.get(ALL, {}), RIVALS["best"]
         lead = compare("over_best", *pair_of, blocks)
         case = f"{cells[pair]}/headline/{task}"
         rows += lead_rows(case, "over_best", lead)

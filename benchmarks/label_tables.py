@@ -41,7 +41,7 @@ COLOURS = {
 LEADS = {
     "over_best": "the best network from scratch",
     "over_scratch": "the same network from scratch",
-    "over_features": "27 hand-made features",
+    "over_simple": "the better one of 27 hand-made features and the floor",
 }
 VERDICTS = (BETTER, LEVEL, UNDECIDED, WORSE)
 HEADLINE = "fine-tuned at 10 % of the labels, beside the best network from scratch at all"
@@ -158,7 +158,9 @@ def draw_labels(cells: Cells) -> plt.Figure:
         axis.set_xlabel("share of the labels")
         axis.set_ylabel("R2" if "R2" in labels.PROBES[task] else "area under the curve")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=min(5, 2 * len(tasks)), fontsize=8
+    )
     return figure
 
 

@@ -110,6 +110,9 @@ def test_every_model_finds_what_decides_the_label(data, tmp_path, capsys, monkey
         assert values["over_best"] == pytest.approx(values["score"] - best, abs=1e-5)
         assert values["over_best_low"] <= values["over_best"] <= values["over_best_high"]
         assert values["blocks"] > 1
+        simple = [cells[f"{CELL}/1/{name}/direction", "score"] for name in ("features", "floor")]
+        best = max(row["value"] for row in simple)
+        assert values["over_simple"] == pytest.approx(values["score"] - best, abs=1e-5)
     headline = cells[f"{CELL}/headline/direction", "over_best"]
     assert cells[f"{CELL}/1/{headline['note']}/direction", "score"]["value"] == max(
         cells[f"{CELL}/1/{name}/direction", "score"]["value"] for name in bench_labels.FROM_SCRATCH
