@@ -14,7 +14,7 @@ config = {
     "work_dir": "bench/first_hour",  # str: folder for the states, samples and runs
     "windows": 2_400,  # int >= 1: windows of the sample that the encoder of one's own is trained on
     "tuned_windows": 1_200,  # int >= 1: windows of the sample that the shipped encoder is tuned on
-    "tuned_lr": 1e-3,  # > 0 and < inf: largest learning rate in tuning
+    "tuned_lr": 2e-4,  # > 0 and < inf: largest learning rate in tuning
     "speed_windows": 100,  # int >= 1: windows of the sample whose training is timed
     "trainer": {},  # dict: keys of the trainer that differ from the pipeline's
     "tester": {},  # dict: keys of the tester that differ from the pipeline's

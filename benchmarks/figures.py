@@ -24,7 +24,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks import agent_tables, fill_figure, label_tables, labels, worth
+from benchmarks import agent_tables, fill_figure, label_tables, labels, probe_tables, worth
 from benchmarks.fill_figure import WEIGHTS
 from benchmarks.report import RESULTS, ROOT
 from benchmarks.tables import read_cells
@@ -37,6 +37,7 @@ FIGURES = ROOT / "docs" / "figures"
 SAMPLE = ROOT / "training_data" / "raw" / "BTC_USD" / "20260502.csv.gz"
 SOURCES = {  # picture -> what it is drawn from
     "worth.png": [RESULTS / "shipped.json", Path(worth.__file__)],
+    "probes.png": [RESULTS / "probes.json", Path(probe_tables.__file__)],
     "fills.png": [SAMPLE, WEIGHTS, Path(fill_figure.__file__)],
     "masks.png": [SAMPLE],
     "book.png": [SAMPLE],
@@ -56,6 +57,7 @@ def main() -> int:
     """Draw all pictures; return the exit status."""
     FIGURES.mkdir(parents=True, exist_ok=True)
     keep(worth.draw_worth(read_cells("shipped")), "worth.png")
+    keep(probe_tables.draw_leads(read_cells("probes")), "probes.png")
     keep(agent_tables.draw_curves(read_cells("agent")), "agent.png")
     if LABELS.exists():
         keep(label_tables.draw_labels(read_cells("labels")), "labels.png")

@@ -183,7 +183,7 @@ def draw_leads(cells: Cells) -> plt.Figure:
             draw_lead(axis, row, cells, f"{market}/within/{task}")
         axis.axvline(0, color="black", lw=1)
         axis.set(xlim=(-FURTHEST, FURTHEST), ylim=(-0.6, len(markets) - 0.4))
-        axis.set_title(textwrap.fill(words, 18), fontsize=9)
+        axis.set_title(textwrap.fill(words, 14), fontsize=8)
         axis.grid(axis="y", alpha=0)
     axes[0].set_yticks(range(len(markets)), [name_market(name) for name in markets], fontsize=9)
     axes[0].tick_params(axis="y", length=0)
