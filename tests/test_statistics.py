@@ -238,12 +238,14 @@ def test_the_script_refuses_what_it_cannot_do_and_writes_nothing(data_dir):
         main({**CONFIG, "data_dir": str(data_dir / "nowhere")})
     with pytest.raises(InputError, match="did you mean 'BTC_USD'"):
         main({**CONFIG, "data_dir": str(data_dir), "pairs": ["BTC_USDT"]})
-    with pytest.raises(
-        InputError, match=r"no run of 4000 states .* lower .* larger --max_gap_seconds"
+    write_book(data_dir, "GAP", depth=8, segment_starts=(0, 1500))
+    for pair, states, message in (
+        ("BTC_USD", 4000, r"has 3,000 states, fewer than a window of 4000: .* smaller --depth"),
+        ("GAP", 2000, r"no run of 2000 states .* lower .* larger --max_gap_seconds"),
     ):
-        write_statistics(
-            open_book(data_dir / "book_states" / "BTC_USD"), 4000, data_dir / "x" / "BTC_USD.npy"
-        )
+        book = open_book(data_dir / "book_states" / pair)
+        with pytest.raises(InputError, match=message):
+            write_statistics(book, states, data_dir / "x" / "it.npy")
     assert sorted(p.name for p in data_dir.iterdir()) == ["book_states"]
 
 
