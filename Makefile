@@ -47,7 +47,7 @@ pipeline: .venv/installed
 	  $(BIN)/python inference_testing.py $(SHIPPED_TEST); \
 	  echo "6/7 comparison of runs"; $(BIN)/python training_results_analysis.py; \
 	  echo "7/7 export"; $(BIN)/python model_exporter.py --model_path="$$run" --parts="['encoder']"; } | \
-	  { trap "" INT TERM HUP; exec tee runs/pipeline.log; } & wait %1
+	  { trap "" INT TERM HUP; exec tee runs/pipeline.log; } & set +m; wait %1
 	@echo
 	@echo "order book states, window statistics, balanced sample, pictures   training_data/"
 	@echo "checkpoints, metrics, accuracy report                             runs/sample*/"
