@@ -83,8 +83,7 @@ def test_an_interrupted_run_of_a_recipe_goes_on(tmp_path):
     entries = (run / "metrics.csv").read_text().splitlines(keepends=True)
     (run / "metrics.csv").write_text("".join(entries[:-1]))
     again = bench("prove", data, *words)
-    assert {cell: x for cell, x in again.items() if "cost" not in cell[0]} == {
-        cell: x for cell, x in found.items() if "cost" not in cell[0]
-    }
+    assert again.keys() == found.keys()
+    assert all(again[cell] == found[cell] for cell in found if "cost" not in cell[0])
     assert "resumed    after step" in run.with_suffix(".log").read_text()
     assert not (tmp_path / "auto_0-2").exists()

@@ -2,16 +2,15 @@
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import re
-import zipfile
 
 import numpy as np
 import pytest
 import zstandard
 from test_binance_stream import compact, write_depth, write_snapshot
+from test_containers import pack_zip
 from test_feeds import (
     START_MS,
     TARDIS_HEADER,
@@ -32,14 +31,6 @@ from lob.feeds import recordings
 from lob.feeds.batch import SNAPSHOT
 
 WRITERS = {"okx": write_okx, "bybit": write_bybit}
-
-
-def pack(members: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return file.getvalue()
 
 
 def retime(text: str, form) -> str:
@@ -132,7 +123,7 @@ def test_a_packing_that_is_not_read_is_named_until_it_is_unpacked(tmp_path, kind
         **{name: packing(data) for name, packing in PACKED.items()},
         "twice": zstandard.compress(gzip.compress(data)),
         "UTF-16": data.decode().encode("utf-16"),
-        "an empty zip": pack({}),
+        "an empty zip": pack_zip({}),
     }[kind]
     put(tmp_path, "1.packed", packed)
     said = refuse(tmp_path)
@@ -160,14 +151,14 @@ MEMBERS = {
         "2": b"\xef\xbb\xbf" + second.replace(b"\n", b"\r\n"),
     },
     "an empty one first": lambda first, second: {"0": b"", "1": first, "2": second},
-    "one in an archive": lambda first, second: {"1": first, "2": pack({"x": second})},
+    "one in an archive": lambda first, second: {"1": first, "2": pack_zip({"x": second})},
 }
 
 
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_members_of_an_archive_are_one_file(tmp_path, kind) -> None:
     story = tell_story(60)
-    put(tmp_path, "1.zip", pack(MEMBERS[kind](*members_of(story))))
+    put(tmp_path, "1.zip", pack_zip(MEMBERS[kind](*members_of(story))))
     assert parse(tmp_path) == tell_states(story)
 
 
@@ -175,7 +166,7 @@ def test_members_of_json_without_a_newline_are_lines(tmp_path) -> None:
     story = tell_story(60)
     lines = write_okx(story)
     members = {"2": "\n".join(lines[30:]).encode(), "1": "\n".join(lines[:30]).encode()}
-    put(tmp_path, "1.zip", pack(members))
+    put(tmp_path, "1.zip", pack_zip(members))
     assert parse(tmp_path) == tell_states(story)
 
 
@@ -196,7 +187,7 @@ def test_the_forecast_of_an_archive_in_another_order_than_its_names(
         str(at): (TARDIS_HEADER + "".join(rows[at : at + 15_000])).encode()
         for at in range(0, 60_000, 15_000)
     }
-    put(tmp_path, "1.zip", pack(dict(reversed(members.items()))))
+    put(tmp_path, "1.zip", pack_zip(dict(reversed(members.items()))))
     states = parse(tmp_path, depth=2)
     said = re.search(r"about ([\d,]+) states", capsys.readouterr().out)
     assert len(states) > 59_000

@@ -65,11 +65,6 @@ def choose_linear(
     be infinite. may_leave_out: the known features may be left out instead. refit: if False the
     probe stays fitted on `train` alone.
     """
-
-    def fit(windows: Windows, count: int | None, weights: np.ndarray | None, penalty: float):
-        reduce = reduce_vector(windows[0], known, count)
-        return after(reduce, fit_probe(reduce(windows[0]), windows[1], penalty, classify, weights))
-
     best, settings = np.inf, None
     for count in COMPONENTS if known is not None else (None,):
         reduce = reduce_vector(train[0], known, count)
@@ -81,7 +76,11 @@ def choose_linear(
                 if loss < best:
                     best, settings = loss, (count, weights, penalty)
     assert settings is not None, "no penalty gave a finite loss"
-    return fit(join_windows(train, judge) if refit else train, *settings)
+    count, weights, penalty = settings
+    features, labels = join_windows(train, judge) if refit else train
+    reduce = reduce_vector(features, known, count)
+    predict = fit_probe(reduce(features), labels, penalty, classify, weights)
+    return lambda x: predict(reduce(x))
 
 
 def list_weights(columns: int, known: int | None, may_leave_out: bool) -> list[np.ndarray | None]:
@@ -96,10 +95,6 @@ def list_weights(columns: int, known: int | None, may_leave_out: bool) -> list[n
 
 def join_windows(train: Windows, judge: Windows) -> Windows:
     return np.concatenate([train[0], judge[0]]), np.concatenate([train[1], judge[1]])
-
-
-def after(reduce: Probe, predict: Probe) -> Probe:
-    return lambda x: predict(reduce(x))
 
 
 def reduce_vector(features: np.ndarray, known: int | None, count: int | None) -> Probe:
