@@ -274,10 +274,11 @@ class CellStem(nn.Module):
 
 
 class CellDecoder(nn.Module):
-    """Cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F).
+    """Inputs, cells and hidden states (B, T, D) -> what is added to the fill, float32 (B, T, L, F).
 
-    Zero is added to prices. Those that the ladder found (lob/model/ladder.py) are exact, and
-    learned changes of the others made them worse under every mask (NOTES.md).
+    It is a correction times the inputs' `doubt`. Zero is added to prices. Those that the ladder
+    found (lob/model/ladder.py) are exact, and learned changes of the others made them worse under
+    every mask (NOTES.md).
     """
 
     def __init__(self, config: EncoderConfig):
@@ -294,10 +295,11 @@ class CellDecoder(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, cells: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, cells: Tensor, hidden: Tensor) -> Tensor:
         states = self.spread(hidden).unflatten(2, (self.levels, -1))
         cells = cells + self.join(torch.cat([cells, states.to(cells.dtype)], dim=3))
-        return F.pad(self.head(self.norm(self.blocks(cells))).float(), (1, 0))
+        correction = F.pad(self.head(self.norm(self.blocks(cells))).float(), (1, 0))
+        return doubt(inputs) * correction
 
 
 class BookEncoder(nn.Module):
@@ -366,7 +368,7 @@ class BookEncoder(nn.Module):
         """Return predicted values, float32 (B, T, L, F): `base`, the fill, and its correction."""
         if self.stem is not None:
             cells, x = self.stem(tokens)
-            return base + doubt(tokens) * self.decoder(cells, self.attend(x))
+            return base + self.decoder(tokens, cells, self.attend(x))
         return base + self.head(self.encode(tokens)).float().view(base.shape)
 
 
