@@ -5,13 +5,17 @@
 
 Needs the books and samples of the first three scripts. Each case builds a Trainer and takes its
 steps: windows are gathered, masked and normalised, and the optimizer steps. Validation is left out.
-Prints a table and one JSON line.
+Prints a table and one JSON line. On more than one GPU the result is named training_<GPUs>.
+
+With `--reference=<folder>` the trainer of benchmarks/reference.py is timed as well, on windows that
+lie on the GPU, and ours with its settings.
 """
 
 config = {
     "data_dir": "training_data",  # str: folder that holds book_states/ and balanced_samples/
     "cases": None,  # list[str] | None: names of the cases to run; None: all that this machine can
     "seconds": 6.0,  # >= 0: least time for which a case is measured
+    "reference": None,  # str | None: folder of a clone of the published reference, to be timed too
     "quick": False,  # bool: a tiny model on whatever machine this is
     "write": False,  # bool: keep the result in benchmarks/results/training.json
 }
@@ -37,11 +41,12 @@ from torch import Tensor
 
 import fp8_ddp_trainer
 import lob.model.window_store
-from benchmarks.reference import REFERENCE
+from benchmarks.reference import REFERENCE, time_reference
 from benchmarks.report import report
 from lob.model.encoder import flops_per_window
+from lob.model.inputs import build_inputs
 from lob.results import make_row
-from lob.training.distributed import free_port, join_team, wait_for_ranks
+from lob.training.distributed import Team, free_port, join_team, wait_for_ranks
 
 # The published reference's settings with our inputs: the book's normalisation, and a line in time
 # as the first guess of hidden values.
@@ -61,7 +66,10 @@ CASES: dict[str, dict[str, Any]] = {
     "wide_fp8": {**WIDE, **WIDE_LARGE, "precision": "fp8"},
     "wide_bf16": {**WIDE, **WIDE_LARGE, "precision": "bf16"},
     "default_recipe": {"precision": "fp8"},
+    "default_recipe_bf16": {"precision": "bf16"},
+    "reference_settings": {**REFERENCE, "precision": "fp8"},
 }
+BATCHES_OF_REFERENCE = 8  # passes of different windows
 SCALED = ("deep_narrow_best", "wide_fp8")  # measured on two GPUs as well
 
 
@@ -90,7 +98,28 @@ def main(config: dict) -> None:
         for name in [name for name in SCALED if name in chosen]:
             ratio = measure_on_two(config, cases[name]) / rates[name]
             rows.append(make_row("two_gpu_scaling", name, ratio, note="two over one"))
-    report("training", rows, config["write"])
+    if gpus and config["reference"]:
+        rows += measure_reference(config)
+    report("training" if gpus < 2 else f"training_{gpus}", rows, config["write"])
+
+
+def measure_reference(config: dict) -> list[dict]:
+    """Return the rows of the published reference, on windows of our sample."""
+    one_pass = {"accumulation_steps": 1, "compile": False}
+    settings = trainer_config(config, CASES["reference_settings"] | one_pass)
+    with tempfile.TemporaryDirectory() as folder:
+        team = Team(0, 1, torch.device("cuda", 0))
+        trainer = fp8_ddp_trainer.Trainer(settings, team, Path(folder))
+        passes = itertools.islice(trainer.sampler.training(0, 0), BATCHES_OF_REFERENCE)
+        batches = [
+            build_inputs(price_ticks, sizes, None, trainer.encoder)[2]
+            for price_ticks, sizes, *_ in trainer.passes.load(passes)
+        ]
+        del trainer
+    found = time_reference(config["reference"], batches)
+    note = f"{len(batches[0])} windows per pass, on the GPU"
+    units = {"windows_per_second": "1/s"}
+    return [make_row("reference", key, x, units.get(key, ""), note) for key, x in found.items()]
 
 
 def measure_on_two(config: dict, case: dict[str, Any]) -> float:

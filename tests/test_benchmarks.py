@@ -7,6 +7,11 @@ import pytest
 import torch
 from conftest import shell, write_book
 
+from benchmarks import bench_widths
+from benchmarks.reference import TIMED, WARM_UP, time_reference
+from lob.config import InputError
+from lob.model.encoder import encoder_config
+
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="on a GPU the benchmarks themselves are run"
 )
@@ -87,3 +92,60 @@ def test_an_interrupted_run_of_a_recipe_goes_on(tmp_path):
     assert all(again[cell] == found[cell] for cell in found if "cost" not in cell[0])
     assert "resumed    after step" in run.with_suffix(".log").read_text()
     assert not (tmp_path / "auto_0-2").exists()
+
+
+CLONE = """
+from tensorboardX import SummaryWriter
+from training_classes import PretrainingDataset
+
+
+class Trainer:
+    def __init__(self, config, rank, world_size, train_dataset, test_dataset, use_ddp):
+        self.config, self.logger, self.train_loss_history = config, SummaryWriter(), []
+        self.load_data()
+
+    def train(self, epochs):
+        seen = 0
+        for data in self.train_dataloader:
+            seen += len(data)
+            with open("/no/such/folder/losses.txt", "a+") as f:
+                f.write("0.5")
+        self.save_model(0, 0.5)
+        self.train_loss_history.append(seen * self.config["lr"])
+
+
+def main():
+    config = {"lr": 0.5, "epochs": 10}
+"""
+
+
+def test_a_clone_of_the_reference_is_timed_without_a_file_of_its_own(tmp_path):
+    (tmp_path / "fp8_ddp_trainer.py").write_text(CLONE)
+    before = sorted(tmp_path.iterdir())
+    batches = [torch.zeros(4, 8, 6, 2), torch.ones(4, 8, 6, 2)]
+    found = time_reference(str(tmp_path), batches)
+    assert found["train_loss"] == (WARM_UP + TIMED) * 4 * 0.5  # by the settings of the clone
+    assert found["windows_per_second"] > 0
+    assert sorted(x for x in tmp_path.iterdir() if x.name != "__pycache__") == before
+    with pytest.raises(InputError, match=r"git|clone https://github.com"):
+        time_reference(str(tmp_path / "nothing"), batches)
+    (tmp_path / "fp8_ddp_trainer.py").write_text(CLONE.replace("config =", "settings ="))
+    with pytest.raises(InputError, match="clone another commit"):
+        time_reference(str(tmp_path), batches)
+
+
+def test_a_width_is_trained_with_layers_of_that_width(tmp_path, monkeypatch):
+    asked = {}
+
+    def measure(rank, world, port, config, case, file):
+        asked[case["precision"], case.get("fp8_recipe")] = encoder_config(case["model_size"])
+        return {}
+
+    monkeypatch.setattr(bench_widths, "measure_case", measure)
+    before = encoder_config("wide_transformer")
+    for recipe in ("bf16", "block"):
+        bench_widths.measure_width({}, 384, recipe)
+    assert list(asked) == [("bf16", None), ("fp8", "block")]
+    for shape in asked.values():
+        assert (shape.width, shape.heads, shape.ffn_width, shape.layers) == (384, 6, 1536, 12)
+    assert encoder_config("wide_transformer") == before
