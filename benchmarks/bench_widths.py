@@ -53,13 +53,14 @@ def measure_width(config: dict, width: int, recipe: str) -> dict[str, Any]:
     arithmetic = {"precision": "bf16"}
     if recipe != "bf16":
         arithmetic = {"precision": "fp8", "fp8_recipe": recipe}
+    measured = {"data_dir": config["data_dir"], "seconds": config["seconds"]}
     name = "wide_transformer"
     kept = PRESETS[name]
     PRESETS[name] = kept | {"width": width, "heads": width // HEAD, "ffn_width": 4 * width}
     try:
         with tempfile.TemporaryDirectory() as folder:
             case = {**WIDE, **WIDE_LARGE, **arithmetic}
-            return measure_case(0, 1, None, config, case, Path(folder) / "result.json")
+            return measure_case(0, 1, None, measured, case, Path(folder) / "result.json")
     finally:
         PRESETS[name] = kept
 

@@ -9,7 +9,7 @@ from conftest import shell, write_book
 
 from benchmarks import bench_widths
 from benchmarks.reference import TIMED, WARM_UP, time_reference
-from lob.config import InputError
+from lob.config import InputError, check_rules
 from lob.model.encoder import encoder_config
 
 pytestmark = pytest.mark.skipif(
@@ -143,8 +143,9 @@ def test_a_width_is_trained_with_layers_of_that_width(tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench_widths, "measure_case", measure)
     before = encoder_config("wide_transformer")
+    check_rules(bench_widths.config, bench_widths.__file__)
     for recipe in ("bf16", "block"):
-        bench_widths.measure_width({}, 384, recipe)
+        bench_widths.measure_width(bench_widths.config, 384, recipe)
     assert list(asked) == [("bf16", None), ("fp8", "block")]
     for shape in asked.values():
         assert (shape.width, shape.heads, shape.ffn_width, shape.layers) == (384, 6, 1536, 12)

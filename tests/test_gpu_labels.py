@@ -11,6 +11,8 @@ pytestmark = [
 
 
 def test_models_find_the_label_on_a_gpu(data, tmp_path, capsys):  # noqa: F811
-    cells, _ = bench(data, tmp_path, capsys, device="cuda", workers=2)
-    for model in ("frozen", "finetuned", "scratch", "deeplob", "binctabl", "mlplob", "tlob"):
-        assert cells[f"{CELL}/1/{model}/direction", "score"]["value"] > 0.8, model
+    # A GPU draws other random numbers, with which a few more steps are needed.
+    cells, _ = bench(data, tmp_path, capsys, device="cuda", workers=2, steps=200)
+    models = "frozen", "finetuned", "scratch", "deeplob", "binctabl", "mlplob", "tlob"
+    scores = {model: cells[f"{CELL}/1/{model}/direction", "score"]["value"] for model in models}
+    assert min(scores.values()) > 0.8, scores
