@@ -25,6 +25,8 @@ config = {
     "runs": 200,  # int >= 1: single windows that are timed
     "batch_size": 256,  # int >= 1: windows of a batch whose throughput is measured
     "batches": 1,  # int >= 1: number of these batches, after a small one that warms up
+    "search": False,  # bool: of a graph, look for the fastest kernels too (a minute for a network)
+    "kernels": False,  # bool: print what a GPU does for a window or an update, kernel by kernel
     "write": False,  # bool: keep the result in benchmarks/results/export.json, or with a stream
     #   among the formats in stream.json; with _cuda behind the name if devices is ["cuda"]
 }
@@ -180,7 +182,10 @@ def measure_in_process(
     """Return the rows of a network that runs in this process, as those of a file."""
     torch.set_num_threads(1)
     count = config["batch_size"]
-    found = latency.time_variant(encoder, windows, config["runs"], device, variant, (count,))
+    encode, windows = latency.prepare(encoder, windows, device, variant, config["search"])
+    if config["kernels"] and device == "cuda":
+        print_kernels(case, encode, windows)
+    found = latency.time_encoder(case, encode, windows, config["runs"], batches=(count,))
     names = {"p50": "p50_ms", "p99": "p99_ms", "windows_per_second": "windows_per_second"}
     note = (
         f"random weights, {config['depth']} levels, {config['temporal_dim']} states; in this "
@@ -195,6 +200,48 @@ def measure_in_process(
         for row in found
         if row["metric"] in names
     ]
+
+
+@torch.inference_mode()
+def print_kernels(case: str, encode: latency.Encode, windows: tuple[Tensor, Tensor]) -> None:
+    """Print how often each kernel runs for one window, and its share of the time.
+
+    A kernel's time is counted from the end of the one before it, so gaps are in it.
+    """
+    one = [x[:1] for x in windows]
+    for _ in range(WARM_UP):
+        encode(*one)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(WARM_UP):
+            encode(*one)
+    spans = [
+        (event.time_range.end, event.time_range.start, event.name)
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    for line in kernel_table(spans, WARM_UP):
+        print(f"{case}  {line}", flush=True)
+
+
+def kernel_table(spans: list[tuple[float, float, str]], calls: int) -> list[str]:
+    """Return lines: kernels a call, microseconds a call, name; the sum is the first one.
+
+    spans: end, start and name of each kernel of `calls` alike calls, in microseconds.
+    """
+    spans = sorted(spans)
+    each = len(spans) // calls
+    counts: dict[str, int] = {}
+    times: dict[str, list[float]] = {}
+    for number, (end, start, name) in enumerate(spans):
+        begin = spans[number - 1][0] if number % each else start  # of a call's first: its own
+        counts[name] = counts.get(name, 0) + 1
+        times.setdefault(name, []).append(end - begin)
+    totals = {name: sum(found) / calls for name, found in times.items()}
+    lines = [f"{each:6d} {sum(totals.values()):9.2f} us in all"]
+    for name in sorted(totals, key=lambda name: -totals[name]):
+        lines.append(f"{counts[name] / calls:6g} {totals[name]:9.2f} us {name[:70]}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Shared fixtures: a small synthetic book as files, and the recorded data if it is there."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["MPLBACKEND"] = "Agg"
+# Without a GPU Triton's interpreter stands in for one. Triton reads this when it is first imported,
+# which parts of torch do that some test imports.
+if importlib.util.find_spec("triton") is not None:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 # Whoever starts the tests in the background may have these ignored, and scripts would inherit that.
 for _number in REQUESTS:
     if signal.getsignal(_number) == signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""The benchmarks of training run on any machine in a small form and end with a JSON line."""
+"""The benchmarks run on any machine in a small form and end with a JSON line."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from conftest import shell, write_book
 
 from benchmarks import bench_widths
+from benchmarks.bench_export import kernel_table
 from benchmarks.reference import TIMED, WARM_UP, time_reference
 from lob.config import InputError, check_rules
 from lob.model.encoder import encoder_config
@@ -150,3 +151,30 @@ def test_a_width_is_trained_with_layers_of_that_width(tmp_path, monkeypatch):
     for shape in asked.values():
         assert (shape.width, shape.heads, shape.ffn_width, shape.layers) == (384, 6, 1536, 12)
     assert encoder_config("wide_transformer") == before
+
+
+def test_networks_in_this_process_are_timed():
+    sizes = "--depth=8", "--temporal_dim=16", "--runs=2", "--batch_size=2", "--kernels=True"
+    words = "--formats=['eager','stream']", "--presets=['tiny_transformer']", *sizes
+    done = shell("benchmarks.bench_export", *words)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("{"))
+    rows = json.loads(line)["rows"]
+    assert {row["case"] for row in rows} == {
+        "tiny_transformer/eager_fp32_cpu",
+        "tiny_transformer/stream_fp32_cpu",
+    }
+    assert len(rows) == 6 and all(row["value"] > 0 for row in rows)
+
+
+def test_kernels_of_calls_are_counted_and_their_times_add_up():
+    """Two calls: a copy, then kernels that start before the one before them has ended."""
+    call = [(2.0, 0.0, "copy"), (5.0, 1.0, "work"), (9.0, 4.0, "work"), (10.0, 9.5, "end")]
+    spans = [*call, *((end + 100, start + 100, name) for end, start, name in call)]
+    found = [line.split() for line in kernel_table(spans, 2)]
+    assert found == [
+        ["4", "10.00", "us", "in", "all"],
+        ["2", "7.00", "us", "work"],
+        ["1", "2.00", "us", "copy"],
+        ["1", "1.00", "us", "end"],
+    ]

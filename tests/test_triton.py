@@ -4,7 +4,6 @@ tests/test_gpu_inputs.py runs the same comparison on a GPU, on whole windows.
 """
 
 import importlib.util
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -17,8 +16,6 @@ from lob.model.inputs import build_inputs
 from lob.model.ladder import find_ladder
 from lob.model.masking import make_mask, window_keys
 
-if not torch.cuda.is_available():  # read when triton is first imported, which torch leaves to us
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 interpreted = pytest.mark.skipif(
     torch.cuda.is_available() or importlib.util.find_spec("triton") is None,
     reason="needs Triton, and no NVIDIA GPU: its interpreter stands in for one",

@@ -5,7 +5,6 @@ causal encoder takes the window's last state alone, since it has kept what it ne
 """
 
 import copy
-import functools
 import logging
 import time
 import timeit
@@ -113,18 +112,29 @@ def time_variant(
 
     batches: sizes to try, of no more than `windows`; empty: those of `BATCHES`.
     """
-    device = torch.device(name)
     batches = batches or BATCHES[name]
+    encode, windows = prepare(model, windows, name, variant)
+    note = "bfloat16" if name == "cuda" else "float32"
+    some = tuple(x[: batches[-1]] for x in windows)
+    return time_encoder(f"latency/{name}/{variant}", encode, some, runs, note, batches)
+
+
+def prepare(
+    model: BookEncoder, windows: Windows, name: str, variant: str, search: bool = True
+) -> tuple[Encode, Windows]:
+    """Return one of `VARIANTS` on the device `name`, and the windows that it is to be given.
+
+    search: for a graph, which takes a minute.
+    """
+    device = torch.device(name)
     windows = tuple(x.pin_memory() if name == "cuda" else x for x in windows)
     module = window_encoder(copy.deepcopy(model), "last").to(device).eval()
     if name == "cuda":
         cos, sin = module.encoder.cos, module.encoder.sin
         module.bfloat16()
         module.encoder.cos, module.encoder.sin = cos, sin  # angles keep their precision
-    encode = VARIANTS[variant](module, *(x[:1].to(device) for x in windows))
-    note = "bfloat16" if name == "cuda" else "float32"
-    some = tuple(x[: batches[-1]] for x in windows)
-    return time_encoder(f"latency/{name}/{variant}", encode, some, runs, note, batches)
+    choices = {"search": search} if variant == "graphed" else {}
+    return VARIANTS[variant](module, *(x[:1].to(device) for x in windows), **choices), windows
 
 
 def through(device: torch.device, encode: Encode) -> Encode:
@@ -178,17 +188,17 @@ class Graph:
 
 
 @torch.inference_mode()
-def make_graphed(module: WindowEncoder, *windows: Tensor) -> Encode:
+def make_graphed(module: WindowEncoder, *windows: Tensor, search: bool = True) -> Encode:
     """Return an encoder with one CUDA graph for each batch size.
 
-    For single windows there are two graphs, of plainly compiled layers and of layers whose kernels
-    were searched for (a minute). The faster one is used.
+    For single windows there are two graphs, of plainly compiled layers and, if `search`, of layers
+    whose kernels were searched for (a minute). The faster one is used.
     """
     # The search would log a line for each kernel that doesn't fit the GPU.
     logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)
-    searched = compile_parts(copy.deepcopy(module), *windows, options=SEARCH)
+    searched = [compile_parts(copy.deepcopy(module), *windows, options=SEARCH)] if search else []
     plain = compile_parts(module, *windows)
-    single = [Graph(encode, *windows) for encode in (searched, plain)]
+    single = [Graph(encode, *windows) for encode in (*searched, plain)]
     graphs = {1: min(single, key=Graph.seconds)}
 
     def replay(*windows: Tensor) -> Tensor:
@@ -215,42 +225,20 @@ def make_torchscript(module: WindowEncoder, *windows: Tensor) -> Encode:
 def make_stream(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
     """Return an encoder that takes the last state of each window as the next state of a stream.
 
-    On a GPU it is one CUDA graph for each number of streams, of torch's own kernels. For one stream
-    compiled kernels are tried too, plainly and after a search (minutes for 40 layers), and the
-    fastest are used.
+    On a GPU it is one CUDA graph for each number of streams.
     """
     streams: dict[int, Callable[[Tensor, Tensor], Tensor]] = {}
 
-    def prepare(count: int, compiled: bool, options: dict | None) -> Any:
+    def prepare(count: int) -> Any:
         if price.device.type == "cpu":
             return BookStream(module.encoder, count)
         with torch.inference_mode(False), torch.no_grad():  # pragma: cuda
-            stream = BookStream(module.encoder, count)
-            if compiled:
-                stream.compile(options=options, dynamic=False)
-            return GraphedStream(stream, count)
-
-    if price.device.type == "cuda":  # pragma: cuda
-        logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)
-        state = price[:1, -1].cpu(), sizes[:1, -1].cpu()
-        found = {}
-        kinds = {"torch's own": (False, None), "compiled": (True, None), "searched": (True, SEARCH)}
-        for kind, how in kinds.items():
-            try:
-                graphed = prepare(1, *how)
-            except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
-                print(f"a stream of {kind} kernels left out: {str(error).splitlines()[0]}")
-                continue
-            call = functools.partial(graphed, *state)
-            seconds = min(timeit.repeat(call, number=1, repeat=200))
-            print(f"a stream of {kind} kernels: {1e3 * seconds:.3f} ms at best", flush=True)
-            found[seconds] = graphed
-        streams[1] = found[min(found)]
+            return GraphedStream(BookStream(module.encoder, count), count)
 
     def update(price: Tensor, sizes: Tensor) -> Tensor:
         count = len(price)
         if count not in streams:
-            streams[count] = prepare(count, False, None)
+            streams[count] = prepare(count)
         return streams[count](price[:, -1], sizes[:, -1])
 
     return update

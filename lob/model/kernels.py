@@ -1,7 +1,8 @@
-"""Which kernels make the network's inputs: on an NVIDIA GPU Triton's, elsewhere torch's.
+"""Which kernels make inputs and update streams: on an NVIDIA GPU Triton's, elsewhere torch's.
 
-Torch's (lob/model/ladder.py, lob/model/inputs.py) define what is computed, and they alone can be
-traced and exported. Triton's find the same in a tenth of the launches.
+Torch's (lob/model/ladder.py, lob/model/inputs.py, lob/model/streaming.py) define what is computed,
+and they alone can be traced, scripted and exported. Triton's find the same in a tenth of the
+launches.
 """
 
 import functools
@@ -33,9 +34,40 @@ def kernels_for(price_ticks: Tensor, sizes: Tensor | None = None) -> Any:
     return load_kernels(price_ticks.device.index)
 
 
+def update_for(module: Any) -> Any:
+    """Return updates of a `BookStream` by Triton's kernels if they can serve it, else None.
+
+    They were tried then, so the stream is to be reset.
+    """
+    device = module.clock.count.device
+    if not ENABLED or device.type != "cuda" or device.index != torch.cuda.current_device():
+        return None
+    return load_update(module) if load_kernels(device.index) else None
+
+
+def load_update(module: Any) -> Any:
+    """Return `update_for` of a stream on a GPU where Triton runs."""
+    try:
+        from lob.model import stream_triton
+
+        if not stream_triton.serves(module):
+            return None
+        update = stream_triton.Update(module)
+        shape = len(module.clock.seen), module.depth
+        price_ticks = torch.zeros(shape, dtype=torch.int64, pin_memory=True)
+        sizes = torch.ones(shape, pin_memory=True)
+        vectors = torch.empty(shape[0], len(module.norm.bias), pin_memory=True)
+        update(price_ticks, sizes, vectors)
+        torch.cuda.synchronize()
+    except Exception as error:  # a GPU with less room in a program than those it was tried on
+        warn(f"a stream's kernels do not run here, torch takes their place: {first_line(error)}")
+        return None
+    return update
+
+
 @functools.cache
 def load_kernels(device: int) -> Any:
-    """Return the module of Triton kernels if a first one runs on this GPU, else None."""
+    """Return the inputs' module of Triton kernels if a first one runs on this GPU, else None."""
     if importlib.util.find_spec("triton") is None:
         return None
     if torch.cuda.get_device_capability(device) < OLDEST:
@@ -47,7 +79,14 @@ def load_kernels(device: int) -> Any:
         hidden = torch.zeros(1, 16, 2, 2, dtype=torch.uint8, device=price_ticks.device)
         inputs_triton.anchors_of(price_ticks, hidden)
     except Exception as error:  # no C compiler, an old driver: whatever keeps Triton from its work
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"Triton does not run here, torch makes the inputs: {reason}", stacklevel=2)
+        warn(f"Triton does not run here, torch takes its place: {first_line(error)}")
         return None
     return inputs_triton
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

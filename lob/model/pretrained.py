@@ -119,17 +119,17 @@ class Encoder:
         check_stride(stride)
         check_values(price_ticks, sizes)
 
-    def stream(self, precision: str = "fp32", compiled: bool = False) -> "Stream":
+    def stream(self, precision: str = "fp32") -> "Stream":
         """Return a `Stream`, which takes one state at a time, with the weights as they are now.
 
-        precision: 'fp32', or 'bf16' for the products of the transformer layers; compiled: compile
-        its kernels, which takes a minute and pays on a GPU. Raises InputError unless the encoder
-        was trained with causal=True: another's vector of a state waits for later ones.
+        precision: 'fp32', or 'bf16' for the products of the transformer layers. Raises InputError
+        unless the encoder was trained with causal=True: another's vector of a state waits for later
+        ones.
         """
         encoder = self.module.encoder
         if precision not in ("fp32", "bf16"):
             raise InputError(f"precision = {precision!r} must be 'fp32' or 'bf16'")
-        return Stream(in_bf16(encoder) if precision == "bf16" else encoder, compiled)
+        return Stream(in_bf16(encoder) if precision == "bf16" else encoder)
 
     def end_rows(self, book: str | Path | Book, stride: int = 1) -> np.ndarray:
         """Return the row after the last state of each window that `embed_book` takes, int64 (W,).
@@ -197,11 +197,9 @@ class Stream:
     `module` is the network, with all that it keeps of earlier states.
     """
 
-    def __init__(self, encoder: BookEncoder, compiled: bool = False):
+    def __init__(self, encoder: BookEncoder):
         with torch.inference_mode(False):  # else it could never be used outside of that mode
             self.module = BookStream(encoder)
-        if compiled:
-            self.module.compile(dynamic=False)
         self.streams = 0  # until a state is given
         self.compute: Any = self.module
 

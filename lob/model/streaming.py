@@ -39,6 +39,7 @@ from lob.model.encoder import (
     rotary_frequency,
     rotate,
 )
+from lob.model.kernels import update_for
 from lob.model.normalisation import PRICE_SCALE, SIZE_SCALE, signed_log
 
 KEPT = 2 * max(STEM_DILATIONS) + 1  # states that a convolution keeps: its last tap reaches so far
@@ -342,8 +343,8 @@ class BookStream(nn.Module):
 
     price_ticks: int (B, L), ascending; sizes: float32 (B, L). It keeps a copy of the encoder's
     weights. All shapes are fixed and all that is kept changes in place, so that an update can be a
-    CUDA graph; it can also be scripted, and compiled, best as a whole, which gives the fewest
-    kernels. Raises InputError if the encoder isn't causal.
+    CUDA graph, and it can be scripted. On a GPU lob/model/stream_triton.py does the same in a tenth
+    of the kernels. Raises InputError if the encoder isn't causal.
     """
 
     def __init__(self, encoder: BookEncoder, streams: int = 1):
@@ -415,9 +416,10 @@ def check_causal(config: EncoderConfig) -> None:
 
 
 class GraphedStream:  # pragma: cuda
-    """Updates of a `BookStream` on a GPU as one CUDA graph, with its copies from and to the host.
+    """Updates of a `BookStream` on a GPU as one CUDA graph, from main memory and back.
 
-    It forgets all states. price_ticks, sizes: one state a stream, (B, L) in main memory.
+    It forgets all states. price_ticks, sizes: one state a stream, (B, L) in main memory. `kernels`
+    are Triton's, or None: torch's.
     """
 
     def __init__(self, module: BookStream, streams: int = 1):
@@ -426,23 +428,27 @@ class GraphedStream:  # pragma: cuda
         shape = (streams, module.depth)
         self.price_ticks = torch.zeros(shape, dtype=torch.int64, pin_memory=True)
         self.sizes = torch.ones(shape, pin_memory=True)
+        self.vectors = torch.empty(streams, len(module.norm.bias), pin_memory=True)
+        self.kernels = update_for(module)
         # A capture must not compile or allocate for the first time: a side stream warms up for it.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(side):
             for _ in range(3):
-                vectors = self.compute()
+                self.compute()
         torch.cuda.synchronize()
-        self.vectors = torch.empty(vectors.shape, pin_memory=True)
         self.graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.graph(self.graph):
-            self.vectors.copy_(self.compute(), non_blocking=True)
+            self.compute()
         module.reset(streams)
 
-    def compute(self) -> Tensor:
+    def compute(self) -> None:
+        if self.kernels is not None:  # they reach into main memory themselves
+            self.kernels(self.price_ticks, self.sizes, self.vectors)
+            return
         device = self.module.clock.count.device
         given = (x.to(device, non_blocking=True) for x in (self.price_ticks, self.sizes))
-        return self.module(*given)
+        self.vectors.copy_(self.module(*given), non_blocking=True)
 
     def __call__(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
         self.price_ticks.copy_(price_ticks)
