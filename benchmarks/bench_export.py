@@ -6,6 +6,8 @@
       --formats="['torchscript','eager','graphed']"
     python -m benchmarks.bench_export --write=True --formats="['eager','stream']" \
       --presets="['small_cell_transformer','tiny_transformer','deep_narrow_transformer']"
+    python -m benchmarks.bench_export --write=True --devices="['cuda']" --kernels=True \
+      --presets="['cell_transformer','deep_narrow_transformer']" --formats="['graphed','stream']"
 
 Weights and windows are random, since their values do not change the time. On a CPU a single window
 is encoded by one thread, as in a program that trades, and a batch of a file by all cores. Files for

@@ -16,14 +16,11 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
-# Windows of 64 states come round in the rings a few times; one network has those of its preset.
-NETWORKS = {
+NETWORKS = {  # windows of 64 states come round in the rings twice; one network has its preset's
     "default": ("cell_transformer", {}),
     "deep_narrow": ("deep_narrow_transformer", {"temporal_dim": 64}),
     "small_cells": ("small_cell_transformer", {"temporal_dim": 64, "depth": 24}),
-    "medium_cells": ("medium_cell_transformer", {"temporal_dim": 64, "depth": 40}),
-    "tiny": ("tiny_transformer", {"temporal_dim": 64, "fill": "none", "depth": 10}),
-    "medium": ("medium_transformer", {"temporal_dim": 64, "layers": 2}),
+    "tiny": ("tiny_transformer", {"temporal_dim": 64, "depth": 10, "fill": "none"}),
 }
 
 
@@ -43,16 +40,20 @@ def run_graph(graph, price_ticks, sizes):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["small_cells", "tiny", "deep_narrow"])
 def test_kernels_give_what_torch_gives(name):
     model = network(name)
-    states = model.config.temporal_dim + 44
-    given = book(model, 2, states)
-    forgets = (states - 90, states - 20)
-    assert largest(*run_both(model, *given, forgets)) < 1e-4
-    rounded = copy.deepcopy(model).bfloat16()
-    reference = copy.deepcopy(rounded).float()
-    assert relative(*run_both(rounded, *given, forgets, reference)) < 2e-2
+    assert largest(*run_both(model, *book(model, 2, 130), forgets=(40, 120))) < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_kernels_take_weights_in_bf16(name):
+    model = network(name).bfloat16()
+    given = book(model, 2, model.config.temporal_dim + 44)
+    reference = copy.deepcopy(model).float()
+    # Torch's own kernels would round the sum over the layers: here all states are Triton's.
+    assert relative(*run_both(model, *given, (90,), reference, turns=1)) < 2e-2
 
 
 @torch.no_grad()

@@ -51,11 +51,12 @@ def network(name, **choices):
     return lively(encoder_config(preset, causal=True, **{**own, **choices}))
 
 
-def run_both(model, price_ticks, sizes, forgets=(), reference=None):
+def run_both(model, price_ticks, sizes, forgets=(), reference=None, turns=3):
     """Return vectors of states (B, N, L) by Triton's and by torch's kernels, (N, B, D) each.
 
     forgets: states before which the last stream forgets all; reference: torch's network, if it is
-    another one. Every third state torch's kernels go on where Triton's have ended.
+    another one; turns: 3: torch's kernels take every third state where Triton's have ended; 1:
+    none.
     """
     from lob.model.stream_triton import Update
 
@@ -69,7 +70,7 @@ def run_both(model, price_ticks, sizes, forgets=(), reference=None):
         if n in forgets:
             mine.forget(last)
             other.forget(last)
-        if n % 3 == 2:
+        if n % turns == 2:
             found.append(mine(*state))
         else:
             found.append(torch.full((streams, model.config.width), torch.nan, device=device))

@@ -240,7 +240,7 @@ def make_cells(
         tl.store(double_mids + place, double_mid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["dilation"])  # else each block would compile its own
 def convolve(
     ring,
     weight,
@@ -248,20 +248,19 @@ def convolve(
     base,
     out,
     count,
+    dilation,
     L: tl.constexpr,
     C: tl.constexpr,
-    BACK: tl.constexpr,
     KEPT: tl.constexpr,
-    OUT_KEPT: tl.constexpr,
     ADDS: tl.constexpr,
     LEVELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    """Write LEVELS x COLUMNS outputs of a `StreamConv` into `out`, a ring of OUT_KEPT states.
+    """Write LEVELS x COLUMNS outputs of a `StreamConv` into `out`, a ring too.
 
-    BACK: its dilation; ADDS: the cells at the new state's place in `base` are added, else GELU
-    follows. A level's three taps stand side by side in a ring: they are one row of 3 C numbers.
+    ADDS: the cells at the new state's place in `base` are added, else GELU follows. A level's three
+    taps stand side by side in a ring: they are one row of 3 C numbers.
     """
     let_next_start(OVERLAPS)
     level = tl.program_id(0) * LEVELS + tl.arange(0, LEVELS)
@@ -276,7 +275,7 @@ def convolve(
         taps = tl.load(weight + at, is_weight, other=0.0)
         if tap == 2:
             await_previous(OVERLAPS)
-        place = (now + KEPT - (2 - tap) * BACK) % KEPT
+        place = (now + KEPT - (2 - tap) * dilation) % KEPT
         seen = tile(ring + (stream * KEPT + place) * (L + 2) * C, level, L, k, 3 * C, C)
         total = tl.dot(seen, taps, total, input_precision="ieee")
     here = (level + 1)[:, None] * C + channel[None, :]
@@ -286,13 +285,14 @@ def convolve(
         total += tl.load(base + here, inside, other=0.0).to(tl.float32)
     else:
         total = gelu(total)
-    out += (stream * OUT_KEPT + now % OUT_KEPT) * (L + 2) * C
+    out += (stream * KEPT + now % KEPT) * (L + 2) * C
     tl.store(out + here, total.to(out.dtype.element_ty), inside)
 
 
 @triton.jit
 def make_token(
-    cells,
+    ring,
+    count,
     pool,
     pool_bias,
     weight,
@@ -302,6 +302,7 @@ def make_token(
     C: tl.constexpr,
     D: tl.constexpr,
     EACH: tl.constexpr,
+    KEPT: tl.constexpr,
     ROWS: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
@@ -313,6 +314,7 @@ def make_token(
     at = row[:, None, None] * (L * EACH) + level[None, :, None] * EACH + each[None, None, :]
     inside = (row < D)[:, None, None] & (level < L)[None, :, None] & (each < EACH)[None, None, :]
     weights = tl.load(weight + at, inside, other=0.0)
+    place = stream * KEPT + (tl.load(count) + 1) % KEPT
     pools = tl.load(
         pool + each[None, :] * C + channel[:, None],
         (each < EACH)[None, :] & (channel < C)[:, None],
@@ -320,7 +322,7 @@ def make_token(
     )
     pool_bias, bias = vector(pool_bias, each, EACH), vector(bias, row, D)
     await_previous(OVERLAPS)
-    seen = tile(cells + (stream * (L + 2) + 1) * C, level, L, channel, C, C)
+    seen = tile(ring + (place * (L + 2) + 1) * C, level, L, channel, C, C)
     pooled = tl.dot(seen, pools, input_precision="ieee") + pool_bias[None, :]
     total = tl.sum(tl.sum(weights.to(tl.float32) * pooled[None, :, :], 2), 1)
     tl.store(x + stream * D + row, total + bias, row < D)

@@ -60,11 +60,9 @@ EARLY = 2**17  # bytes of weights, keys and values that a program can hold befor
 @triton.jit
 def add_up(x, shares, bias, stream, column, D: tl.constexpr, SHARES: tl.constexpr):
     """Return a state's vector x plus the shares and the bias of the part of a layer behind it."""
-    total = vector(x + stream * D, column, D)
-    if SHARES > 0:
-        total += bias
-        for share in tl.static_range(SHARES):
-            total += vector(shares + (stream * SHARES + share) * D, column, D)
+    total = vector(x + stream * D, column, D) + bias
+    for share in tl.static_range(SHARES):
+        total += vector(shares + (stream * SHARES + share) * D, column, D)
     return total
 
 
@@ -313,10 +311,13 @@ class Update:
         self.units = 64 if self.width <= 512 else 32
         self.blocks = triton.cdiv(self.hidden, self.units)
         self.of_units = self.empty(self.streams, self.blocks, self.width)
+        # What the first layer adds up: a kernel of its own would take seconds to compile.
+        self.nothing = torch.zeros_like(self.of_units)
+        self.nothing_too = torch.zeros_like(layer.fc2.bias)
         self.warps = 8 if self.width <= 256 else 16
         if self.stem is not None:
             ring = self.stem.blocks[0].conv1.ring
-            self.cells = torch.zeros_like(ring[:, :1])
+            self.cells = torch.empty_like(ring)
             self.channels, self.ring_states = ring.shape[3], ring.shape[1]
             self.searched = max(512 // power_of_two(self.levels), 1)
             self.searches = triton.cdiv(self.states, self.searched)
@@ -336,30 +337,29 @@ class Update:
     def __call__(self, price_ticks: Tensor, sizes: Tensor, vectors: Tensor) -> None:
         read = self.read_row if self.stem is None else self.read_cells
         read(price_ticks, sizes)
-        norm, shares = self.module.norm, 0
-        bias = norm.bias  # stands for that of a layer behind the first vector, which has none
+        norm, shares, bias = self.module.norm, self.nothing, self.nothing_too
         for layer in self.module.layers:
-            self.run_layer(layer, bias, shares)
-            bias, shares = layer.fc2.bias, self.blocks
+            self.run_layer(layer, shares, bias)
+            shares, bias = self.of_units, layer.fc2.bias
         self.launch(
             finish,
             (),
             *(self.x[0], self.of_units, bias, norm.weight, norm.bias, vectors),
             *(*self.clock, *self.angles, self.full_turn),
-            *(self.width, self.pairs, shares, norm.eps),
+            *(self.width, self.pairs, self.blocks, norm.eps),
         )
 
-    def run_layer(self, layer: Any, bias: Tensor, shares: int) -> None:
-        """Launch a layer's kernels. bias, shares: what is to be added to the vector first."""
+    def run_layer(self, layer: Any, shares: Tensor, bias: Tensor) -> None:
+        """Launch a layer's kernels. shares, bias: what is to be added to the vector first."""
         first, second = layer.norm1, layer.norm2
         x, between = self.x
         self.launch(
             attend_head,
             (self.heads,),
-            *(x, self.of_units, bias, first.weight, first.bias),
+            *(x, shares, bias, first.weight, first.bias),
             *(layer.qkv.weight, layer.qkv.bias, layer.proj.weight, layer.keys, layer.values),
             *(self.rotation, *self.clock, between, self.of_heads),
-            *(self.states, self.width, self.head, shares, first.eps, self.head**-0.5),
+            *(self.states, self.width, self.head, self.blocks, first.eps, self.head**-0.5),
             self.has_room(layer.keys.element_size()),
             warps=self.warps,
         )
@@ -406,15 +406,16 @@ class Update:
                 convolve,
                 (triton.cdiv(self.levels, 16), triton.cdiv(self.channels, columns)),
                 *(conv.ring, conv.taps.weight, conv.taps.bias, convs[2 * block].ring, out),
-                *(self.clock[0], self.levels, self.channels, STEM_DILATIONS[block]),
-                *(self.ring_states, out.shape[1], adds, 16, columns),
+                *(self.clock[0], STEM_DILATIONS[block], self.levels, self.channels),
+                *(self.ring_states, adds, 16, columns),
             )
         self.launch(
             make_token,
             (triton.cdiv(self.width, 8),),
-            *(self.cells, stem.pool.weight, stem.pool.bias),
+            *(self.cells, self.clock[0], stem.pool.weight, stem.pool.bias),
             *(stem.token.weight, stem.token.bias, self.x[0]),
-            *(self.levels, self.channels, self.width, stem.pool.out_features, 8),
+            *(self.levels, self.channels, self.width, stem.pool.out_features),
+            *(self.ring_states, 8),
             warps=8,
         )
 
