@@ -21,7 +21,7 @@ def let_next_start(OVERLAPS: tl.constexpr):
 
 @triton.jit
 def await_previous(OVERLAPS: tl.constexpr):
-    """Wait until the kernel before has ended; every program of every kernel must do so."""
+    """Wait until the kernel before has ended; all programs of all kernels but the first must."""
     if OVERLAPS:
         gdc_wait()
 
