@@ -144,18 +144,19 @@ SPEED = (
         "",
     ),
     (
-        "one window's embedding, `deep_narrow` in bf16, H200, CUDA graph",
-        "{latency|latency/cuda/graphed|p50} ms",
-        "eager layers: {latency|latency/cuda/eager|p50} ms",
+        "a window's vector, default network in bf16, H200, CUDA graph, copies included",
+        "{stream_cuda|cell_transformer/graphed_bf16_cuda|p50_ms} ms (99 %: "
+        "{stream_cuda|cell_transformer/graphed_bf16_cuda|p99_ms})",
+        "40 layers of 192: {stream_cuda|deep_narrow_transformer/graphed_bf16_cuda|p50_ms} ms",
     ),
     (
-        "a new state as a stream, default network in bf16, H200, copies included",
+        "a new state's vector, the same as a stream by Triton kernels",
         "{stream_cuda|cell_transformer/stream_bf16_cuda|p50_ms} ms (99 %: "
         "{stream_cuda|cell_transformer/stream_bf16_cuda|p99_ms})",
-        "",
+        "40 layers of 192: {stream_cuda|deep_narrow_transformer/stream_bf16_cuda|p50_ms} ms",
     ),
     (
-        "the same of the shipped size (width 64), one CPU thread",
+        "a new state's vector of the shipped size (width 64), one CPU thread",
         "{stream|small_cell_transformer/stream_fp32_cpu|p50_ms} ms",
         "its whole window: {stream|small_cell_transformer/eager_fp32_cpu|p50_ms} ms",
     ),
