@@ -36,7 +36,7 @@ config = {
     "masks": ["entry", "level", "span", "span64", "patch", "tail"],  # list[entry | level |
     #   span | span64 | patch | tail]: what is hidden, see lob/model/masking.py
     "mask_perc": 0.25,  # > 0 and < 1: share of the values that are hidden
-    "windows": 48,  # int >= 1: windows of a pair, evenly spaced, and as many of the balanced sample
+    "windows": 48,  # int >= 1: windows of a pair, evenly spaced
     "fit_windows": 24,  # int >= 1: training windows of the ridge, and as many validation windows
     "probe_windows": None,  # int >= 0 | None: training windows of the probes, half as many for
     #   validation and for test; 0: no probes; None: 400 if the tested windows span 30 minutes
@@ -68,8 +68,8 @@ from lob.evaluation.board import add_test
 from lob.evaluation.probe_tasks import HORIZON, TASKS
 from lob.evaluation.report import PairReport
 from lob.evaluation.ridge import Ridges, fit_ridges
-from lob.evaluation.scoring import Masking, MaskScores, compare, score, take_windows
-from lob.evaluation.selection import Selection, balanced_ends, evenly_spaced
+from lob.evaluation.scoring import Masking, MaskScores, compare, score
+from lob.evaluation.selection import Selection, evenly_spaced
 from lob.model.checkpoint import (
     choose_device,
     describe_step,
@@ -241,38 +241,27 @@ class Tester:
         return found
 
     def score_masks(self, book: Book, ridges: dict[str, Ridges | None]) -> list[MaskScores]:
-        """Score every mask on evenly spaced windows and, if there is one, on the balanced sample.
-
-        Windows of both are filled once.
-        """
+        """Score every mask on evenly spaced windows."""
         config, selection = self.config, self.selection
-        natural = evenly_spaced(selection.tested(book), config["windows"])
-        balanced = balanced_ends(selection, book, config["data_dir"], config["windows"])
-        both = np.unique(np.concatenate([natural, balanced]))
+        ends = evenly_spaced(selection.tested(book), config["windows"])
         validation = selection.to_fit(book, "validation", config["fit_windows"])
-        windows = f"{counted(len(natural), 'window')} of the split {config['split']!r}"
+        windows = f"{counted(len(ends), 'window')} of the split {config['split']!r}"
         print(report.head_of_scores(book.pair, windows))
         found = []
         for masking in self.maskings:
             fitted = ridges[masking.mask]
-            errors = score(masking, [(book, both)], fitted, self.model)
+            errors = score(masking, [(book, ends)], fitted, self.model)
             judged = score(masking, validation, fitted, None) if validation else errors
-            for ends in (natural, balanced):
-                if not len(ends):
-                    continue
-                mine = take_windows(errors, np.searchsorted(both, ends))
-                blocks = ends // config["block_states"]
-                scores = MaskScores(
-                    pair=book.pair,
-                    mask=masking.mask,
-                    balanced=ends is balanced,
-                    trained_on=masking.mask in trained_on(self.meta["config"]["mask_mode"]),
-                    windows=len(ends),
-                    comparisons=compare(mine, judged, blocks, config["seed"]),
-                )
-                found.append(scores)
-                if not scores.balanced:
-                    print(report.show_scores(scores), flush=True)
+            blocks = ends // config["block_states"]
+            scores = MaskScores(
+                pair=book.pair,
+                mask=masking.mask,
+                trained_on=masking.mask in trained_on(self.meta["config"]["mask_mode"]),
+                windows=len(ends),
+                comparisons=compare(errors, judged, blocks, config["seed"]),
+            )
+            found.append(scores)
+            print(report.show_scores(scores), flush=True)
         return found
 
     def probe_embedding(self, book: Book, count: int) -> dict[str, probes.ProbeResult | None]:

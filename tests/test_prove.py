@@ -40,7 +40,6 @@ def test_the_deviation_over_seeds_stands_beside_the_difference_of_fp8():
 def test_medians_are_taken_over_the_cases_that_are_tabled():
     values = {
         ("A/patch/mid", "error"): 1.0,
-        ("A/patch/mid/balanced", "error"): 2.0,
         ("latency/cpu", "p50"): 3.0,
         ("A/patch/mid", "win_rate_naive"): 0.5,
         ("A/probe/direction", "ours"): 0.6,

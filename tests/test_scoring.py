@@ -159,7 +159,7 @@ def test_every_naive_methods_error_is_reported_under_its_own_name():
     names = [*fills.UNTRAINED, *FITTED, scoring.OURS]
     errors = {"log_size": {name: np.full(4, 1.0 + number) for number, name in enumerate(names)}}
     found = scoring.compare(errors, errors, np.arange(4), 0)
-    scores = scoring.MaskScores("BTC", "patch", False, True, 4, found)
+    scores = scoring.MaskScores("BTC", "patch", True, 4, found)
     facts = {row["metric"]: row["value"] for row in report.rows_of_scores(scores)}
     for number, name in enumerate(names[:-1]):
         assert facts[f"{name}_error"] == 1.0 + number

@@ -33,7 +33,6 @@ MINE = {
     "patch/offset": errors(2.2, 2.0, 4.0, 0.1, 0.3, -3.0, -1.0),
     "tail/log_size": errors(0.5, 0.5, 0.6, -0.05, 0.1, -0.3, 0.0, trained=0),
     "entry/log_size": errors(0.3, 0.3, 0.6, 0.0, 0.0, -0.4, -0.2),
-    "patch/log_size/balanced": errors(9.0, 9.0, 9.0, 0, 0, 0, 0),
     "probe/direction": {"ours": 0.5},
 }
 
@@ -47,7 +46,7 @@ def test_the_table_tells_the_encoder_beside_the_better_of_ladder_and_ridge(tmp_p
     assert "the last states * 0.5 0.6 0.5 undecided, -10 to +20 %" in cells
     assert "prices of patches of 16 states x 8 levels 2 4 2.2 worse, +5 to +15 %" in cells
     assert "single values 0.3 0.6 0.3 equal" in cells
-    assert "shipped" not in text and "latency" not in text and "balanced" not in text
+    assert "shipped" not in text and "latency" not in text
     assert lines[-1] == "* your encoder was not trained on this way to hide"
 
 

@@ -143,7 +143,6 @@ def test_the_report_holds_every_case_and_what_it_was_measured_with(sampled, chec
     quantities = scoring.QUANTITIES
     for mask, quantity, metric in itertools.product(("entry", "tail"), quantities, METRICS):
         assert (f"BTC_USD/{mask}/{quantity}", metric) in cells
-        assert (f"BTC_USD/{mask}/{quantity}/balanced", metric) in cells
     for task in ("direction", "volatility_50"):
         assert (f"BTC_USD/probe/{task}", "hand_made") in cells
     for name in ("fills", "errors"):

@@ -14,14 +14,14 @@ ENDING = ".tester"  # of the file of events, which a later test replaces
 def mean_skills(pairs: Sequence[PairReport]) -> dict[str, float]:
     """Return the skill in log sizes over the ladder and over the ridge, by these names.
 
-    They are means over pairs and over the masks trained on, on evenly spaced windows. A method that
-    was not fitted is left out.
+    They are means over pairs and over the masks trained on. A method that was not fitted is left
+    out.
     """
     found: dict[str, list[float]] = {name: [] for name in TEST_SCORES}
     for pair in pairs:
         for scores in pair.scores:
             sizes = scores.comparisons.get("log_size")
-            if sizes is None or scores.balanced or not scores.trained_on:
+            if sizes is None or not scores.trained_on:
                 continue
             for name, rival in (("ladder", sizes.ladder), ("ridge", sizes.ridge)):
                 if rival is not None and np.isfinite(rival.skill):

@@ -130,7 +130,7 @@ def to_rows(pairs: Sequence[PairReport]) -> list[dict[str, Any]]:
 def rows_of_scores(scores: MaskScores) -> list[dict[str, Any]]:
     rows = []
     for quantity, found in scores.comparisons.items():
-        case = f"{scores.pair}/{scores.mask}/{quantity}{'/balanced' if scores.balanced else ''}"
+        case = f"{scores.pair}/{scores.mask}/{quantity}"
         naive = f"{found.naive.method}, {found.naive.verdict}"
         note = f"best untrained: {found.untrained.method}; best naive: {naive}"
         values = {f"{name}_error": error for name, error in found.errors.items() if name != OURS}
@@ -251,8 +251,7 @@ def to_markdown(title: str, pairs: Sequence[PairReport]) -> str:
 def table_scores(scores: MaskScores) -> list[str]:
     """Return the lines of two tables: all methods' errors, and the encoder beside the best one."""
     comparisons = scores.comparisons
-    sample = ", balanced sample" if scores.balanced else ""
-    title = f"### {scores.pair}, mask {name_mask(scores)}{sample}, windows: {scores.windows}"
+    title = f"### {scores.pair}, mask {name_mask(scores)}, windows: {scores.windows}"
     lines = [title, "", f"Hidden: {MASKS[scores.mask]}.", ""]
     lines += table_head("mean error", [QUANTITY_NAMES[quantity] for quantity in comparisons])
     methods = next(iter(comparisons.values())).errors if comparisons else {}

@@ -109,14 +109,12 @@ class Comparison:
 class MaskScores:
     """How the windows of a pair were filled under one mask.
 
-    balanced: True if they are of the balanced sample, False if they are evenly spaced. trained_on:
-    whether the encoder was trained with this mask. windows: their number. comparisons: by quantity,
-    without those of which nothing was hidden.
+    trained_on: whether the encoder was trained with this mask. windows: their number. comparisons:
+    by quantity, without those of which nothing was hidden.
     """
 
     pair: str
     mask: str
-    balanced: bool
     trained_on: bool
     windows: int
     comparisons: dict[str, Comparison]
@@ -138,13 +136,6 @@ def score(
     return {
         quantity: {method: np.concatenate(parts) for method, parts in methods.items()}
         for quantity, methods in found.items()
-    }
-
-
-def take_windows(errors: Errors, places: np.ndarray) -> Errors:
-    return {
-        quantity: {method: values[places] for method, values in methods.items()}
-        for quantity, methods in errors.items()
     }
 
 

@@ -6,13 +6,11 @@ never seen. A window is named by its end row: the row after its last state.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from lob.book.states import Book, identity
 from lob.config import InputError
-from lob.storage import open_table
 from lob.windows.splits import (
     SPLITS,
     segment_ranges,
@@ -113,16 +111,6 @@ class Selection:
             f"{early:,} of {len(begins):,} windows of {book.pair} begin before {to_iso(until_ns)}, "
             f"the last date of the encoder's training data: set {later}--allow_earlier=True"
         )
-
-
-def balanced_ends(selection: Selection, book: Book, data_dir: str | Path, count: int) -> np.ndarray:
-    """Return up to `count` end rows of the balanced sample in the tested split, int64 (W,)."""
-    file = Path(data_dir) / "balanced_samples" / f"{book.pair}.npy"
-    if not file.exists():
-        return np.empty(0, dtype=np.int64)
-    made_from, states = identity(book), selection.states
-    rows, _ = open_table(file, "create_balanced_dataset.py", made_from, temporal_dim=states)
-    return evenly_spaced(np.intersect1d(rows["end_row"], selection.tested(book)), count)
 
 
 def evenly_spaced(ends: np.ndarray, count: int) -> np.ndarray:
