@@ -51,7 +51,7 @@ config = {
     "accumulation_steps": 1,  # int >= 1: micro-steps per optimizer step
     "optimizer": "adamw",  # adamw | adam | sgd: of torch.optim
     "weight_decay": 0.05,  # >= 0: of adamw
-    "lr": 1e-4,  # > 0 and < inf: learning rate at which plateau decay begins
+    "lr": 1e-4,  # > 0 and < inf: learning rate without use_scheduler, at which the decay begins
     "use_scheduler": True,  # bool: one cycle up to max_lr and down; False: plateau decay of lr
     "max_lr": 1e-3,  # > 0 and < inf: learning rate at the peak of the cycle
     "lr_decay_factor": 0.5,  # > 0 and < 1: plateau decay multiplies lr by this
@@ -194,6 +194,8 @@ def apply_mask(
     times_ns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hide values of windows from the network. Edit this function to hide others.
+
+    Hide about `mask_percentage` of the values, since the outlook's weight counts on that share.
 
     price_ticks, sizes: (B, T, L), T book states of L levels; keys: int64 (B,), a random number for
     each window that fixes its mask; times_ns: (B, T), of the states, never hidden. Returns

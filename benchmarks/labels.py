@@ -129,9 +129,9 @@ SPEED = (
         "FP8: {training|default_recipe|windows_per_second}",
     ),
     (
-        "training with the published reference's settings (width 192), one H200, FP8",
+        "training as CryptoOBPretraining [1] does (width 192), one H200, FP8",
         "{training|reference_settings|windows_per_second} windows/s",
-        "its own trainer, in the same call: {training|reference|windows_per_second}",
+        "its own trainer, same run: {training|reference|windows_per_second}",
     ),
     (
         "training `wide_transformer` (width 2048), one H200, FP8",
@@ -139,24 +139,24 @@ SPEED = (
         "bf16: {training|wide_bf16|model_tflops} TFLOP/s",
     ),
     (
-        "the same on two H200",
+        "`wide_transformer` on two H200",
         "{training_2|two_gpu_scaling|wide_fp8} times one",
         "",
     ),
     (
-        "a window's vector, default network in bf16, H200, CUDA graph, copies included",
+        "a window's vector, default network, bf16, one H200",
         "{stream_cuda|cell_transformer/graphed_bf16_cuda|p50_ms} ms (99 %: "
         "{stream_cuda|cell_transformer/graphed_bf16_cuda|p99_ms})",
         "40 layers of 192: {stream_cuda|deep_narrow_transformer/graphed_bf16_cuda|p50_ms} ms",
     ),
     (
-        "a new state's vector, the same as a stream by Triton kernels",
+        "a new state's vector, the same network as a stream",
         "{stream_cuda|cell_transformer/stream_bf16_cuda|p50_ms} ms (99 %: "
         "{stream_cuda|cell_transformer/stream_bf16_cuda|p99_ms})",
         "40 layers of 192: {stream_cuda|deep_narrow_transformer/stream_bf16_cuda|p50_ms} ms",
     ),
     (
-        "a new state's vector of the shipped size (width 64), one CPU thread",
+        "a new state's vector, the size that ships (width 64), one CPU thread",
         "{stream|small_cell_transformer/stream_fp32_cpu|p50_ms} ms",
         "its whole window: {stream|small_cell_transformer/eager_fp32_cpu|p50_ms} ms",
     ),
