@@ -195,7 +195,7 @@ def parse_pair(config: dict, pair: str, executor: Executor | None = None) -> str
     files = list_files(raw)
     if not files:
         raise InputError(
-            f"{raw} holds no files (.md and .txt aside): put the pair's recorded updates there"
+            f"{raw} holds no files (but notes such as .md): put the pair's recorded updates there"
         )
     feed = config["feed"] or find_feed(files[0])
     for file in files[1:]:

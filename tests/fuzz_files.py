@@ -124,7 +124,8 @@ def make_events(story: list) -> np.ndarray:
             flags = (3 << 30) | ((1 << 29) if side else (1 << 28))
             chosen = [(ticks, lots) for buy, ticks, lots in levels if buy == side]
             if kind == SNAPSHOT:
-                rows.append((flags | 3, *times, max(ticks for ticks, _ in chosen) / 10, 0.0))
+                deepest = (min if side else max)(ticks for ticks, _ in chosen)
+                rows.append((flags | 3, *times, deepest / 10, 0.0))
             event = flags | (4 if kind == SNAPSHOT else 1)
             rows += [(event, *times, ticks / 10, lots / 1000) for ticks, lots in chosen]
         if number % 7 == 3:

@@ -70,7 +70,7 @@ CASES = {
     ),
     "a snapshot that names no symbol": Case(
         {"1.json": BINANCE + b"\n" + OF_ANOTHER},
-        "record each symbol in a file of its own, and leave --symbol out",
+        "write each symbol's lines into a folder of its own, and leave --symbol out",
         {"1.json": BINANCE},
         {"symbol": "BTCUSDT"},
         first=1,

@@ -308,6 +308,7 @@ def test_hftbacktests_events_of_any_chunks_are_one_stream(tmp_path, monkeypatch)
         (1 | BUY | both, day + 30, day + 31, 100.0, 6.0),
         (3 | BUY | both, day + 30, day + 40, 90.0, 0.0),  # of the message before it
         (4 | BUY | both, day + 30, day + 40, 99.0, 1.0),
+        (3 | SELL | both, day + 30, day + 40, 110.0, 0.0),
         (4 | SELL | both, day + 30, day + 40, 102.0, 2.0),
         (1 | SELL | both, day + 50, day + 60, 103.0, 1.0),
     ]
@@ -320,7 +321,7 @@ def test_hftbacktests_events_of_any_chunks_are_one_stream(tmp_path, monkeypatch)
         (30, 100, 6, 102, 2),
         (50, 100, 6, 102, 2),
     ]
-    for chunk in (1, 2, 3, 5, 14):
+    for chunk in (1, 2, 3, 5, 15):
         folder = tmp_path / str(chunk)
         (folder / "raw" / "A_B").mkdir(parents=True)
         np.savez_compressed(folder / "raw" / "A_B" / "1.npz", data=events)

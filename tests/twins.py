@@ -228,6 +228,8 @@ def tell_npy(files: list[File]) -> Told:
 
 def read_array(data: bytes) -> np.ndarray:
     """Return the array of a `.npy` file; bytes beyond it are no part of it."""
+    if b"\x93NUMPY" in data[6:]:
+        raise Unsure("several arrays, if the file is packed")
     try:
         return np.load(io.BytesIO(data))
     except Exception:
@@ -338,11 +340,14 @@ def local_key(text: str) -> int:
 
 
 def tell_tardis(files: list[File]) -> Told:
+    exchanges: set[str] = set()
     names = ["symbol", "timestamp", "local_timestamp", "is_snapshot", "side", "price", "amount"]
     parts: list[list[Message]] = [[]]
     symbols, last_local = set(), None
     for index, (_, data) in enumerate(files):
         header, rows = csv_rows(data)
+        if "exchange" in header:
+            exchanges.update(cells for (cells,) in columns(header, rows, ["exchange"]))
         was_snapshot = False
         for place, cells in enumerate(columns(header, rows, names)):
             symbol, time, local, snapshot, side, price, size = cells
@@ -359,6 +364,6 @@ def tell_tardis(files: list[File]) -> Told:
             kind = SNAPSHOT if is_snapshot else SET
             parts[-1][-1].rows.append(Row(kind, side == "bid", number(price), size_of(size)))
             last_local, was_snapshot = local_time, is_snapshot
-    if len(symbols) > 1:
-        raise Fault("several symbols")
+    if len(symbols) > 1 or len(exchanges) > 1:
+        raise Fault("several symbols or exchanges")
     return Told(parts, Counter(), needs_snapshot=True)

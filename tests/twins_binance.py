@@ -192,6 +192,8 @@ def read_binance_lines(data: bytes) -> Iterator[tuple[str, Any]]:
             is_update = b'"depthUpdate"' in line
             if is_update and not partial:
                 spot = "pu" not in told if spot is None else spot
+                if {"pu", "T"} <= told.keys() if spot else not {"pu", "T"} & told.keys():
+                    raise Fault("spot and futures")
                 time = told["T"] if "T" in told else told["E"]
                 last, previous = told["u"], told["U"] - 1 if spot else told["pu"]
                 found = Depth("differences", 0, last, previous, [])

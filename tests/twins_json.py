@@ -63,6 +63,9 @@ def read_messages(data: bytes, as_sent: bool) -> Iterator[Any]:
             yield None
             continue
         begin = re.search(rb"[\[{]", line)
+        if re.fullmatch(rb"(\d+ )?p[io]ng", line):
+            yield None
+            continue
         if not begin:
             raise Fault("a line without JSON")
         try:
@@ -72,7 +75,9 @@ def read_messages(data: bytes, as_sent: bool) -> Iterator[Any]:
                 if isinstance(inner, str) and inner[:1] in ("{", "["):
                     message = load(inner.encode(), as_sent)
                     break
-                if name != "data" and isinstance(inner, dict | list):
+                names = {"arg", "channel", "e", "stream", "topic", "type"}
+                of_exchange = name == "data" and names.intersection(message)
+                if isinstance(inner, dict | list) and not of_exchange:
                     message = inner
                     break
         except ValueError as error:
@@ -174,7 +179,9 @@ class Coinbase:
                 message["bids"], message["asks"]
             else:
                 changes = message["changes"]
-            time = told_time(message["time"]) if "time" in message else None
+            told = message.get("time")
+            unknown = not told or str(told)[:10] in ("0001-01-01", "1970-01-01")
+            time = None if unknown else told_time(told)
             yield self.tell(message, message["type"], changes, time, None, None)
 
     def tell(self, told, kind, changes, time, last, previous) -> Change:
@@ -231,8 +238,7 @@ class Kraken:
         if whole:
             levels = sides[0] + sides[1]
             self.digits[symbol] = tuple(  # type: ignore[assignment]
-                max((len(level[i].partition(".")[2]) for level in levels), default=0)
-                for i in (0, 1)
+                max((-exponent(level[i]) for level in levels), default=0) for i in (0, 1)
             )
         filled = [[self.fill(symbol, level) for level in side] for side in sides]
         size = max(map(len, sides))
@@ -252,12 +258,17 @@ class Kraken:
         """Return price and size with the zeros that a recorder has dropped."""
         texts = []
         for text, most in zip(level, self.digits.get(symbol, (0, 0)), strict=True):
-            number(text)
-            dot, digits = "." in text, len(text.partition(".")[2])
-            if "e" in text.lower():
-                raise Unsure("an exponent")
-            texts.append(text if digits >= most else text + "." * (not dot) + "0" * (most - digits))
+            digits = max(most, -exponent(text))
+            texts.append(f"{Decimal(text):.{digits}f}" if "e" in text.lower() else text)
+            dot, digits = "." in texts[-1], len(texts[-1].partition(".")[2])
+            texts[-1] += "." * (not dot and most > 0) + "0" * (most - digits)
         return texts[0], texts[1]
+
+
+def exponent(text: str) -> int:
+    """Return the power of ten of a number's last digit, 0 at most. Raises Fault if it is none."""
+    number(text)
+    return min(int(Decimal(text).as_tuple().exponent), 0)
 
 
 def okx_checksum(bids: Levels, asks: Levels) -> int:

@@ -103,12 +103,14 @@ def tell_databento(files: list[File]) -> Told:
     rest: list[Record] = []
     last_time = None
     venues, instruments = set(), set()
+    ended = False
     for _, data in files:
         records = []
         for record, venue, instrument in read_records(data):
             venues.add(venue)
             instruments.add(instrument)
             records.append(record)
+            ended |= bool(record.flags & 128)
             if len(instruments) > 1 and data[:3] != b"DBN":
                 raise Unsure("several ids, which may be of one symbol")
         if not records:
@@ -125,6 +127,8 @@ def tell_databento(files: list[File]) -> Told:
         last_time = records[-1].time_ns
     if len(venues) > 1 or len(instruments) > 1:
         raise Fault("several books")
+    if not ended:
+        raise Fault("no message ends")
     return Told([messages], skipped, by_order=True)
 
 
@@ -216,7 +220,7 @@ def read_records(data: bytes) -> Iterator[tuple[Record, int, int]]:
 
 # hftbacktest
 
-EXCHANGE, BUY = 1 << 31, 1 << 29
+EXCHANGE, BUY, SELL = 1 << 31, 1 << 29, 1 << 28
 
 
 def tell_hftbacktest(files: list[File]) -> Told:
@@ -224,7 +228,7 @@ def tell_hftbacktest(files: list[File]) -> Told:
 
     If the message before it has its exchange time, it belongs to that one.
     """
-    blocks: list[tuple[tuple, list[Row]]] = []
+    blocks: list[tuple[tuple, list]] = []
     skipped: Counter[str] = Counter()
     for _, data in files:
         array = read_array(data) if data[:6] == b"\x93NUMPY" else None
@@ -243,18 +247,62 @@ def tell_hftbacktest(files: list[File]) -> Told:
             key = (kind != 1, exchange, local)
             if not blocks or blocks[-1][0] != key:
                 blocks.append((key, []))
-            cells = number(repr(price)), size_of(repr(size))
-            is_buy = bool(event & BUY)
-            blocks[-1][1].append(Row(SET if kind == 1 else SNAPSHOT, is_buy, *cells))
-    return Told([join_blocks(blocks)], skipped)
+            if kind == 3:
+                size = 0.0
+                price = price if np.isfinite(price) else None
+            elif not event & (BUY | SELL):
+                raise Fault("a level without a side")
+            cells = None if price is None else number(repr(price)), size_of(repr(size))
+            blocks[-1][1].append((event, *cells))
+    ordered = order_blocks(blocks)
+    books = sum(key[0] for key, _ in ordered)
+    skipped["snapshots"] += max(books - 1, 0)
+    return Told([join_blocks(tell_events(ordered))], skipped)
 
 
-def join_blocks(blocks: list[tuple[tuple, list[Row]]]) -> list[Message]:
+def tell_events(blocks: list[tuple[tuple, list]]) -> Iterator[tuple[tuple, list[Row]]]:
+    """Yield the blocks with rows in place of events, of a book that their clears change.
+
+    The first snapshot is a whole book.
+    """
+    book: dict[bool, set[Decimal]] = {True: set(), False: set()}
+    known = False
+    for key, events in blocks:
+        kind = SNAPSHOT if key[0] and not known else SET
+        known |= key[0]
+        rows = []
+        for event, price, size in events:
+            is_buy, side = bool(event & BUY), bool(event & (BUY | SELL))
+            if event & 0xFF != 3:
+                rows.append(Row(kind, is_buy, price, size))
+                if known:
+                    (book[is_buy].add if size else book[is_buy].discard)(price)
+            elif kind == SNAPSHOT:
+                rows.append(Row(SNAPSHOT, is_buy, price or Decimal(0), Decimal(0)))
+            else:
+                for each in (True, False):
+                    if side and each != is_buy:
+                        continue
+                    gone = {
+                        level
+                        for level in book[each]
+                        if not side or price is None or (level >= price if each else level <= price)
+                    }
+                    book[each] -= gone
+                    rows += [Row(SET, each, level, Decimal(0)) for level in gone]
+        yield key, rows
+
+
+def order_blocks(blocks: list[tuple[tuple, list]]) -> list[tuple[tuple, list]]:
     ordered = list(blocks)
     for place in range(1, len(ordered)):
         (book, time, _), (book_before, time_before, _) = blocks[place][0], blocks[place - 1][0]
         if book and not book_before and time == time_before:
             ordered[place - 1 : place + 1] = [blocks[place], blocks[place - 1]]
+    return ordered
+
+
+def join_blocks(ordered: Iterator[tuple[tuple, list[Row]]]) -> list[Message]:
     messages: list[Message] = []
     was_book = False
     last_key = None
@@ -266,4 +314,4 @@ def join_blocks(blocks: list[tuple[tuple, list[Row]]]) -> list[Message]:
         else:
             messages.append(Message(since_epoch(key[1]), list(rows)))
         was_book, last_key = key[0], key
-    return messages
+    return [message for message in messages if message.rows]

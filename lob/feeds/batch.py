@@ -38,11 +38,15 @@ UNREAD = {
     b"Rar!": "packed as rar",
     b"PK\x05\x06": "a zip archive without members",
     b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"\x89HDF": "an HDF5 file",
     b"\xff\xfe": "a text in UTF-16",
     b"\xfe\xff": "a text in UTF-16",
     b"\x1f\x8b": "packed twice",
     b"\x28\xb5\x2f\xfd": "packed twice",
+    b"PK\x03\x04": "packed twice",
 }
+TAR = slice(257, 262), b"ustar"
 
 
 class Batch(NamedTuple):
@@ -225,11 +229,6 @@ def find_feed(file: Path) -> str:
     for name, known in FEEDS.items():
         if known.recognise(head):
             return name
-    for magic, kind in UNREAD.items():
-        if head.startswith(magic):
-            raise InputError(
-                f"{file} is {kind}: unpack it, or write it again, as gzip, zstd, zip or plain UTF-8"
-            )
     first = head.split(b"\n", 1)[0][:120].decode(errors="replace")
     raise InputError(
         f"{file} is of no known feed ({', '.join(FEEDS)}); it begins with {first!r}: see "
@@ -238,10 +237,17 @@ def find_feed(file: Path) -> str:
 
 
 def read_whole_head(file: Path) -> bytes:
-    """Return a file's head. Raises InputError if the file is empty."""
+    """Return a file's head. Raises InputError if the file is empty, or of a kind in UNREAD."""
     head = read_head(file)
     if not head:
         raise InputError(f"{file} is empty: remove it or fetch it again")
+    place, magic = TAR
+    kinds = [kind for magic, kind in UNREAD.items() if head.startswith(magic)]
+    if kinds or head[place] == magic:
+        raise InputError(
+            f"{file} is {[*kinds, 'a tar archive'][0]}: unpack it, or write it again, as gzip, "
+            "zstd, zip or plain UTF-8"
+        )
     return head
 
 

@@ -79,7 +79,8 @@ def read_binance(files: list[Path], symbol: str | None = None) -> Iterator[Batch
             raise InputError(f"{file}, line {line}: {error}") from None
         except NOT_WHOLE as error:
             raise InputError(
-                f"{file}, line {line}: no whole Binance message ({error!r}): drop the line"
+                f"{file}, line {line}: no whole Binance message ({error!r}): drop the line, or "
+                "write each message in a line of its own"
             ) from None
         if file == files[-1]:
             stream.end()
@@ -203,6 +204,11 @@ class BinanceStream:
         if self.symbol is None:
             self.symbol, self.spot = data["s"], "pu" not in data
         self.check_symbol(data["s"], self.symbol)
+        if ("pu" in data) == ("T" in data) == self.spot:
+            raise WrongSymbol(
+                f"it is of {'futures' if self.spot else 'spot'}, those before it are of the other "
+                "market: keep each market in a folder of its own"
+            )
         previous = data["U"] - 1 if self.spot else data["pu"]
         time = data["T"] if "T" in data else data["E"]
         block.add(SET, line, time, data["u"], previous, data["b"], data["a"])
@@ -236,8 +242,8 @@ class BinanceStream:
             if set(columns["s"].to_pylist()) != {self.symbol} or len(columns["s"]) != len(found):
                 return None
             link, time = ("U", "E") if self.spot else ("pu", "T")
-            if self.spot and columns["T"].null_count < len(found):
-                return None  # a T on spot, which would be the message's time
+            if self.spot and min(columns[name].null_count for name in ("T", "pu")) < len(found):
+                return None  # a T on spot would be the message's time, and futures have a pu
             times, lasts, links = (columns[name].to_pylist() for name in (time, "u", link))
             bids, asks = (read_levels(columns[name]) for name in "ba")
         except (pa.ArrowInvalid, ValueError):

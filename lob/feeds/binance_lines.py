@@ -70,8 +70,8 @@ def is_of(message: dict[str, Any], text: bytes, symbol: str, place: str) -> bool
     if told:
         return told.upper() == symbol.upper()
     raise InputError(
-        f"{place}: a REST snapshot does not tell its symbol: record each symbol in a file of "
-        "its own, and leave --symbol out"
+        f"{place}: a REST snapshot does not tell its symbol: write each symbol's lines into a "
+        "folder of its own, and leave --symbol out"
     )
 
 

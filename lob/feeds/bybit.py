@@ -8,7 +8,7 @@ from typing import Any
 from lob.feeds.batch import Batch, feed
 from lob.feeds.json_lines import Change, parse_time, plain_head, read_changes
 
-BYBIT = re.compile(rb'"topic":"orderbook\.')
+BYBIT = re.compile(rb'"topic":"(orderbook|publicTrade|tickers|kline|liquidation|allLiquidation)\.')
 
 
 @feed(lambda head: BYBIT.search(plain_head(head)) is not None, needs_snapshot=True, by_symbol=True)

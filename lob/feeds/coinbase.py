@@ -11,7 +11,9 @@ from lob.feeds.json_lines import Change, parse_time, plain_head, read_changes
 COINBASE = re.compile(
     rb'"exchange":"COINBASE"|"type":"(l2update|subscriptions)"|"channel":"l2_data"'
     rb'|"type":"\w+",("sequence":\d+,)?"product_id":|"channel":"(subscriptions|heartbeats)",'
+    rb'|"type":"(received|open|done|match)","(order_id|side|product_id|trade_id)":'
 )
+NO_TIMES = ("0001-01-01", "1970-01-01")  # what stands for a time that is not known
 SIDES = {"buy": 0, "bid": 0, "sell": 1, "offer": 1, "ask": 1}
 
 
@@ -61,7 +63,7 @@ class CoinbaseParser:
             yield Change(
                 symbol=message["product_id"],
                 whole=whole,
-                time_ns=parse_time(message["time"]) if "time" in message else None,
+                time_ns=told_time(message.get("time")),
                 bids=bids,
                 asks=asks,
             )
@@ -75,6 +77,10 @@ class CoinbaseParser:
             self.breaks += number != self.number + 1
         self.number, self.time_ns = number, time_ns
         return self.breaks
+
+
+def told_time(time: str | None) -> int | None:
+    return None if not time or str(time).startswith(NO_TIMES) else parse_time(time)
 
 
 def split(changes: Any) -> tuple[list, list]:

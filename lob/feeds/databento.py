@@ -26,6 +26,7 @@ from lob.feeds.batch import (
     to_ns,
 )
 from lob.feeds.recordings import open_decompressed, read_csv, read_head
+from lob.feeds.text_times import texts_to_ns
 
 NO_PRICE = 2**63 - 1
 MBO, CHUNK_BYTES = 160, 1 << 22  # type of a record
@@ -60,7 +61,7 @@ CSV_TYPES = {
 
 
 def is_csv(head: bytes) -> bool:
-    return {"ts_event", "price", *CSV_TYPES} <= set(first_row(head)[0].split(","))
+    return {"ts_event", "price", *CSV_TYPES} <= set(re.split("[;,]", first_row(head)[0]))
 
 
 @feed(lambda head: head.startswith(b"DBN") or is_csv(head), by_symbol=True)
@@ -84,6 +85,11 @@ def read_databento(files: list[Path], symbol: str | None = None) -> Iterator[Bat
         raise InputError(
             f"{files[0].parent} holds {there}, not {symbol}: set --symbol to one of it"
         )
+    if not reader.any_end:
+        raise InputError(
+            f"{files[0].parent} holds no record with the flag F_LAST (128), which ends a message: "
+            "keep the column flags as Databento wrote it"
+        )
 
 
 class MboReader:
@@ -95,6 +101,7 @@ class MboReader:
         self.message, self.last_time = 0, -1
         self.rest = np.empty(0, RECORD)
         self.passed_by = 0  # records of other instruments, since the last batch
+        self.any_end = False  # whether a record had F_LAST
 
     def make_batches(
         self,
@@ -108,6 +115,7 @@ class MboReader:
         check_records(file, records)
         records = np.concatenate([self.rest, self.choose(file, records, names)])
         flags, action = records["flags"], records["action"]
+        self.any_end = self.any_end or bool((flags & LAST > 0).any())
         # A snapshot waits for the record after it.
         ends = np.flatnonzero((flags & LAST > 0) & (flags & IN_SNAPSHOT == 0))
         stop = len(records) if at_end else int(ends[-1]) + 1 if len(ends) else 0
@@ -274,23 +282,42 @@ def from_dbn(found: np.ndarray, row: int) -> np.ndarray:
     return records
 
 
+def counts_1e9(head: bytes, delimiter: str, place: int) -> bool:
+    """Return whether the prices of a CSV file, in this column, count 1e-9 of the currency.
+
+    Else they are written out, and at least one of them with its dot. A clear has none.
+    """
+    lines = head.decode(errors="replace").replace('"', "").split("\n")[1:-1]
+    cells = [cell for line in lines for cell in line.split(delimiter)[place : place + 1] if cell]
+    return bool(cells) and all(re.fullmatch(r"-?\d+", cell.strip()) for cell in cells)
+
+
+def to_times(column: pa.Array, file: Path, row: int) -> np.ndarray:
+    """Return times as int64 ns (n,). Raises InputError, with file and row, if a text is no time."""
+    if column.type == pa.string():
+        return texts_to_ns(column, "ts_event", False, file, row)[0]
+    times = column.cast(pa.int64()).to_numpy()
+    return to_ns(times) if column.type == pa.int64() else times
+
+
 def read_csv_records(file: Path) -> Iterator[tuple[np.ndarray, dict[int, str], int]]:
     """Yield the same of a CSV file, whose prices and times are plain numbers or written out."""
     header, first = first_row(read_head(file))
-    names = header.split(",")
+    delimiter = ";" if ";" in header else ","
+    names = header.split(delimiter)
     written_out = not first.get("ts_event", "").isdigit()
-    # Prices are written out with their dot, or else count 1e-9. A clear has none.
-    lines = read_head(file).decode(errors="replace").split("\n")[1:-1]
-    cells = (line.split(",")[names.index("price") :][:1] for line in lines)
-    counts_1e9 = re.fullmatch(r"-?\d+", next((cell[0] for cell in cells if any(cell)), "."))
+    in_1e9 = counts_1e9(read_head(file), delimiter, names.index("price"))
     types = CSV_TYPES | {
         "ts_event": pa.timestamp("ns", "UTC") if written_out else pa.int64(),
         "price": pa.float64(),
     }
     if "symbol" in names:
         types["symbol"] = pa.dictionary(pa.int32(), pa.string())
-    options = csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[""])
-    for row, column, file_bytes in read_csv(file, ",", options):
+    options, general = (
+        csv.ConvertOptions(column_types=each, include_columns=list(types), null_values=[""])
+        for each in (types, types | {"ts_event": pa.string()})
+    )
+    for row, column, file_bytes in read_csv(file, delimiter, options, general):
         for name in types.keys() - {"price"}:
             if column[name].null_count:
                 missing = row + int(np.argmax(to_float(column[name].is_null())))
@@ -298,10 +325,15 @@ def read_csv_records(file: Path) -> Iterator[tuple[np.ndarray, dict[int, str], i
         records = np.empty(len(column["size"]), RECORD)
         for name in ("order_id", "size", "flags"):
             records[name] = column[name].to_numpy()
-        times = column["ts_event"].cast(pa.int64()).to_numpy()
-        records["time_ns"] = times if written_out else to_ns(times)
+        records["time_ns"] = to_times(column["ts_event"], file, row)
         price = to_float(column["price"])
-        records["price"] = price / 1e9 if counts_1e9 else price
+        if in_1e9 and (price % 1 > 0).any():
+            bad = int(np.argmax(price % 1 > 0))
+            raise InputError(
+                f"{file}, row {row + bad}: price {price[bad]} is written out, those before it "
+                "count 1e-9: write all prices in one way"
+            )
+        records["price"] = price / 1e9 if in_1e9 else price
         records["price"][price >= NO_PRICE] = np.nan
         for name, words in (("action", "ACMRTFN"), ("side", "BAN")):
             codes = {word: ord(word) for word in words}

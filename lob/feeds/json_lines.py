@@ -27,6 +27,9 @@ from lob.feeds.recordings import read_lines
 NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
 MESSAGE_BEGINS = re.compile(rb"[\[{]")
 RECORDS = ("data", "msg", "message", "raw", "payload")  # where recorders put the message
+# Names beside "data" in messages of exchanges: there it is not a recorder's.
+ENVELOPE = {"arg", "channel", "e", "stream", "topic", "type"}
+HEARTBEAT = re.compile(rb"(?:.*[\s,;|])?\"?(?:ping|pong)\"?\s*", re.IGNORECASE)
 LINES_TO_FIND_SYMBOLS = 10_000  # that are read on, to name all instruments in an error message
 
 
@@ -118,7 +121,7 @@ def read_changes(
                     if begin:
                         for change in parse(unwrap(loads(text[begin.start() :]), loads)):
                             used |= stream.take(line, change)
-                    elif text.strip():
+                    elif text.strip() and not HEARTBEAT.fullmatch(text):
                         raise ValueError("it holds no JSON")
                     stream.skipped["lines_passed_by"] += not used
                 stream.check_symbol(file, len(lines))
@@ -129,7 +132,8 @@ def read_changes(
             ) from None
         except NOT_WHOLE as error:
             raise InputError(
-                f"{file}, line {line}: no whole message of this feed ({error!r}): drop the line"
+                f"{file}, line {line}: no whole message of this feed ({error!r}): drop the line, "
+                "or write each message in a line of its own"
             ) from None
     stream.check_symbol(files[0].parent, LINES_TO_FIND_SYMBOLS)
     yield from stream.make_batches(files[-1], files[-1].stat().st_size, at_end=True)
@@ -142,7 +146,7 @@ def unwrap(message: Any, loads: Callable[[Any], Any]) -> Any:
             inner = message.get(name)
             if isinstance(inner, str) and inner[:1] in ("{", "["):
                 return loads(inner)
-            if name != "data" and isinstance(inner, dict | list):
+            if isinstance(inner, dict | list) and (name != "data" or not ENVELOPE & message.keys()):
                 return inner
     return message
 
@@ -299,7 +303,8 @@ class LevelStream:
             )
         if at_end and not self.symbols:
             raise InputError(
-                f"{place} holds no order book messages of this feed: record its book channel"
+                f"{place} holds no order book messages of this feed: record its book channel "
+                "(training_data/README.md names it)"
             )
         if at_end and self.symbol not in self.symbols:
             raise InputError(f"{place} holds no {self.symbol}: set --symbol to one of {there}")

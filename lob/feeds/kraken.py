@@ -13,9 +13,10 @@ from lob.feeds.json_lines import Change, Checksum, TextBook, parse_time, plain_h
 
 KRAKEN = re.compile(
     rb'"exchange":"KRAKEN"|"event":"(systemStatus|subscriptionStatus)"|,"book-\d+","'
-    rb'|"channel":"(book|status|ticker|trade|instrument)","type":"(snapshot|update)"'
+    rb'|"channel":"(book|level3|status|ticker|trade|instrument)","type":"(snapshot|update)"'
     rb'|"method":"subscribe",("req_id":\d+,)?"result":\{"channel":'
 )
+MOST_DECIMALS = 30
 DEPTHS = (10, 25, 100, 500, 1000)  # levels of a side that can be subscribed to
 # The checksum is over the numbers as they were sent, so they are kept as texts.
 loads = functools.partial(json.loads, parse_float=str, parse_int=str)
@@ -43,8 +44,10 @@ def parse_kraken(
     elif message.get("channel") == "book":
         for book in message["data"]:
             yield parse_version_2(message["type"] == "snapshot", book, depths, decimals)
-    elif message.get("method") == "subscribe" and "depth" in message.get("result", {}):
-        depths[message["result"]["symbol"]] = int(message["result"]["depth"])
+    elif message.get("method") == "subscribe":
+        answer = message.get("result") or {}
+        if "depth" in answer:
+            depths[answer["symbol"]] = int(answer["depth"])
 
 
 def parse_version_1(message: list) -> Change:
@@ -77,7 +80,7 @@ def parse_version_2(
     )
     if whole:
         decimals[symbol] = [
-            max((len(level[place].partition(".")[2]) for level in (*bids, *asks)), default=0)
+            max((count_decimals(level[place]) for level in (*bids, *asks)), default=0)
             for place in (0, 1)
         ]
     size = max(len(bids), len(asks))
@@ -93,14 +96,32 @@ def parse_version_2(
     )
 
 
-def fill_up(level: tuple[str, str], decimals: list[int]) -> tuple[str, str]:
-    """Return price and size with the zeros at their end, which some recorders have dropped.
+def count_decimals(text: str) -> int:
+    """Return a number's decimals. Raises ValueError if it is none, or has far too many."""
+    if "e" not in text and "E" not in text:
+        return len(text.partition(".")[2])
+    exponent = int(to_decimal(text).as_tuple().exponent)
+    if abs(exponent) > MOST_DECIMALS:
+        raise ValueError(f"{text!r} is no price and no size")
+    return max(-exponent, 0)
 
-    The checksum is over them. They have as many decimals as the longest of the whole book.
+
+def to_decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except ArithmeticError:
+        raise ValueError(f"{text!r} is no number") from None
+
+
+def fill_up(level: tuple[str, str], decimals: list[int]) -> tuple[str, str]:
+    """Return price and size as they were sent, where a recorder has read and written them again.
+
+    That drops zeros at their end, and writes 0.00000006 as 6e-08. The checksum is over the texts as
+    sent: their decimals are as many as those of the whole book at most.
     """
     price, size = (
-        f"{Decimal(text):.{most}f}" if len(text.partition(".")[2]) < most else text
-        for text, most in zip(level, decimals, strict=True)
+        f"{to_decimal(text):.{max(most, count)}f}" if count < most or "e" in text.lower() else text
+        for text, most, count in zip(level, decimals, map(count_decimals, level), strict=True)
     )
     return price, size
 

@@ -17,6 +17,7 @@ from lob.feeds.recordings import read_line_blocks
 MESSAGE = re.compile(rb"\d+(\.\d+)?,[1-7],\d+,\d+,-?\d+,-?[01][,\r\n]")
 DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(\d\d)-?(\d\d)(?!\d)")
 TIME, TYPE, _, SIZE, PRICE, DIRECTION = range(6)  # columns of a message
+MESSAGE_COLUMNS = 6  # a participant's name may follow
 EXECUTION = 4  # type of a message: a visible order was filled
 PRICES_PER_UNIT, DAY_S = 10_000, 86_400
 
@@ -47,21 +48,52 @@ def read_lobster(files: list[Path]) -> Iterator[Batch]:
 
 
 def pair_files(files: list[Path]) -> list[tuple[Path, Path]]:
-    """Return message file and orderbook file of each day. Raises InputError if one is missing."""
-    by_name = {file.name: file for file in files}
-    pairs = []
+    """Return message file and orderbook file of each day.
+
+    Raises InputError if one is missing or there twice, or if they are of several shares.
+    """
+    by_name: dict[str, Path] = {}
     for file in files:
-        other = file.name.replace("_orderbook_", "_message_")
-        if other == file.name:
-            other = file.name.replace("_message_", "_orderbook_")
-        if other == file.name or other not in by_name:
+        name = unpacked_name(file)
+        if name in by_name:
+            raise InputError(
+                f"{file} and {by_name[name]} are files of one name: remove one of them"
+            )
+        by_name[name] = file
+    pairs = []
+    for name, file in by_name.items():
+        other = name.replace("_orderbook_", "_message_")
+        if other == name:
+            other = name.replace("_message_", "_orderbook_")
+        if other == name or other not in by_name:
             raise InputError(
                 f"{file}: a day takes both of LOBSTER's files, under the names that they have "
-                "there, ..._message_10.csv and ..._orderbook_10.csv: put the other one beside it"
+                "there, ..._message_10.csv and ..._orderbook_10.csv: put the other one beside it, "
+                "or unpack the archive that holds both"
             )
-        if "_message_" in file.name:
+        if "_message_" in name:
             pairs.append((file, by_name[other]))
+    shares = {find_share(message_file) for message_file, _ in pairs} - {""}
+    if len(shares) > 1:
+        raise InputError(
+            f"{files[0].parent} holds files of {', '.join(sorted(shares))}: a pair's folder takes "
+            "one symbol"
+        )
     return pairs
+
+
+def unpacked_name(file: Path) -> str:
+    """Return a file's name without what its packing has added, such as .gz behind .csv."""
+    name, dot, _ = file.name.partition(".csv")
+    return name + dot
+
+
+def find_share(file: Path) -> str:
+    """Return the ticker, which stands before the date of a name; "" if there is none."""
+    found = DATE.search(file.name)
+    before = file.name[: found.start()] if found else ""
+    ticker = before.rstrip("_- ").rpartition("_")[2]
+    return "" if ticker.isdigit() else ticker
 
 
 def find_midnight_ns(file: Path) -> int:
@@ -78,8 +110,8 @@ def read_side_by_side(
     message_file: Path, book_file: Path
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Yield equal numbers of rows of both files, float64, and the bytes read of both."""
-    messages = read_rows(message_file)
-    waiting, message_bytes = np.empty((0, 6)), 0
+    messages = read_rows(message_file, MESSAGE_COLUMNS)
+    waiting, message_bytes = np.empty((0, MESSAGE_COLUMNS)), 0
     row = 1
     for books, book_bytes in read_rows(book_file):
         if books.shape[1] % 4:
@@ -90,11 +122,11 @@ def read_side_by_side(
             block, message_bytes = next(messages, (None, 0))
             if block is None:
                 raise unequal(message_file, row + len(waiting), book_file)
-            if block.shape[1] < 6:
+            if block.shape[1] < MESSAGE_COLUMNS:
                 raise InputError(
                     f"{message_file} has {block.shape[1]} columns, not six or more: fetch it again"
                 )
-            waiting = np.concatenate([waiting, block[:, :6]])
+            waiting = np.concatenate([waiting, block])
         yield waiting[: len(books)], books, book_bytes + message_bytes
         waiting = waiting[len(books) :]
         row += len(books)
@@ -106,15 +138,19 @@ def unequal(shorter: Path, row: int, longer: Path) -> InputError:
     return InputError(f"{shorter} ends before row {row}, {longer.name} goes on: fetch both again")
 
 
-def read_rows(file: Path) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield the rows of a file of numbers as float64 arrays, with the file bytes read."""
+def read_rows(file: Path, most: int | None = None) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield the rows of a file of numbers as float64 arrays, with the file bytes read.
+
+    most: the first columns that are read, if others of any text may follow.
+    """
     line = 0
     columns = 0
     try:
         for block, file_bytes in read_line_blocks(file):
             options = csv.ReadOptions(autogenerate_column_names=True, block_size=len(block) + 1)
             table = csv.read_csv(io.BytesIO(block), options)
-            rows = np.column_stack([column.cast(pa.float64()).to_numpy() for column in table])
+            used = table.columns[:most]
+            rows = np.column_stack([column.cast(pa.float64()).to_numpy() for column in used])
             if columns not in (0, rows.shape[1]):
                 raise ValueError(f"{rows.shape[1]} columns, those before have {columns}")
             columns = rows.shape[1]

@@ -26,6 +26,7 @@ from lob.storage import refuse_unmapped
 
 Item = TypeVar("Item")
 PIECE_BYTES, BLOCK_BYTES, CSV_BLOCK_BYTES = 1 << 15, 1 << 20, 1 << 23
+NUMPY = b"\x93NUMPY"  # how an array begins
 UTF8_MARK = b"\xef\xbb\xbf"  # that Excel writes before a text
 # What zlib and zipfile raise of a damaged, encrypted or exotic file. ValueError is pyarrow's, of a
 # place that is not in the file.
@@ -41,12 +42,12 @@ KINDS = {
     "double": "number",
     "int64": "whole number",
     "uint64": "whole number",
-    "bool": "true or false",
+    "bool": "word such as true or false",
 }  # by pyarrow's name
 
 
 # Notes that vendors pack beside the recordings, among them those of a Databento download.
-NOTE_SUFFIXES = (".md", ".txt", ".pdf")
+NOTE_SUFFIXES = (".md", ".txt", ".pdf", ".html", ".md5", ".sha256", ".CHECKSUM")
 NOTES = {"LICENSE", "condition.json", "manifest.json", "metadata.json", "symbology.json"}
 
 
@@ -64,7 +65,13 @@ def open_decompressed(file: Path) -> Iterator[tuple[Any, "Place"]]:
     streams of a gzip or zstd file, and the members of a zip archive in the order of their names,
     are read as one.
     """
-    with pa.OSFile(str(file)) as raw:
+    try:
+        raw = pa.OSFile(str(file))
+    except PermissionError as error:
+        raise InputError(
+            f"{file} can't be read ({error.strerror}): take the right to it, as by chmod +r"
+        ) from None
+    with raw:
         place = Place(raw)
         with contextlib.closing(decompress(raw, place)) as stream:
             yield stream, place
@@ -357,6 +364,8 @@ def read_npy_chunks(
                     yield np.frombuffer(data, dtype).reshape(-1, *shape[1:]), place.tell()
                 else:
                     yield array[row:stop], stop * row_bytes
+            if compressed and handle.read(len(NUMPY)) == NUMPY:
+                raise InputError(f"{file} holds several arrays: save each in a file of its own")
     except (ValueError, OSError, SyntaxError, tokenize.TokenError, TypeError) as error:
         if isinstance(error, OSError):
             refuse_unmapped(file, error)

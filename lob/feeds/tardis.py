@@ -1,5 +1,6 @@
 """Tardis.dev's CSV files `incremental_book_L2`."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ SIDES = {"bid": 1, "ask": 0}
 
 
 def is_tardis(head: bytes) -> bool:
-    names = first_row(head)[0].split(",")
+    names = re.split("[;,]", first_row(head)[0])
     return {"local_timestamp", "is_snapshot", "side", "price", "amount"} <= set(names)
 
 
@@ -47,6 +48,20 @@ def to_times(column: pa.Array, name: str, file: Path, row: int) -> np.ndarray:
     if column.type == pa.int64():
         return to_ns(column.to_numpy())
     return texts_to_ns(column, name, False, file, row)[0]
+
+
+def read_columns(file: Path) -> Iterator[tuple[int, dict[str, pa.Array], int]]:
+    """Yield a file in blocks: number of the first row, columns by name, file bytes read."""
+    header, _ = first_row(read_head(file))
+    delimiter = ";" if ";" in header else ","
+    types = TARDIS_TYPES
+    if "exchange" in header.split(delimiter):
+        types = types | {"exchange": pa.dictionary(pa.int32(), pa.string())}
+    options, general = (
+        csv.ConvertOptions(column_types=each, include_columns=list(types), null_values=[])
+        for each in (types, types | TIMES_AS_TEXT)
+    )
+    return read_csv(file, delimiter, options, general)
 
 
 def opens_with_snapshot(head: bytes) -> bool:
@@ -63,27 +78,32 @@ def find_symbol(head: bytes) -> str:
 def read_tardis(files: list[Path], symbol: str | None = None) -> Iterator[Batch]:
     """Read Tardis.dev's CSV files `incremental_book_L2` of one symbol (None: the only one).
 
-    The columns are described at https://docs.tardis.dev, "CSV data types". Rows of one
+    The columns are described at https://docs.tardis.dev, "CSV data types"; between them is `,` or
+    `;`. Rows of one
     `local_timestamp` are one message; `timestamp` is the exchange's time, in any unit or ISO.
     Amounts are absolute, and 0 removes the level. A message of is_snapshot rows is a new whole
     book, and so is the first one of a file: some exchanges send nothing else.
     """
-    columns = list(TARDIS_TYPES)
-    options, general = (
-        csv.ConvertOptions(column_types=types, include_columns=columns, null_values=[])
-        for types in (TARDIS_TYPES, TARDIS_TYPES | TIMES_AS_TEXT)
-    )
     message, last_time = 0, None
     passed_by = 0  # rows of other symbols, since the last batch
     symbols = {find_symbol(read_head(file)) for file in files} - {""}
+    exchanges: set[str] = set()
     for file in files:
         last_snapshot = False
-        for row, column, file_bytes in read_csv(file, ",", options, general):
+        for row, column, file_bytes in read_columns(file):
             symbols.update(column["symbol"].unique().to_pylist())
+            exchanges.update(
+                column["exchange"].unique().to_pylist() if "exchange" in column else ()
+            )
             if symbol is None and len(symbols) > 1:
                 raise InputError(
                     f"{file} and the files beside it hold {', '.join(sorted(symbols))}: a pair's "
                     f"folder takes one symbol, such as --symbol={min(symbols)}"
+                )
+            if len(exchanges) > 1:
+                raise InputError(
+                    f"{file} and the files beside it are of {', '.join(sorted(exchanges))}: keep "
+                    "each exchange in a folder of its own"
                 )
             is_buy = map_words(column["side"], SIDES, "side", file, row) == 1
             rows = np.arange(row, row + len(is_buy))
