@@ -276,6 +276,18 @@ def test_messages_that_came_twice_are_counted_and_change_nothing(tmp_path, name)
     assert count(tmp_path, "gaps") == 0
 
 
+@pytest.mark.parametrize("name", ["okx", "bybit"])
+def test_a_message_that_comes_again_after_an_earlier_one_is_counted(tmp_path, name) -> None:
+    """Messages of a lost book come in any order: 30, 20 and 30 once more."""
+    story = tell_story(60)
+    story[40] = story[40][0], SNAPSHOT, story[0][2]
+    lines = SEQUENCED[name][1](story)
+    write_lines(tmp_path, [*lines[:10], lines[30], lines[20], lines[30], *lines[40:]])
+    expected = tell_states(story[:10]) + tell_states(story[40:])
+    assert parse(tmp_path) == expected
+    assert (count(tmp_path, "messages_repeated"), count(tmp_path, "gaps")) == (1, 2)
+
+
 def test_a_lower_id_at_a_later_time_is_a_restart(tmp_path) -> None:
     story = tell_story(60)
     lines = write_okx(story[:30]) + write_okx([(story[30][0], SNAPSHOT, story[0][2]), *story[31:]])

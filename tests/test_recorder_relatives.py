@@ -100,6 +100,22 @@ def test_a_record_may_hold_the_message_as_its_data(tmp_path, name) -> None:
     assert [state[:2] for state in parse(tmp_path)] == [state[:2] for state in tell_states(STORY)]
 
 
+LOGS = {
+    "a time in brackets": lambda line: f"[2024-08-08 23:54:16,298] {line}",
+    "a level and a number": lambda line: f"2024-08-08 23:54:16,298 [INFO] [5] {line}",
+    "sorted keys": lambda line: json.dumps(json.loads(line), sort_keys=True),
+}
+
+
+@pytest.mark.parametrize("log", LOGS)
+@pytest.mark.parametrize("name", FEED_WRITERS)
+def test_a_line_may_be_that_of_a_log(tmp_path, name, log) -> None:
+    feed, write, _ = FEED_WRITERS[name]
+    write_lines(tmp_path, [LOGS[log](line) for line in write(STORY)])
+    assert find_feed(tmp_path / "raw" / "A_B" / "1.gz") == feed
+    assert [state[:2] for state in parse(tmp_path)] == [state[:2] for state in tell_states(STORY)]
+
+
 @pytest.mark.parametrize("bare", [False, True])
 def test_a_record_may_hold_binances_message_as_its_data(tmp_path, bare) -> None:
     lines = [write_snapshot(0, STORY), *(write_depth(at, STORY, False) for at in range(1, 60))]

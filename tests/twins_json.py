@@ -62,7 +62,7 @@ def read_messages(data: bytes, as_sent: bool) -> Iterator[Any]:
         if not line.strip():
             yield None
             continue
-        begin = re.search(rb"[\[{]", line)
+        begin = re.search(rb"\{|\[\s*(\d+\s*,|[\[{\"\]])", line)
         if re.fullmatch(rb"(\d+ )?p[io]ng", line):
             yield None
             continue

@@ -25,7 +25,8 @@ from lob.feeds.binance_json import to_numbers
 from lob.feeds.recordings import read_lines
 
 NOT_WHOLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
-MESSAGE_BEGINS = re.compile(rb"[\[{]")
+# A list begins with a number and a comma, or with another list: other brackets are of a log.
+MESSAGE_BEGINS = re.compile(rb"\{|\[(?=\s*(?:\d+\s*,|[\[{\"\]]))")
 RECORDS = ("data", "msg", "message", "raw", "payload")  # where recorders put the message
 # Names beside "data" in messages of exchanges: there it is not a recorder's.
 ENVELOPE = {"arg", "channel", "e", "stream", "topic", "type"}
@@ -203,6 +204,7 @@ class LevelStream:
         self.message = 0
         self.last: int | None = None  # id of the last update
         self.runs: list[Run] = []  # of the messages taken
+        self.highest_id = self.latest_ns = 0  # among them
         self.known = False  # whether there is a book, since no message was lost after a whole one
         self.time_ns: int | None = None  # of the last message
         self.rows: list[Rows] = []  # for the next batch
@@ -244,6 +246,8 @@ class LevelStream:
         """Note an update's id and time in the run that it goes on with, or in a new one."""
         if change.last is None or change.time_ns is None:
             return
+        self.highest_id = max(self.highest_id, change.last) if self.runs else change.last
+        self.latest_ns = max(self.latest_ns, change.time_ns)
         run = self.runs[-1] if self.runs else None
         if run is not None and change.previous == run.last:
             self.runs[-1] = run._replace(last=change.last, last_ns=change.time_ns)
@@ -258,7 +262,7 @@ class LevelStream:
         if change.last is None or change.time_ns is None or not self.runs:
             return False
         last, time_ns = change.last, change.time_ns
-        if last > self.runs[-1].last and time_ns >= self.runs[-1].last_ns:  # nearly always
+        if last > self.highest_id or time_ns > self.latest_ns:  # nearly always
             return False
         return any(
             run.first <= last <= run.last and run.first_ns <= time_ns <= run.last_ns

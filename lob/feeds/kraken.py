@@ -13,7 +13,8 @@ from lob.feeds.json_lines import Change, Checksum, TextBook, parse_time, plain_h
 
 KRAKEN = re.compile(
     rb'"exchange":"KRAKEN"|"event":"(systemStatus|subscriptionStatus)"|,"book-\d+","'
-    rb'|"channel":"(book|level3|status|ticker|trade|instrument)","type":"(snapshot|update)"'
+    rb'|"channel":"(book|level3|status|ticker|trade|instrument)",("type":"(snap|upd)|"data":\[)'
+    rb'|"channel":"heartbeat"\}'
     rb'|"method":"subscribe",("req_id":\d+,)?"result":\{"channel":'
 )
 MOST_DECIMALS = 30

@@ -247,7 +247,7 @@ def fit_scale(pair: Pair, outlier_std: float) -> np.ndarray:
         if square <= 1e-24 * len(rows) * centre**2:
             raise InputError(
                 f"{pair.book.pair}: {name} is {centre:g} in all {len(rows):,} training windows: "
-                "there is nothing to balance"
+                "there is nothing to balance, record for longer or leave the pair out"
             )
     deviation = np.sqrt(squares / len(rows))
     limit = outlier_std * deviation
