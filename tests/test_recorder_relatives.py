@@ -32,6 +32,7 @@ from test_json_feeds import (
     write_okx,
 )
 
+from lob.book import units
 from lob.book.states import open_book
 from lob.feeds import recordings
 from lob.feeds.batch import SNAPSHOT, find_feed
@@ -224,9 +225,10 @@ def test_binances_spot_and_futures_in_one_folder_are_refused(tmp_path, first, on
 
 
 @pytest.mark.parametrize("one_file", [False, True])
-def test_tardis_files_of_two_exchanges_are_refused(tmp_path, one_file) -> None:
-    """Both name their symbol BTCUSDT."""
-    other = write_tardis(STORY[30:]).replace(b"binance-futures", b"okex-swap")
+def test_tardis_files_of_two_exchanges_are_refused(tmp_path, monkeypatch, one_file) -> None:
+    """Both name their symbol BTCUSDT. Files that open with a snapshot are parsed apart."""
+    monkeypatch.setattr(units, "ROWS_TO_INFER_UNITS", 1)
+    other = write_tardis(STORY).replace(b"binance-futures", b"okex-swap")
     if one_file:
         put(tmp_path, "1.csv", write_tardis(STORY[:30]) + other.partition(b"\n")[2])
     else:

@@ -217,6 +217,22 @@ CASES: dict[str, tuple[str, Case]] = {
         "orders",
         Case({"1.csv": TWO_IDS}, "such as --symbol=7", {"1.csv": TWO_IDS}, {}, {"symbol": "7"}),
     ),
+    "days of two venues": (
+        "orders",
+        Case(
+            MBO | {"2.csv": MBO["1.csv"].replace(b",1,7,", b",2,7,")},
+            "books of the publishers 1, 2: ask",
+            MBO,
+        ),
+    ),
+    "days of two symbols of CoinAPI": (
+        "story",
+        Case(
+            {"IDDI-1+SC-X_SPOT_A_B+S-AB.csv": COINAPI, "IDDI-2+SC-X_SPOT_C_B+S-CB.csv": COINAPI},
+            "holds files of X_SPOT_A_B, X_SPOT_C_B: a pair's folder takes one symbol",
+            {"IDDI-1+SC-X_SPOT_A_B+S-AB.csv": COINAPI},
+        ),
+    ),
     "two venues of Databento": (
         "orders",
         Case({"1.csv": TWO_VENUES}, "ask Databento for one venue's dataset", MBO),

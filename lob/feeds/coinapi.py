@@ -53,6 +53,7 @@ FAST_TIMES = {
     r"\d{4}-.*(Z|[T ].*[+-]\d\d(:?\d\d)?)": pa.timestamp("ns", "UTC"),
     r"\d{4}-.*": pa.timestamp("ns"),
 }
+SYMBOL = re.compile(r"(?:^|\+)SC-([^+.]+)")  # in the names of CoinAPI's files
 WHOLE_NUMBER = r"^-?\d+(\.0*)?$"
 
 
@@ -85,6 +86,12 @@ def read_coinapi(files: list[Path]) -> Iterator[Batch]:
 def read_times(files: list[Path]) -> Iterator[Batch]:
     """Yield the rows of CoinAPI's files, with one message for each time."""
     message, last_time = 0, None
+    symbols = {symbol for file in files for symbol in SYMBOL.findall(file.name)}
+    if len(symbols) > 1:
+        raise InputError(
+            f"{files[0].parent} holds files of {', '.join(sorted(symbols))}: a pair's folder takes "
+            "one symbol"
+        )
     layouts = [coinapi_layout(file) for file in files]
     by_order = [layout.by_order for layout in layouts]
     if len(set(by_order)) > 1:

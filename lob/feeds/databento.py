@@ -101,6 +101,7 @@ class MboReader:
         self.message, self.last_time = 0, -1
         self.rest = np.empty(0, RECORD)
         self.passed_by = 0  # records of other instruments, since the last batch
+        self.publishers: set[int] = set()  # of the chosen instrument's records
         self.any_end = False  # whether a record had F_LAST
 
     def make_batches(
@@ -184,10 +185,11 @@ class MboReader:
                 f"{file} holds {', '.join(sorted(self.seen))}: take one of them, such as "
                 f"--symbol={min(self.seen)}"
             )
-        publishers = np.unique(records["publisher"]).tolist()
-        if len(publishers) > 1:
+        self.publishers.update(np.unique(records["publisher"]).tolist())
+        if len(self.publishers) > 1:
+            numbers = ", ".join(map(str, sorted(self.publishers)))
             raise InputError(
-                f"{file} holds books of the publishers {', '.join(map(str, publishers))}: ask "
+                f"{file} and the files before it hold books of the publishers {numbers}: ask "
                 "Databento for one venue's dataset"
             )
         return records

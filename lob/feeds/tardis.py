@@ -86,8 +86,9 @@ def read_tardis(files: list[Path], symbol: str | None = None) -> Iterator[Batch]
     """
     message, last_time = 0, None
     passed_by = 0  # rows of other symbols, since the last batch
-    symbols = {find_symbol(read_head(file)) for file in files} - {""}
-    exchanges: set[str] = set()
+    firsts = [first_row(read_head(file))[1] for file in files]
+    symbols = {first.get("symbol", "") for first in firsts} - {""}
+    exchanges = {first.get("exchange", "") for first in firsts} - {""}
     for file in files:
         last_snapshot = False
         for row, column, file_bytes in read_columns(file):
