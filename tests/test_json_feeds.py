@@ -276,6 +276,19 @@ def test_messages_that_came_twice_are_counted_and_change_nothing(tmp_path, name)
     assert count(tmp_path, "gaps") == 0
 
 
+@pytest.mark.parametrize("name", ["kraken 1", "coinbase"])
+def test_files_that_overlap_where_no_message_has_a_number_are_cut(tmp_path, name) -> None:
+    """Kraken and Coinbase Exchange number nothing: the user has to drop what came twice."""
+    story = tell_story(400)
+    _, write, _ = FEED_WRITERS[name]
+    write_lines(tmp_path, write(story), "1.gz")
+    write_lines(tmp_path, write(story)[100:], "2.gz")
+    said = refuse(tmp_path)
+    assert "2.gz, line 1: time goes back" in said and "drop what two of them hold" in said
+    write_lines(tmp_path, write(story)[:100], "1.gz")
+    assert parse(tmp_path)[1:] == tell_states(story)[1:]
+
+
 @pytest.mark.parametrize("name", ["okx", "bybit"])
 def test_a_message_that_comes_again_after_an_earlier_one_is_counted(tmp_path, name) -> None:
     """Messages of a lost book come in any order: 30, 20 and 30 once more."""

@@ -104,7 +104,9 @@ def clock_error(place: str, time_ns: int, before: str, before_ns: int) -> InputE
     """Return the error of a message at `place` that is earlier than the one at `before`."""
     time, time_before = np.datetime64(time_ns, "ns"), np.datetime64(before_ns, "ns")
     one_file = place.rpartition(", ")[0] == before.rpartition(", ")[0]
-    remedy = "sort the rows" if one_file else "name the files so that they sort by time"
+    remedy = "sort the rows"
+    if not one_file:
+        remedy = "name the files so that they sort by time, and drop what two of them hold"
     return InputError(
         f"{place}: time goes back to {time} from {time_before} at {before}, by more than "
         f"max_clock_step_ms: {remedy}, or raise --max_clock_step_ms"
