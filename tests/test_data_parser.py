@@ -240,7 +240,7 @@ def test_missing_folders_and_books_too_thin_are_named(tmp_path):
     assert f"put recordings into {tmp_path}/raw/<PAIR>/, or set --data_dir" in refused(tmp_path)
     (tmp_path / "raw" / "A_B").mkdir(parents=True)
     (tmp_path / "raw" / "A_B" / "updates.txt").write_text(HEADER + OPENING)
-    assert "holds no files (.md and .txt aside)" in refused(tmp_path)
+    assert "holds no files (but notes such as .md)" in refused(tmp_path)
     put(tmp_path, HEADER + OPENING)
     line = refused(tmp_path)
     assert (

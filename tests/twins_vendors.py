@@ -299,7 +299,13 @@ def order_blocks(blocks: list[tuple[tuple, list]]) -> list[tuple[tuple, list]]:
         (book, time, _), (book_before, time_before, _) = blocks[place][0], blocks[place - 1][0]
         if book and not book_before and time == time_before:
             ordered[place - 1 : place + 1] = [blocks[place], blocks[place - 1]]
-    return ordered
+    merged: list[tuple[tuple, list]] = []
+    for key, events in ordered:
+        if merged and merged[-1][0] == key:
+            merged[-1][1].extend(events)
+        else:
+            merged.append((key, list(events)))
+    return merged
 
 
 def join_blocks(ordered: Iterator[tuple[tuple, list[Row]]]) -> list[Message]:
