@@ -79,10 +79,9 @@ def read_tardis(files: list[Path], symbol: str | None = None) -> Iterator[Batch]
     """Read Tardis.dev's CSV files `incremental_book_L2` of one symbol (None: the only one).
 
     The columns are described at https://docs.tardis.dev, "CSV data types"; between them is `,` or
-    `;`. Rows of one
-    `local_timestamp` are one message; `timestamp` is the exchange's time, in any unit or ISO.
-    Amounts are absolute, and 0 removes the level. A message of is_snapshot rows is a new whole
-    book, and so is the first one of a file: some exchanges send nothing else.
+    `;`. Rows of one `local_timestamp` are one message; `timestamp` is the exchange's time, in any
+    unit or ISO. Amounts are absolute, and 0 removes the level. A message of is_snapshot rows is a
+    new whole book, and so is the first one of a file: some exchanges send nothing else.
     """
     message, last_time = 0, None
     passed_by = 0  # rows of other symbols, since the last batch
