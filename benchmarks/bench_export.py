@@ -27,7 +27,7 @@ config = {
     "runs": 200,  # int >= 1: single windows that are timed
     "batch_size": 256,  # int >= 1: windows of a batch whose throughput is measured
     "batches": 1,  # int >= 1: number of these batches, after a small one that warms up
-    "search": False,  # bool: of a graph, look for the fastest kernels too (a minute for a network)
+    "search": False,  # bool: whether a graph looks for the fastest kernels too (a minute a network)
     "kernels": False,  # bool: print what a GPU does for a window or an update, kernel by kernel
     "write": False,  # bool: keep the result in benchmarks/results/export.json, or with a stream
     #   among the formats in stream.json; with _cuda behind the name if devices is ["cuda"]

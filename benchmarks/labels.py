@@ -129,9 +129,9 @@ SPEED = (
         "FP8: {training|default_recipe|windows_per_second}",
     ),
     (
-        "training as CryptoOBPretraining [1] does (width 192), one H200, FP8",
+        "training with the settings of CryptoOBPretraining [1] (width 192), H200, FP8",
         "{training|reference_settings|windows_per_second} windows/s",
-        "its own trainer, same run: {training|reference|windows_per_second}",
+        "its own trainer, 4 passes a step: {training|reference|windows_per_second}",
     ),
     (
         "training `wide_transformer` (width 2048), one H200, FP8",

@@ -4,6 +4,7 @@ Nothing of it is copied: `time_reference` runs the trainer of a clone of it.
 """
 
 import ast
+import functools
 import importlib.util
 import io
 import sys
@@ -90,14 +91,17 @@ def time_reference(clone: str, batches: list[Tensor]) -> dict[str, float]:
             pass
 
     config = read_config(file) | {"epochs": 1}
-    trainer = Timed(config, 0, 1, (), (), use_ddp=False)
-    trainer.train(1)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.SummaryWriter = functools.partial(theirs.SummaryWriter, folder)
+        trainer = Timed(config, 0, 1, (), (), use_ddp=False)
+        trainer.train(1)
+        trainer.logger.close()
     rate = TIMED * len(batches[0]) / timed.seconds
     return {"windows_per_second": rate, "train_loss": float(trainer.train_loss_history[-1])}
 
 
 def import_trainer(file: Path) -> Any:
-    """Return the reference's trainer as a module that writes no file."""
+    """Return the reference's trainer as a module that writes no losses into files."""
     # Of its data sets, which need more packages, nothing is used.
     data_sets = types.ModuleType("training_classes")
     data_sets.PretrainingDataset = None  # type: ignore[attr-defined]
@@ -112,9 +116,7 @@ def import_trainer(file: Path) -> Any:
     finally:
         sys.path.remove(str(file.parent))
         del sys.modules["training_classes"]
-    write_board = module.SummaryWriter
-    module.SummaryWriter = lambda: write_board(tempfile.mkdtemp())
-    module.open = lambda *_: io.StringIO()  # its logs of losses lie in folders of its author
+    module.open = lambda *_, **__: io.StringIO()  # its logs lie in folders of its author
     return module
 
 

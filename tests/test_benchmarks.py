@@ -128,7 +128,7 @@ def test_a_clone_of_the_reference_is_timed_without_a_file_of_its_own(tmp_path):
     assert found["train_loss"] == (WARM_UP + TIMED) * 4 * 0.5  # by the settings of the clone
     assert found["windows_per_second"] > 0
     assert sorted(x for x in tmp_path.iterdir() if x.name != "__pycache__") == before
-    with pytest.raises(InputError, match=r"git|clone https://github.com"):
+    with pytest.raises(InputError, match=r"clone https://github\.com"):
         time_reference(str(tmp_path / "nothing"), batches)
     (tmp_path / "fp8_ddp_trainer.py").write_text(CLONE.replace("config =", "settings ="))
     with pytest.raises(InputError, match="clone another commit"):

@@ -124,7 +124,7 @@ def prepare(
 ) -> tuple[Encode, Windows]:
     """Return one of `VARIANTS` on the device `name`, and the windows that it is to be given.
 
-    search: for a graph, which takes a minute.
+    search: whether a graph looks for the fastest kernels (a minute).
     """
     device = torch.device(name)
     windows = tuple(x.pin_memory() if name == "cuda" else x for x in windows)
@@ -229,7 +229,7 @@ def make_stream(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
     """
     streams: dict[int, Callable[[Tensor, Tensor], Tensor]] = {}
 
-    def prepare(count: int) -> Any:
+    def open_stream(count: int) -> Any:
         if price.device.type == "cpu":
             return BookStream(module.encoder, count)
         with torch.inference_mode(False), torch.no_grad():  # pragma: cuda
@@ -238,7 +238,7 @@ def make_stream(module: WindowEncoder, price: Tensor, sizes: Tensor) -> Encode:
     def update(price: Tensor, sizes: Tensor) -> Tensor:
         count = len(price)
         if count not in streams:
-            streams[count] = prepare(count)
+            streams[count] = open_stream(count)
         return streams[count](price[:, -1], sizes[:, -1])
 
     return update

@@ -37,7 +37,7 @@ def kernels_for(price_ticks: Tensor, sizes: Tensor | None = None) -> Any:
 def update_for(module: Any) -> Any:
     """Return updates of a `BookStream` by Triton's kernels if they can serve it, else None.
 
-    They were tried then, so the stream is to be reset.
+    This runs one update, so reset the stream afterwards.
     """
     device = module.clock.count.device
     if not ENABLED or device.type != "cuda" or device.index != torch.cuda.current_device():

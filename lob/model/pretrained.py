@@ -236,13 +236,14 @@ class Stream:
             )
         if self.streams == streams:
             return
-        self.streams = streams
         with torch.inference_mode(False):
             if self.module.clock.count.device.type == "cuda":  # pragma: cuda
                 if len(self.module.clock.seen) != streams or self.compute is self.module:
+                    self.compute = self.module  # until the graph is made, should that fail
                     self.compute = GraphedStream(self.module, streams)
             else:
                 self.module.reset(streams)
+        self.streams = streams
 
     @torch.no_grad()
     def reset(self, which: Any = None) -> None:

@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lob.model.encoder import STEM_DILATIONS
+from lob.model.encoder import MOVES, STEM_DILATIONS
 from lob.model.kernels import DEEPEST, LONGEST
 from lob.model.ladder_triton import power_of_two
 from lob.model.stream_cells_triton import (
@@ -50,6 +50,7 @@ from lob.model.stream_cells_triton import (
     vector,
 )
 
+assert MOVES == (1, 8, 64)  # as `make_cells` and `embed_state` have them
 OVERLAP = True  # False: no kernel starts before the one before it has ended, to compare with
 # What there is room for; RING: bytes of a head's keys, or of its values.
 WIDTH, HEAD_WIDTH, RING = 1024, 64, 2**17
@@ -104,7 +105,7 @@ def turn(first, second, cos, sin):
 def attend(score, kept, own, value):
     """Return the mean of the kept values by their scores, and of the new state's by its own.
 
-    What the rings hold at the new state's place is of the state that leaves.
+    At the new state's place the rings still hold the state that leaves.
     """
     largest = tl.maximum(tl.max(score, 0), own)
     weight, of_own = tl.exp(score - largest), tl.exp(own - largest)
@@ -274,7 +275,7 @@ def serves(module: Any) -> bool:
     _, heads, states, head = layer.keys.shape
     if hasattr(module.first, "blocks"):
         _, _, _, channels = module.first.blocks[0].conv1.ring.shape
-        if not 16 <= channels <= 128:
+        if not 16 <= channels <= 128 or power_of_two(module.depth) < 16:  # as `tl.dot` takes them
             return False
     if len(module.clock.seen) > STREAMS or heads * head > WIDTH or head > HEAD_WIDTH:
         return False
@@ -307,7 +308,7 @@ class Update:
         self.rotation = self.empty(2, self.pairs)
         self.x = [self.empty(self.streams, self.width) for _ in range(2)]
         self.of_heads = self.empty(self.streams, self.heads, self.width)
-        # With fewer units a program has less to do, but each that follows more shares to add up.
+        # With fewer units a program has less to do, but each behind it has more shares to add up.
         self.units = 64 if self.width <= 512 else 32
         self.blocks = triton.cdiv(self.hidden, self.units)
         self.of_units = self.empty(self.streams, self.blocks, self.width)

@@ -423,7 +423,13 @@ class GraphedStream:  # pragma: cuda
     """
 
     def __init__(self, module: BookStream, streams: int = 1):
-        self.module = module  # kept alive: a replay reads its weights
+        self.module, self.device = module, module.clock.count.device
+        with torch.cuda.device(self.device):
+            self.capture(streams)
+        self.buffers = list(module.buffers())  # kept alive, as a replay writes them
+
+    def capture(self, streams: int) -> None:
+        module = self.module
         module.reset(streams)
         shape = (streams, module.depth)
         self.price_ticks = torch.zeros(shape, dtype=torch.int64, pin_memory=True)
@@ -446,13 +452,17 @@ class GraphedStream:  # pragma: cuda
         if self.kernels is not None:  # they reach into main memory themselves
             self.kernels(self.price_ticks, self.sizes, self.vectors)
             return
-        device = self.module.clock.count.device
-        given = (x.to(device, non_blocking=True) for x in (self.price_ticks, self.sizes))
+        given = (x.to(self.device, non_blocking=True) for x in (self.price_ticks, self.sizes))
         self.vectors.copy_(self.module(*given), non_blocking=True)
 
     def __call__(self, price_ticks: Tensor, sizes: Tensor) -> Tensor:
+        if all(self.module.clock.seen is not buffer for buffer in self.buffers):
+            raise RuntimeError(
+                "the module was reset for another number of streams: make another GraphedStream"
+            )
         self.price_ticks.copy_(price_ticks)
         self.sizes.copy_(sizes)
-        self.graph.replay()
-        torch.cuda.current_stream().synchronize()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
+            torch.cuda.current_stream().synchronize()
         return self.vectors.clone()
