@@ -326,10 +326,16 @@ def test_recordings_that_cannot_be_played_are_refused(folder, events, book, tmp_
     with pytest.raises(InputError, match="must lie beside its states"):
         recording.find_events([tmp_path / "b.gz"], tmp_path, 0)
     lines = gzip.decompress((folder / "raw" / "LEARN" / "a.gz").read_bytes()).splitlines()
-    microseconds = b"\n".join(line[:16] + line[19:] for line in lines)
-    (tmp_path / "c.gz").write_bytes(gzip.compress(microseconds))
-    with pytest.raises(InputError, match=r"can't read c\.gz"):
-        recording.find_events([tmp_path / "c.gz"], tmp_path, 0)
+    wrong = {
+        "microseconds": gzip.compress(b"\n".join(line[:16] + line[19:] for line in lines)),
+        "trades alone": gzip.compress(b"\n".join(line for line in lines if b"trade" in line)),
+        "cut off": gzip.compress(b"\n".join(lines))[:-100],
+        "not packed": b"\n".join(lines),
+    }
+    for name, content in wrong.items():
+        (tmp_path / f"{name}.gz").write_bytes(content)
+        with pytest.raises(InputError, match=f"can't read {name}.gz"):
+            recording.find_events([tmp_path / f"{name}.gz"], tmp_path, 0)
 
 
 def save_run(folder: Path) -> None:

@@ -46,19 +46,24 @@ def find_events(files: Sequence[Path], folder: Path, latency_ns: int) -> np.ndar
 
 def convert(files: Sequence[Path]) -> np.ndarray:
     """Convert the files as one, so that one correction of the recorder's clock holds for all."""
-    lines = [line for file in files for line in gzip.decompress(file.read_bytes()).splitlines()]
-    text = b"\n".join(line for line in lines if line)
-    most = text.count(b"[") + len(lines) + 4  # levels, trades, and clears of the snapshot
+    names = ", ".join(file.name for file in files)
     with TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):
-        whole = Path(place) / "recording.gz"
-        whole.write_bytes(gzip.compress(text, compresslevel=1))
         try:
+            parts = [gzip.decompress(file.read_bytes()).splitlines() for file in files]
+            text = b"\n".join(line for lines in parts for line in lines if line)
+            if b'"depthUpdate"' not in text:
+                raise ValueError("no depthUpdate in it")
+            whole = Path(place) / "recording.gz"
+            whole.write_bytes(gzip.compress(text, compresslevel=1))
+            most = (
+                text.count(b"[") + text.count(b"\n") + 5
+            )  # levels, trades, and a snapshot's clears
             return binancefutures.convert(str(whole), buffer_size=most)
-        except (ValueError, KeyError) as error:
-            names = ", ".join(file.name for file in files)
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, EOFError) as error:
             raise InputError(
-                f"hftbacktest's converter can't read {names} ({error}): it reads recordings whose "
-                "local times are in ns. Name such files with --train_files or --test_files"
+                f"hftbacktest's converter can't read {names} ({error}): it reads what its "
+                "collector records of futures, gzipped, with local times in ns. Name such files "
+                "with --train_files or --test_files"
             ) from None
 
 
