@@ -1,6 +1,6 @@
 """Tables of what market makers in hftbacktest earn, from results/agent_hft.json.
 
-A case is `<market>` or `<market>/quote/<agent>` or `<market>/quote/<agent>_over_<agent>`.
+A case is `<market>`, `<market>/fee_<bps>/<agent>` or `<market>/fee_<bps>/<agent>_over_<agent>`.
 """
 
 from benchmarks.agent_tables import AGENTS, name_markets, show_agent, show_lead
@@ -8,6 +8,7 @@ from benchmarks.tables import Cells, describe_conditions, format_table, read_cel
 
 QUOTING = {
     **{name: AGENTS[name] for name in ("vector", "features", "both")},
+    "imbalance": AGENTS["imbalance"],
     "symmetric": "symmetric quotes",
     "random": "random",
     "none": "no quote",
@@ -15,6 +16,7 @@ QUOTING = {
 LEADS = {
     "vector_over_features": "vector against features",
     "both_over_features": "vector and features against features",
+    "vector_over_imbalance": "vector against the imbalance rule",
     "vector_over_symmetric": "vector against symmetric quotes",
     "features_over_symmetric": "features against symmetric quotes",
 }
@@ -22,7 +24,7 @@ MEASURES = {
     "break_even_bps": "break-even maker fee, bps a fill",
     "curve_bps_hour": "mean of the learning curve, bps/h",
 }
-PARTS = ("spread_bps_hour", "inventory_bps_hour", "taker_fee_bps_hour")
+PARTS = ("spread_bps_hour", "inventory_bps_hour", "taker_fee_bps_hour", "maker_fee_bps_hour")
 FILLS = ("maker_fills_hour", "taker_fills_hour")
 HEAD = (
     "agent",
@@ -33,6 +35,7 @@ HEAD = (
     "spread",
     "inventory",
     "taker fees",
+    "maker fees",
     "maker fills/h",
     "taker fills/h",
 )
@@ -47,31 +50,42 @@ def make_quoting_tables(part: str) -> list[str]:
     return parts[part](cells) if part in parts else describe_conditions("agent_hft")
 
 
+def name_fees(cells: Cells, market: str) -> dict[str, str]:
+    """The fees of a result, in their order, and their words."""
+    found = {case.split("/")[1]: 0 for case, _ in cells if case.startswith(f"{market}/")}
+    words = {}
+    for name in found:
+        fee = float(name.removeprefix("fee_"))
+        words[name] = f"a rebate of {-fee:g} bps" if fee < 0 else f"a maker fee of {fee:g} bps"
+    return words
+
+
 def make_agents(cells: Cells) -> list[str]:
+    """A table for each fee that agents were trained and judged with."""
     (market,) = name_markets(cells)
-    rows = []
-    for agent, words in QUOTING.items():
-        case = f"{market}/quote/{agent}"
-        shown = show_agent(cells, case)[:-1]  # without all trades, which are told apart here
-        shown[0] = shown[0].replace("trades", "fills")
-        shown += [f"{cells[case, name]['value']:,.1f}" for name in PARTS]
-        rows.append([words, *shown, *(f"{cells[case, name]['value']:,.0f}" for name in FILLS)])
-    numbers = [
-        cells[market, name]["value"]
-        for name in ("train_decisions", "train_hours", "test_decisions", "test_hours")
-    ]
-    told = "{:,.0f} decisions to learn on in {:.1f} min, {:,.0f} in the test's {:.1f} min."
-    minutes = [x * (60 if number % 2 else 1) for number, x in enumerate(numbers)]
-    return [told.format(*minutes), "", *format_table(HEAD, rows)]
+    lines: list[str] = []
+    for fee, fee_words in name_fees(cells, market).items():
+        rows = []
+        for agent, words in QUOTING.items():
+            case = f"{market}/{fee}/{agent}"
+            shown = show_agent(cells, case)[:-1]  # without all trades, which are told apart here
+            shown[0] = shown[0].replace("trades", "fills")
+            shown += [f"{cells[case, name]['value']:,.1f}" for name in PARTS]
+            rows.append([words, *shown, *(f"{cells[case, name]['value']:,.0f}" for name in FILLS)])
+        lines += ["", f"With **{fee_words}**:", "", *format_table(HEAD, rows)]
+    return lines[1:]
 
 
 def make_leads(cells: Cells) -> list[str]:
     (market,) = name_markets(cells)
     rows = []
-    for lead, words in LEADS.items():
-        case = f"{market}/quote/{lead}"
-        shown = [
-            show_lead(cells, case, metric) if (case, metric) in cells else "" for metric in MEASURES
-        ]
-        rows.append([words, *shown])
-    return format_table(["difference", *MEASURES.values()], rows)
+    for fee, fee_words in name_fees(cells, market).items():
+        for lead, words in LEADS.items():
+            case = f"{market}/{fee}/{lead}"
+            there = [(case, metric) in cells for metric in MEASURES]
+            shown = [
+                show_lead(cells, case, metric) if known else ""
+                for metric, known in zip(MEASURES, there, strict=True)
+            ]
+            rows.append([fee_words, words, *shown])
+    return format_table(["with", "difference", *MEASURES.values()], rows, words=2)

@@ -10,11 +10,12 @@ answers take time, and each fill has a fee or a rebate. examples/agent/quoting.p
 can do; it decides every `interval_ms`. It sees states that its recorder had received by then, as
 the frozen vector of the window, as the 27 hand-made features, or as both.
 
-Agents are trained and judged before maker fees, with taker fees. From that follows the break-even
-maker fee: what a maker's fill may cost until nothing is earned. If it is negative, it is the rebate
-that would be needed. Beside PPO there are none, which never quotes, symmetric, which always quotes
-one unit at both best prices, and random. Vectors and converted recordings are kept under
-`runs_dir`/agent.
+Agents are trained and judged at each of `maker_fees_bps`. From what they earn follows the
+break-even maker fee: what a maker's fill may cost until nothing is earned. If it is negative, it is
+the rebate that would be needed. Beside PPO there are rules: none never quotes; symmetric always
+quotes one unit at both best prices; imbalance leans to the side of the larger best size, and doesn't
+quote if neither is much larger (its threshold is fitted on the training recording); and random.
+Vectors and converted recordings are kept under `runs_dir`/agent.
 """
 
 config = {
@@ -28,7 +29,7 @@ config = {
     "test_files": None,  # list[str] | None: the same of the test
     "agents": ["vector", "features", "both"],  # list[vector | features | both]: what agents see
     "seeds": 5,  # int >= 1: trainings of each agent
-    "steps": 32_768,  # int >= 512: decisions of a training
+    "steps": 65_536,  # int >= 512: decisions of a training
     "interval_ms": 100,  # int >= 1: from a decision to the next
     "feed_latency_ms": 2.0,  # float >= 0: of the fastest message; the recorder's clock is not known
     #   well enough to tell
@@ -37,8 +38,8 @@ config = {
     "lot_size": 0.001,  # float > 0: of the exchange
     "unit_lots": 10,  # int >= 1: lots of an order
     "limit": 3,  # int >= 1: units that are held at most, long or short
-    "wide_ticks": 20,  # int >= 1: from the best price to an order that is away from it
-    "maker_fee_bps": 0.0,  # float: fee that agents are trained with; below 0: a rebate
+    "wide_ticks": 100,  # int >= 1: from the best price to an order that is away from it
+    "maker_fees_bps": [0.0, -1.0],  # list[float]: fees of a resting order's fill; below 0: rebates
     "taker_fee_bps": 1.7,  # float: the same of orders that take
     "device": "auto",  # auto | cpu | cuda: of the encoder
     "write": False,  # bool: keep the result in benchmarks/results/, not in `runs_dir`
@@ -85,7 +86,7 @@ from lob.book.states import open_books
 from lob.model.checkpoint import find_checkpoint
 from lob.results import ROOT, make_report, make_row, write_report
 
-RULES = {"none": quoting.ACTIONS.index("none"), "symmetric": quoting.ACTIONS.index("symmetric")}
+RULES = ("none", "symmetric", "imbalance", "random")
 
 
 def main(config: dict) -> int:
@@ -96,15 +97,17 @@ def main(config: dict) -> int:
     torch.set_num_threads(1)  # more threads slow down policies of this size
     name = config["test_pair"]
     rows = describe_market(config, name, train["features"], test["features"])
-    results: dict[str, report.Result] = {}
-    for agent in (*RULES, "random", *config["agents"]):
-        began = time.perf_counter()
-        shown = agent if agent in config["agents"] else "features"
-        runs = [*play_agent(config, agent, train[shown], test[shown])]
-        results[agent], found = judge(f"{name}/quote/{agent}", runs, train[shown], test[shown])
-        rows += found
-        print(f"{agent:<20}{time.perf_counter() - began:7.1f} s", flush=True)
-    rows += report.rows_of_leads(f"{name}/quote", results, test["features"].hours)
+    for fee_bps in config["maker_fees_bps"]:
+        results: dict[str, report.Result] = {}
+        for agent in (*RULES, *config["agents"]):
+            began = time.perf_counter()
+            both = train, test
+            shown = [x["features" if agent in RULES else agent].at_fee(fee_bps) for x in both]
+            case = f"{name}/fee_{fee_bps:g}/{agent}"
+            results[agent], found = judge(case, [*play_agent(config, agent, *shown)], *shown)
+            rows += found
+            print(f"{case:<50}{time.perf_counter() - began:7.1f} s", flush=True)
+        rows += report.rows_of_leads(f"{name}/fee_{fee_bps:g}", results, test["features"].hours)
     print("\n".join(["", *report.tabulate(rows)]))
     result = make_report("agent_hft", rows)
     for row in result["rows"]:
@@ -126,8 +129,7 @@ def prepare(config: dict) -> list[dict[str, Session]]:
     feed_ns, order_ns = (
         round(ms * 1e6) for ms in (config["feed_latency_ms"], config["order_latency_ms"])
     )
-    fees = config["maker_fee_bps"], config["taker_fee_bps"]
-    venue = quoting.Venue(order_ns, config["queue_power"], *fees)
+    venue = quoting.Venue(order_ns, config["queue_power"], 0.0, config["taker_fee_bps"])
     sessions, seen = [], []
     for period, pair, names in (
         ("train", config["train_pair"], config["train_files"]),
@@ -146,11 +148,13 @@ def prepare(config: dict) -> list[dict[str, Session]]:
             )
         if period == "test":
             inputs.check_unseen(encoder, book, int(ends[0]) - encoder.states)
-        half = book.depth // 2
-        mid = book.price_ticks[ends - 1, half - 1 : half + 1].sum(axis=1, dtype=np.int64)
+        best = slice(book.depth // 2 - 1, book.depth // 2 + 1)
+        mid = book.price_ticks[ends - 1, best].sum(axis=1, dtype=np.int64)
+        bid_size, ask_size = book.sizes[ends - 1, best].astype(float).T
+        market = mid, (bid_size - ask_size) / (bid_size + ask_size)
         lots = config["lot_size"], config["unit_lots"], config["limit"], config["wide_ticks"]
         rules = quoting.Rules(book.tick_size, *lots)
-        sessions.append(Session(events, times, np.zeros((len(ends), 0)), mid, rules, venue))
+        sessions.append(Session(events, times, np.zeros((len(ends), 0)), *market, rules, venue))
         vectors = inputs.find_vectors(encoder, weights, book, ends, folder)
         features = inputs.describe(book, ends, encoder.states)
         both = np.hstack([features, vectors])
@@ -167,37 +171,66 @@ def play_agent(config: dict, agent: str, train: Session, test: Session) -> Any:
     own = quoting.list_own_states(config["limit"])
     scale = 1 / max(train.move_bps(), 1e-9)  # the mid moves by about 1 a decision
 
-    def of_rule(session: Session, seed: int) -> np.ndarray:
-        shape = len(own), len(session.inputs)
-        if agent in RULES:
-            return session.play(np.full(shape, RULES[agent]))
-        chosen = np.random.default_rng(seed).integers(0, len(quoting.ACTIONS), shape[1])
-        return session.play(np.tile(chosen, (len(own), 1)))
-
     def look(policy: Any) -> dict:
         tables = [policies.best_actions(policy, x.inputs, own) for x in (train, test)]
         return {"train": train.play(tables[0]), "test": test.play(tables[1])}
 
-    for seed in range(1 if agent in RULES else config["seeds"]):
-        if agent not in config["agents"]:
-            yield {0: {"train": of_rule(train, seed), "test": of_rule(test, seed)}}
+    threshold = fit_threshold(train, own) if agent == "imbalance" else 0.0
+    for seed in range(1 if agent in RULES[:-1] else config["seeds"]):
+        if agent in RULES:
+            tables = [make_table(agent, x, own, threshold, seed) for x in (train, test)]
+            yield {0: {"train": train.play(tables[0]), "test": test.play(tables[1])}}
             continue
         makers: Any = [lambda: quoting.QuotingEnv(train, scale=scale)] * policies.TRADERS
         yield policies.learn(DummyVecEnv(makers), seed, config["steps"], look)
 
 
+def make_table(
+    rule: str, session: Session, own: np.ndarray, threshold: float, seed: int
+) -> np.ndarray:
+    """Return the action of a rule at each decision, whatever the own state, int64 (S, n)."""
+    n = len(session.inputs)
+    chosen = np.full(n, quoting.SYMMETRIC if rule == "symmetric" else quoting.NONE)
+    if rule == "imbalance":
+        chosen[session.imbalance > threshold] = quoting.LEAN_TO_BUY
+        chosen[session.imbalance < -threshold] = quoting.LEAN_TO_SELL
+    elif rule == "random":
+        chosen = np.random.default_rng(seed).integers(0, len(quoting.ACTIONS), n)
+    return np.tile(chosen, (len(own), 1))
+
+
+def fit_threshold(train: Session, own: np.ndarray) -> float:
+    """Return the imbalance rule's threshold that earns most in training."""
+
+    def earn(threshold: float) -> float:
+        table = make_table("imbalance", train, own, threshold, 0)
+        return train.profit_bps(train.play(table)).sum()
+
+    return max(policies.THRESHOLDS, key=earn)
+
+
 def judge(
     case: str, runs: list[dict[int, dict]], train: Session, test: Session
 ) -> tuple[report.Result, list[dict[str, Any]]]:
-    """Return what the runs of an agent found, and its rows; rates are means over seeds."""
+    """Return what the runs of an agent found, and its rows; rates are means over seeds.
+
+    Profits are after the fees that it was trained with. The break-even fee is in place of that.
+    """
     blocks = np.array([[sum_blocks(test, x["test"]) for x in run.values()] for run in runs])
     last = [[*run.values()][-1] for run in runs]
-    train_gross = np.array([train.gross_bps(x["train"]).sum() for x in last])
-    result = report.Result([*runs[0]], blocks, train_gross)
+    train_profit = np.array([train.profit_bps(x["train"]).sum() for x in last])
+    result = report.Result([*runs[0]], blocks, train_profit)
     rows = report.rows_of_agent(case, result, test.hours, train.hours)
+    for row in rows:
+        if row["metric"].startswith("break_even"):
+            row["value"] += test.venue.maker_fee_bps
     sums = np.mean([x["test"].sum(axis=0) for x in last], axis=0)
-    fee = -sums[quoting.TAKEN] * test.venue.taker_fee_bps / 1e4
-    parts = {"spread": sums[quoting.SPREAD], "inventory": sums[quoting.INVENTORY], "taker_fee": fee}
+    parts = {
+        "spread": sums[quoting.SPREAD],
+        "inventory": sums[quoting.INVENTORY],
+        "taker_fee": -sums[quoting.TAKEN] * test.venue.taker_fee_bps / 1e4,
+        "maker_fee": -sums[quoting.MADE] * test.venue.maker_fee_bps / 1e4,
+    }
     for name, value in parts.items():
         rows.append(make_row(case, f"{name}_bps_hour", value * test.bps / test.hours, "bps/h"))
     for name in ("maker_fills", "taker_fills"):
@@ -207,10 +240,10 @@ def judge(
 
 
 def sum_blocks(session: Session, accounts: np.ndarray) -> np.ndarray:
-    """Return profit before maker fees, value of makers' fills and fills, (3, BLOCKS), in bps."""
+    """Return profit and value of makers' fills in bps, and fills, float64 (3, BLOCKS)."""
     block = np.arange(len(accounts)) * BLOCKS // len(accounts)
     fills = accounts[:, quoting.MAKER_FILLS] + accounts[:, quoting.TAKER_FILLS]
-    numbers = session.gross_bps(accounts), accounts[:, quoting.MADE] * session.bps, fills
+    numbers = session.profit_bps(accounts), accounts[:, quoting.MADE] * session.bps, fills
     return np.stack([np.bincount(block, x, BLOCKS) for x in numbers])
 
 

@@ -18,6 +18,7 @@ import stable_baselines3.common.env_checker
 
 from examples.agent import inputs, policies, quoting, recording
 from examples.agent.quoting import ACTIONS, FLATTEN, QuotingEnv, Rules, Session, Venue
+from examples.hftbacktest_agent import make_table
 from lob.book.states import Book, open_book
 from lob.config import InputError
 from lob.model.checkpoint import save_checkpoint
@@ -136,7 +137,7 @@ def make_session(events: np.ndarray, book: Book, interval_ms: int) -> tuple[Sess
     times, ends = recording.pick_decisions(events, book, STATES, interval_ms * MS)
     mid = book.price_ticks[ends - 1, 7:9].sum(axis=1, dtype=np.int64)
     seen = np.random.default_rng(0).normal(size=(len(ends), 3)).astype(np.float32)
-    return Session(events, times, seen, mid, RULES, VENUE), ends
+    return Session(events, times, seen, mid, np.zeros(len(mid)), RULES, VENUE), ends
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +250,8 @@ def make_still(tmp_path: Path, trades: list[tuple[int, int, int, bool]]) -> Sess
     events = recording.convert([recorder.write(tmp_path / "still.gz")])
     times = (START_MS + np.arange(100, 1900, 100)) * MS
     mid = np.full(len(times) - 1, 1_200_001)
-    return Session(events, times, np.zeros((len(mid), 1), np.float32), mid, RULES, VENUE)
+    seen = np.zeros((len(mid), 1), np.float32)
+    return Session(events, times, seen, mid, np.zeros(len(mid)), RULES, VENUE)
 
 
 def test_an_order_waits_for_its_turn_and_earns_half_the_spread_and_the_rebate(tmp_path):
@@ -338,6 +340,14 @@ def test_recordings_that_cannot_be_played_are_refused(folder, events, book, tmp_
             recording.find_events([tmp_path / f"{name}.gz"], tmp_path, 0)
 
 
+def test_the_imbalance_rule_leans_to_the_larger_side(session):
+    own = quoting.list_own_states(RULES.limit)
+    leaning = replace(session, inputs=session.inputs[:4], imbalance=np.array([0.9, -0.7, 0.4, 0]))
+    table = make_table("imbalance", leaning, own, 0.5, 0)
+    wanted = [quoting.LEAN_TO_BUY, quoting.LEAN_TO_SELL, quoting.NONE, quoting.NONE]
+    assert (table == wanted).all() and table.shape == (len(own), 4)
+
+
 def save_run(folder: Path) -> None:
     torch.manual_seed(0)
     model = BookEncoder(encoder_config("tiny_transformer", depth=16, temporal_dim=STATES))
@@ -359,15 +369,26 @@ def test_the_script_judges_every_policy(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "agent_hft.json").read_text())
     cells = {(row["case"], row["metric"]): row["value"] for row in found["rows"]}
-    assert cells["JUDGE/quote/none", "profit_bps_hour"] == 0
-    assert ("JUDGE/quote/none", "break_even_bps") not in cells
-    assert cells["JUDGE/quote/symmetric", "maker_fills_hour"] > 0
-    for agent in ("symmetric", "random", "vector", "features"):
-        case = f"JUDGE/quote/{agent}"
-        parts = [cells[case, f"{x}_bps_hour"] for x in ("spread", "inventory", "taker_fee")]
-        assert sum(parts) == pytest.approx(cells[case, "profit_bps_hour"], rel=1e-3)
+    for fee_bps in (0, -1):
+        case = f"JUDGE/fee_{fee_bps}"
+        assert cells[f"{case}/none", "profit_bps_hour"] == 0
+        assert (f"{case}/none", "break_even_bps") not in cells
+        for agent in ("symmetric", "random", "imbalance", "vector", "features"):
+            mine = {
+                metric: value
+                for (name, metric), value in cells.items()
+                if name == f"{case}/{agent}"
+            }
+            parts = [
+                mine[f"{x}_bps_hour"] for x in ("spread", "inventory", "taker_fee", "maker_fee")
+            ]
+            assert sum(parts) == pytest.approx(mine["profit_bps_hour"], rel=1e-3, abs=0.1)
+        assert (f"{case}/vector_over_features", "curve_bps_hour") in cells
+    # What a rule does, and so its break-even fee, is the same whatever the fee is.
+    fees = [cells[f"JUDGE/fee_{fee}/symmetric", "break_even_bps"] for fee in (0, -1)]
+    assert fees[0] == pytest.approx(fees[1], rel=1e-5) and fees[0] != 0
+    assert cells["JUDGE/fee_-1/symmetric", "maker_fee_bps_hour"] > 0
     assert {"curve_0", "curve_512_least"} <= {metric for _, metric in cells}
-    assert ("JUDGE/quote/vector_over_features", "curve_bps_hour") in cells
     kept = sorted(file.suffix for file in (tmp_path / "agent").iterdir())
     assert kept == [".npy", ".npy", ".npz", ".npz"]
 

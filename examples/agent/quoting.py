@@ -9,7 +9,7 @@ Money is counted in half ticks x lots, in whole numbers: with mids as received, 
 before fees is the inventory's gain, position x move of the mid, plus the spread that fills capture.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -21,9 +21,9 @@ from hftbacktest.order import CANCELED
 from numba import njit
 
 ACTIONS = ("none", "symmetric", "lean to buy", "lean to sell", "wide", "flatten")
+NONE, SYMMETRIC, LEAN_TO_BUY, LEAN_TO_SELL, WIDE, FLATTEN = range(len(ACTIONS))
 # Whether bid and ask are away from the touch (1), at it (0), or not quoted (-1), by action.
 AWAY = np.array([[-1, -1], [0, 0], [0, 1], [1, 0], [1, 1], [-1, -1]])
-FLATTEN = len(ACTIONS) - 1
 ACCOUNTS = ("inventory", "spread", "made", "taken", "maker_fills", "taker_fills")
 INVENTORY, SPREAD, MADE, TAKEN, MAKER_FILLS, TAKER_FILLS = range(len(ACCOUNTS))
 
@@ -170,15 +170,20 @@ class Session:
     """A recording to quote in, with n decisions.
 
     events: hftbacktest's; times_ns: int64 (n + 1,), local times of the decisions and of the end;
-    inputs: float32 (n, P), what is seen beside the own state; mid: int64 (n,), in half ticks.
+    inputs: float32 (n, P), what is seen beside the own state; mid: int64 (n,), in half ticks;
+    imbalance: float64 (n,), of the best sizes.
     """
 
     events: np.ndarray
     times_ns: np.ndarray
     inputs: np.ndarray
     mid: np.ndarray
+    imbalance: np.ndarray
     rules: Rules
     venue: Venue
+
+    def at_fee(self, maker_fee_bps: float) -> "Session":
+        return replace(self, venue=self.venue._replace(maker_fee_bps=maker_fee_bps))
 
     @property
     def hours(self) -> float:
@@ -217,14 +222,11 @@ class Session:
         hbt.close()
         return accounts
 
-    def gross_bps(self, accounts: np.ndarray) -> np.ndarray:
-        """Return the profit before maker fees, which a break-even maker fee would use up."""
-        taker_fee = accounts[..., TAKEN] * self.venue.taker_fee_bps / 1e4
-        return (accounts[..., INVENTORY] + accounts[..., SPREAD] - taker_fee) * self.bps
-
     def profit_bps(self, accounts: np.ndarray) -> np.ndarray:
+        """Return what accounts, int64 (..., 6), earn after fees."""
         maker_fee = accounts[..., MADE] * self.venue.maker_fee_bps / 1e4
-        return self.gross_bps(accounts) - maker_fee * self.bps
+        taker_fee = accounts[..., TAKEN] * self.venue.taker_fee_bps / 1e4
+        return (accounts[..., INVENTORY] + accounts[..., SPREAD] - maker_fee - taker_fee) * self.bps
 
 
 class QuotingEnv(gymnasium.Env):
