@@ -13,8 +13,8 @@ the frozen vector of the window, as the 27 hand-made features, or as both.
 Agents are trained and judged at each of `maker_fees_bps`. From what they earn follows the
 break-even maker fee: what a maker's fill may cost until nothing is earned. If it is negative, it is
 the rebate that would be needed. Beside PPO there are rules: none never quotes; symmetric always
-quotes one unit at both best prices; imbalance leans to the side of the larger best size, and doesn't
-quote if neither is much larger (its threshold is fitted on the training recording); and random.
+quotes one unit at both best prices; imbalance leans to the side of the larger best size, and
+doesn't quote if neither is much larger (its threshold is fitted on the training recording); random.
 Vectors and converted recordings are kept under `runs_dir`/agent.
 """
 
