@@ -63,7 +63,13 @@ def name_fees(cells: Cells, market: str) -> dict[str, str]:
 def make_agents(cells: Cells) -> list[str]:
     """A table for each fee that agents were trained and judged with."""
     (market,) = name_markets(cells)
-    lines: list[str] = []
+    told = []
+    for period, words in (("train", "to learn on"), ("test", "to test on")):
+        count, hours = (
+            cells[market, f"{period}_{name}"]["value"] for name in ("decisions", "hours")
+        )
+        told.append(f"{count:,.0f} decisions in {hours * 60:.1f} min {words}")
+    lines = ["; ".join(told) + "."]
     for fee, fee_words in name_fees(cells, market).items():
         rows = []
         for agent, words in QUOTING.items():
@@ -73,7 +79,7 @@ def make_agents(cells: Cells) -> list[str]:
             shown += [f"{cells[case, name]['value']:,.1f}" for name in PARTS]
             rows.append([words, *shown, *(f"{cells[case, name]['value']:,.0f}" for name in FILLS)])
         lines += ["", f"With **{fee_words}**:", "", *format_table(HEAD, rows)]
-    return lines[1:]
+    return lines
 
 
 def make_leads(cells: Cells) -> list[str]:
