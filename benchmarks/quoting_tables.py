@@ -56,7 +56,8 @@ def name_fees(cells: Cells, market: str) -> dict[str, str]:
     words = {}
     for name in found:
         fee = float(name.removeprefix("fee_"))
-        words[name] = f"a rebate of {-fee:g} bps" if fee < 0 else f"a maker fee of {fee:g} bps"
+        kind = "a rebate" if fee < 0 else "a maker fee"
+        words[name] = f"{kind} of {abs(fee):g} bps" if fee else "no maker fee"
     return words
 
 
@@ -76,7 +77,7 @@ def make_agents(cells: Cells) -> list[str]:
             case = f"{market}/{fee}/{agent}"
             shown = show_agent(cells, case)[:-1]  # without all trades, which are told apart here
             shown[0] = shown[0].replace("trades", "fills")
-            shown += [f"{cells[case, name]['value']:,.1f}" for name in PARTS]
+            shown += [f"{cells[case, name]['value'] + 0.0:,.1f}" for name in PARTS]
             rows.append([words, *shown, *(f"{cells[case, name]['value']:,.0f}" for name in FILLS)])
         lines += ["", f"With **{fee_words}**:", "", *format_table(HEAD, rows)]
     return lines
