@@ -279,6 +279,28 @@ def test_an_order_is_at_the_exchange_after_its_latency(tmp_path, ms, fills):
     assert accounts[:, 4].sum() == fills
 
 
+def test_an_order_that_is_being_cancelled_counts_towards_the_limit(tmp_path):
+    """The best bid rises, so the order is cancelled at 200 ms; a trade fills it at 202 ms."""
+    recorder = Recorder()
+    bids = {600_000 - level: 20 for level in range(10)}
+    asks = {600_002 + level: 20 for level in range(10)}
+    recorder.snapshot(START_MS, bids, asks)
+    recorder.depth(START_MS + 1, {599_900: 5}, {})
+    recorder.depth(START_MS + 150, {600_001: 20}, {})
+    recorder.trade(START_MS + 202, 599_999, 1, True)
+    recorder.trade(START_MS + 290, 599_998, 1, True)
+    recorder.depth(START_MS + 800, {599_900: 6}, {})
+    events = recording.convert([recorder.write(tmp_path / "rises.gz")])
+    times = (START_MS + np.arange(100, 800, 100)) * MS
+    mid, rules = np.full(len(times) - 1, 1_200_002), RULES._replace(limit=1)
+    seen = np.zeros((len(mid), 1), np.float32)
+    rises = Session(events, times, seen, mid, np.zeros(len(mid)), rules, VENUE)
+    quotes = np.full((len(quoting.list_own_states(1)), len(mid)), ACTIONS.index("lean to buy"))
+    fills = rises.play(quotes)[:, 4:]
+    np.testing.assert_array_equal(fills[1], [1, 0])  # not the order that would stand at the new bid
+    assert fills[:-1, 0].sum() == 1
+
+
 def test_the_environment_earns_what_play_earns(session):
     table = random_table(session, 3)
     env = QuotingEnv(session, episode_steps=10**9)

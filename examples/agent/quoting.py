@@ -148,7 +148,7 @@ def decide(hbt, rules, action, until_ns, ids, account):
     pass_time(hbt, rules, until_ns, account)
 
 
-@njit
+@njit(boundscheck=True)
 def play_table(hbt, rules, times_ns, table, accounts):
     ids = np.zeros(1, np.int64)
     for number in range(len(accounts)):
