@@ -6,7 +6,7 @@
 A block stands between `<!-- begin:KIND ARGUMENT -->` and `<!-- end -->`. KINDS below maps its kind
 to the function that makes its lines. Tables of keys come from the comments of the scripts' `config`
 dicts, tables of results from benchmarks/results/*.json (benchmarks/tables.py, worth.py,
-probe_tables.py, label_tables.py and agent_tables.py).
+probe_tables.py, label_tables.py, agent_tables.py and quoting_tables.py).
 """
 
 import ast
@@ -19,6 +19,7 @@ from benchmarks import (
     first_hour_tables,
     label_tables,
     probe_tables,
+    quoting_tables,
     scale_tables,
     step_tables,
     tables,
@@ -157,6 +158,7 @@ KINDS = {
     "bench": probe_tables.make_bench,
     "labels": label_tables.make_label_tables,
     "agent": agent_tables.make_agent_tables,
+    "quoting": quoting_tables.make_quoting_tables,
     "precision": worth.make_precision_line,
     "results": tables.make_results_tables,
     "conditions": tables.describe_conditions,

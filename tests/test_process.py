@@ -18,6 +18,7 @@ from lob.training.optimisation import describe_unused
 SCRIPTS = [
     *sorted(file.name for file in ROOT.glob("*.py")),
     "examples/ppo_agent.py",
+    "examples/hftbacktest_agent.py",
     "training_data/download_recordings.py",
     "training_data/download_tardis.py",
     *(f"benchmarks/{name}.py" for name in ("prove", "bench_parser", "bench_training")),
@@ -227,15 +228,19 @@ def test_kernels_compile_where_neither_code_nor_home_can_be_written(tmp_path, ta
         assert done.stderr.count("\n") == 1 and said in done.stderr
 
 
-def test_the_agents_without_their_packages_are_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+@pytest.mark.parametrize(
+    ("script", "package", "module"),
+    [("ppo", "stable_baselines3", "policies"), ("hftbacktest", "hftbacktest", "quoting")],
+)
+def test_the_agents_without_their_packages_are_one_line(monkeypatch, script, package, module):
+    monkeypatch.setitem(sys.modules, package, None)
     # Another test may have loaded what imports it.
     loaded = sys.modules.get("examples.agent")
-    if hasattr(loaded, "policies"):
-        monkeypatch.delattr(loaded, "policies")
-    monkeypatch.delitem(sys.modules, "examples.agent.policies", raising=False)
-    said = refusal("examples/ppo_agent.py")
-    assert "the agents need the package stable_baselines3" in said
+    if hasattr(loaded, module):
+        monkeypatch.delattr(loaded, module)
+    monkeypatch.delitem(sys.modules, f"examples.agent.{module}", raising=False)
+    said = refusal(f"examples/{script}_agent.py")
+    assert f"the agents need the package {package}" in said
     assert "-r examples/requirements.txt" in said
 
 

@@ -14,6 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from examples.agent.environments import TradingVecEnv
@@ -97,13 +98,25 @@ def train(
     reader: dict | None = None,
     device: str = "cpu",
 ) -> dict[int, dict]:
-    """Train PPO; return what `look` said of its policy after each of `list_checkpoints`.
-
-    reader: arguments of WindowReader, for an encoder that is trained with the policy; None: the
-    inputs are used as they are. Rewards are scaled so that the mid moves by about 1 a decision.
-    """
+    """Train PPO in a market, with rewards scaled so that the mid moves by about 1 a decision."""
     scale = 1 / max(market.move_bps(), 1e-9)
     traders = TradingVecEnv(market, TRADERS, EPISODE_STEPS, scale, seed)
+    return learn(traders, seed, steps, look, reader, device)
+
+
+def learn(
+    traders: VecEnv,
+    seed: int,
+    steps: int,
+    look: Callable[[Any], dict],
+    reader: dict | None = None,
+    device: str = "cpu",
+) -> dict[int, dict]:
+    """Train PPO; return what `look` said of its policy after each of `list_checkpoints`.
+
+    traders: TRADERS environments. reader: arguments of WindowReader, for an encoder that is trained
+    with the policy; None: the inputs are used as they are.
+    """
     more: dict = {}
     if reader:
         more = {"features_extractor_class": WindowReader, "features_extractor_kwargs": reader}
@@ -117,19 +130,29 @@ def train(
     return watch.seen | {checkpoints[-1]: look(agent.policy)}
 
 
-@torch.no_grad()
 def table_of(policy: ActorCriticPolicy, inputs: np.ndarray | Tensor) -> np.ndarray:
     """Return the table of a trained policy, which takes the action that it thinks best.
 
     inputs: float32 (n, P), or the vectors of its own encoder.
     """
+    return TARGETS[best_actions(policy, inputs, TARGETS[:, None])]
+
+
+@torch.no_grad()
+def best_actions(
+    policy: ActorCriticPolicy, inputs: np.ndarray | Tensor, own: np.ndarray
+) -> np.ndarray:
+    """Return the action that a policy thinks best, int64 (S, n): of n inputs by S own states.
+
+    own: (S, K), what an agent sees of itself in each of them, beside the inputs.
+    """
     features = torch.as_tensor(inputs, device=policy.device)
     rows = []
-    for held in TARGETS:
-        position = torch.full_like(features[:, :1], float(held))
-        hidden = policy.mlp_extractor.forward_actor(torch.cat([features, position], dim=1))
+    for state in torch.as_tensor(own, dtype=features.dtype, device=policy.device):
+        seen = torch.cat([features, state.expand(len(features), -1)], dim=1)
+        hidden = policy.mlp_extractor.forward_actor(seen)
         rows.append(policy.action_net(hidden).argmax(dim=1).cpu().numpy())
-    return TARGETS[np.stack(rows)]
+    return np.stack(rows)
 
 
 @torch.no_grad()

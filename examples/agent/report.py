@@ -23,6 +23,8 @@ LEADS = (  # agent, compared with
     ("vector", "random_weights"),
     ("vector", "scratch"),
     ("vector", "imbalance"),
+    ("vector", "symmetric"),
+    ("features", "symmetric"),
 )
 Measure = Callable[[np.ndarray], np.ndarray]  # sums (..., K, 3) -> a number for each
 
