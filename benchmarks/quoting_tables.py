@@ -52,7 +52,7 @@ def make_quoting_tables(part: str) -> list[str]:
 
 def name_fees(cells: Cells, market: str) -> dict[str, str]:
     """The fees of a result, in their order, and their words."""
-    found = {case.split("/")[1]: 0 for case, _ in cells if case.startswith(f"{market}/")}
+    found = dict.fromkeys(case.split("/")[1] for case, _ in cells if case.startswith(f"{market}/"))
     words = {}
     for name in found:
         fee = float(name.removeprefix("fee_"))
@@ -89,10 +89,9 @@ def make_leads(cells: Cells) -> list[str]:
     for fee, fee_words in name_fees(cells, market).items():
         for lead, words in LEADS.items():
             case = f"{market}/{fee}/{lead}"
-            there = [(case, metric) in cells for metric in MEASURES]
             shown = [
-                show_lead(cells, case, metric) if known else ""
-                for metric, known in zip(MEASURES, there, strict=True)
+                show_lead(cells, case, metric) if (case, metric) in cells else ""
+                for metric in MEASURES
             ]
             rows.append([fee_words, words, *shown])
     return format_table(["with", "difference", *MEASURES.values()], rows, words=2)

@@ -17,12 +17,9 @@ from test_feeds import (
     parse,
     refuse,
     tell_states,
-    tell_story,
-    write_coinapi,
-    write_tardis,
 )
 from test_json_feeds import write_coinbase, write_okx
-from test_remedies_of_files import Case, by, lay
+from test_remedies_of_files import COINAPI, STORY, TARDIS, Case, by, lay
 from test_vendor_relatives import DAY, NAME, RIGHT, WRITTEN_OUT
 
 import data_parser
@@ -30,9 +27,7 @@ from lob.book.states import open_book
 from lob.config import InputError
 from lob.feeds.batch import ADD
 
-STORY = tell_story(60)
 STATES = tell_states(STORY)
-TARDIS, COINAPI = write_tardis(STORY), write_coinapi(STORY)
 ROWS = COINAPI.splitlines(keepends=True)
 
 

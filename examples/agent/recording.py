@@ -55,9 +55,8 @@ def convert(files: Sequence[Path]) -> np.ndarray:
                 raise ValueError("no depthUpdate in it")
             whole = Path(place) / "recording.gz"
             whole.write_bytes(gzip.compress(text, compresslevel=1))
-            most = (
-                text.count(b"[") + text.count(b"\n") + 5
-            )  # levels, trades, and a snapshot's clears
+            # Levels, trades, and a snapshot's clears.
+            most = text.count(b"[") + text.count(b"\n") + 5
             return binancefutures.convert(str(whole), buffer_size=most)
         except (ValueError, LookupError, TypeError, AttributeError, OSError, EOFError) as error:
             raise InputError(

@@ -200,11 +200,8 @@ def find_parts(feed_name: str, files: list[Path], symbol: str | None = None) -> 
     feed = FEEDS[feed_name]
     heads = [read_whole_head(file) for file in files]
     symbols = {feed.find_symbol(head) for head in heads} - {""}
-    if symbol is None and len(symbols) > 1:
-        raise InputError(
-            f"{files[0].parent} holds files of {', '.join(sorted(symbols))}: a pair's folder takes "
-            "one symbol"
-        )
+    if symbol is None:
+        check_one_symbol(files[0].parent, symbols)
     parts = [files[:1]]
     for file, head in zip(files[1:], heads[1:], strict=True):
         # A file of several instruments may open with the book of another one.
@@ -215,11 +212,25 @@ def find_parts(feed_name: str, files: list[Path], symbol: str | None = None) -> 
     return parts
 
 
+def check_one_symbol(folder: Path, symbols: set[str]) -> None:
+    """Raise InputError if the files of a pair's folder are of several instruments."""
+    if len(symbols) > 1:
+        raise InputError(
+            f"{folder} holds files of {', '.join(sorted(symbols))}: a pair's folder takes one "
+            "symbol"
+        )
+
+
+def find_delimiter(header: str) -> str:
+    """Return what stands between the columns of a CSV file."""
+    return ";" if ";" in header else ","
+
+
 def first_row(head: bytes) -> tuple[str, dict[str, str]]:
     """Return the header line of a CSV file, and its first row as a dict of texts by column."""
     lines = f"{head.decode(errors='replace')}\n\n".split("\n")
     header, row = (line.strip().replace('"', "") for line in lines[:2])
-    delimiter = ";" if ";" in header else ","
+    delimiter = find_delimiter(header)
     return header, dict(zip(header.split(delimiter), row.split(delimiter), strict=False))
 
 

@@ -24,8 +24,10 @@ from lob.feeds.batch import (
     SNAPSHOT,
     SUB,
     Batch,
+    check_one_symbol,
     feed,
     find_changes,
+    find_delimiter,
     first_row,
     map_words,
     to_float,
@@ -87,11 +89,7 @@ def read_times(files: list[Path]) -> Iterator[Batch]:
     """Yield the rows of CoinAPI's files, with one message for each time."""
     message, last_time = 0, None
     symbols = {symbol for file in files for symbol in SYMBOL.findall(file.name)}
-    if len(symbols) > 1:
-        raise InputError(
-            f"{files[0].parent} holds files of {', '.join(sorted(symbols))}: a pair's folder takes "
-            "one symbol"
-        )
+    check_one_symbol(files[0].parent, symbols)
     layouts = [coinapi_layout(file) for file in files]
     by_order = [layout.by_order for layout in layouts]
     if len(set(by_order)) > 1:
@@ -144,7 +142,7 @@ def coinapi_layout(file: Path) -> Layout:
     if b"\n" not in head:
         raise InputError(f"{file} holds no rows: remove it or fetch it again")
     header, first = first_row(head)
-    delimiter = ";" if ";" in header else ","
+    delimiter = find_delimiter(header)
     names = header.split(delimiter)
     missing = [name for name in COINAPI_COLUMNS if name not in names]
     if missing:

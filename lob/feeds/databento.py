@@ -20,6 +20,7 @@ from lob.feeds.batch import (
     SUB,
     Batch,
     feed,
+    find_delimiter,
     first_row,
     map_words,
     to_float,
@@ -304,11 +305,12 @@ def to_times(column: pa.Array, file: Path, row: int) -> np.ndarray:
 
 def read_csv_records(file: Path) -> Iterator[tuple[np.ndarray, dict[int, str], int]]:
     """Yield the same of a CSV file, whose prices and times are plain numbers or written out."""
-    header, first = first_row(read_head(file))
-    delimiter = ";" if ";" in header else ","
+    head = read_head(file)
+    header, first = first_row(head)
+    delimiter = find_delimiter(header)
     names = header.split(delimiter)
     written_out = not first.get("ts_event", "").isdigit()
-    in_1e9 = counts_1e9(read_head(file), delimiter, names.index("price"))
+    in_1e9 = counts_1e9(head, delimiter, names.index("price"))
     types = CSV_TYPES | {
         "ts_event": pa.timestamp("ns", "UTC") if written_out else pa.int64(),
         "price": pa.float64(),

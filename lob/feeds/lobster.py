@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from lob.config import InputError
-from lob.feeds.batch import MATCH, SNAPSHOT, Batch, feed
+from lob.feeds.batch import MATCH, SNAPSHOT, Batch, check_one_symbol, feed
 from lob.feeds.recordings import read_line_blocks
 
 MESSAGE = re.compile(rb"\d+(\.\d+)?,[1-7],\d+,\d+,-?\d+,-?[01][,\r\n]")
@@ -74,11 +74,7 @@ def pair_files(files: list[Path]) -> list[tuple[Path, Path]]:
         if "_message_" in name:
             pairs.append((file, by_name[other]))
     shares = {find_share(message_file) for message_file, _ in pairs} - {""}
-    if len(shares) > 1:
-        raise InputError(
-            f"{files[0].parent} holds files of {', '.join(sorted(shares))}: a pair's folder takes "
-            "one symbol"
-        )
+    check_one_symbol(files[0].parent, shares)
     return pairs
 
 

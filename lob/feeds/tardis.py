@@ -17,6 +17,7 @@ from lob.feeds.batch import (
     count_only,
     feed,
     find_changes,
+    find_delimiter,
     first_row,
     map_words,
     to_float,
@@ -53,7 +54,7 @@ def to_times(column: pa.Array, name: str, file: Path, row: int) -> np.ndarray:
 def read_columns(file: Path) -> Iterator[tuple[int, dict[str, pa.Array], int]]:
     """Yield a file in blocks: number of the first row, columns by name, file bytes read."""
     header, _ = first_row(read_head(file))
-    delimiter = ";" if ";" in header else ","
+    delimiter = find_delimiter(header)
     types = TARDIS_TYPES
     if "exchange" in header.split(delimiter):
         types = types | {"exchange": pa.dictionary(pa.int32(), pa.string())}
